@@ -1,0 +1,146 @@
+"""Options are frozen dataclasses; flags are made from them; a YAML file is a saved command line.
+
+`lr: 5e-4` in a file means `--lr=5e-4` in front of the user's own flags, and the last one wins. Values go
+through the same parser as flags do, so that YAML's reading of `5e-4` as a string cannot bite, and an unknown
+key is refused with the nearest name.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake that whoever runs the command can mend; shown as one line, without a traceback."""
+
+
+def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:
+    """Fill the dataclass `cls` from flags. A wrong flag ends the program with status 2 and the nearest name."""
+    import tyro
+
+    # OmitArgPrefixes: `--lr`, not `--optim.lr`. Sections of the dataclass group the help and nothing else.
+    options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+    return tyro.cli(cls, args=list(argv), prog=prog, description=description, config=options)
+
+
+def expand_config(argv: Sequence[str]) -> list[str]:
+    """Replace each `--config FILE` by the flags that the file holds, in front of all others."""
+    files, rest = take_flag(argv, "--config")
+    return [flag for file in files for flag in yaml_to_argv(Path(file))] + rest
+
+
+def take_flag(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """Every value of one flag (`--flag a`, `--flag=a`), and the arguments without it.
+
+    Some flags decide what the others are (`--config`, `--modality`), so they are read before the rest can be parsed.
+    """
+    values, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == flag:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{flag} needs a value")
+            values.append(value)
+        elif word.startswith(flag + "="):
+            values.append(word.removeprefix(flag + "="))
+        else:
+            rest.append(word)
+    return values, rest
+
+
+def yaml_to_argv(path: Path) -> list[str]:
+    """The flags that a YAML file stands for. A nested section only groups keys for the reader."""
+    argv = []
+    for key, value in _leaves(load_yaml(path)):
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            argv += [flag, *map(str, value)]
+        else:
+            argv.append(f"{flag}={value}")
+    return argv
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; scalars stay the strings that were written, but for booleans.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(), Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold `key: value` lines")
+    return content
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values that YAML, JSON and a weights-only checkpoint can hold."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """The dataclass that `to_dict` made `values` of.
+
+    Raises:
+        UserError: a key is unknown to this version.
+    """
+    hints, known = get_type_hints(cls), {}
+    names = {field.name for field in dataclasses.fields(cls)}
+    if unknown := values.keys() - names:
+        raise UserError(f"unknown {cls.__name__} options: {', '.join(sorted(unknown))}")
+    for name, value in values.items():
+        known[name] = from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+    return cls(**known)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call `main` for a command line: a `UserError` becomes one line on standard error and status 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(error))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads booleans and nulls; leaves numbers and dates as the text that was written."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.endswith((":bool", ":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _leaves(mapping: dict[str, Any]):
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        elif value is not None:
+            yield str(key), value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _fail(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,117 @@
+"""From one sample's files to the members of a shard, or the reason why it cannot be used."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from languagebind.data.shards import as_key
+from languagebind.data.sources import Sample
+from languagebind.modalities import DecodeError, Modality, modality_class
+
+# How a file of a kind begins and ends: offset and bytes. Enough to tell an error page or a cut PNG from a picture.
+_BEGINS = {
+    "png": (0, b"\x89PNG\r\n\x1a\n"),
+    "jpg": (0, b"\xff\xd8\xff"),
+    "jpeg": (0, b"\xff\xd8\xff"),
+    "wav": (0, b"RIFF"),
+    "flac": (0, b"fLaC"),
+    "ogg": (0, b"OggS"),
+    "mp4": (4, b"ftyp"),
+}
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sample that is in no shard, and why."""
+
+    id: str
+    reason: str
+    detail: str
+
+
+class _Unusable(Exception):
+    """Ends the packing of one sample: (reason, detail)."""
+
+
+def pack(sample: Sample, verify: str) -> tuple[str, dict[str, bytes], dict[str, Any]] | LeftOut:
+    """(key, media by extension, metadata), as `ShardWriter.add` takes them, or why the sample is left out."""
+    try:
+        captions = {name: text for name, text in sample.captions.items() if _has_text(text)}
+        if not captions:
+            raise _Unusable("missing caption", f"of {sorted(sample.captions)}")
+        media = {}
+        for name, places in sample.media.items():
+            media.update(_read_media(modality_class(name), places, verify))
+    except _Unusable as error:
+        return LeftOut(sample.id, *error.args)
+    metadata = {"id": sample.id, "captions": captions}
+    if sample.labels:
+        metadata["labels" if len(sample.labels) > 1 else "label"] = (
+            sample.labels if len(sample.labels) > 1 else sample.labels[0]
+        )
+    return as_key(sample.id), media, metadata
+
+
+def _has_text(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and text.strip() for text in texts)
+
+
+def _read_media(modality: type[Modality], places: list[list[Path]], verify: str) -> dict[str, bytes]:
+    """The members that one modality adds: `mp4`, or `0.depth.png` to `7.depth.png`."""
+    paths = next((paths for paths in map(_frames, places) if paths and paths[0].exists()), _frames(places[0]))
+    extensions = [_extension(modality, path) for path in paths]
+    contents = [_read(path) for path in paths]
+    if verify == "decode":
+        for path, data in zip(paths, contents, strict=True):
+            _decode(modality, path, data)
+    if len(paths) == 1:
+        return {extensions[0]: contents[0]}
+    return {f"{frame}.{extensions[frame]}": data for frame, data in enumerate(contents)}
+
+
+def _frames(place: list[Path]) -> list[Path]:
+    """The files of a place; a folder stands for the frames in it, by number."""
+    if len(place) == 1 and place[0].is_dir():
+        files = (path for path in place[0].iterdir() if not path.name.startswith("."))
+        return sorted(files, key=lambda path: (len(path.stem), path.name))
+    return place
+
+
+def _extension(modality: type[Modality], path: Path) -> str:
+    """The member's extension: of those that the modality reads, the one that ends as the file does."""
+    suffix = path.suffix.lower().lstrip(".")
+    for extension in modality.extensions:
+        if extension.rpartition(".")[2] == suffix:
+            return extension
+    raise _Unusable("unsupported kind of file", f"{path}: expected one of {', '.join(modality.extensions)}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise _Unusable("missing file", str(path)) from error
+    except OSError as error:
+        raise _Unusable("unreadable file", f"{path}: {error.strerror}") from error
+    if not data:
+        raise _Unusable("empty file", str(path))
+    kind = path.suffix.lower().lstrip(".")
+    offset, begin = _BEGINS.get(kind, (0, b""))
+    if data[offset : offset + len(begin)] != begin or (kind == "png" and not data.endswith(_PNG_END)):
+        raise _Unusable("undecodable", f"{path}: not a whole {kind} file")
+    return data
+
+
+def _decode(modality: type[Modality], path: Path, data: bytes) -> None:
+    try:
+        _with_defaults(modality).decode(data)
+    except DecodeError as error:
+        raise _Unusable("undecodable", f"{path}: {error.reason}") from error
+
+
+@cache
+def _with_defaults(modality: type[Modality]) -> Modality:
+    return modality()

@@ -1,0 +1,274 @@
+"""Webdataset shards: writing them, naming them, and the index that says what they hold.
+
+A sample is `<key>.<extension>` media members and `<key>.json`; a member `<key>.<k>.<extension>` is frame k. A key
+has no dot, since webdataset takes all after a name's first dot as the extension.
+"""
+
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from languagebind.config import UserError
+
+INDEX_NAME = "index.json"
+INDEX_VERSION = 1
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_FRAME_MEMBER = re.compile(r"(\d+)\.(.+)")
+
+
+@dataclass
+class ShardInfo:
+    """What the index says of one shard; `members` counts by extension, frames of one sample singly."""
+
+    name: str
+    samples: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    members: dict[str, int] = field(default_factory=dict)
+    caption_sources: dict[str, int] = field(default_factory=dict)
+
+
+def expand_shards(spec: str | os.PathLike) -> list[str]:
+    """The shards that a specification names, in order.
+
+    A specification is a folder, a file, a glob or a brace pattern (`/data/{00000..00301}.tar`), or several joined by
+    `::`. What streams (`pipe:`, `s3://`) is taken as it is.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    from braceexpand import braceexpand
+
+    shards = []
+    for part in os.fspath(spec).split("::"):
+        found = [shard for name in braceexpand(part) for shard in _find(name)]
+        if not found:
+            raise UserError(f"no shards: {part or 'the specification is empty'}")
+        shards += found
+    return shards
+
+
+def read_index(spec: str | os.PathLike) -> dict[str, ShardInfo]:
+    """What the `index.json` beside each shard says of it, by the shard's path.
+
+    Raises:
+        UserError: a shard is missing, has no index beside it, or is not in it.
+    """
+    infos = _infos_beside(expand_shards(spec))
+    unknown = [shard for shard, info in infos.items() if info is None]
+    if unknown:
+        raise UserError(f"{unknown[0]} is in no {INDEX_NAME}; scripts/check_shards.py --write-index makes one")
+    return infos
+
+
+def count_samples(shards: Iterable[str]) -> dict[str, int | None]:
+    """Samples in each shard, from `index.json` or OpenCLIP's `sizes.json` beside it; None where neither says."""
+    infos = _infos_beside(shards)
+    sizes = {folder: _read_json(folder / "sizes.json") for folder in {Path(shard).parent for shard in infos}}
+    return {
+        shard: info.samples if info else sizes[Path(shard).parent].get(Path(shard).name) for shard, info in infos.items()
+    }
+
+
+def write_index(folder: Path, infos: Iterable[ShardInfo]) -> dict[str, Any]:
+    """Write `index.json` for the shards of a folder; returns its contents."""
+    infos = sorted(infos, key=lambda info: info.name)
+    index = {
+        "version": INDEX_VERSION,
+        "samples": sum(info.samples for info in infos),
+        "bytes": sum(info.bytes for info in infos),
+        "members": _total(info.members for info in infos),
+        "caption_sources": _total(info.caption_sources for info in infos),
+        "shards": [asdict(info) for info in infos],
+    }
+    write_atomic(folder / INDEX_NAME, json.dumps(index, indent=1).encode() + b"\n")
+    return index
+
+
+class ShardWriter:
+    """Writes one shard: nothing is at `path` until all of it is on the disk. The same samples give the same bytes.
+
+    Use as a context manager; `info` is complete after it. An exception inside leaves no file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.info = ShardInfo(path.name)
+        self._members, self._sources = Counter(), Counter()
+
+    def __enter__(self) -> "ShardWriter":
+        self._temporary = temporary_name(self.path)
+        self._file = _HashingFile(self._temporary)
+        self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.USTAR_FORMAT)
+        return self
+
+    def add(self, key: str, media: Mapping[str, bytes], metadata: Mapping[str, Any]) -> None:
+        """Add a sample: `media` by extension (`mp4`, `3.depth.png`), and what goes into `<key>.json`."""
+        if not is_key(key):
+            raise ValueError(f"{key!r} cannot be a key: letters, digits, - and _ only, at most 80")
+        for extension, data in media.items():
+            self._add_member(f"{key}.{extension}", data)
+            self._members[member_extension(extension)[0]] += 1
+        self._add_member(f"{key}.json", json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
+        self._members["json"] += 1
+        self._sources.update(metadata["captions"].keys())
+        self.info.samples += 1
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            self._file.close()
+            self._temporary.unlink()
+            return
+        self._tar.close()
+        self._file.close(sync=True)
+        self.info.bytes, self.info.sha256 = self._file.size, self._file.digest.hexdigest()
+        self.info.members, self.info.caption_sources = _sorted(self._members), _sorted(self._sources)
+        _rename(self._temporary, self.path)
+
+    def _add_member(self, name: str, data: bytes) -> None:
+        header = tarfile.TarInfo(name)  # owner 0, time 0: the bytes tell nothing but the contents
+        header.size, header.mode = len(data), 0o644
+        self._tar.addfile(header, io.BytesIO(data))
+
+
+def is_key(key: str) -> bool:
+    """Whether webdataset will read `<key>.<extension>` as we mean it."""
+    return _KEY.fullmatch(key) is not None
+
+
+def as_key(sample_id: str) -> str:
+    """A key for any id: itself where it can be one, otherwise its letters with a hash that tells it from others."""
+    if is_key(sample_id):
+        return sample_id
+    digest = hashlib.sha256(sample_id.encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', sample_id)[-64:]}-{digest}"
+
+
+def member_extension(extension: str) -> tuple[str, int | None]:
+    """`3.depth.png` to (`depth.png`, 3); `mp4` to (`mp4`, None)."""
+    frame = _FRAME_MEMBER.fullmatch(extension)
+    return (frame[2], int(frame[1])) if frame else (extension, None)
+
+
+def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict[int, str] | None:
+    """Which of a sample's members, by what follows the key, hold its media: one, or those of the frames by number.
+
+    The first of `extensions` that is there is taken; None where none is.
+    """
+    whole, frames = set(), {}
+    for name in names:
+        extension, frame = member_extension(name)
+        if frame is None:
+            whole.add(extension)
+        else:
+            frames.setdefault(extension, {})[frame] = name
+    for extension in extensions:
+        if extension in whole:
+            return extension
+        if extension in frames:
+            return dict(sorted(frames[extension].items()))
+    return None
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees all of it or none of it."""
+    temporary = temporary_name(path)
+    file = _HashingFile(temporary)
+    file.write(data)
+    file.close(sync=True)
+    _rename(temporary, path)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it takes its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, as the index records it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _HashingFile:
+    """A file being written, whose hash is known when the last byte is."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by its owner
+        self.digest, self.size = hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def close(self, sync: bool = False) -> None:
+        if sync:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _rename(source: Path, target: Path) -> None:
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut could undo the rename
+    finally:
+        os.close(folder)
+
+
+def _find(name: str) -> list[str]:
+    """The shards that one expanded name stands for."""
+    if "://" in name or name.startswith("pipe:"):
+        return [name]
+    if os.path.isdir(name):
+        return sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+    if os.path.isfile(name):
+        return [name]
+    if any(char in name for char in "*?["):
+        return sorted(glob.glob(name))
+    if name:
+        raise UserError(f"no such shard or folder: {name}")
+    return []
+
+
+def _infos_beside(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
+    """Each shard's entry in the index of its folder, or None."""
+    entries, infos = {}, {}
+    for shard in shards:
+        folder, name = Path(shard).parent, Path(shard).name
+        if folder not in entries:
+            entries[folder] = {entry["name"]: entry for entry in _read_json(folder / INDEX_NAME).get("shards", ())}
+        infos[shard] = ShardInfo(**entries[folder][name]) if name in entries[folder] else None
+    return infos
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total = Counter()
+    for count in counts:
+        total.update(count)
+    return _sorted(total)
+
+
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

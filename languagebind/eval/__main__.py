@@ -1,0 +1,110 @@
+"""python -m languagebind.eval --checkpoint PATH --config FILE.yaml [--config ...] --data-root DIR --output results"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from ..config import UserError, parse, run, take_flag
+from . import DatasetConfig, EncodeOptions, evaluate, load_dataset_config
+from .report import checkpoint_name, result_path, table, write_result
+from .samples import check_data
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a checkpoint on the datasets of one or more `--config FILE.yaml` (see configs/eval/)."""
+
+    checkpoint: str
+    """training checkpoint to evaluate"""
+    output: Path = Path("results")
+    """folder for the result files, <dataset>_<checkpoint>.json"""
+    data_root: Path | None = None
+    """folder that the data paths in the configs start from; default: each config's own folder"""
+    overwrite: bool = False
+    """replace result files that exist"""
+    skip_existing: bool = False
+    """leave out the datasets whose result file exists"""
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    files, rest = take_flag(sys.argv[1:] if argv is None else argv, "--config")
+    config = parse(EvalConfig, rest, prog="python -m languagebind.eval", description=EvalConfig.__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    datasets = _datasets(files, config)
+    if not datasets:
+        return
+    with _launched_ranks(config.encode.device) as (device, is_first):
+        from ..hub import load_checkpoint
+
+        model, modality = load_checkpoint(config.checkpoint, device)
+        results = []
+        for dataset in datasets:
+            result = evaluate(model, modality, dataset, **asdict(replace(config.encode, device=str(device))))
+            results.append(result | {"pretrained": checkpoint_name(config.checkpoint)})
+            if is_first:
+                path = result_path(config.output, dataset.name, config.checkpoint)
+                write_result(results[-1], path)
+                log.info("wrote %s", path)
+        if is_first:
+            print(table(results))
+
+
+def _datasets(files: Sequence[str], config: EvalConfig) -> list[DatasetConfig]:
+    """The datasets to evaluate on; every mistake that can be seen without the model is found here, before it loads."""
+    if not files:
+        raise UserError("name a dataset with --config FILE.yaml (configs/eval/ has some)")
+    if config.overwrite and config.skip_existing:
+        raise UserError("--overwrite and --skip-existing exclude each other")
+    datasets = [load_dataset_config(Path(file), config.data_root) for file in files]
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise UserError(f"two configs are named {next(name for name in names if names.count(name) > 1)}")
+    wanted = []
+    for dataset in datasets:
+        path = result_path(config.output, dataset.name, config.checkpoint)
+        if path.exists() and config.skip_existing:
+            log.info("skipping %s: %s exists", dataset.name, path)
+            continue
+        if path.exists() and not config.overwrite:
+            raise UserError(f"{path} exists: --overwrite replaces it, --skip-existing leaves the dataset out")
+        check_data(dataset)
+        wanted.append(dataset)
+    return wanted
+
+
+@contextmanager
+def _launched_ranks(device: str | None):
+    """The device of this process, and whether it is the one that reports; under torchrun, with the ranks connected."""
+    has_gpu = torch.cuda.is_available()
+    if not dist.is_torchelastic_launched():
+        yield _torch_device(device or ("cuda" if has_gpu else "cpu")), True
+        return
+    device = _torch_device(device or (f"cuda:{os.environ['LOCAL_RANK']}" if has_gpu else "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _torch_device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""Result files, one JSON object a run, and the table that is printed at the end."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def result_path(output: Path, dataset: str, checkpoint: str) -> Path:
+    return Path(output) / f"{dataset}_{checkpoint_name(checkpoint)}.json"
+
+
+def checkpoint_name(checkpoint: str) -> str:
+    """A short name for a checkpoint: `logs/depth/checkpoints/epoch_1.pt` is `depth-epoch_1`, `org/model` is `model`."""
+    path = Path(checkpoint).absolute()
+    name = path.stem if path.is_file() else path.name
+    return f"{path.parent.parent.name}-{name}" if path.parent.name == "checkpoints" else name
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Write a result whole or not at all; an infinite metric becomes null, as JSON has no infinity."""
+    metrics = {key: value if math.isfinite(value) else None for key, value in result["metrics"].items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps(result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """An aligned plain-text table with a line for each metric, beside what a random guess would give."""
+    lines = [("dataset", "task", "samples", "metric", "value", "chance")]
+    for result in results:
+        chance = result["protocol"]["chance"]
+        for metric, value in result["metrics"].items():
+            if metric != "chance":
+                head = (result["dataset"], result["task"], str(result["protocol"]["samples"]))
+                lines.append((*head, metric, _number(value), _number(chance.get(metric))))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_align(line, widths) for line in lines)
+
+
+def _align(line: Sequence[str], widths: Sequence[int]) -> str:
+    """Text to the left, the three columns of numbers to the right."""
+    cells = zip(line, widths, (False, False, True, False, True, True), strict=True)
+    return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,212 @@
+"""The samples of a dataset, listed once and in a fixed order, to be read at random by any number of workers.
+
+Class folders: `<data>/<label>/**/<file>`, every file that is not hidden.
+Manifest: a .csv or .jsonl file with `path` (from the manifest's folder, or the data root), `label` or `labels`,
+`caption` or `captions`. In a .csv the plural columns are separated by `|`. Rows with the same path are one sample.
+Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`;
+or CLIP_benchmark's `.cls` (class index), `.npy` (0/1 a class), `.txt` (a caption a line).
+
+A label is a class's label, or its index. Captions are one text, a list, or either of these by caption source.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import UserError
+from ..modalities import DecodeError, Modality
+from .datasets import DatasetConfig
+from .shards import Member, list_shards, read_shard
+
+Source = Path | Member
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to encode. `source` is a tuple where every frame is a file, and None where the sample has no media."""
+
+    key: str
+    source: Source | tuple[Source, ...] | None
+    labels: tuple[str | int, ...] = ()
+    captions: tuple[str, ...] = ()
+
+    def load(self, num_frames: int) -> Any:
+        """What `Modality.decode` takes: a path, the bytes of a member, or a list of these.
+
+        Of frame files, a modality without frames is given the middle one.
+        """
+        if self.source is None:
+            raise DecodeError(self.key, "the sample holds no file that this modality reads")
+        if not isinstance(self.source, tuple):
+            return _contents(self.source)
+        if num_frames == 1:
+            return _contents(self.source[len(self.source) // 2])
+        return [_contents(frame) for frame in self.source]
+
+
+def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
+    """Every sample of the dataset; with `limit`, that many, evenly spaced so that each class keeps its share.
+
+    Raises:
+        UserError: the data is missing, empty, of no known kind, or lacks the labels or captions of its task.
+    """
+    samples = _list_samples(config, modality)
+    if not samples:
+        raise UserError(f"{config.name}: no samples in {config.data}")
+    if config.limit is not None and config.limit < len(samples):
+        samples = [samples[i * len(samples) // config.limit] for i in range(config.limit)]
+    wanted = "captions" if config.task == "retrieval" else "labels"
+    counts = [len(getattr(sample, wanted)) for sample in samples]
+    if not any(counts):
+        raise UserError(f"{config.name}: the samples in {config.data} have no {wanted}, which {config.task} needs")
+    # In multi-label data a sample may well have no label.
+    if config.task == "retrieval" and not all(counts):
+        raise UserError(f"{config.name}: {samples[counts.index(0)].key} has no caption ({counts.count(0)} have none)")
+    if config.task == "classification" and set(counts) != {1}:
+        odd = next(i for i, count in enumerate(counts) if count != 1)
+        raise UserError(f"{config.name}: {samples[odd].key} has {counts[odd]} labels, classification needs one each")
+    return samples
+
+
+def check_data(config: DatasetConfig) -> None:
+    """What can be said without reading the data: raises UserError if it, or one of its shards, is not there."""
+    if not list_shards(config.data) and not Path(config.data).exists():
+        raise UserError(f"{config.name}: {config.data} does not exist")
+
+
+def class_names(config: DatasetConfig) -> dict[str, str]:
+    """Label -> name in prompts, in class order: the config's, else the sorted class folders with spaces for `_`.
+
+    Raises:
+        UserError: the config names no classes and the data is no folder of class folders.
+    """
+    if config.class_names is not None:
+        return dict(config.class_names)
+    if not Path(config.data).is_dir() or list_shards(config.data):
+        raise UserError(f"{config.name}: class_names is needed, as {config.data} is no folder of class folders")
+    return {folder.name: folder.name.replace("_", " ") for folder in _class_folders(config)}
+
+
+def _list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
+    check_data(config)
+    data = Path(config.data)
+    shards = list_shards(config.data)
+    if shards:
+        num_classes = len(config.class_names) if config.class_names is not None else None
+        return [
+            Sample(f"{shard.name}/{key}", source, *_annotation(record, f"{shard.name}/{key}", config))
+            for shard in shards
+            for key, source, record in read_shard(shard, modality.extensions, num_classes)
+        ]
+    if data.suffix in (".csv", ".jsonl"):
+        return _read_manifest(data, config)
+    if data.is_dir():
+        return [
+            Sample(file.relative_to(data).as_posix(), file, (folder.name,))
+            for folder in _class_folders(config)
+            for file in _files(folder)
+        ]
+    raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
+
+
+def _class_folders(config: DatasetConfig) -> list[Path]:
+    folders = sorted(f for f in Path(config.data).iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not folders:
+        raise UserError(f"{config.name}: {config.data} holds neither class folders nor shards")
+    return folders
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
+    samples: dict[str, Sample] = {}
+    for number, row in _rows(manifest):
+        path, where = row.get("path"), f"{manifest}:{number}"
+        if not path or not all(isinstance(frame, str) for frame in _as_list(path)):
+            raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
+        labels, captions = _annotation(row, where, config)
+        key = path if isinstance(path, str) else path[0]
+        old = samples.get(key) or Sample(key, _source(path, manifest, config))
+        # A caption that is there twice is two queries; a label that is there twice is one label.
+        samples[key] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
+    return list(samples.values())
+
+
+def _rows(manifest: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a manifest."""
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as lines:
+            if manifest.suffix == ".csv":
+                yield from _csv_rows(csv.DictReader(lines))
+                return
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line) if line.strip() else None
+                if row is not None and not isinstance(row, dict):
+                    raise UserError(f"{manifest}:{number}: should be a JSON object")
+                if row is not None:
+                    yield number, row
+    except OSError as error:
+        raise UserError(f"cannot read {manifest}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{manifest} cannot be read as {manifest.suffix}: {error}") from error
+
+
+def _csv_rows(reader: csv.DictReader) -> Iterable[tuple[int, dict[str, Any]]]:
+    for row in reader:
+        plural = {key: row[key].split("|") for key in ("labels", "captions") if row.get(key)}
+        yield reader.line_num, {key: value for key, value in (row | plural).items() if value}
+
+
+def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Source | tuple[Source, ...]:
+    if not isinstance(path, str):
+        return tuple(_source(frame, manifest, config) for frame in path)
+    beside = manifest.parent / path
+    below_root = Path(config.data_root or manifest.parent) / path
+    return below_root if below_root.exists() and not beside.exists() else beside
+
+
+def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
+    """The labels and captions of a manifest row or of a shard's metadata, under their singular or plural names."""
+    labels = _as_list(record.get("label")) + _as_list(record.get("labels"))
+    if not all(isinstance(label, (str, int)) for label in labels):
+        raise UserError(f"{where}: labels should be text or class indices, not {labels!r}")
+    captions: list[Any] = []
+    if config.task == "retrieval":  # other tasks need not say which caption source they would mean
+        for value in (record.get("caption"), record.get("captions")):
+            captions += _as_list(_choose_source(value, where, config))
+        if not all(isinstance(caption, str) for caption in captions):
+            raise UserError(f"{where}: captions should be text, not {captions!r}")
+    return _unique(labels), tuple(text for text in (caption.strip() for caption in captions) if text)
+
+
+def _choose_source(value: Any, where: str, config: DatasetConfig) -> Any:
+    """Captions by source to those of the source asked for; which one to use is never guessed."""
+    if not isinstance(value, dict):
+        return value
+    source = config.caption_source or (next(iter(value)) if len(value) == 1 else None)
+    if source is None:
+        raise UserError(f"{where}: captions from {', '.join(value)}: choose one with caption_source in the config")
+    return value.get(source)
+
+
+def _contents(source: Source) -> Path | bytes:
+    return source.read() if isinstance(source, Member) else source
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))

@@ -1,0 +1,49 @@
+"""What every modality checks before any decoding: its options, and that a source is one file of a sane size."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import UserError
+from . import DecodeError, Source, read
+
+
+def require_positive(options: Any, *names: str) -> None:
+    """Raise `UserError` for the first of these fields that is not above zero."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, set it above 0")
+
+
+def file_size(source: Source | Sequence[Source]) -> int:
+    """How many bytes a source has, without reading it.
+
+    Raises:
+        DecodeError: the source is not one regular file, or it is empty.
+    """
+    if isinstance(source, (list, tuple)):
+        raise DecodeError(source, "one file is expected here, not several frames")
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        try:
+            size = os.stat(source).st_size
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+            raise DecodeError(source, getattr(error, "strerror", None) or str(error)) from error
+        if not os.path.isfile(source):
+            raise DecodeError(source, "not a file")
+    if size == 0:
+        raise DecodeError(source, "the file is empty")
+    return size
+
+
+def read_file(source: Source | Sequence[Source], max_bytes: int) -> bytes:
+    """The contents of one file, which is not read at all if it is larger than `max_bytes`.
+
+    Raises:
+        DecodeError: as `file_size`; it is too large; it cannot be read.
+    """
+    size = file_size(source)
+    if size > max_bytes:
+        raise DecodeError(source, f"{size} bytes, more than {max_bytes}, the most that the limits allow to be of use")
+    return read(source)

@@ -1,0 +1,189 @@
+"""What the modalities made of pictures share: their options, opening a file, and fitting it to the encoder.
+
+The resizing is the original's: on float tensors without antialiasing, the short side to `image_size`, the long one
+rounded down, then a square crop. Published weights expect exactly this (torchvision's antialiasing, on by default
+since 0.17, gives other features).
+"""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import UserError
+from . import DecodeError, Modality, Source, describe
+from ._checks import read_file, require_positive
+
+# CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+# What PIL raises for broken files, depending on the format and on where they are broken
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class ImageModality(Modality):
+    """A modality whose sample is one or more pictures; gives (3, T, image_size, image_size)."""
+
+    image_size: int = 224
+    """Height and width of the encoder's input, in pixels."""
+    max_pixels: int = 50_000_000
+    """Refuse pictures and frames with more pixels, before decoding them."""
+    hflip: float = 0.0
+    """Probability of a left-right flip; training only."""
+    random_crop: bool = False
+    """Crop the square at a random place instead of the centre; training only."""
+
+    def __post_init__(self):
+        require_positive(self, "image_size", "max_pixels")
+        if not 0 <= self.hflip <= 1:
+            raise UserError(f"--hflip is {self.hflip}, set a probability from 0 to 1")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return (3, 1, self.image_size, self.image_size)
+
+    def open(self, source: Source) -> Any:
+        """A picture file as a loaded, upright PIL image (EXIF orientation applied).
+
+        Raises:
+            DecodeError: it is no picture, is cut off, or has more pixels than `max_pixels`, by its header.
+        """
+        from PIL import Image, ImageOps
+
+        # 16 bytes a pixel is twice what any of the formats stores uncompressed; 1 MB is for metadata
+        data = read_file(source, 16 * self.max_pixels + 2**20)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            self.check_size(source, *image.size)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        except DecodeError:
+            raise
+        except (*BROKEN, Image.DecompressionBombError) as error:
+            reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            raise DecodeError(source, reason or type(error).__name__) from error
+        if jpeg_is_cut(data):
+            raise DecodeError(source, "the JPEG data has no end")
+        return image
+
+    def check_size(self, source: Any, width: int, height: int) -> None:
+        """Raise `DecodeError` if a picture is empty, or has too many pixels as it is or once resized."""
+        if min(width, height) < 1:
+            raise DecodeError(source, f"no pixels ({width}x{height})")
+        resized = self.image_size**2 * max(width, height) // min(width, height)  # a 1x1000000 strip grows
+        if max(width * height, resized) > self.max_pixels:
+            reason = f"{width}x{height} pixels ({resized} once resized) are more than --max-pixels {self.max_pixels}"
+            raise DecodeError(source, reason)
+
+    def pixels(self, value: Any) -> Tensor:
+        """A PIL image, array or tensor as (C, H, W), C 1 or 3, in its own number type.
+
+        Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
+
+        Raises:
+            DecodeError: it is something else, or has no pixels or too many.
+        """
+        x = as_tensor(value)
+        if x.ndim == 2:
+            x = x[None]
+        elif x.ndim == 3 and x.shape[0] not in (1, 3, 4):
+            x = x.permute(2, 0, 1)
+        if x.ndim != 3 or x.shape[0] not in (1, 3, 4):
+            raise DecodeError(name(value), "expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
+        self.check_size(name(value), x.shape[2], x.shape[1])
+        return x[:3]
+
+    def fit(self, frames: Tensor, rng: torch.Generator | None, mode: str = "bicubic") -> Tensor:
+        """(T, C, H, W), bytes or floats from 0 to 1, C 1 or 3, to a normalised (3, T, image_size, image_size)."""
+        size = self.image_size
+        height, width = frames.shape[-2:]
+        resized = (size * height // min(height, width), size * width // min(height, width))
+        # Frame by frame, so that a clip of large frames is never held as floats
+        x = torch.cat([F.interpolate(unit_range(frame[None]), resized, mode=mode) for frame in frames])
+        top, left = self._crop_corner(*resized, rng)
+        x = x[..., top : top + size, left : left + size]  # (T, C, size, size)
+        if rng is not None and torch.rand((), generator=rng) < self.hflip:
+            x = x.flip(-1)
+        mean, std = x.new_tensor(MEAN).view(3, 1, 1), x.new_tensor(STD).view(3, 1, 1)
+        return ((x - mean) / std).transpose(0, 1).contiguous()  # (3, T, size, size)
+
+    def _crop_corner(self, height: int, width: int, rng: torch.Generator | None) -> tuple[int, int]:
+        room = (height - self.image_size, width - self.image_size)
+        if rng is None or not self.random_crop:
+            return round(room[0] / 2), round(room[1] / 2)  # to even at .5, as torchvision's CenterCrop
+        return tuple(int(torch.randint(r + 1, (), generator=rng)) for r in room)
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A PIL image or array in its own layout and number type; PIL modes become (H, W) or (H, W, 3).
+
+    Raises:
+        DecodeError: the value is neither.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(value, Image.Image):
+        value = np.array(plain_mode(value))
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+        except TypeError as error:
+            raise DecodeError(name(value), f"an array of {value.dtype} is no picture") from error
+    if isinstance(value, Tensor):
+        return value
+    raise DecodeError(name(value), "expected a path, bytes, a PIL image, an array or a tensor")
+
+
+def plain_mode(image: Any) -> Any:
+    """A PIL image with one channel of any depth (L, I;16, I, F) or as RGB: no palette, alpha, CMYK or bilevel."""
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        return image
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if "transparency" in image.info:  # PIL warns about palettes otherwise
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def colours(x: Tensor, source: Any) -> Tensor:
+    """(C, H, W) with C 1 or 3 as (3, H, W), bytes or floats from 0 to 1; 16-bit values are scaled by 65535.
+
+    Raises:
+        DecodeError: another number type, or floats outside of 0..1.
+    """
+    if x.dtype == torch.uint16:
+        x = x.float() / 65535
+    elif x.is_floating_point():
+        x = x.float()
+        if not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN as well
+            raise DecodeError(source, "floats should be finite and lie in 0..1")
+    elif x.dtype != torch.uint8:
+        raise DecodeError(source, f"expected 8- or 16-bit values or floats in 0..1, got {x.dtype}")
+    return x.expand(3, -1, -1)
+
+
+def unit_range(x: Tensor) -> Tensor:
+    """Bytes to floats from 0 to 1; floats are left alone."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def jpeg_is_cut(data: bytes) -> bool:
+    """Whether a JPEG's last scan has no end marker after it: PIL fills the rest of such a picture with grey."""
+    return data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def name(value: Any) -> str:
+    """How an error names a source or a value that is in memory."""
+    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+        return describe(value)
+    shape = getattr(value, "shape", getattr(value, "size", ""))
+    return f"<{type(value).__name__} {tuple(shape)}>" if isinstance(shape, tuple) else f"<{type(value).__name__}>"

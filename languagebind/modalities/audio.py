@@ -1,0 +1,136 @@
+"""Sound, as three mel spectrograms: the front, middle and back of a clip."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import UserError
+from . import DecodeError, Modality, Source, describe
+from ._audio_files import read_audio
+from ._checks import require_positive
+
+FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
+RATES = range(1_000, 768_001)  # Hz
+
+
+@dataclass(frozen=True)
+class Audio(Modality):
+    """Kaldi's log-mel filter bank, cut or tiled to `target_length` frames of 10 ms; (3, 1, num_mel_bins, target_length).
+
+    A clip with more frames gives three crops. In evaluation they start at the first frame of each third of the possible
+    starts, which the original names but does not use: it drew them at random even then. A shorter clip is
+    repeated until it is long enough, and the three channels are equal.
+
+    Raw form: ((channels, samples) float32, rate). In memory: such a pair, with an array or tensor of one or two
+    dimensions, of floats or of 16- or 32-bit integers.
+    """
+
+    extensions = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
+
+    num_mel_bins: int = 112
+    """Mel bands, the height of the input: 112 in the published Audio_FT, 126 in the published LoRA model."""
+    target_length: int = 1036
+    """Frames of 10 ms, the width of the input."""
+    sample_rate: int = 16_000
+    """Hz; everything is resampled to it."""
+    audio_mean: float = -4.2677393
+    """Mean of the log-mel values."""
+    audio_std: float = 4.5689974
+    """Their standard deviation; values are divided by twice of it."""
+    channels: Literal["mix", "first"] = "mix"
+    """Mean of the channels, or the first one, as the original took."""
+    random_crop: bool = True
+    """Crop long clips at random places instead of fixed ones; training only."""
+    max_seconds: float = 600.0
+    """Refuse longer sound, before decoding it."""
+
+    def __post_init__(self):
+        require_positive(self, "num_mel_bins", "target_length", "sample_rate", "audio_std", "max_seconds")
+        if self.channels not in ("mix", "first"):
+            raise UserError(f"--channels is {self.channels!r}, choose mix or first")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return (3, 1, self.num_mel_bins, self.target_length)
+
+    def decode(self, source: Source) -> tuple[Tensor, int]:
+        return self._checked(*read_audio(source, self.max_seconds), source)
+
+    def from_memory(self, value: Any) -> tuple[Tensor, int]:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise DecodeError(f"<{type(value).__name__}>", "expected a path, bytes or a (waveform, rate) pair")
+        waveform, rate = value
+        source = f"<waveform {tuple(getattr(waveform, 'shape', ()))}>"
+        if not isinstance(waveform, (np.ndarray, Tensor)) or waveform.ndim not in (1, 2):
+            raise DecodeError(source, "expected an array or tensor, (samples,) or (channels, samples)")
+        x = torch.as_tensor(waveform)
+        x = x[None] if x.ndim == 1 else x
+        if x.shape[0] > x.shape[1]:  # (samples, channels), as soundfile gives
+            x = x.T
+        return self._checked(x, rate, source)
+
+    def transform(self, raw: tuple[Tensor, int], rng: torch.Generator | None = None) -> Tensor:
+        mel = self._fbank(self._resample(*raw))  # (frames, num_mel_bins)
+        length = self.target_length
+        if len(mel) <= length:
+            mel = mel.repeat(length // len(mel) + 1, 1)
+            starts = [0, 0, 0]
+        else:
+            starts = self._starts(len(mel) - length + 1, rng)
+        crops = torch.stack([mel[start : start + length].T for start in starts])  # (3, num_mel_bins, length)
+        return ((crops - self.audio_mean) / (2 * self.audio_std))[:, None]
+
+    def _checked(self, x: Tensor, rate: int, source: Source) -> tuple[Tensor, int]:
+        if x.dtype in (torch.int16, torch.int32):
+            x = x.float() / (torch.iinfo(x.dtype).max + 1)
+        if not x.is_floating_point():
+            raise DecodeError(source, f"expected floats or 16- or 32-bit integers, got {x.dtype}")
+        if int(rate) != rate or int(rate) not in RATES:
+            raise DecodeError(source, f"a rate of {rate} Hz, expected whole {RATES[0]} to {RATES[-1]}")
+        if x.shape[1] < FRAME_SECONDS * rate:
+            raise DecodeError(source, f"{x.shape[1]} samples at {rate} Hz are shorter than one frame of 25 ms")
+        if x.shape[1] > self.max_seconds * rate:
+            raise DecodeError(source, f"{x.shape[1] / rate:.0f} s are more than --max-seconds {self.max_seconds:g}")
+        if not bool(x.isfinite().all()):
+            raise DecodeError(source, "holds NaN or infinity")
+        return x.float(), int(rate)
+
+    def _resample(self, waveform: Tensor, rate: int) -> Tensor:
+        import torchaudio.functional
+
+        if rate == self.sample_rate:
+            return waveform
+        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is taken as
+        # the nearest multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
+        if math.gcd(rate, self.sample_rate) < 10:
+            rate = round(rate, -1)
+        return torchaudio.functional.resample(waveform, rate, self.sample_rate)
+
+    def _fbank(self, waveform: Tensor) -> Tensor:
+        """(channels, samples) to (frames, num_mel_bins); the settings of the original (AST's)."""
+        import torchaudio.compliance.kaldi
+
+        waveform = waveform - waveform.mean()
+        waveform = waveform.mean(dim=0, keepdim=True) if self.channels == "mix" else waveform[:1]
+        return torchaudio.compliance.kaldi.fbank(
+            waveform,
+            sample_frequency=self.sample_rate,
+            frame_length=1000 * FRAME_SECONDS,
+            frame_shift=1000 * SHIFT_SECONDS,
+            num_mel_bins=self.num_mel_bins,
+            window_type="hanning",
+            htk_compat=True,
+            use_energy=False,
+            dither=0.0,
+        )
+
+    def _starts(self, count: int, rng: torch.Generator | None) -> list[int]:
+        """Three of `count` possible starts, one in each third; a third without any begins at 0."""
+        thirds = [part if len(part) else np.zeros(1, int) for part in np.array_split(np.arange(count), 3)]
+        if rng is None or not self.random_crop:
+            return [int(third[0]) for third in thirds]
+        return [int(third[torch.randint(len(third), (), generator=rng)]) for third in thirds]

@@ -1,0 +1,101 @@
+"""Depth maps: 16-bit PNG in millimetres, or floats in metres."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import UserError
+from . import DecodeError, Source
+from ._checks import read_file
+from ._images import ImageModality, name
+
+NPY_MAGIC = b"\x93NUMPY"
+
+
+@dataclass(frozen=True)
+class Depth(ImageModality):
+    """Distance in one channel, clipped to 0.01 m .. `max_depth`, scaled to 0..1 and shown as a grey picture.
+
+    Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres; 8-bit values are refused, because they
+    hold a picture of depth, not depth. A pixel that is not finite counts as a hole, like 0 in a PNG: it becomes the
+    least depth. A map without any finite pixel is refused.
+
+    Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
+    """
+
+    extensions = ("depth.png", "depth.npy", "png", "npy", "tiff")
+
+    max_depth: float = 10.0
+    """Metres; farther points are clipped. 0 scales each map by its own maximum."""
+    sun_rgbd: bool = False
+    """Undo the rotation of bits in SUN RGB-D's PNGs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.max_depth >= 0:
+            raise UserError(f"--max-depth is {self.max_depth}, set metres, or 0 to scale by each map's maximum")
+
+    def decode(self, source: Source) -> Tensor:
+        if is_npy(source):
+            return self._metres(self._load_npy(source), name(source))
+        return self._metres(self.pixels(self.open(source)), name(source))
+
+    def from_memory(self, value: Any) -> Tensor:
+        return self._metres(self.pixels(value), name(value))
+
+    def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        depth = raw.clamp(min=0.01)
+        farthest = self.max_depth or depth.max()
+        return self.fit((depth.clamp(max=farthest) / farthest)[None, None].expand(-1, 3, -1, -1), rng)
+
+    def _metres(self, x: Tensor, source: str) -> Tensor:
+        """(1, H, W) of any number type to (H, W) metres."""
+        if x.shape[0] != 1:
+            raise DecodeError(source, f"depth has one channel, this has {x.shape[0]}")
+        if x.dtype in (torch.uint8, torch.int8, torch.bool):
+            raise DecodeError(source, "8 bits cannot hold millimetres; this is a picture of depth")
+        depth = x[0]
+        if depth.is_floating_point():
+            depth = depth.float()
+            if not bool(depth.isfinite().any()):
+                raise DecodeError(source, "no pixel is finite")
+            return depth.nan_to_num(0.0, 0.0, 0.0)
+        if self.sun_rgbd:
+            depth = depth.long() & 0xFFFF
+            depth = ((depth >> 3) | (depth << 13)) & 0xFFFF
+        return depth.float() / 1000
+
+    def _load_npy(self, source: Source) -> Tensor:
+        """A .npy array, whose header is believed only as far as the file holds what it promises."""
+        import numpy as np
+
+        data = read_file(source, 16 * self.max_pixels + 2**20)
+        file = io.BytesIO(data)
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[version](file)
+        except (ValueError, KeyError, EOFError) as error:
+            raise DecodeError(source, f"not a usable .npy header: {error}") from error
+        if dtype.kind not in "iuf" or len(shape) not in (2, 3):
+            raise DecodeError(source, f".npy holds {shape} of {dtype}, expected (H, W) numbers")
+        promised = dtype.itemsize
+        for length in shape:
+            promised *= length  # Python's integers, which cannot overflow
+        if promised != len(data) - file.tell():
+            raise DecodeError(source, f"the header promises {promised} bytes, {len(data) - file.tell()} are there")
+        return self.pixels(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def is_npy(source: Source) -> bool:
+    """Whether a source is a numpy file, by its first bytes. A missing file is left to whoever opens it."""
+    if isinstance(source, bytes):
+        return source.startswith(NPY_MAGIC)
+    try:
+        with open(source, "rb") as file:
+            return file.read(len(NPY_MAGIC)) == NPY_MAGIC
+    except (OSError, TypeError, ValueError):
+        return False

@@ -1,0 +1,33 @@
+"""Pictures, as the published image encoder expects them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import Source
+from ._images import ImageModality, colours, name
+
+
+@dataclass(frozen=True)
+class Image(ImageModality):
+    """RGB pictures: short side resized bicubically, centre crop, CLIP's normalisation; no augmentation by default.
+
+    Greyscale, palette, alpha (dropped), CMYK and 16-bit pictures become RGB, and EXIF orientation is applied. The
+    original did neither; on the upright RGB files that it could read, the result is the same.
+
+    Raw form: (3, H, W), uint8, or float32 in 0..1. In memory: a PIL image, or an array or tensor, (H, W), (H, W, C)
+    or (C, H, W), of bytes, 16-bit values or floats in 0..1.
+    """
+
+    extensions = ("jpg", "jpeg", "png", "webp")
+
+    def decode(self, source: Source) -> Tensor:
+        return colours(self.pixels(self.open(source)), name(source))
+
+    def from_memory(self, value: Any) -> Tensor:
+        return colours(self.pixels(value), name(value))
+
+    def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        return self.fit(raw[None], rng)

@@ -1,0 +1,53 @@
+"""Infrared (thermal) pictures. The original's public classes say Thermal."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import DecodeError, Source
+from ._images import ImageModality, name
+
+
+@dataclass(frozen=True)
+class Infrared(ImageModality):
+    """Infrared pictures of one or three channels; 8 bits as the original, or raw counts or temperatures.
+
+    Raw form: (C, H, W) with C 1 or 3: uint8, or float32 counts or temperatures. In memory: a PIL image, or an array
+    or tensor, (H, W), (H, W, C) or (C, H, W), of bytes, wider integers or floats.
+    """
+
+    extensions = ("infrared.jpg", "infrared.png", "jpg", "png", "tiff")
+
+    infrared_range: Literal["minmax", "full"] = "minmax"
+    """Scaling of more than 8 bits: each picture's minimum to maximum, or all 16 bits (floats: 0 to 1)."""
+
+    def decode(self, source: Source) -> Tensor:
+        return self._counts(self.pixels(self.open(source)), name(source))
+
+    def from_memory(self, value: Any) -> Tensor:
+        return self._counts(self.pixels(value), name(value))
+
+    def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        return self.fit(self._unit_range(raw)[None].expand(-1, 3, -1, -1), rng)
+
+    def _counts(self, x: Tensor, source: str) -> Tensor:
+        if x.dtype == torch.uint8:
+            return x
+        wide = torch.float32 if x.is_floating_point() else torch.float64
+        values = x.to(wide)
+        if not bool(values.isfinite().all()):
+            raise DecodeError(source, "holds NaN or infinity")
+        if self.infrared_range == "full":
+            values = values if x.is_floating_point() else values / 65535
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise DecodeError(source, "values exceed 16 bits (floats: 0..1); use --infrared-range minmax")
+        return values.float()
+
+    def _unit_range(self, raw: Tensor) -> Tensor:
+        # A 14-bit sensor fills a small part of 16 bits: scaled by 65535, every picture would be nearly black
+        if raw.dtype == torch.uint8 or self.infrared_range == "full":
+            return raw
+        low, high = raw.aminmax()
+        return (raw - low) / (high - low).clamp(min=torch.finfo(raw.dtype).tiny)

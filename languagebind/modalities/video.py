@@ -1,0 +1,92 @@
+"""Video clips: frames spread evenly over the whole clip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import DecodeError, Source
+from ._checks import file_size, require_positive
+from ._containers import count_frames
+from ._images import ImageModality, colours, name
+from ._video_backends import read_frames
+
+
+@dataclass(frozen=True)
+class Video(ImageModality):
+    """`num_frames` frames from the first to the last one of a clip; a shorter clip repeats frames.
+
+    The original flipped at random in evaluation too, so its features changed from run to run; here only training does.
+
+    A source is a video file, or a sequence of picture files that are the clip's frames in order. Raw form:
+    (num_frames, 3, H, W), uint8. In memory: (T, H, W, 3) or (T, 3, H, W) arrays or tensors of bytes or of floats in
+    0..1, or a list of PIL images, of any length T.
+    """
+
+    # Frames that were extracted beforehand are members `<key>.<k>.jpg`, and come as a sequence
+    extensions = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png")
+
+    num_frames: int = 8
+    """Frames taken from a clip."""
+    video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
+    """Decoder; all give the same frames. auto: the first one installed, in this order."""
+    max_seconds: float = 3600.0
+    """Refuse longer videos, before decoding them."""
+    hflip: float = 0.5
+    """Probability of a left-right flip; training only."""
+    random_crop: bool = True
+    """Crop the square at a random place instead of the centre; training only."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "num_frames", "max_seconds")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return (3, self.num_frames, self.image_size, self.image_size)
+
+    def decode(self, source: Source | Sequence[Source]) -> Tensor:
+        if isinstance(source, (list, tuple)):
+            return self._pick(source, source, self.open)
+        if self.num_frames == 1 and is_picture(source):  # one frame, drawn from those of a sample
+            return self._pick([source], source, self.open)
+        count = count_frames(source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height))
+        return read_frames(source, self.frame_indices(count), count, self.video_backend)
+
+    def from_memory(self, value: Any) -> Tensor:
+        return self._pick(value, value, lambda frame: frame)
+
+    def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        return self.fit(raw, rng, mode="bilinear")
+
+    def frame_indices(self, count: int) -> np.ndarray:
+        """The frames that a clip of `count` frames gives, as the original chose them."""
+        return np.linspace(0, count - 1, self.num_frames, dtype=int)
+
+    def _pick(self, frames: Any, source: Any, load: Any) -> Tensor:
+        """(T, 3, H, W) from a sequence or array of frames, of which only those needed are loaded."""
+        try:
+            indices = self.frame_indices(len(frames)).tolist() if len(frames) else []
+        except TypeError:
+            indices = []
+        if not indices:
+            raise DecodeError(name(source), "no frames")
+        loaded = {i: colours(self.pixels(load(frames[i])), name(source)) for i in sorted(set(indices))}
+        sizes = {tuple(frame.shape) for frame in loaded.values()}
+        if len(sizes) > 1:
+            raise DecodeError(name(source), f"the frames differ in size: {sorted(sizes)}")
+        return torch.stack([loaded[i] for i in indices])
+
+
+def is_picture(source: Source) -> bool:
+    """Whether a file is a JPEG, PNG or WebP, by its first bytes."""
+    file_size(source)
+    if isinstance(source, bytes):
+        head = source[:12]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(12)
+    return head.startswith((b"\xff\xd8\xff", b"\x89PNG")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")

@@ -1,0 +1,221 @@
+"""Frozen text towers: CLIP's, with the published parameter names, and any other tower that open_clip can build.
+
+A tower is a module `(B, L) token ids -> (B, D)` with a `tokenizer`; a projection into the shared space follows it.
+Shapes: B batch, L tokens, D width.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import UserError
+from .transformer import LAYER_NORM_EPS, Transformer
+from .weights import clip_text_state, load_strict, open_clip_model
+
+# The fingerprint covers what the tokenizer does to these: case, accents, punctuation, entities, an over-long text.
+PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The frozen text tower."""
+
+    text_tower: str = "ViT-L-14"
+    """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, hf:FOLDER_OR_NAME of a
+    sentence encoder (mean pooled), or package:MODULE/FOLDER of one inside an installed Python package"""
+    text_pretrained: str | None = None
+    """open_clip's pretrained tag, or a file with the CLIP weights; needed with an open_clip model name"""
+    cache_dir: str | None = None
+    """where downloaded weights are kept"""
+
+
+class Tokenizer:
+    """Texts to token ids, cut after the longest text of the batch. Holds no weights: loader workers take a copy.
+
+    Args:
+        encode: `list[str] -> (B, context length)` ids, as open_clip's tokenizers give them.
+        pad_id: the id that fills up; None for CLIP's, where the text ends at the largest id.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Tensor], pad_id: int | None = None):
+        self.encode = encode
+        self.pad_id = pad_id
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        """`{"input_ids": (B, L)}`. What is cut off has no influence on the features."""
+        ids = self.encode(list(texts))
+        lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
+        return {"input_ids": ids[:, : int(lengths.max())].contiguous() if len(ids) else ids}
+
+
+@dataclass(frozen=True)
+class ClipTextConfig:
+    """Sizes of CLIP's text tower."""
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    activation: str = "gelu"
+
+
+class ClipText(nn.Module):
+    """CLIP's text transformer: causal, pooled at the end of the text, (B, L) -> (B, D)."""
+
+    def __init__(self, config: ClipTextConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.embeddings = nn.ModuleDict(
+            {
+                "token_embedding": nn.Embedding(config.vocab_size, config.width),
+                "position_embedding": nn.Embedding(config.context_length, config.width),
+            }
+        )
+        self.encoder = Transformer(config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
+        self.final_layer_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        positions = self.embeddings["position_embedding"].weight[: input_ids.shape[1]]  # (L, D)
+        x = self.embeddings["token_embedding"](input_ids) + positions
+        x = self.final_layer_norm(self.encoder(x, is_causal=True))  # (B, L, D)
+        # The end-of-text token has the largest id; padding repeats it or is smaller, and argmax takes the first.
+        return x[torch.arange(len(x), device=x.device), input_ids.int().argmax(dim=1)]
+
+
+class OpenClipText(nn.Module):
+    """Any other text tower of open_clip, projection included, (B, L) -> (B, D)."""
+
+    def __init__(self, tower: nn.Module, tokenizer: Tokenizer):
+        super().__init__()
+        self.tower = tower
+        self.tokenizer = tokenizer
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.tower(input_ids)
+
+
+def build_text(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
+    """The tower, its projection into the shared space, and that space's size D; both hold pretrained weights.
+
+    Raises:
+        UserError: the tower or its weights cannot be found or loaded.
+    """
+    schema, _, rest = config.text_tower.partition(":")
+    if schema == "package":
+        return _sentence_encoder(_package_folder(rest))
+    if schema == "hf":
+        return _sentence_encoder(rest)
+    if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
+        raise UserError(
+            f"--text-tower {config.text_tower} needs --text-pretrained (a tag of open_clip.list_pretrained(), or a"
+            " file): a frozen tower of random weights would teach nothing"
+        )
+    return _open_clip_tower(config)
+
+
+def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
+    """SHA-256 over the weights of a text tower and what its tokenizer makes of a few texts."""
+    digest = hashlib.sha256()
+    for module in (text_model, text_projection):
+        for name, tensor in sorted(module.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    for text in PROBE_TEXTS:
+        digest.update(text_model.tokenizer([text])["input_ids"].numpy())
+    return digest.hexdigest()
+
+
+def _open_clip_tower(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
+    import open_clip
+
+    model = open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir)
+    encode = open_clip.get_tokenizer(config.text_tower, cache_dir=config.cache_dir)
+    tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
+    if hasattr(tower, "transformer") and hasattr(tower.transformer, "resblocks") and _is_clip(tower):
+        return _clip_text(tower, Tokenizer(encode))
+    hf_config = getattr(tower, "config", None)
+    if hf_config is None and tower is model:
+        raise UserError(f"open_clip's {config.text_tower} has no text tower of its own that could be frozen")
+    width = model.encode_text(encode(["a"])).shape[1]
+    # A tower with padding in its attention gives other features when the padding is cut off: it keeps all of it.
+    tokenizer = Tokenizer(encode, hf_config.pad_token_id) if hf_config is not None else _Padded(encode)
+    return OpenClipText(tower, tokenizer), nn.Identity(), width
+
+
+def _is_clip(tower: nn.Module) -> bool:
+    pooled_at_end = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None)) == "argmax"
+    projection = tower.text_projection
+    return pooled_at_end and tower.attn_mask is not None and not isinstance(projection, nn.Module)
+
+
+def _clip_text(tower: nn.Module, tokenizer: Tokenizer) -> tuple[nn.Module, nn.Module, int]:
+    block = tower.transformer.resblocks[0]
+    config = ClipTextConfig(
+        vocab_size=tower.token_embedding.num_embeddings,
+        context_length=tower.positional_embedding.shape[0],
+        width=tower.positional_embedding.shape[1],
+        depth=len(tower.transformer.resblocks),
+        num_heads=block.attn.num_heads,
+        mlp_dim=block.mlp.c_fc.out_features,
+        activation="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+    )
+    text_model, state = ClipText(config, tokenizer), clip_text_state(tower.state_dict())
+    projection = state.pop("text_projection.weight")  # (D, width)
+    text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
+    load_strict(text_projection, {"weight": projection}, "the text projection")
+    load_strict(text_model, {key.removeprefix("text_model."): value for key, value in state.items()}, "the text tower")
+    return text_model, text_projection, projection.shape[0]
+
+
+def _sentence_encoder(folder: str) -> tuple[nn.Module, nn.Module, int]:
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.tokenizer import HFTokenizer
+    from transformers import AutoConfig
+
+    try:
+        width = AutoConfig.from_pretrained(folder).hidden_size
+        with _quiet_transformers():  # it warns of the pooler's weights, which mean pooling does not use
+            tower = HFTextEncoder(folder, width, pooler_type="mean_pooler", proj_type=None)
+        encode = HFTokenizer(folder, context_length=min(tower.context_length, 256))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the sentence encoder {folder}: {error}") from error
+    return OpenClipText(tower, Tokenizer(encode, tower.config.pad_token_id)), nn.Identity(), width
+
+
+@contextmanager
+def _quiet_transformers():
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _package_folder(path: str) -> str:
+    module, _, folder = path.partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"--text-tower package:{path}: the Python package {module} is not installed")
+    return str(Path(spec.submodule_search_locations[0]) / folder)
+
+
+class _Padded(Tokenizer):
+    """Token ids at the tower's full context length."""
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        return {"input_ids": self.encode(list(texts))}

@@ -1,0 +1,103 @@
+"""The pre-norm transformer that both towers are made of; parameter names are those of the published checkpoints.
+
+Shapes: B batch, T frames, L tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+LAYER_NORM_EPS = 1e-5  # of every CLIP checkpoint
+
+
+class QuickGELU(nn.Module):
+    """The sigmoid approximation of GELU that OpenAI's CLIP weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)  # (B, heads, L, D / heads)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between, (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int, activation: str):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.activation = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention over frames where the clip has several, attention over tokens, MLP; each with a residual."""
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
+        super().__init__()
+        self.self_attn = Attention(width, num_heads)
+        self.layer_norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, mlp_dim, activation)
+        self.layer_norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.num_frames = num_frames
+        if num_frames > 1:
+            self.temporal_embedding = nn.Parameter(torch.randn(1, num_frames, width) * width**-0.5)
+            self.temporal_attn = Attention(width, num_heads)
+            self.temporal_layer_norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        """(B*T, L, D) -> (B*T, L, D); the T frames of a clip lie next to each other."""
+        if self.num_frames > 1:
+            x = self._attend_over_frames(x)
+        x = x + self.self_attn(self.layer_norm1(x), is_causal)
+        return x + self.mlp(self.layer_norm2(x))
+
+    def _attend_over_frames(self, x: Tensor) -> Tensor:
+        x = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, T, D)
+        # Added to the residual stream itself, in every block, as the published weights expect.
+        x = x + self.temporal_embedding
+        y = self.temporal_attn(self.temporal_layer_norm1(x).flatten(0, 1))  # (B*L, T, D)
+        return (x + y.view_as(x)).transpose(1, 2).flatten(0, 1)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks. With `grad_checkpointing`, activations are recomputed in the backward pass."""
+
+    def __init__(self, depth: int, *block_args, num_frames: int = 1, grad_checkpointing: bool = False):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(*block_args, num_frames=num_frames) for _ in range(depth))
+        self.grad_checkpointing = grad_checkpointing
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        for block in self.layers:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, is_causal, use_reentrant=False)
+            else:
+                x = block(x, is_causal)
+        return x

@@ -1,0 +1,145 @@
+"""The one encoder of every modality: a CLIP vision transformer over (B, C, T, H, W).
+
+Parameter names are those of the published checkpoints (`pre_layrnorm` is CLIP's own spelling).
+Shapes: B batch, C channels, T frames, H, W, N patches, D width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .transformer import LAYER_NORM_EPS, Transformer
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes and options of the encoder."""
+
+    patch_size: int = 14
+    """height and width of a patch, in pixels"""
+    width: int = 1024
+    """size of a token"""
+    depth: int = 24
+    """number of transformer blocks"""
+    num_heads: int = 16
+    """attention heads of a block"""
+    mlp_dim: int = 4096
+    """hidden size of a block's MLP"""
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    """of the MLP; OpenAI's CLIP weights need quick_gelu"""
+    temporal_attention: bool = False
+    """attend over the frames of a clip in every block"""
+    patch_embedding: Literal["2d", "3d"] = "2d"
+    """3d: a 3-D convolution and a class token for each frame, as in the V1.5 checkpoints"""
+    patch_dropout: float = 0.0
+    """share of the patches left out in training"""
+    grad_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, a third more time"""
+
+    def __post_init__(self):
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout is a share in [0, 1), got {self.patch_dropout}")
+
+
+class VisionTransformer(nn.Module):
+    """(B, C, T, H, W) -> (B, D): patches, transformer, class token of each frame, mean over frames.
+
+    Args:
+        input_shape: (C, T, H, W) of one sample; inputs of another shape are refused.
+        config: sizes and options.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
+        super().__init__()
+        num_frames = input_shape[1]
+        self.input_shape = tuple(input_shape)
+        self.embeddings = PatchEmbeddings(input_shape, config)
+        self.patch_dropout = PatchDropout(config.patch_dropout)
+        self.pre_layrnorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.encoder = Transformer(
+            config.depth,
+            config.width,
+            config.num_heads,
+            config.mlp_dim,
+            config.activation,
+            num_frames=num_frames if config.temporal_attention else 1,
+            grad_checkpointing=config.grad_checkpointing,
+        )
+        self.post_layernorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.apply(_init_weights)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Pooled tokens, before the projection into the shared space.
+
+        Raises:
+            ValueError: the inputs are not (B, *input_shape).
+        """
+        if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
+            raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {self._expects()}), got {tuple(inputs.shape)}")
+        num_frames = inputs.shape[2]
+        x = self.embeddings(inputs)  # (B*T, 1 + N, D)
+        x = self.pre_layrnorm(self.patch_dropout(x, num_frames))
+        x = self.encoder(x)
+        x = self.post_layernorm(x[:, 0])  # (B*T, D)
+        return x.unflatten(0, (-1, num_frames)).mean(dim=1)
+
+    def _expects(self) -> str:
+        return ", ".join(map(str, self.input_shape))
+
+
+class PatchEmbeddings(nn.Module):
+    """(B, C, T, H, W) -> (B*T, 1 + N, D): a class token and the patches of each frame, with positions added."""
+
+    def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
+        super().__init__()
+        channels, num_frames, *size = input_shape
+        patch, width = config.patch_size, config.width
+        self.grid = (size[0] // patch, size[1] // patch)  # (rows, columns)
+        if 0 in self.grid:
+            raise ValueError(f"inputs of {size[0]} x {size[1]} hold no patch of {patch} x {patch}")
+        self.num_frames = num_frames
+        if config.patch_embedding == "3d":
+            self.class_embedding = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
+            self.patch_embedding = nn.Conv3d(channels, width, (1, patch, patch), (1, patch, patch), bias=False)
+        else:
+            self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+            self.patch_embedding = nn.Conv2d(channels, width, patch, patch, bias=False)
+        self.position_embedding = nn.Embedding(1 + self.grid[0] * self.grid[1], width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if isinstance(self.patch_embedding, nn.Conv3d):
+            patches = self.patch_embedding(inputs).transpose(1, 2).flatten(0, 1)  # (B*T, D, rows, columns)
+        else:
+            patches = self.patch_embedding(inputs.transpose(1, 2).flatten(0, 1))
+        patches = patches.flatten(2).transpose(1, 2)  # (B*T, N, D), row by row
+        class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all frames, or one for each
+        class_tokens = class_tokens.repeat(len(inputs), 1).unsqueeze(1)  # (B*T, 1, D)
+        return torch.cat([class_tokens.to(patches.dtype), patches], dim=1) + self.position_embedding.weight
+
+
+class PatchDropout(nn.Module):
+    """Leaves out a random share of the patches in training, the same ones in every frame of a clip (FLIP)."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """(B*T, 1 + N, D) -> (B*T, 1 + kept, D); the class token always stays."""
+        if not self.training or not self.share:
+            return x
+        patches = x.shape[1] - 1
+        kept = max(1, int(patches * (1 - self.share)))
+        order = torch.rand(len(x) // num_frames, patches, device=x.device).argsort(dim=1)[:, :kept]  # (B, kept)
+        index = order.repeat_interleave(num_frames, dim=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
+        return torch.cat([x[:, :1], x[:, 1:].gather(1, index)], dim=1)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normal, as in ViT; weights that a checkpoint brings replace these."""
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.Embedding)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

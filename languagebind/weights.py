@@ -1,0 +1,208 @@
+"""Weights from files and from open_clip, brought to the published parameter names, loaded strictly.
+
+Names follow the published checkpoints: `vision_model.…`, `visual_projection.weight`, `text_model.…`,
+`text_projection.weight`, `logit_scale`.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import UserError
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+# open_clip's names inside a block -> ours. Its packed in_proj is split apart from these.
+BLOCK_NAMES = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+VISION_NAMES = {
+    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "ln_post.weight": "vision_model.post_layernorm.weight",
+    "ln_post.bias": "vision_model.post_layernorm.bias",
+}
+TEXT_NAMES = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+
+
+class WeightsError(UserError):
+    """Weights and model do not fit; the message lists the keys."""
+
+
+def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool = False) -> None:
+    """Load `state` into `module`; every key must be there, once, in the right shape.
+
+    Args:
+        what: how the report calls the module.
+        allow_partial: load what fits and say what does not, in place of refusing.
+
+    Raises:
+        WeightsError: keys are missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    shapes = [f"{k}: {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in own if _misfit(state, own, k)]
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "left over": sorted(state.keys() - own.keys()),
+        "of another shape": shapes,
+    }
+    report = "\n".join(_listing(kind, keys) for kind, keys in problems.items() if keys)
+    if report and not allow_partial:
+        raise WeightsError(f"the weights do not fit {what}:\n{report}\n--allow-partial goes on with what fits")
+    if report:
+        log.warning("loaded %s only in part:\n%s", what, report)
+    fitting = {key: value for key, value in state.items() if key in own and not _misfit(state, own, key)}
+    module.load_state_dict(fitting, strict=not report)
+
+
+def read_state(path: str | Path) -> State:
+    """The tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file, by our names. Never runs pickled code.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something other than tensors.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return published_names(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files
+        raise UserError(f"{path} is no readable weights file: {str(error).splitlines()[0]}") from error
+    for key in ("model", "state_dict"):  # a training checkpoint, ours or OpenCLIP's and the original's
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
+    if not tensors or not content:
+        raise UserError(f"{path} holds no state dict of tensors")
+    return published_names(content)
+
+
+def published_names(state: State) -> State:
+    """Bring the names of DDP, PEFT, Hugging Face and open_clip to the published ones; drop `position_ids`."""
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if "visual.conv1.weight" in state:
+        state = _from_open_clip(state)
+    state = {key.replace("encoder.base_model.model.", "encoder."): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if not key.endswith("position_ids")}
+
+
+def open_clip_model(name: str, pretrained: str | None, cache_dir: str | None = None) -> nn.Module:
+    """An open_clip model with its pretrained weights, on the CPU in float32.
+
+    Raises:
+        UserError: open_clip knows no such model or tag, or the file does not fit it.
+    """
+    import open_clip
+
+    try:
+        return open_clip.create_model(name, pretrained, cache_dir=cache_dir, require_pretrained=True).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        known = f"tags for it: {', '.join(tags)}" if tags else "it is not among open_clip.list_models()"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({known})") from error
+
+
+def init_encoder(model: nn.Module, state: State, allow_partial: bool = False) -> None:
+    """Start the encoder and projection of a `DualEncoder` from the vision weights of a CLIP.
+
+    Positions are resized to the encoder's grid; attention over frames starts as a copy of attention over tokens; a
+    3-D patch embedding and a class token per frame start as copies of the 2-D ones.
+
+    Raises:
+        WeightsError: the weights do not fit.
+    """
+    state = {key: value for key, value in state.items() if key.startswith(("vision_model.", "visual_projection."))}
+    own = model.state_dict()
+    for key, fit in (
+        ("vision_model.embeddings.position_embedding.weight", _resize_positions(model.vision_model.embeddings.grid)),
+        ("vision_model.embeddings.patch_embedding.weight", lambda x, like: x.unsqueeze(2) if like.ndim > x.ndim else x),
+        ("vision_model.embeddings.class_embedding", lambda x, like: x.expand_as(like) if like.ndim > x.ndim else x),
+    ):
+        if key in state:
+            state[key] = fit(state[key], own[key])
+    for key, value in own.items():
+        if "temporal" in key and key not in state:
+            spatial = key.replace("temporal_attn", "self_attn").replace("temporal_layer_norm1", "layer_norm1")
+            # The embedding of the frame's place has no spatial twin: it keeps its random start.
+            state[key] = state.get(spatial, value)
+    encoder = nn.ModuleDict({"vision_model": model.vision_model, "visual_projection": model.visual_projection})
+    load_strict(encoder, state, "the encoder", allow_partial)
+
+
+def clip_text_state(state: State) -> State:
+    """The text tower of an open_clip CLIP by our names; `text_projection.weight` is (D, width)."""
+    renamed = _rename_tower(state, TEXT_NAMES, "text_model.encoder.layers.")
+    return renamed | {"text_projection.weight": state["text_projection"].T.contiguous()}
+
+
+def _from_open_clip(state: State) -> State:
+    visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    renamed = _rename_tower(visual, VISION_NAMES, "vision_model.encoder.layers.")
+    renamed["visual_projection.weight"] = visual["proj"].T.contiguous()
+    text = {key.removeprefix("text."): value for key, value in state.items() if not key.startswith("visual.")}
+    if "text_projection" in text and "token_embedding.weight" in text:
+        renamed |= clip_text_state(text)
+    return renamed | {key: state[key] for key in ("logit_scale",) if key in state}
+
+
+def _rename_tower(state: State, names: dict[str, str], layers: str) -> State:
+    renamed = {names[key]: value for key, value in state.items() if key in names}
+    for key, value in state.items():
+        match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)_?(weight|bias)", key)
+        if not match:
+            continue
+        block, name, kind = f"{layers}{match[1]}.", match[2].rstrip("._"), match[3]
+        if name == "attn.in_proj":
+            for projection, part in zip("qkv", value.chunk(3), strict=True):
+                renamed[f"{block}self_attn.{projection}_proj.{kind}"] = part.clone()
+        else:
+            renamed[f"{block}{BLOCK_NAMES.get(name, name)}.{kind}"] = value
+    return renamed
+
+
+def _resize_positions(grid: tuple[int, int]):
+    def resize(positions: Tensor, like: Tensor) -> Tensor:
+        """(1 + N, D) of a square grid to (1 + rows * columns, D); the class token's position stays."""
+        if positions.shape == like.shape:
+            return positions
+        side = int((len(positions) - 1) ** 0.5)
+        if side * side != len(positions) - 1:
+            return positions  # no square grid: the strict load reports the two shapes
+        square = positions[1:].float().T.reshape(1, -1, side, side)
+        # The original's choice; another interpolation gives another starting point.
+        square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
+        return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
+
+    return resize
+
+
+def _misfit(state: State, own: State, key: str) -> bool:
+    return key in state and state[key].shape != own[key].shape
+
+
+def _listing(kind: str, keys: list[str], most: int = 20) -> str:
+    rest = [f"  ... and {len(keys) - most} more"] if len(keys) > most else []
+    return "\n".join([f"{len(keys)} {kind}:", *(f"  {key}" for key in keys[:most]), *rest])

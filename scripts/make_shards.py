@@ -1,0 +1,52 @@
+"""Make webdataset shards from VIDAL's annotation, a table, JSON lines or class folders.
+
+    python scripts/make_shards.py vidal --annotation vidal.json --root /data/vidal --modality depth --output shards/
+    python scripts/make_shards.py csv --manifest m.csv --root DIR --modality audio --output shards/
+    python scripts/make_shards.py jsonl --manifest m.jsonl --root DIR --modality depth infrared --output shards/
+    python scripts/make_shards.py folder --root DIR --modality depth --output shards/
+
+A run that was stopped continues where it was. `SOURCE --help` lists the options.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from languagebind.config import UserError, expand_config, parse, run, to_dict
+from languagebind.data.making import MakeOptions, make_shards
+from languagebind.data.sources import SOURCES
+from languagebind.modalities import modality_names
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the shards that the command line asks for, and print what was left out."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    kind, argv = (argv[0], argv[1:]) if argv else ("", [])
+    if kind in ("-h", "--help"):
+        print(__doc__)
+        return
+    if kind not in SOURCES:
+        raise UserError(f"the first word says what to read: one of {', '.join(SOURCES)}, not {kind!r}")
+    fields = [("source", SOURCES[kind]), ("making", MakeOptions)]
+    config = parse(dataclasses.make_dataclass("Options", fields), expand_config(argv), prog=f"make_shards.py {kind}")
+    unknown = set(config.source.modality) - set(modality_names())
+    if unknown:
+        raise UserError(f"unknown modality {min(unknown)!r}, expected one of {modality_names()}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print_report(make_shards(config.source.samples(), {"kind": kind, **to_dict(config.source)}, config.making))
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """What was made, and what was left out and why."""
+    left_out = sum(reason["count"] for reason in report["left_out"].values())
+    print(f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB; {left_out} left out")
+    for name, reason in report["left_out"].items():
+        print(f"  {name}: {reason['count']}")
+        for example in reason["examples"]:
+            print(f"    {example['id']}: {example['detail']}")
+
+
+if __name__ == "__main__":
+    run(main)

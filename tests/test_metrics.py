@@ -1,0 +1,143 @@
+"""Metrics: hand-worked matrices, and brute force or scikit-learn on random ones full of ties."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from languagebind.eval.metrics import (
+    best_ranks,
+    chance_at,
+    classification_metrics,
+    multilabel_metrics,
+    rank_metrics,
+    retrieval_metrics,
+)
+
+# Ranks of the diagonal, by hand: 1; 2 (one above); 2 (one tie); 4 (all above).
+SCORES = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.8, 0.5, 0.1, 0.0], [0.1, 0.7, 0.7, 0.2], [0.4, 0.3, 0.2, 0.1]])
+DIAGONAL = torch.eye(4, dtype=torch.bool)
+
+
+def test_retrieval_by_hand():
+    metrics = retrieval_metrics(SCORES, DIAGONAL)
+    assert metrics == {"R@1": 0.25, "R@5": 1.0, "R@10": 1.0, "median_rank": 2.0, "mean_rank": 2.25}
+
+
+def test_retrieval_with_several_relevant_items_takes_the_best():
+    relevant = DIAGONAL.clone()
+    relevant[3, 0] = True  # the fourth query's best relevant item is now its first
+    assert best_ranks(SCORES, relevant).tolist() == [1, 2, 2, 1]
+
+
+def test_relevant_items_that_tie_with_each_other_do_not_count_against_themselves():
+    assert best_ranks(torch.zeros(1, 3), torch.tensor([[True, True, False]])).tolist() == [2]
+    assert best_ranks(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool)).tolist() == [1]
+
+
+def test_a_collapsed_model_scores_nothing():
+    metrics = retrieval_metrics(torch.zeros(20, 20), torch.eye(20, dtype=torch.bool))
+    assert metrics["R@10"] == 0.0 and metrics["median_rank"] == 20.0
+    assert classification_metrics(torch.zeros(20, 10), torch.arange(20) % 10)["top5"] == 0.0
+
+
+def test_median_rank_is_the_mean_of_the_two_middle_ranks():
+    assert rank_metrics(torch.tensor([5, 1, 2, 9]))["median_rank"] == 3.5
+    assert rank_metrics(torch.tensor([5, 1, 2]))["median_rank"] == 2.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_retrieval_matches_brute_force_with_ties(seed):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 6, (17, 23)).astype(np.float32)
+    relevant = generator.random((17, 23)) < 0.15
+    relevant[np.arange(17), generator.integers(0, 23, 17)] = True
+    ranks = []
+    for row, good in zip(scores, relevant, strict=True):
+        # Worst order that the scores allow: among equals, the irrelevant come first.
+        order = sorted(range(23), key=lambda g: (-row[g], good[g]))
+        ranks.append(1 + next(place for place, g in enumerate(order) if good[g]))
+    metrics = retrieval_metrics(torch.tensor(scores), torch.tensor(relevant))
+    for k in (1, 5, 10):
+        assert metrics[f"R@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
+    assert metrics["median_rank"] == np.median(ranks)
+    assert metrics["mean_rank"] == pytest.approx(np.mean(ranks))
+
+
+def test_classification_by_hand():
+    logits = torch.tensor([[3.0, 1, 2, 0], [3, 1, 2, 0], [0, 5, 5, 1], [0, 9, 1, 1]])
+    metrics = classification_metrics(logits, torch.tensor([0, 2, 1, 1]))
+    # Right, wrong, a tie (wrong), right; class 0 1/1, class 1 1/2, class 2 0/1, class 3 does not occur.
+    assert metrics == {"top1": 0.5, "mean_per_class": 0.5}
+
+
+def test_top5_appears_with_five_classes_and_matches_topk_without_ties():
+    logits = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 12
+    metrics = classification_metrics(logits, labels)
+    assert metrics["top1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert metrics["top5"] == pytest.approx((logits.topk(5).indices == labels[:, None]).any(1).double().mean().item())
+    per_class = [(logits[labels == k].argmax(1) == k).double().mean().item() for k in range(12)]
+    assert metrics["mean_per_class"] == pytest.approx(np.mean(per_class))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_multilabel_matches_scikit_learn_with_ties(levels):
+    generator = np.random.default_rng(levels)
+    scores = (generator.integers(0, levels, (300, 9)) / levels).astype(np.float32)
+    targets = generator.random((300, 9)) < 0.2
+    targets[:, 4] = False  # left out
+    targets[:, 5] = True  # no AUC
+    with_ap = [k for k in range(9) if k != 4]
+    with_auc = [k for k in with_ap if k != 5]
+    metrics = multilabel_metrics(torch.tensor(scores), torch.tensor(targets))
+    expected = [average_precision_score(targets[:, k], scores[:, k]) for k in with_ap]
+    assert metrics["mAP"] == pytest.approx(np.mean(expected), abs=1e-6)
+    area = np.mean([roc_auc_score(targets[:, k], scores[:, k]) for k in with_auc])
+    assert metrics["mAUC"] == pytest.approx(area, abs=1e-6)
+    from scipy.stats import norm
+
+    assert metrics["d_prime"] == pytest.approx(math.sqrt(2) * norm.ppf(area), abs=1e-6)
+
+
+def test_multilabel_extremes():
+    perfect = multilabel_metrics(torch.tensor([[1.0], [0.0]]), torch.tensor([[1], [0]]))
+    assert perfect == {"mAP": 1.0, "mAUC": 1.0, "d_prime": math.inf}
+    assert multilabel_metrics(torch.tensor([[1.0], [0.0]]), torch.tensor([[1], [1]])) == {"mAP": 1.0}
+    with pytest.raises(ValueError, match="no class has a positive"):
+        multilabel_metrics(torch.zeros(2, 2), torch.zeros(2, 2))
+
+
+def test_what_is_no_number_is_an_error():
+    scores = SCORES.clone()
+    scores[2, 1] = math.nan
+    for call in (
+        lambda: retrieval_metrics(scores, DIAGONAL),
+        lambda: classification_metrics(scores, torch.arange(4)),
+        lambda: multilabel_metrics(scores, DIAGONAL),
+    ):
+        with pytest.raises(ValueError, match="NaN, first at row 2, column 1"):
+            call()
+
+
+def test_wrong_arguments_are_errors():
+    with pytest.raises(ValueError, match="query 1 has no relevant item"):
+        retrieval_metrics(torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match=r"scores \(4, 4\) and mask \(4, 3\)"):
+        retrieval_metrics(SCORES, DIAGONAL[:, :3])
+    with pytest.raises(ValueError, match="labels 0..4 for 4 classes"):
+        classification_metrics(SCORES, torch.tensor([0, 1, 2, 4]))
+    with pytest.raises(ValueError, match="0 labels"):
+        classification_metrics(SCORES[:0], torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="no queries"):
+        rank_metrics(torch.zeros(0))
+
+
+def test_chance_is_that_of_a_random_order():
+    assert chance_at(1, 1000, [1]) == pytest.approx(0.001)
+    assert chance_at(10, 5, [1]) == 1.0
+    generator = np.random.default_rng(0)
+    hits = [generator.permutation(12)[:3].min() < 5 for _ in range(20_000)]  # 3 of 12 relevant, any in the first five
+    assert chance_at(5, 12, [3]) == pytest.approx(np.mean(hits), abs=0.01)

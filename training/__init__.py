@@ -1,0 +1,1 @@
+"""`python -m training.main`: fits a modality's encoder to a frozen text tower."""

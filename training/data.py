@@ -1,0 +1,275 @@
+"""Batches from webdataset shards, in an order that the seed, the epoch and the rank decide alone.
+
+    shards of the epoch -> this rank's and worker's -> samples -> shuffle -> input and caption -> batch
+
+A worker repeats its shards until it has filled its batches of the epoch, so that no rank ever waits for another that
+has run out. A sample that cannot be used is left out, replaced by the next one, and counted.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count, groupby, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.tariterators import tarfile_samples
+
+from languagebind.config import UserError
+from languagebind.data.shards import media_members, member_extension
+from languagebind.data.vidal import MissingCaption, choose_caption
+from languagebind.modalities import DecodeError, Modality
+
+# Below this many samples a share of bad ones says little.
+BUDGET_FROM = 100
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training data."""
+
+    train_data: str | None = None
+    """shards: a brace pattern, a glob or a folder; several joined by `::`"""
+    train_num_samples: int | None = None
+    """samples of an epoch; by default those in the index beside the shards"""
+    batch_size: int = 64
+    """samples a step on each rank"""
+    workers: int = 1
+    """processes that decode, on each rank; 0: the training process itself"""
+    dataset_resampled: bool = False
+    """draw shards with replacement, in place of passing through all of them"""
+    caption_source: str = "mix"
+    """raw, mplug, polish_mplug, sound_mplug, ofa, another key of the samples' captions, or `mix` of VIDAL's"""
+    shuffle_buffer: int = 1000
+    """samples that wait in each worker to be drawn at random; 0: the order of the shards"""
+    max_bad_share: float = 0.1
+    """stop when more than this share of the samples cannot be used"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which part of which steps this rank's loader is to fill."""
+
+    seed: int
+    rank: int
+    world_size: int
+    steps_per_epoch: int
+    total_steps: int
+    first_step: int = 0
+    drawn: dict[int, int] = field(default_factory=dict)
+    """samples that each worker has drawn already in the epoch of `first_step`"""
+
+
+class Skipped(NamedTuple):
+    """A sample that was left out."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """What a worker sends to the trainer for one step."""
+
+    inputs: torch.Tensor
+    """(B, C, T, H, W)"""
+    tokens: dict[str, torch.Tensor]
+    """token ids, (B, L)"""
+    keys: list[str]
+    skipped: list[Skipped]
+    """left out since the worker's batch before"""
+    worker: int
+    epoch: int
+    drawn: int
+    """samples the worker has drawn in this epoch"""
+
+    def pin_memory(self) -> "Batch":
+        self.inputs = self.inputs.pin_memory()
+        self.tokens = {key: value.pin_memory() for key, value in self.tokens.items()}
+        return self
+
+
+def train_batches(shards, modality: Modality, tokenizer, config: DataConfig, plan: Plan) -> Iterator[Batch]:
+    """The batches of steps `plan.first_step` to `plan.total_steps`.
+
+    Raises:
+        UserError: too many samples cannot be used.
+    """
+    loader = DataLoader(
+        ShardBatches(shards, modality, tokenizer, config, plan),
+        batch_size=None,
+        num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+        # The loader draws a seed for its workers; ours do not use it, and the trainer's generator stays untouched.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise UserError(batch)
+        yield batch
+
+
+class ShardBatches(IterableDataset):
+    """The batches of one worker of one rank. A data set that cannot be used comes as a message in place of a batch."""
+
+    def __init__(self, shards: list[str], modality: Modality, tokenizer, config: DataConfig, plan: Plan):
+        self.shards, self.modality, self.tokenizer, self.config, self.plan = shards, modality, tokenizer, config, plan
+
+    def __iter__(self) -> Iterator[Batch | str]:
+        plan, info = self.plan, get_worker_info()
+        workers = info.num_workers if info else 1
+        # The loader asks its workers in turn, beginning with its first: step k is worker k modulo workers, resumed or not.
+        first = plan.first_step + (info.id if info else 0)
+        steps = range(first, plan.total_steps, workers)
+        for epoch, steps_of_epoch in groupby(steps, key=lambda step: step // plan.steps_per_epoch):
+            resumed = epoch == plan.first_step // plan.steps_per_epoch
+            drawn = plan.drawn.get(first % workers, 0) if resumed else 0
+            stream = WorkerStream(self, epoch, first % workers, workers, drawn)
+            try:
+                for _ in steps_of_epoch:
+                    yield stream.next_batch()
+            except UserError as error:  # as a value: an exception would arrive with the worker's traceback in it
+                yield str(error)
+                return
+
+
+class WorkerStream:
+    """What one worker draws in one epoch."""
+
+    def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
+        self.modality, self.tokenizer = dataset.modality, dataset.tokenizer
+        self.config, self.plan, self.shards = dataset.config, dataset.plan, dataset.shards
+        self.epoch, self.worker, self.workers = epoch, worker, workers
+        self.drawn, self.used, self.reasons, self.skipped = drawn, 0, Counter(), []
+        self.samples = self._usable(islice(self._draw(), drawn, None))
+
+    def next_batch(self) -> Batch:
+        keys, inputs, captions = zip(*islice(self.samples, self.config.batch_size), strict=True)
+        skipped, self.skipped = self.skipped, []
+        tokens = self.tokenizer(list(captions))
+        return Batch(torch.stack(inputs), tokens, list(keys), skipped, self.worker, self.epoch, self.drawn)
+
+    def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[tuple[str, torch.Tensor, str]]:
+        for sample in draws:
+            self.drawn += 1
+            outcome = sample if isinstance(sample, Skipped) else self._prepare(sample)
+            if not isinstance(outcome, Skipped):
+                self.used += 1
+                yield outcome
+                continue
+            self.skipped.append(outcome)
+            self.reasons[outcome.reason] += 1
+            self._check_budget(self.used, self.reasons.total())
+
+    def _prepare(self, sample: dict) -> tuple[str, torch.Tensor, str] | Skipped:
+        key, shard = sample["__key__"], sample["__url__"]
+        # Seeded by the sample, not by the worker: what is drawn for it does not depend on how many workers there are.
+        rng = random.Random(f"{self.plan.seed} {self.epoch} {sample['__lap__']} {key}")
+        try:
+            caption, frame = choose_caption(read_captions(sample), self.config.caption_source, rng)
+            source = select_input(sample, self.modality, rng, frame)
+            x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
+        except (DecodeError, MissingCaption) as error:
+            return Skipped(shard, key, getattr(error, "reason", str(error)))
+        except Exception as error:  # a fault of the code, not of the data: it must not pass for a bad sample
+            error.add_note(f"while reading sample {key} of {shard}")
+            raise
+        return key, x, caption
+
+    def _draw(self) -> Iterator[dict | Skipped]:
+        for lap in count():
+            rng = random.Random(f"{self.plan.seed} {self.epoch} {self.plan.rank} {self.worker} {lap}")
+            broken: list[Skipped] = []
+
+            def note(error: Exception, broken=broken) -> bool:
+                shard = next((str(arg) for arg in reversed(error.args) if isinstance(arg, str)), "")
+                broken.append(Skipped(shard, "", f"{type(error).__name__}: {error.args[0] if error.args else ''}"))
+                return True  # go on with the next shard
+
+            urls = ({"url": shard} for shard in self._shards_of_lap(lap, rng))
+            samples = tarfile_samples(urls, handler=note, select_files=self._wanted)
+            for sample in _shuffled(samples, self.config.shuffle_buffer, rng):
+                yield from broken
+                broken.clear()
+                yield {**sample, "__lap__": lap}
+            yield from broken
+            if not self.used:
+                self._fail("not one usable sample")
+
+    def _shards_of_lap(self, lap: int, rng: random.Random) -> Iterator[str]:
+        if self.config.dataset_resampled:
+            while True:
+                yield rng.choice(self.shards)
+        order = list(self.shards)
+        random.Random(f"{self.plan.seed} {self.epoch}").shuffle(order)  # the same on every rank
+        own = order[self.plan.rank * self.workers + self.worker :: self.plan.world_size * self.workers]
+        if lap:
+            rng.shuffle(own)
+        yield from own
+
+    def _wanted(self, name: str) -> bool:
+        extension = member_extension(name.rpartition("/")[2].partition(".")[2].lower())[0]
+        return extension in {*self.modality.extensions, "json", "txt"}
+
+    def _check_budget(self, used: int, bad: int) -> None:
+        if used + bad >= BUDGET_FROM and bad > self.config.max_bad_share * (used + bad):
+            self._fail(f"{bad} of {used + bad} samples cannot be used; --max-bad-share allows {self.config.max_bad_share:.0%}")
+
+    def _fail(self, what: str) -> None:
+        reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))
+        names = ", ".join(f"<key>.{extension}" for extension in self.modality.extensions)
+        raise UserError(f"{what}, in {len(self.shards)} shards. {reasons or f'No member is named {names}'}")
+
+
+def read_captions(sample: dict[str, Any]) -> dict[str, Any]:
+    """Every caption of a shard's sample, by source: `captions` of its `.json`, or its `.txt` as source `txt`.
+
+    Raises:
+        MissingCaption: there is neither, or the JSON is broken.
+    """
+    captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
+    if "json" in sample:
+        try:
+            record = json.loads(sample["json"])
+            captions |= record["captions"] if "captions" in record else {"caption": record["caption"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise MissingCaption(f"unreadable .json: {error!r}") from error
+    return captions
+
+
+def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random, frame: int | None) -> Any:
+    """The member of a sample that holds the modality, or the frames where they are members of their own.
+
+    Args:
+        frame: the frame that the caption describes; without one, `rng` draws among those there are.
+
+    Raises:
+        DecodeError: there is none.
+    """
+    members = media_members((name for name in sample if not name.startswith("__")), modality.extensions)
+    if members is None:
+        raise DecodeError(sample["__key__"], f"no member is named {' or '.join(modality.extensions)}")
+    if isinstance(members, str):
+        return sample[members]
+    if modality.input_shape[1] > 1:
+        return [sample[name] for name in members.values()]
+    return sample[members[frame] if frame in members else members[rng.choice(list(members))]]
+
+
+def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
+    """Each sample changes places with one drawn from the `size` that wait."""
+    waiting: list = []
+    for sample in samples:
+        if len(waiting) < size:
+            waiting.append(sample)
+            continue
+        if size:
+            place = rng.randrange(size)
+            waiting[place], sample = sample, waiting[place]
+        yield sample
+    rng.shuffle(waiting)
+    yield from waiting

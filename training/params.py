@@ -1,0 +1,83 @@
+"""The command line of training: `--config` and `--model` files first, then flags; the last one wins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from languagebind.config import UserError, expand_config, parse, take_flag, yaml_to_argv
+from languagebind.modalities import Modality, modality_class
+from languagebind.model import ModelConfig
+
+from .checkpoint import CheckpointConfig
+from .data import DataConfig
+from .logger import LogConfig
+from .optim import OptimConfig
+
+M = TypeVar("M", bound=Modality)
+
+MODEL_FOLDER = Path(__file__).parent.parent / "configs" / "model"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training."""
+
+    val_config: tuple[Path, ...] = ()
+    """YAML files of evaluation data sets"""
+    val_data_root: Path | None = None
+    """folder that the data sets' relative paths start from"""
+    val_every_n_steps: int = 0
+    """evaluate each N steps and at the end; 0: only at the end"""
+    val_batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class TrainConfig(Generic[M]):
+    """Fits an encoder to a frozen text tower. Give --modality first: its own options are among the flags."""
+
+    modality: str
+    """a file name in languagebind/modalities"""
+    inputs: M
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+    device: Literal["cuda", "cpu"] | None = None
+    """by default a GPU when there is one"""
+
+
+def parse_args(argv: Sequence[str]) -> TrainConfig:
+    """The options of a run.
+
+    Raises:
+        UserError: no modality, or an unknown one; an unreadable config file.
+    """
+    argv = expand_config(argv)
+    models, argv = take_flag(argv, "--model")
+    if models:
+        argv = yaml_to_argv(model_file(models[-1])) + argv
+    names, argv = take_flag(argv, "--modality")
+    if not names:
+        raise UserError("--modality is needed, on the command line or in the --config file")
+    try:
+        modality = modality_class(names[-1])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return parse(TrainConfig[modality], [f"--modality={names[-1]}", *argv], prog="training.main")
+
+
+def model_file(name: str) -> Path:
+    """The YAML of a model's sizes: a path, or a name in configs/model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else MODEL_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in MODEL_FOLDER.glob("*.yaml")))
+        raise UserError(f"no model {name!r}: give a YAML file, or one of {known}")
+    return path
