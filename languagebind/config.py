@@ -105,6 +105,11 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     return cls(**known)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its kind, where the message is empty."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def run(main: Callable[[], Any]) -> None:
     """Call `main` for a command line: a `UserError` becomes one line on standard error and status 2."""
     try:

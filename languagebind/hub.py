@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import UserError, from_dict
+from .config import UserError, first_line, from_dict
 from .lora import merge_lora
 from .modalities import Modality, modality_class
 from .model import DualEncoder, ModelConfig
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not {"model", "config", "text_fingerprint"} <= checkpoint.keys():
         raise UserError(f"{path} is no training checkpoint of this library (no model, config and text fingerprint in it)")
     return checkpoint

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import UserError
+from .config import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def read_state(path: str | Path) -> State:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        raise UserError(f"{path} is no readable weights file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no readable weights file: {first_line(error)}") from error
     for key in ("model", "state_dict"):  # a training checkpoint, ours or OpenCLIP's and the original's
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -121,7 +121,7 @@ def open_clip_model(name: str, pretrained: str | None, cache_dir: str | None = N
     except (RuntimeError, ValueError, OSError) as error:
         tags = open_clip.list_pretrained_tags_by_model(name)
         known = f"tags for it: {', '.join(tags)}" if tags else "it is not among open_clip.list_models()"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({known})") from error
 
 

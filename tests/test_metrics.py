@@ -39,7 +39,8 @@ def test_relevant_items_that_tie_with_each_other_do_not_count_against_themselves
 
 def test_a_collapsed_model_scores_nothing():
     metrics = retrieval_metrics(torch.zeros(20, 20), torch.eye(20, dtype=torch.bool))
-    assert metrics["R@10"] == 0.0 and metrics["median_rank"] == 20.0
+    assert metrics["R@10"] == 0.0
+    assert metrics["median_rank"] == 20.0
     assert classification_metrics(torch.zeros(20, 10), torch.arange(20) % 10)["top5"] == 0.0
 
 
@@ -127,7 +128,7 @@ def test_wrong_arguments_are_errors():
         retrieval_metrics(torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]))
     with pytest.raises(ValueError, match=r"scores \(4, 4\) and mask \(4, 3\)"):
         retrieval_metrics(SCORES, DIAGONAL[:, :3])
-    with pytest.raises(ValueError, match="labels 0..4 for 4 classes"):
+    with pytest.raises(ValueError, match=r"labels 0..4 for 4 classes"):
         classification_metrics(SCORES, torch.tensor([0, 1, 2, 4]))
     with pytest.raises(ValueError, match="0 labels"):
         classification_metrics(SCORES[:0], torch.zeros(0, dtype=torch.long))

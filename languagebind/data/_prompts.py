@@ -50,10 +50,11 @@ def _named(naming: Callable[[str, tuple[str, str]], str], modality: str, pairs: 
 
 def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: random.Random) -> str:
     files = scene_files(root / split, scene, modality)
+    frame = len(files) // 2 if len(files) > 1 else None  # one, and always the same
     line = {
-        "path": os.path.relpath(files[len(files) // 2], root / "eval"),  # of frames, one and always the same
+        "path": os.path.relpath(files[frame or 0], root / "eval"),
         "label": " ".join(scene.pair(modality)),
-        "captions": [retrieval_caption(scene, modality, rng)],
+        "captions": [retrieval_caption(scene, modality, rng, frame)],
         "id": scene.id,
     }
     return json.dumps(line)

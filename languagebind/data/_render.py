@@ -7,10 +7,10 @@ temperature only in infrared; sound only in audio. Shape, size, place and motion
 import numpy as np
 
 from languagebind.data._scenes import Scene
+from languagebind.data.vidal import NUM_FRAMES
 
-NUM_VIDEO_FRAMES = 16
+NUM_VIDEO_FRAMES = 2 * NUM_FRAMES  # VIDAL's stills are every second one
 FRAMES_PER_SECOND = 8
-NUM_STILLS = 8  # VIDAL's depth and infrared frames: every second frame of the clip
 SAMPLE_RATE = 16_000  # Hz
 NUM_AUDIO_SAMPLES = 41_200  # 256 windows of 25 ms, 10 ms apart
 
@@ -46,19 +46,19 @@ def video_frames(scene: Scene, size: int) -> np.ndarray:
 def depth_frames(scene: Scene, size: int) -> np.ndarray:
     """(T, H, W) uint16, millimetres."""
     rng = np.random.default_rng([scene.seed, 1])
-    u, v, cover = _object(scene, size, NUM_STILLS)
+    u, v, cover = _object(scene, size, NUM_FRAMES)
     columns = np.linspace(-1, 1, size, dtype=np.float32)
     wall = WALL_METRES + rng.uniform(-0.3, 0.3) * columns
     front = scene.metres + 0.15 * np.minimum(u * u + v * v, 1)  # what faces us bulges towards us
     metres = np.where(cover > 0.5, front, wall)
-    metres = metres * (1 + rng.normal(0, 0.004, metres.shape))
+    metres = metres * (1 + rng.normal(0, 0.004, (len(metres), size, 1)))  # a noise that PNG can compress
     return np.round(metres * 1000).astype(np.uint16)
 
 
 def infrared_frames(scene: Scene, size: int) -> np.ndarray:
     """(T, H, W) uint8, from the coldest to the hottest that the camera can see."""
     rng = np.random.default_rng([scene.seed, 2])
-    _, _, cover = _object(scene, size, NUM_STILLS)
+    _, _, cover = _object(scene, size, NUM_FRAMES)
     columns = np.linspace(-1, 1, size, dtype=np.float32)
     room = ROOM_CELSIUS + rng.uniform(-2, 2) + rng.uniform(-2, 2) * columns
     celsius = room + cover * (scene.celsius - room)
@@ -66,18 +66,9 @@ def infrared_frames(scene: Scene, size: int) -> np.ndarray:
     return np.clip(np.round((celsius - COLDEST) / (HOTTEST - COLDEST) * 255), 0, 255).astype(np.uint8)
 
 
-def place(scene: Scene, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the object's middle is in the picture, -1 to 1, at each time from 0 to 1 of the clip."""
-    phase = 2 * np.pi * (1.5 * time + (scene.seed % 97) / 97)
-    reach = 0.4
-    x = scene.x + reach * np.sin(phase) * (scene.motion in ("sideways", "circling"))
-    y = scene.y + reach * np.cos(phase) * (scene.motion in ("bouncing", "circling"))
-    return x, y
-
-
 def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coordinates (T, H, W) in which the object's outline is near 1, and how far it covers each pixel, 0 to 1."""
-    x, y = place(scene, np.arange(num_frames, dtype=np.float32) / num_frames)
+    x, y = scene.place(np.arange(num_frames, dtype=np.float32) / num_frames)
     # The camera zooms in on what is far: true perspective would leave nothing of it at this resolution.
     radius = _RADIUS[scene.size] * (2 / scene.metres) ** 0.2
     pixels = np.linspace(-1, 1, size, dtype=np.float32)

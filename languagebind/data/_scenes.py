@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from languagebind.data.vidal import media_paths
+from languagebind.data.vidal import NUM_FRAMES, media_paths
 
 FOLDER = "world"  # VIDAL's `folder` of every scene
 
@@ -31,6 +31,7 @@ VALUES = {
 }
 
 METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
+REACH = 0.4  # of what moves, in half picture widths
 CELSIUS = dict(zip(TEMPERATURES, (-20.0, 5.0, 45.0, 90.0), strict=True))
 
 # The pair of attributes that makes the classes of each modality: both are what it senses.
@@ -43,10 +44,10 @@ CLASS_ATTRIBUTES = {
 
 # What each modality can tell of a scene; its retrieval captions say this and nothing else.
 SENSED = {
-    "depth": ("shape", "distance", "size", "position"),
-    "infrared": ("shape", "temperature", "size", "position"),
+    "depth": ("shape", "distance", "size", "side"),
+    "infrared": ("shape", "temperature", "size", "side"),
     "audio": ("sound", "rhythm", "loudness"),
-    "video": ("shape", "colour", "size", "material", "motion", "position"),
+    "video": ("shape", "colour", "size", "material", "motion", "side"),
 }
 
 
@@ -75,10 +76,17 @@ class Scene:
     celsius: float
     seed: int
 
-    @property
-    def position(self) -> str:
-        """`left`, `middle` or `right`."""
-        return "left" if self.x < -0.2 else "right" if self.x > 0.2 else "middle"
+    def place(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the object's middle is in the picture, (x, y) from -1 to 1, at each time from 0 to 1 of the clip."""
+        phase = 2 * np.pi * (1.5 * time + (self.seed % 97) / 97)
+        x = self.x + REACH * np.sin(phase) * (self.motion in ("sideways", "circling"))
+        y = self.y + REACH * np.cos(phase) * (self.motion in ("bouncing", "circling"))
+        return x, y
+
+    def side(self, frame: int | None = None) -> str:
+        """`left`, `middle` or `right`: of one of the eight frames, or on the whole."""
+        x = self.x if frame is None else float(self.place(np.array(frame / NUM_FRAMES))[0])
+        return "left" if x < -0.2 else "right" if x > 0.2 else "middle"
 
     def pair(self, modality: str) -> tuple[str, str]:
         """The class of the scene for a modality, as two attribute values."""
@@ -117,7 +125,7 @@ def draw_scenes(split: str, count: int, seed: int, avoid: frozenset[tuple[str, .
     rng = np.random.default_rng([seed, *split.encode()])
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = _draw(rng, f"{split[0]}{seed}{len(scenes):07d}", unseen=split == "unseen")
+        scene = _draw(rng, f"{split}{seed}-{len(scenes):07d}", unseen=split == "unseen")
         if scene.contents() not in avoid:
             scenes.append(scene)
     return scenes

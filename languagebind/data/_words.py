@@ -126,8 +126,7 @@ REWORDED = {
 TEMPLATES = ("{c}", "the {c}")
 REWORDED_TEMPLATES = ("{c}", "this {c}", "some {c}", "one {c}")
 
-_VISIBLE = ("size", "temperature", "colour", "material", "distance", "motion", "position")
-_ADJECTIVAL = ("size", "temperature", "colour", "material")
+_VISIBLE = ("size", "temperature", "colour", "material", "distance", "motion", "side")
 _OPENINGS = ("", "", "there is ", "we see ", "in the video there is ")
 _SOUND_OPENINGS = ("", "", "the sound of ", "you can hear ", "there is ")
 
@@ -143,17 +142,18 @@ def captions_for(scene: Scene, rng: random.Random) -> dict[str, str | list[str]]
         "raw": _title(scene, rng),
         "mplug": _describe(scene, _some(_VISIBLE, 1, 4, rng), rng),
         "polish_mplug": _describe(scene, _some(_VISIBLE, 3, 6, rng), rng),
-        "ofa": [" " + _describe(scene, _some(still, 1, 3, rng), rng) for _ in range(NUM_FRAMES)],
+        "ofa": [" " + _describe(scene, _some(still, 1, 3, rng), rng, frame) for frame in range(NUM_FRAMES)],
         "sound_mplug": _describe_sound(scene, rng),
     }
 
 
-def retrieval_caption(scene: Scene, modality: str, rng: random.Random) -> str:
-    """A caption of all that the modality senses of the scene."""
+def retrieval_caption(scene: Scene, modality: str, rng: random.Random, frame: int | None = None) -> str:
+    """A caption of all that the modality senses of the scene, or of one frame of it."""
     sensed = SENSED[modality]
     if "sound" in sensed:
         return _sound_phrase(scene, ["rhythm", "loudness"], rng)
-    return _describe(scene, [name for name in sensed if name != "shape"], rng, named=True)
+    noun = rng.choice(NOUNS[scene.shape])
+    return _sentence(noun, _said(scene, [name for name in sensed if name != "shape"], rng, frame), rng)
 
 
 def class_name(modality: str, pair: tuple[str, str]) -> str:
@@ -182,12 +182,21 @@ def _some(attributes: Sequence[str], least: int, most: int, rng: random.Random) 
     return rng.sample(list(attributes), rng.randint(least, most))
 
 
-def _describe(scene: Scene, attributes: list[str], rng: random.Random, named: bool | None = None) -> str:
-    """One sentence that says these attributes in their order, and the shape if `named` (None: mostly)."""
-    named = rng.random() < 0.85 if named is None else named
-    noun = rng.choice(NOUNS[scene.shape] if named else THINGS)
-    adjectives = [rng.choice(ADJECTIVES[getattr(scene, name)]) for name in attributes if name in _ADJECTIVAL]
-    clauses = [rng.choice(CLAUSES[getattr(scene, name)]) for name in attributes if name not in _ADJECTIVAL]
+def _describe(scene: Scene, attributes: list[str], rng: random.Random, frame: int | None = None) -> str:
+    """One sentence that says these attributes, in their order, and mostly the shape."""
+    noun = rng.choice(NOUNS[scene.shape] if rng.random() < 0.85 else THINGS)
+    return _sentence(noun, _said(scene, attributes, rng, frame), rng)
+
+
+def _said(scene: Scene, attributes: list[str], rng: random.Random, frame: int | None) -> tuple[list[str], list[str]]:
+    """Adjectives and clauses for these attributes of the scene, or of one frame of it."""
+    values = {name: scene.side(frame) if name == "side" else getattr(scene, name) for name in attributes}
+    adjectives = [rng.choice(ADJECTIVES[value]) for value in values.values() if value in ADJECTIVES]
+    return adjectives, [rng.choice(CLAUSES[value]) for value in values.values() if value in CLAUSES]
+
+
+def _sentence(noun: str, said: tuple[list[str], list[str]], rng: random.Random) -> str:
+    adjectives, clauses = said
     if adjectives and rng.random() < 0.2:
         return ", ".join([f"the {noun} is {' and '.join(adjectives)}", *clauses])
     phrase = with_article(" ".join([*adjectives, noun]))

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate a checkpoint on the datasets of one or more `--config FILE.yaml` (see configs/eval/)."""
+    """Evaluate a checkpoint on each --config FILE.yaml (required, may be repeated; see configs/eval/)."""
 
     checkpoint: str
     """training checkpoint to evaluate"""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from .samples import Sample
 
 log = logging.getLogger(__name__)
 
+Precision = Literal["fp32", "amp", "amp_bf16"]
+
 SECONDS_BETWEEN_LINES = 30
 BAD_SAMPLES_LISTED = 20
 
@@ -36,8 +38,8 @@ class EncodeOptions:
     """samples, or prompts, at a time on each device"""
     workers: int = 4
     """processes that read samples; 0 reads in the main one"""
-    precision: Literal["fp32", "amp_bf16"] = "fp32"
-    """amp_bf16 runs the encoders under bfloat16 autocast; features are normalised and compared in float32"""
+    precision: Precision = "fp32"
+    """of the encoders: amp autocasts to float16, amp_bf16 to bfloat16; features are always compared in float32"""
     device: str | None = None
     """where to run, as in torch; default: the first GPU if there is one (in Python: where the model is)"""
     skip_bad: bool = False
@@ -46,6 +48,8 @@ class EncodeOptions:
     def __post_init__(self):
         if self.batch_size < 1 or self.workers < 0:
             raise UserError("--batch-size should be at least 1, --workers at least 0")
+        if self.precision not in get_args(Precision):
+            raise UserError(f"evaluation runs in {', '.join(get_args(Precision))}, not {self.precision}")
 
 
 def encode_samples(
@@ -165,10 +169,11 @@ def _one_thread():
 def _encoding(model, device: torch.device, options: EncodeOptions):
     """No gradients, evaluation mode, and the precision asked for; the model's mode is put back."""
     training = model.training
+    dtype = torch.float16 if options.precision == "amp" else torch.bfloat16
     model.eval()
     try:
         # no_grad, not inference_mode: what a model caches here may be used in training.
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "amp_bf16"):
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=options.precision != "fp32"):
             yield
     finally:
         model.train(training)

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..data.shards import write_atomic
 
 
 def result_path(output: Path, dataset: str, checkpoint: str) -> Path:
@@ -23,10 +24,8 @@ def write_result(result: dict[str, Any], path: Path) -> None:
     """Write a result whole or not at all; an infinite metric becomes null, as JSON has no infinity."""
     metrics = {key: value if math.isfinite(value) else None for key, value in result["metrics"].items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomic(path, text.encode() + b"\n")
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -58,7 +58,8 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
     if config.limit is not None and config.limit < len(samples):
-        samples = [samples[i * len(samples) // config.limit] for i in range(config.limit)]
+        step = len(samples) / config.limit
+        samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
     wanted = "captions" if config.task == "retrieval" else "labels"
     counts = [len(getattr(sample, wanted)) for sample in samples]
     if not any(counts):

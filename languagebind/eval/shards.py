@@ -5,20 +5,22 @@ Streaming would tie the order of the samples to the number of workers, and an ev
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..config import UserError
+from ..data.shards import expand_shards, media_members
 from ..modalities import DecodeError
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True)
+class Member:
     """A file inside a shard."""
 
     shard: Path
@@ -49,15 +51,9 @@ def list_shards(data: str) -> list[Path]:
     Raises:
         UserError: a shard that was named does not exist.
     """
-    if data.endswith(".tar"):
-        from braceexpand import braceexpand
-
-        shards = [Path(name) for name in braceexpand(data)]
-        missing = [str(shard) for shard in shards if not shard.is_file()]
-        if missing:
-            raise UserError(f"{len(missing)} of {len(shards)} shards do not exist, the first is {missing[0]}")
-        return shards
-    return sorted(Path(data).glob("*.tar"), key=_by_number)
+    if Path(data).is_dir():
+        return sorted(Path(data).glob("*.tar"))
+    return [Path(shard) for shard in expand_shards(data)] if data.endswith(".tar") else []
 
 
 def read_shard(shard: Path, extensions: tuple[str, ...], num_classes: int | None) -> Iterable[tuple[str, Any, dict]]:
@@ -100,14 +96,10 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _media(members: dict[str, Member], extensions: tuple[str, ...]) -> Member | tuple[Member, ...] | None:
-    for extension in extensions:
-        if extension in members:
-            return members[extension]
-        matches = [re.fullmatch(rf"(\d+)\.{re.escape(extension)}", name) for name in members]
-        frames = sorted((int(match[1]), match[0]) for match in matches if match)
-        if frames:
-            return tuple(members[name] for _, name in frames)
-    return None
+    found = media_members(members, extensions)
+    if isinstance(found, dict):
+        return tuple(members[name] for name in found.values())
+    return None if found is None else members[found]
 
 
 def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str, Any]:
@@ -129,8 +121,3 @@ def _positions(data: bytes, num_classes: int | None) -> list[int]:
     if vector.ndim != 1 or not np.isin(vector, (0, 1)).all() or num_classes not in (None, len(vector)):
         raise ValueError(f"the .npy should hold 0 or 1 for each of {num_classes} classes")
     return np.flatnonzero(vector).tolist()
-
-
-def _by_number(shard: Path) -> list[tuple[int, str]]:
-    """Sorts 2.tar before 10.tar."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", shard.name)]

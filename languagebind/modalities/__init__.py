@@ -102,7 +102,11 @@ def is_source(value: Any) -> bool:
     """Whether `value` stands for a file, or for files that are frames, rather than for decoded data."""
     if isinstance(value, (str, os.PathLike, bytes)):
         return True
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, (str, os.PathLike, bytes)) for v in value)
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(v, (str, os.PathLike, bytes)) for v in value)
+    )
 
 
 def read(source: Source) -> bytes:

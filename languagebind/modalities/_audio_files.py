@@ -1,6 +1,7 @@
 """Reading sound files: soundfile for what it knows, PyAV for MP4, Matroska and raw AAC."""
 
 import io
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,11 +21,9 @@ def read_audio(source: Source, max_seconds: float) -> tuple[Tensor, int]:
         DecodeError: not a sound file, cut off, or longer than `max_seconds`.
     """
     data = read_file(source, int(max_seconds * MAX_SAMPLES_A_SECOND * 8) + 2**20)
-    cut = "ends before the samples that its header promises"
-    if (data[:4] == b"RIFF" and _riff_is_cut(data)) or (data[:4] == b"OggS" and _ogg_is_cut(data)):
-        raise DecodeError(source, cut)
-    aac = data[0] == 0xFF and data[1:2] and data[1] & 0xF6 == 0xF0  # ADTS: twelve ones, layer 0
-    if data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3" or aac:
+    if _is_cut(data):
+        raise DecodeError(source, "ends before the samples that its header promises")
+    if data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3" or _has_no_length(data):  # MP4, Matroska
         return _read_av(source, max_seconds)
     return _read_soundfile(source, data, max_seconds)
 
@@ -67,18 +66,42 @@ def _check_length(source: Source, samples: int, channels: int, rate: int, max_se
         raise DecodeError(source, reason)
 
 
-def _riff_is_cut(data: bytes) -> bool:
-    """Whether a WAV's sample chunk is shorter than it says; libsndfile would read what is there without a word."""
-    at = 12
+def _has_no_length(data: bytes) -> bool:
+    """Whether this is MPEG audio (MP3, AAC) that does not state its length; libsndfile guesses, and cuts it short."""
+    start = 0
+    if data[:3] == b"ID3":  # its size has seven bits in each byte
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
+    frame = data[start : start + 256]
+    return frame[:1] == b"\xff" and frame[1:2] >= b"\xe0" and b"Xing" not in frame and b"Info" not in frame
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether a WAV, AIFF or Ogg file is shorter than it says; libsndfile would read what is there without a word."""
+    magic = data[:4]
+    if magic in (b"RIFF", b"RF64"):
+        return _chunk_is_cut(data, b"data", "little")
+    if magic == b"FORM":
+        return _chunk_is_cut(data, b"SSND", "big")
+    return magic == b"OggS" and _ogg_is_cut(data)
+
+
+def _chunk_is_cut(data: bytes, wanted: bytes, order: Literal["little", "big"]) -> bool:
+    at, long_size = 12, 0
     while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] == b"data":
-            return at + 8 + size > len(data)
+        chunk, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], order)
+        if chunk == b"ds64":  # RF64: the sample chunk's size in 64 bits, the second number here
+            long_size = int.from_bytes(data[at + 16 : at + 24], order)
+        if chunk == wanted:
+            return at + 8 + (long_size or size) > len(data)
         at += 8 + size + size % 2
     return True
 
 
 def _ogg_is_cut(data: bytes) -> bool:
-    """Whether the last page of an Ogg file does not say that it is the last."""
+    """Whether the last page of an Ogg file does not say that it is the last, or is not whole."""
     page = data.rfind(b"OggS")
-    return len(data) < page + 6 or not data[page + 5] & 4
+    header = data[page : page + 27]  # its byte 5 holds flags, byte 26 the number of segments
+    if len(header) < 27 or not header[5] & 4:
+        return True
+    sizes = data[page + 27 : page + 27 + header[26]]
+    return page + 27 + header[26] + sum(sizes) > len(data)

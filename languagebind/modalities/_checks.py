@@ -1,8 +1,12 @@
-"""What every modality checks before any decoding: its options, and that a source is one file of a sane size."""
+"""What every modality checks: its options, that a source is one file of a sane size, that an array holds numbers."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ..config import UserError
 from . import DecodeError, Source, read
@@ -47,3 +51,17 @@ def read_file(source: Source | Sequence[Source], max_bytes: int) -> bytes:
     if size > max_bytes:
         raise DecodeError(source, f"{size} bytes, more than {max_bytes}, the most that the limits allow to be of use")
     return read(source)
+
+
+def to_tensor(array: np.ndarray | Tensor, label: str) -> Tensor:
+    """A copy of a numpy array, of any byte order and read-only or not, as a tensor; a tensor is left alone.
+
+    Raises:
+        DecodeError: the array holds no numbers that torch knows.
+    """
+    if isinstance(array, Tensor):
+        return array
+    try:
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise DecodeError(label, f"cannot use an array of {array.dtype}") from error

@@ -9,9 +9,11 @@ from typing import Any, Literal
 from . import DecodeError, Source
 from ._checks import file_size
 
+Kind = Literal["video", "audio"]
+
 
 def count_frames(
-    source: Source, kind: Literal["video", "audio"], max_seconds: float, check: Callable[[Any], None] = lambda codec: None
+    source: Source, kind: Kind, max_seconds: float, check: Callable[[Any], None] = lambda codec: None
 ) -> int:
     """Frames that a stream shows, counted by its packets: for video the exact number, before any decoding.
 
@@ -35,10 +37,12 @@ def count_frames(
             if packet.size and packet.stream is stream:
                 packets += 1
                 shown += not packet.is_discard  # an edit list hides the frames before a cut
-        promised = stream.frames if container.format.name.startswith("mov") else 0  # AVI's number is off by a few
-        length = end - (container.start_time or 0) / 1e6
-        # Containers round their duration, and the last packet may not know its own
-        if packets < promised or length < 0.9 * (container.duration or 0) / 1e6 - 0.5:
+        form, length = container.format.name, end - (container.start_time or 0) / 1e6
+        # MP4 knows its number of packets, but those behind the end of an edit list are not given
+        missing = form.startswith("mov") and packets == shown < stream.frames
+        # These state their duration (others guess it), though rounded, and the last packet may not know its own
+        stated = container.duration or 0 if form.startswith(("mov", "matroska", "avi")) else 0
+        if missing or length < 0.9 * stated / 1e6 - 0.5:
             raise DecodeError(source, f"cut off after {packets} packets, {length:.1f} s")
         if length > max_seconds:
             raise DecodeError(source, f"{length:.0f} s are more than --max-seconds {max_seconds:g}")
@@ -48,18 +52,20 @@ def count_frames(
 
 
 @contextmanager
-def open_stream(source: Source, kind: Literal["video", "audio"]):
+def open_stream(source: Source, kind: Kind):
     """The container and its first stream of a kind, decoded on one thread; FFmpeg's errors become `DecodeError`."""
     import av
 
     file_size(source)
     try:
-        with av.open(handle(source)) as container:
+        with av.open(handle(source), metadata_errors="replace") as container:
             if container.format.name.endswith("_pipe") or container.format.name in ("image2", "tty"):
                 raise DecodeError(source, f"not a {kind} file but {container.format.name}")
             streams = [s for s in getattr(container.streams, kind) if not s.disposition & s.disposition.attached_pic]
             if not streams:
                 raise DecodeError(source, f"no {kind} stream")
+            if streams[0].codec_context is None:
+                raise DecodeError(source, "the codec is unknown")
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
     except av.FFmpegError as error:

@@ -11,13 +11,14 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import UserError
 from . import DecodeError, Modality, Source, describe
-from ._checks import read_file, require_positive
+from ._checks import read_file, require_positive, to_tensor
 
 # CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -50,7 +51,7 @@ class ImageModality(Modality):
     def input_shape(self) -> tuple[int, int, int, int]:
         return (3, 1, self.image_size, self.image_size)
 
-    def open(self, source: Source) -> Any:
+    def open_picture(self, source: Source) -> Any:
         """A picture file as a loaded, upright PIL image (EXIF orientation applied).
 
         Raises:
@@ -63,6 +64,8 @@ class ImageModality(Modality):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self.check_size(source, *image.size)
+            image.verify()  # PNG's checksums, which loading ignores; the file has to be opened again
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
             image = ImageOps.exif_transpose(image)
         except DecodeError:
@@ -70,8 +73,8 @@ class ImageModality(Modality):
         except (*BROKEN, Image.DecompressionBombError) as error:
             reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
             raise DecodeError(source, reason or type(error).__name__) from error
-        if jpeg_is_cut(data):
-            raise DecodeError(source, "the JPEG data has no end")
+        if is_cut(data):
+            raise DecodeError(source, "the picture's data ends early")
         return image
 
     def check_size(self, source: Any, width: int, height: int) -> None:
@@ -112,6 +115,7 @@ class ImageModality(Modality):
         x = x[..., top : top + size, left : left + size]  # (T, C, size, size)
         if rng is not None and torch.rand((), generator=rng) < self.hflip:
             x = x.flip(-1)
+        # A single channel becomes three here
         mean, std = x.new_tensor(MEAN).view(3, 1, 1), x.new_tensor(STD).view(3, 1, 1)
         return ((x - mean) / std).transpose(0, 1).contiguous()  # (3, T, size, size)
 
@@ -128,18 +132,12 @@ def as_tensor(value: Any) -> Tensor:
     Raises:
         DecodeError: the value is neither.
     """
-    import numpy as np
     from PIL import Image
 
     if isinstance(value, Image.Image):
-        value = np.array(plain_mode(value))
-    if isinstance(value, np.ndarray):
-        try:
-            return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
-        except TypeError as error:
-            raise DecodeError(name(value), f"an array of {value.dtype} is no picture") from error
-    if isinstance(value, Tensor):
-        return value
+        value = np.asarray(plain_mode(value))
+    if isinstance(value, (np.ndarray, Tensor)):
+        return to_tensor(value, name(value))
     raise DecodeError(name(value), "expected a path, bytes, a PIL image, an array or a tensor")
 
 
@@ -176,9 +174,11 @@ def unit_range(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def jpeg_is_cut(data: bytes) -> bool:
-    """Whether a JPEG's last scan has no end marker after it: PIL fills the rest of such a picture with grey."""
-    return data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+def is_cut(data: bytes) -> bool:
+    """Whether a picture that PIL could load, filling in grey, has lost its end to zeros, as from a broken download."""
+    if data.startswith(b"\xff\xd8"):  # JPEG: no end marker after the last scan
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    return data.startswith(b"RIFF") and data.endswith(bytes(64))  # WebP
 
 
 def name(value: Any) -> str:

@@ -82,7 +82,7 @@ def _pyav(source: Source, indices: list[int], count: int) -> np.ndarray:
     with open_stream(source, "video") as (container, stream):
         for i, frame in enumerate(container.decode(stream)):
             if i in indices:
-                # rotation: how far the picture is to be turned, counterclockwise, as the other backends do by themselves
+                # rotation: degrees to turn the picture counterclockwise; the other backends do it by themselves
                 frames.append(np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), frame.rotation // 90))
             if i == indices[-1]:
                 break
@@ -97,6 +97,9 @@ def _opencv(source: Source, indices: list[int], count: int) -> np.ndarray:
             file.write(source)
             file.flush()
             return _opencv(file.name, indices, count)
+    with open_stream(source, "video") as (_, stream):
+        if stream.codec_context.field_order > 1:  # OpenCV 5 reports success and gives noise
+            raise RuntimeError("interlaced video is not supported; try another --video-backend")
     capture = cv2.VideoCapture(handle(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     frames = []
     # In order from the start: setting a position lands on the wrong frame in some codecs

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..config import UserError
-from . import DecodeError, Modality, Source, describe
+from . import DecodeError, Modality, Source
 from ._audio_files import read_audio
-from ._checks import require_positive
+from ._checks import require_positive, to_tensor
 
 FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
 RATES = range(1_000, 768_001)  # Hz
@@ -19,11 +19,11 @@ RATES = range(1_000, 768_001)  # Hz
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """Kaldi's log-mel filter bank, cut or tiled to `target_length` frames of 10 ms; (3, 1, num_mel_bins, target_length).
+    """Kaldi's log-mel filter bank in frames of 10 ms, as (3, 1, num_mel_bins, target_length).
 
-    A clip with more frames gives three crops. In evaluation they start at the first frame of each third of the possible
-    starts, which the original names but does not use: it drew them at random even then. A shorter clip is
-    repeated until it is long enough, and the three channels are equal.
+    A clip with more than `target_length` frames gives three crops. In evaluation they start at the first frame of each
+    third of the possible starts; the original names this but draws at random, even then. A shorter clip is repeated
+    until it is long enough, and the three channels are equal.
 
     Raw form: ((channels, samples) float32, rate). In memory: such a pair, with an array or tensor of one or two
     dimensions, of floats or of 16- or 32-bit integers.
@@ -67,7 +67,7 @@ class Audio(Modality):
         source = f"<waveform {tuple(getattr(waveform, 'shape', ()))}>"
         if not isinstance(waveform, (np.ndarray, Tensor)) or waveform.ndim not in (1, 2):
             raise DecodeError(source, "expected an array or tensor, (samples,) or (channels, samples)")
-        x = torch.as_tensor(waveform)
+        x = to_tensor(waveform, source)
         x = x[None] if x.ndim == 1 else x
         if x.shape[0] > x.shape[1]:  # (samples, channels), as soundfile gives
             x = x.T
@@ -89,7 +89,7 @@ class Audio(Modality):
             x = x.float() / (torch.iinfo(x.dtype).max + 1)
         if not x.is_floating_point():
             raise DecodeError(source, f"expected floats or 16- or 32-bit integers, got {x.dtype}")
-        if int(rate) != rate or int(rate) not in RATES:
+        if rate not in RATES:
             raise DecodeError(source, f"a rate of {rate} Hz, expected whole {RATES[0]} to {RATES[-1]}")
         if x.shape[1] < FRAME_SECONDS * rate:
             raise DecodeError(source, f"{x.shape[1]} samples at {rate} Hz are shorter than one frame of 25 ms")
@@ -104,8 +104,8 @@ class Audio(Modality):
 
         if rate == self.sample_rate:
             return waveform
-        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is taken as
-        # the nearest multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
+        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is taken
+        # as the nearest multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
         if math.gcd(rate, self.sample_rate) < 10:
             rate = round(rate, -1)
         return torchaudio.functional.resample(waveform, rate, self.sample_rate)

@@ -1,9 +1,11 @@
 """Depth maps: 16-bit PNG in millimetres, or floats in metres."""
 
 import io
+import tokenize
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ class Depth(ImageModality):
     def decode(self, source: Source) -> Tensor:
         if is_npy(source):
             return self._metres(self._load_npy(source), name(source))
-        return self._metres(self.pixels(self.open(source)), name(source))
+        return self._metres(self.pixels(self.open_picture(source)), name(source))
 
     def from_memory(self, value: Any) -> Tensor:
         return self._metres(self.pixels(value), name(value))
@@ -49,7 +51,7 @@ class Depth(ImageModality):
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         depth = raw.clamp(min=0.01)
         farthest = self.max_depth or depth.max()
-        return self.fit((depth.clamp(max=farthest) / farthest)[None, None].expand(-1, 3, -1, -1), rng)
+        return self.fit((depth.clamp(max=farthest) / farthest)[None, None], rng)
 
     def _metres(self, x: Tensor, source: str) -> Tensor:
         """(1, H, W) of any number type to (H, W) metres."""
@@ -70,15 +72,13 @@ class Depth(ImageModality):
 
     def _load_npy(self, source: Source) -> Tensor:
         """A .npy array, whose header is believed only as far as the file holds what it promises."""
-        import numpy as np
-
         data = read_file(source, 16 * self.max_pixels + 2**20)
         file = io.BytesIO(data)
         try:
             version = np.lib.format.read_magic(file)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = read_header[version](file)
-        except (ValueError, KeyError, EOFError) as error:
+        except (ValueError, KeyError, EOFError, tokenize.TokenError) as error:
             raise DecodeError(source, f"not a usable .npy header: {error}") from error
         if dtype.kind not in "iuf" or len(shape) not in (2, 3):
             raise DecodeError(source, f".npy holds {shape} of {dtype}, expected (H, W) numbers")

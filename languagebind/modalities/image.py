@@ -24,7 +24,7 @@ class Image(ImageModality):
     extensions = ("jpg", "jpeg", "png", "webp")
 
     def decode(self, source: Source) -> Tensor:
-        return colours(self.pixels(self.open(source)), name(source))
+        return colours(self.pixels(self.open_picture(source)), name(source))
 
     def from_memory(self, value: Any) -> Tensor:
         return colours(self.pixels(value), name(value))

@@ -24,13 +24,13 @@ class Infrared(ImageModality):
     """Scaling of more than 8 bits: each picture's minimum to maximum, or all 16 bits (floats: 0 to 1)."""
 
     def decode(self, source: Source) -> Tensor:
-        return self._counts(self.pixels(self.open(source)), name(source))
+        return self._counts(self.pixels(self.open_picture(source)), name(source))
 
     def from_memory(self, value: Any) -> Tensor:
         return self._counts(self.pixels(value), name(value))
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        return self.fit(self._unit_range(raw)[None].expand(-1, 3, -1, -1), rng)
+        return self.fit(self._unit_range(raw)[None], rng)
 
     def _counts(self, x: Tensor, source: str) -> Tensor:
         if x.dtype == torch.uint8:

@@ -1,6 +1,6 @@
 """Video clips: frames spread evenly over the whole clip."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import DecodeError, Source
+from . import DecodeError, Source, describe
 from ._checks import file_size, require_positive
 from ._containers import count_frames
 from ._images import ImageModality, colours, name
@@ -50,14 +50,20 @@ class Video(ImageModality):
 
     def decode(self, source: Source | Sequence[Source]) -> Tensor:
         if isinstance(source, (list, tuple)):
-            return self._pick(source, source, self.open)
+            return self._pick(source, describe(source), self.open_picture)
         if self.num_frames == 1 and is_picture(source):  # one frame, drawn from those of a sample
-            return self._pick([source], source, self.open)
-        count = count_frames(source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height))
+            return self._pick([source], describe(source), self.open_picture)
+
+        def check(codec: Any) -> None:
+            self.check_size(source, codec.width, codec.height)
+
+        count = count_frames(source, "video", self.max_seconds, check)
         return read_frames(source, self.frame_indices(count), count, self.video_backend)
 
     def from_memory(self, value: Any) -> Tensor:
-        return self._pick(value, value, lambda frame: frame)
+        if not isinstance(value, (list, tuple)) and getattr(value, "ndim", 0) != 4:
+            raise DecodeError(name(value), "expected a path, bytes, (T, H, W, 3), (T, 3, H, W) or a list of pictures")
+        return self._pick(value, name(value), lambda frame: frame)
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(raw, rng, mode="bilinear")
@@ -66,18 +72,15 @@ class Video(ImageModality):
         """The frames that a clip of `count` frames gives, as the original chose them."""
         return np.linspace(0, count - 1, self.num_frames, dtype=int)
 
-    def _pick(self, frames: Any, source: Any, load: Any) -> Tensor:
+    def _pick(self, frames: Any, label: str, load: Callable[[Any], Any]) -> Tensor:
         """(T, 3, H, W) from a sequence or array of frames, of which only those needed are loaded."""
-        try:
-            indices = self.frame_indices(len(frames)).tolist() if len(frames) else []
-        except TypeError:
-            indices = []
-        if not indices:
-            raise DecodeError(name(source), "no frames")
-        loaded = {i: colours(self.pixels(load(frames[i])), name(source)) for i in sorted(set(indices))}
+        if len(frames) == 0:
+            raise DecodeError(label, "no frames")
+        indices = self.frame_indices(len(frames)).tolist()
+        loaded = {i: colours(self.pixels(load(frames[i])), label) for i in sorted(set(indices))}
         sizes = {tuple(frame.shape) for frame in loaded.values()}
         if len(sizes) > 1:
-            raise DecodeError(name(source), f"the frames differ in size: {sorted(sizes)}")
+            raise DecodeError(label, f"the frames differ in size: {sorted(sizes)}")
         return torch.stack([loaded[i] for i in indices])
 
 
