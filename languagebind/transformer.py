@@ -78,6 +78,18 @@ class Block(nn.Module):
         x = x + self.self_attn(self.layer_norm1(x), is_causal)
         return x + self.mlp(self.layer_norm2(x))
 
+    def init_weights(self, depth: int) -> None:
+        """CLIP's: smaller for wide layers, and where one of `depth` blocks writes to the residual stream."""
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear):
+                std = self.layer_norm1.weight.numel() ** -0.5
+                if name.endswith("fc1"):
+                    std *= 2**-0.5
+                if name.endswith(("out_proj", "fc2")):
+                    std *= (2 * depth) ** -0.5
+                nn.init.normal_(layer.weight, std=std)
+                nn.init.zeros_(layer.bias)
+
     def _attend_over_frames(self, x: Tensor) -> Tensor:
         x = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, T, D)
         # Added to the residual stream itself, in every block, as the published weights expect.
@@ -93,6 +105,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(*block_args, num_frames=num_frames) for _ in range(depth))
         self.grad_checkpointing = grad_checkpointing
+        for block in self.layers:
+            block.init_weights(depth)
 
     def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
         for block in self.layers:

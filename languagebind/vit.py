@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
             grad_checkpointing=config.grad_checkpointing,
         )
         self.post_layernorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.apply(_init_weights)
+        nn.init.normal_(self.embeddings.position_embedding.weight, std=config.width**-0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Pooled tokens, before the projection into the shared space.
@@ -135,11 +135,3 @@ class PatchDropout(nn.Module):
         order = torch.rand(len(x) // num_frames, patches, device=x.device).argsort(dim=1)[:, :kept]  # (B, kept)
         index = order.repeat_interleave(num_frames, dim=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
         return torch.cat([x[:, :1], x[:, 1:].gather(1, index)], dim=1)
-
-
-def _init_weights(module: nn.Module) -> None:
-    """Truncated normal, as in ViT; weights that a checkpoint brings replace these."""
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.Embedding)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

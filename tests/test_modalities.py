@@ -137,7 +137,9 @@ def test_a_certain_flip_mirrors(files, name):
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-@pytest.mark.parametrize("content", [b"", b"\0", bytes(5000), b"not media at all\n" * 99], ids=["empty", "0", "0s", "text"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", bytes(5000), b"not media at all\n" * 99], ids=["empty", "0", "0s", "text"]
+)
 def test_junk_is_refused_by_name(tmp_path, name, content):
     path = tmp_path / "junk.file"
     path.write_bytes(content)
@@ -180,7 +182,9 @@ def test_a_huge_file_is_not_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-@pytest.mark.parametrize("value", [None, 3, {"a": 1}, [], [None], np.zeros(0), np.array(["x"]), torch.zeros(2, 2, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "value", [None, 3, {"a": 1}, [], [None], np.zeros(0), np.array(["x"]), torch.zeros(2, 2, 2, 2, 2)], ids=str
+)
 def test_odd_values_in_memory_are_refused(name, value):
     with pytest.raises(DecodeError):
         make(name).preprocess(value)
@@ -263,5 +267,5 @@ def test_a_new_file_is_a_new_modality(tmp_path, monkeypatch):
     imu = make("imu", axes=2)
     assert modality_name(imu) == "imu"
     assert imu.preprocess(bytes(range(8))).flatten().tolist() == list(range(8))
-    with pytest.raises(ValueError, match="unknown modality 'smell'.*imu"):
+    with pytest.raises(ValueError, match=r"unknown modality 'smell'.*imu"):
         modality_class("smell")

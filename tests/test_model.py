@@ -143,7 +143,7 @@ def test_positions_are_resized_and_time_attention_starts_as_a_copy(config):
     [
         (lambda state: state.pop("visual.ln_pre.bias"), r"1 missing:\n.*pre_layrnorm.bias"),
         (lambda state: state.update({"visual.transformer.resblocks.99.ln_1.bias": torch.zeros(64)}), "1 left over:\n.*99"),
-        (lambda state: state.update({"visual.class_embedding": torch.zeros(7)}), r"1 of another shape:\n.*\(7,\), expected \(384,\)"),
+        (lambda state: state.update({"visual.class_embedding": torch.zeros(7)}), r"1 of another shape:\n.*\(7,\), expected \(64,\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_keys(config, clip, tmp_path, spoil, message, caplog):

@@ -29,9 +29,7 @@ from .checkpoint import (
     latest_checkpoint,
     rank_state,
     restore,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
 )
 from .data import Plan, train_batches
 from .distributed import Process, close_process, gather_objects, init_process, on_every_rank
@@ -170,9 +168,7 @@ def save(folder: Path, state: TrainState, config: TrainConfig, fingerprint: str,
 
 
 def validate(model: nn.Module, config: TrainConfig, dataset, process: Process) -> dict[str, float]:
-    """Evaluate on one data set; `{"<dataset>/<metric>": value}`. Training's random numbers are not touched."""
-    before = rng_state()
-    model.eval()
+    """Evaluate on one data set; `{"<dataset>/<metric>": value}`."""
     result = evaluate(
         model,
         config.inputs,
@@ -182,7 +178,6 @@ def validate(model: nn.Module, config: TrainConfig, dataset, process: Process) -
         device=process.device,
         precision=config.optim.precision,
     )
-    set_rng_state(before)
     metrics = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
     log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in metrics.items()))
     return metrics

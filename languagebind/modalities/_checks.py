@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ def require_positive(options: Any, *names: str) -> None:
     for name in names:
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, set it above 0")
+
+
+def require_choices(options: Any) -> None:
+    """Raise `UserError` for the first field that is declared as a `Literal` and holds something else."""
+    for field, kind in get_type_hints(type(options)).items():
+        choices = get_args(kind)
+        if get_origin(kind) is Literal and getattr(options, field) not in choices:
+            value, known = getattr(options, field), ", ".join(choices)
+            raise UserError(f"--{field.replace('_', '-')} is {value!r}, choose from {known}")
 
 
 def file_size(source: Source | Sequence[Source]) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import UserError
 from . import DecodeError, Modality, Source, describe
-from ._checks import read_file, require_positive, to_tensor
+from ._checks import read_file, require_choices, require_positive, to_tensor
 
 # CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -43,6 +43,7 @@ class ImageModality(Modality):
     """Crop the square at a random place instead of the centre; training only."""
 
     def __post_init__(self):
+        require_choices(self)
         require_positive(self, "image_size", "max_pixels")
         if not 0 <= self.hflip <= 1:
             raise UserError(f"--hflip is {self.hflip}, set a probability from 0 to 1")
@@ -97,9 +98,10 @@ class ImageModality(Modality):
         x = as_tensor(value)
         if x.ndim == 2:
             x = x[None]
-        elif x.ndim == 3 and x.shape[0] not in (1, 3, 4):
+        first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
+        if last and not (first and isinstance(value, Tensor)):  # where both could be, tensors are (C, H, W)
             x = x.permute(2, 0, 1)
-        if x.ndim != 3 or x.shape[0] not in (1, 3, 4):
+        elif not first:
             raise DecodeError(name(value), "expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
         self.check_size(name(value), x.shape[2], x.shape[1])
         return x[:3]

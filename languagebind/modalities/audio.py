@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import UserError
 from . import DecodeError, Modality, Source
 from ._audio_files import read_audio
-from ._checks import require_positive, to_tensor
+from ._checks import require_choices, require_positive, to_tensor
 
 FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
 RATES = range(1_000, 768_001)  # Hz
@@ -49,9 +48,8 @@ class Audio(Modality):
     """Refuse longer sound, before decoding it."""
 
     def __post_init__(self):
+        require_choices(self)
         require_positive(self, "num_mel_bins", "target_length", "sample_rate", "audio_std", "max_seconds")
-        if self.channels not in ("mix", "first"):
-            raise UserError(f"--channels is {self.channels!r}, choose mix or first")
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

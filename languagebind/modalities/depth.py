@@ -80,7 +80,7 @@ class Depth(ImageModality):
             shape, _, dtype = read_header[version](file)
         except (ValueError, KeyError, EOFError, tokenize.TokenError) as error:
             raise DecodeError(source, f"not a usable .npy header: {error}") from error
-        if dtype.kind not in "iuf" or len(shape) not in (2, 3):
+        if dtype.kind not in "iuf" or len(shape) not in (2, 3) or min(shape) < 1:
             raise DecodeError(source, f".npy holds {shape} of {dtype}, expected (H, W) numbers")
         promised = dtype.itemsize
         for length in shape:
