@@ -180,7 +180,7 @@ def metres(value, **options) -> np.ndarray:
 
 
 def test_integers_are_millimetres_and_floats_metres():
-    mm = np.array([[0, 500, 1000], [4321, 9999, 65535]], np.uint16)
+    mm = np.array([[0, 1, 500, 1000, 1001], [4321, 9999, 10000, 32768, 65535]], np.uint16)
     expected = mm.astype(np.float32) / 1000
     integers = [
         encode(mm),

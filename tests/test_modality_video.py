@@ -2,11 +2,14 @@
 
 import io
 import resource
+import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -20,7 +23,7 @@ from languagebind.modalities import DecodeError
 from languagebind.modalities._video_backends import BACKENDS, resolve
 from languagebind.modalities.video import Video
 
-FRAMES, HEIGHT, WIDTH = 60, 48, 128
+FRAMES, HEIGHT, WIDTH = 60, 64, 128
 
 
 def numbered(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
@@ -40,40 +43,38 @@ def numbers(frames: torch.Tensor) -> list[int]:
     return sum(b.int() << bit for bit, b in enumerate(bits)).tolist()
 
 
-def write(
-    form: str = "mp4", codec: str = "libx264", count: int = FRAMES, times=None, sound: bool = False, **options
-) -> bytes:
-    """A clip of numbered frames; H.264 has B-frames and a key frame every 25. `times` in milliseconds."""
-    file = io.BytesIO()
-    movflags = options.pop("movflags", "+faststart" if form == "mp4" else "")
-    with av.open(file, "w", format=form, options={"movflags": movflags} if movflags else {}) as container:
-        stream = container.add_stream(codec, rate=25, options={"bf": "3", "g": "25", "crf": "10", **options})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000) if times else Fraction(1, 25)
+def write(form: str = "mp4", codec: str = "libx264", count: int = FRAMES, times=None, sound=False, mux=None) -> bytes:
+    """A clip of numbered frames; H.264 has B-frames, and a key frame every 25. `times` in milliseconds."""
+    options = {"bf": "3", "g": "25", "crf": "10"} if codec == "libx264" else {"g": "25", "b": "5000000"}
+    base = Fraction(1, 1000 if times else 25)
+    with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=form, options=mux or {}) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = WIDTH, HEIGHT, "yuv420p", base
         voice = container.add_stream("aac", rate=16000) if sound else None
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
-            frame.pts, frame.time_base = (times or range(count))[number], stream.codec_context.time_base
+            frame.pts, frame.time_base = (times or range(count))[number], base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if voice:
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             samples.rate = 16000
             container.mux(voice.encode(samples))
             container.mux(voice.encode())
-    return file.getvalue()
+        container.close()
+        return Path(file.name).read_bytes()
 
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, bytes]:
     return {
-        "mp4": write(),
+        "mp4": write(mux={"movflags": "faststart"}),  # the header in front, so that a cut file can be opened
         "with sound": write(sound=True),
-        "fragmented": write(movflags="frag_keyframe+empty_moov"),
+        "fragmented": write(mux={"movflags": "frag_keyframe+empty_moov"}),
         "variable rate": write(times=[n * 40 + 200 * (n > 20) + 15 * (n % 3) for n in range(FRAMES)]),
         "mkv": write("matroska"),
         "webm": write("webm", "libvpx"),
-        "avi": write("avi", "mpeg4", qmin="1", qmax="2"),
+        "avi": write("avi", "mpeg4"),
         "mov": write("mov"),
     }
 
@@ -171,22 +172,19 @@ def test_files_without_moving_pictures_are_refused():
 
 
 def test_limits_hold_before_decoding(clips):
-    with pytest.raises(DecodeError, match=r"128x48 pixels .* --max-pixels 6000"):
-        Video(image_size=32, max_pixels=6000).decode(clips["mp4"])
+    with pytest.raises(DecodeError, match=r"128x64 pixels .* --max-pixels 8000"):
+        Video(image_size=32, max_pixels=8000).decode(clips["mp4"])
     with pytest.raises(DecodeError, match="more than --max-seconds 2"):
         Video(max_seconds=2.0).decode(clips["mp4"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_pixel_bomb_is_not_decoded(clips, backend):
-    bomb = bytearray(clips["webm"])
-    for name, value in ((b"\xb0\x81\x80", None), (b"\x9d\x01\x2a", None)):
-        assert value is None
-        assert bomb.find(name) >= 0
-    frame = bomb.find(b"\x9d\x01\x2a")  # a VP8 key frame; then: width 2, height 2
-    bomb[frame + 3 : frame + 7] = b"\xff\x3f\xff\x3f"
+    bomb = bytearray(clips["avi"])
+    size = bomb.index(b"strf") + 12  # width 4, height 4
+    bomb[size : size + 8] = struct.pack("<II", 16000, 16000)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError, match="16000x16000 pixels"):
         Video(video_backend=backend).decode(bytes(bomb))
     assert time.perf_counter() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes

@@ -38,11 +38,11 @@ def count_frames(
                 packets += 1
                 shown += not packet.is_discard  # an edit list hides the frames before a cut
         form, length = container.format.name, end - (container.start_time or 0) / 1e6
-        # MP4 knows its number of packets, but those behind the end of an edit list are not given
-        missing = form.startswith("mov") and packets == shown < stream.frames
-        # These state their duration (others guess it), though rounded, and the last packet may not know its own
+        # MP4 knows its number of packets; all but MP3 and raw AAC state their duration, though rounded, and the last
+        # packet may not know its own. Neither holds where an edit list hides packets.
+        missing = form.startswith("mov") and packets < stream.frames
         stated = container.duration or 0 if form.startswith(("mov", "matroska", "avi")) else 0
-        if missing or length < 0.9 * stated / 1e6 - 0.5:
+        if packets == shown and (missing or length < 0.9 * stated / 1e6 - 0.5):
             raise DecodeError(source, f"cut off after {packets} packets, {length:.1f} s")
         if length > max_seconds:
             raise DecodeError(source, f"{length:.0f} s are more than --max-seconds {max_seconds:g}")

@@ -96,10 +96,10 @@ class ImageModality(Modality):
             DecodeError: it is something else, or has no pixels or too many.
         """
         x = as_tensor(value)
+        first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
         if x.ndim == 2:
             x = x[None]
-        first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
-        if last and not (first and isinstance(value, Tensor)):  # where both could be, tensors are (C, H, W)
+        elif last and not (first and isinstance(value, Tensor)):  # where both could be, tensors are (C, H, W)
             x = x.permute(2, 0, 1)
         elif not first:
             raise DecodeError(name(value), "expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")

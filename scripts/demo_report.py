@@ -1,0 +1,120 @@
+"""Draw logs/demo/report.png: loss curves, retrieval, and a text-by-sample similarity map with thumbnails."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from languagebind.config import load_yaml, parse, run
+from languagebind.hub import Encoders, load
+
+matplotlib.use("Agg")
+COLOURS = plt.get_cmap("tab10").colors
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Draw the demo's report."""
+
+    output: Path
+    """the demo's folder in logs"""
+    world: Path
+    """the sample world it ran on"""
+
+
+def main() -> None:
+    options = parse(ReportOptions, None, prog="demo_report")
+    results = json.loads((options.output / "results.json").read_text())
+    figure = plt.figure(figsize=(13, 11), constrained_layout=True)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2))
+    curves, bars = top.subplots(1, 2)
+    draw_losses(curves, options.output, list(results))
+    draw_retrieval(bars, results)
+    draw_similarity(bottom, list(results)[-1], options)
+    figure.savefig(options.output / "report.png", dpi=100)
+
+
+def draw_losses(axes, output: Path, names: list[str]) -> None:
+    for name, colour in zip(names, COLOURS, strict=False):
+        rows = [json.loads(line) for line in (output / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "train/loss" in row]
+        axes.plot([row["step"] for row in rows], [row["train/loss"] for row in rows], color=colour, label=name)
+    axes.set(title="Contrastive loss in training", xlabel="step", ylabel="loss", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def draw_retrieval(axes, results: dict) -> None:
+    metrics, names = ("R@1", "R@5", "R@10"), list(results)
+    width = 0.8 / len(metrics)
+    for number, metric in enumerate(metrics):
+        places = np.arange(len(names)) + (number - 1) * width
+        values = [100 * results[name]["test"][metric] for name in names]
+        drawn = axes.bar(places, values, width * 0.92, color=COLOURS[0], alpha=1 - 0.3 * number, label=metric)
+        axes.bar_label(drawn, fmt="%.0f", fontsize=8)
+    chance = [100 * results[name]["test"]["R@1_chance"] for name in names]
+    axes.scatter(np.arange(len(names)) - width, chance, marker="_", s=300, color="black", label="chance of R@1")
+    axes.set(title="Text to modality, 256 test samples", ylabel="recall, %", xticks=range(len(names)), xticklabels=names)
+    axes.set_ylim(0, 105)
+    axes.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
+
+
+def draw_similarity(figure, name: str, options: ReportOptions) -> None:
+    """Cosine of samples of different classes and the sentences of those classes."""
+    prompts, paths = sample_classes(options.world / "eval" / f"{name}_test.yaml")
+    encoders = load(max((options.output / name / "checkpoints").glob("step_*.pt")))
+    sentences = list(prompts.values())
+    similarity = (encoders.encode(text=sentences) @ encoders.encode(**{name: paths}).T).numpy()  # (texts, samples)
+
+    pictures, (heat, bar) = (
+        figure.subplots(2, SAMPLES + 1, gridspec_kw={"height_ratios": (1, 5), "width_ratios": [1] * SAMPLES + [0.3]})[0],
+        (None, None),
+    )
+    grid = pictures[0].get_gridspec()
+    for axes in figure.axes[SAMPLES + 1 :]:
+        axes.remove()
+    heat, bar = figure.add_subplot(grid[1, :SAMPLES]), figure.add_subplot(grid[1, SAMPLES])
+    pictures[-1].remove()
+    for axes, path in zip(pictures, paths, strict=False):
+        axes.imshow(thumbnail(encoders, name, path), cmap="gray", aspect="equal")
+        axes.axis("off")
+    shown = heat.imshow(similarity, cmap="viridis", aspect="auto")
+    heat.set(yticks=range(SAMPLES), yticklabels=sentences, xticks=[], xlabel=f"{name} samples, each of the class in its row")
+    for row in range(SAMPLES):
+        for column in range(SAMPLES):
+            best = similarity[:, column].argmax() == row
+            value = similarity[row, column]
+            light = "black" if value > similarity.mean() else "white"
+            heat.text(column, row, f"{value:.2f}", ha="center", va="center", color=light, weight="bold" if best else None)
+    figure.colorbar(shown, cax=bar, label="cosine")
+    figure.suptitle(f"Similarity of test samples and class sentences: {name} (bold: the best text of each sample)")
+
+
+def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
+    """A sentence and a test sample's path for each of a few classes, spread over all of them."""
+    dataset, folder = load_yaml(config), config.parent
+    names = dict(line.split("\t") for line in (folder / dataset["class_names"]).read_text().splitlines())
+    template = (folder / dataset["templates"]).read_text().splitlines()[0]
+    samples = [json.loads(line) for line in (folder / dataset["data"]).read_text().splitlines()]
+    first = {sample["label"]: str(folder / sample["path"]) for sample in reversed(samples)}
+    labels = [label for label in names if label in first]
+    chosen = [labels[int(i)] for i in np.linspace(0, len(labels) - 1, SAMPLES)]
+    return {label: template.replace("{c}", names[label]) for label in chosen}, [first[label] for label in chosen]
+
+
+def thumbnail(encoders: Encoders, name: str, path: str) -> np.ndarray:
+    """What the encoder sees of a sample, its middle frame, in 0..1."""
+    x: torch.Tensor = encoders.encoders[name][1].preprocess(path)  # (C, T, H, W)
+    picture = x[:, x.shape[1] // 2].permute(1, 2, 0)
+    picture = (picture - picture.amin((0, 1))) / (picture.amax((0, 1)) - picture.amin((0, 1))).clamp(min=1e-6)
+    return picture.numpy()
+
+
+if __name__ == "__main__":
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    run(main)

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train with a config on every GPU of this machine (on the CPU where there is none):
+#   bash scripts/train.sh configs/depth.yaml --train-data /data/depth [more flags of training.main]
+# NPROC=2 starts two processes; the environment is that of VENV (.venv).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -ge 1 ] && [ -f "$1" ] || { echo "usage: $0 CONFIG.yaml [flags of training.main]" >&2; exit 2; }
+config="$1"
+shift
+bin="${VENV:-.venv}/bin"
+[ -x "$bin/torchrun" ] || { echo "error: no environment in ${VENV:-.venv}: run bash scripts/setup.sh" >&2; exit 2; }
+gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"
+nproc="${NPROC:-$((gpus > 0 ? gpus : 1))}"
+# `--` keeps torchrun from taking our flags (--logs) for its own.
+exec "$bin/torchrun" --standalone --nproc_per_node "$nproc" -m training.main -- --config "$config" "$@"

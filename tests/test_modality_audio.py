@@ -1,0 +1,255 @@
+"""Audio: every container and rate to the same spectrogram, and no spectrogram of half a file."""
+
+import io
+import resource
+import struct
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from languagebind.modalities import DecodeError
+from languagebind.modalities.audio import Audio
+
+RATE = 16_000
+SOUNDFILE_FORMS = {
+    "wav": ("WAV", "PCM_16"),
+    "wav 8": ("WAV", "PCM_U8"),
+    "wav 24": ("WAV", "PCM_24"),
+    "wav float": ("WAV", "FLOAT"),
+    "wav 64": ("RF64", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "aiff": ("AIFF", "PCM_16"),
+}
+AV_FORMS = {"m4a": ("mp4", "aac"), "mka": ("matroska", "aac"), "webm": ("webm", "libopus"), "aac": ("adts", "aac")}
+
+
+def chirp(seconds: float = 3.0, rate: int = RATE) -> np.ndarray:
+    """Noise over a tone that rises from 300 Hz: (samples,) float32."""
+    t = np.arange(int(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 0.03, len(t))
+    return (0.3 * np.sin(2 * np.pi * (300 * t + 200 * t**2)) + noise).astype(np.float32)
+
+
+def wav(samples: np.ndarray, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form, subtype=subtype)
+    return file.getvalue()
+
+
+def encode_av(path: Path, form: str, codec: str, samples: np.ndarray, rate: int = 48_000, **options: str) -> bytes:
+    with av.open(str(path), "w", format=form, options=options) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.rate = rate
+        container.mux([*stream.encode(frame), *stream.encode()])
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, bytes]:
+    path, loud = tmp_path_factory.mktemp("sound") / "file", chirp(rate=48_000)
+    files = {name: wav(loud, 48_000, *form) for name, form in SOUNDFILE_FORMS.items()}
+    files |= {name: encode_av(path, *form, loud) for name, form in AV_FORMS.items()}
+    # Without the Xing header: libsndfile would guess the length and cut the sound short
+    files["bare mp3"] = encode_av(path, "mp3", "libmp3lame", loud, write_xing="0")
+    return files
+
+
+@pytest.mark.parametrize("name", [*SOUNDFILE_FORMS, *AV_FORMS, "bare mp3"])
+def test_every_container_gives_the_sound(files, tmp_path, name):
+    audio = Audio()
+    path = tmp_path / "sound.file"
+    path.write_bytes(files[name])
+    waveform, rate = audio.decode(path)
+    assert (len(waveform), rate) == (1, 48_000)
+    assert abs(waveform.shape[1] - 3 * rate) < 0.06 * rate  # lossy coders pad with up to two of their frames
+    expected = audio.preprocess((chirp(rate=48_000), 48_000))
+    assert (audio.preprocess(path) - expected).abs().mean() < (
+        0.01 if name.startswith(("wav", "flac", "aiff")) else 0.2
+    )
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 44_100, 44_101, 48_000, 96_000, 192_000])
+def test_every_rate_is_resampled(rate):
+    low = Audio(num_mel_bins=32)  # the bands that 8 kHz can hold are compared
+    tone = [np.sin(2 * np.pi * 440 * np.arange(2 * r) / r).astype(np.float32) for r in (rate, RATE)]
+    x, expected = low.preprocess((tone[0], rate)), low.preprocess((tone[1], RATE))
+    loud = expected[:, :, :, :190] > 0.3
+    assert loud.any()
+    assert (x[:, :, :, :190] - expected[:, :, :, :190])[loud].abs().mean() < 0.02
+
+
+def test_channels_are_mixed_or_the_first_is_taken():
+    left, right = chirp(), np.zeros(3 * RATE, np.float32)
+    both = np.stack([left, right])
+    for audio, expected in ((Audio(), left / 2), (Audio(channels="first"), left - left.mean() / 2)):
+        torch.testing.assert_close(
+            audio.preprocess((both, RATE)), Audio().preprocess((expected, RATE)), atol=1e-4, rtol=0
+        )
+    assert torch.equal(Audio().preprocess((both, RATE)), Audio().preprocess(wav(both.T, subtype="FLOAT")))
+
+
+def test_waveform_forms_agree():
+    samples = (chirp() * 32767).astype(np.int16)
+    expected = Audio().preprocess(wav(samples))
+    floats = samples / np.float32(32768)
+    read_only = floats.copy()
+    read_only.flags.writeable = False
+    forms = [
+        samples,
+        floats,
+        floats.astype(np.float64),
+        samples[None],
+        floats[:, None],
+        floats.astype(">f4"),
+        read_only,
+    ]
+    for value in [*forms, torch.from_numpy(floats), samples.astype(np.int32) * 65536]:
+        assert torch.equal(Audio().preprocess((value, RATE)), expected)
+
+
+def test_short_clips_are_tiled():
+    x = Audio().preprocess((chirp(1.0), RATE))  # 98 frames
+    assert torch.equal(x[0], x[1])
+    assert torch.equal(x[0], x[2])
+    assert torch.equal(x[..., 98:], x[..., :-98])
+
+
+def test_a_clip_of_exactly_one_crop_is_kept_whole():
+    samples = chirp(11)[: 400 + 1035 * 160]
+    x = Audio().preprocess((samples, RATE))
+    assert torch.equal(x, Audio().preprocess((samples, RATE), torch.Generator().manual_seed(0)))
+    assert torch.equal(x[0], x[2])
+
+
+@pytest.mark.parametrize(("frames", "starts"), [(400, [0, 101, 201]), (101, [0, 1, 0]), (102, [0, 1, 2])])
+def test_long_clips_give_the_first_crop_of_each_third(frames, starts):
+    audio = Audio(target_length=100)
+    samples = chirp(5)[: 400 + (frames - 1) * 160]
+    everything = Audio(target_length=frames).preprocess((samples, RATE))[0]  # (1, mel, frames)
+    x = audio.preprocess((samples, RATE))
+    for channel, start in enumerate(starts):
+        assert torch.equal(x[channel], everything[..., start : start + 100])
+
+
+def test_random_crops_stay_in_their_third():
+    audio = Audio(target_length=10)
+    rng = torch.Generator().manual_seed(0)
+    draws = np.array([audio._starts(90, rng) for _ in range(200)])
+    for third in range(3):
+        assert (draws[:, third].min(), draws[:, third].max()) == (30 * third, 30 * third + 29)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name", ["wav", "wav float", "wav 64", "flac", "ogg", "opus", "mp3", "aiff", "m4a"])
+def test_a_cut_file_is_refused(files, name, share):
+    with pytest.raises(DecodeError):
+        Audio().decode(files[name][: int(len(files[name]) * share)])
+
+
+@pytest.mark.parametrize("name", ["mka", "webm"])
+def test_half_a_matroska_file_is_refused(files, name):
+    with pytest.raises(DecodeError):
+        Audio(max_seconds=60).decode(files[name][: len(files[name]) // 2])
+
+
+@pytest.mark.parametrize("name", ["flac", "mp3", "m4a"])
+def test_a_tail_of_zeros_is_refused(files, name):
+    half = len(files[name]) // 2
+    with pytest.raises(DecodeError):
+        Audio().decode(files[name][:half] + bytes(len(files[name]) - half))
+
+
+def test_a_wav_that_promises_hours_is_refused_at_once():
+    file = bytearray(wav(chirp(1.0)))
+    data = file.index(b"data") + 4
+    for promise in (len(file), 16_000 * 2 * 3600 * 5, 0xFFFFFFFF):
+        file[data : data + 4] = struct.pack("<I", promise)
+        with pytest.raises(DecodeError, match="promises"):
+            Audio().decode(bytes(file))
+
+
+def test_hours_in_a_small_file_are_not_decoded():
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", 8_000, 1, format="FLAC", subtype="PCM_16") as writer:
+        for _ in range(90):
+            writer.write(np.zeros(8_000 * 60, np.int16))
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DecodeError, match="more than --max-seconds 600"):
+        Audio().decode(file.getvalue())
+    assert time.perf_counter() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kilobytes
+
+
+@pytest.mark.parametrize("name", ["wav", "m4a"])
+def test_the_length_limit_is_an_option(files, name):
+    Audio(max_seconds=3.5).decode(files[name])
+    with pytest.raises(DecodeError, match=r"more than --max-seconds 2\.5"):
+        Audio(max_seconds=2.5).decode(files[name])
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ((np.zeros(399, np.float32), RATE), "shorter than one frame"),
+        ((np.zeros((2, 0), np.float32), RATE), "shorter than one frame"),
+        ((np.full(9000, np.nan, np.float32), RATE), "NaN"),
+        ((np.array([0.1] * 9000 + [np.inf]), RATE), "NaN"),
+        ((np.zeros(9000, np.uint8), RATE), "expected floats"),
+        ((np.zeros(9000, object), RATE), "cannot use"),
+        ((np.zeros((1, 1, 9000)), RATE), "expected an array"),
+        (([0.0] * 9000, RATE), "expected an array"),
+        ((np.zeros(9000), 0), "rate"),
+        ((np.zeros(9000), -16000), "rate"),
+        ((np.zeros(9000), 2**31 - 1), "rate"),
+        ((np.zeros(9000), None), "rate"),
+        (np.zeros(9000), "pair"),
+    ],
+)
+def test_what_is_no_sound_is_refused(value, reason):
+    with pytest.raises(DecodeError, match=reason):
+        Audio().preprocess(value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(bad):
+    samples = chirp(1.0)
+    samples[500] = bad
+    with pytest.raises(DecodeError, match="NaN or infinity"):
+        Audio().decode(wav(samples, subtype="FLOAT"))
+
+
+def test_files_too_short_are_refused():
+    for samples in (0, 1, 399):
+        with pytest.raises(DecodeError):
+            Audio().decode(wav(np.zeros(samples)))
+    assert Audio().preprocess(wav(np.zeros(400))).isfinite().all()  # silence is a sound
+
+
+def test_a_film_without_sound_is_refused(tmp_path):
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    with pytest.raises(DecodeError, match="no audio stream"):
+        Audio().decode(tmp_path / "film.mp4")
+
+
+def test_sizes_follow_the_options():
+    assert Audio(num_mel_bins=126, target_length=1036).preprocess((chirp(), RATE)).shape == (3, 1, 126, 1036)
+    assert Audio(num_mel_bins=64, target_length=200, sample_rate=8_000).preprocess((chirp(), RATE)).shape == (
+        3,
+        1,
+        64,
+        200,
+    )
