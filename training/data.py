@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import tarfile_samples
 
-from languagebind.config import UserError
+from languagebind.config import UserError, first_line
 from languagebind.data.shards import media_members, member_extension
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
@@ -183,22 +183,22 @@ class WorkerStream:
     def _draw(self) -> Iterator[dict | Skipped]:
         for lap in count():
             rng = random.Random(f"{self.plan.seed} {self.epoch} {self.plan.rank} {self.worker} {lap}")
-            broken: list[Skipped] = []
-
-            def note(error: Exception, broken=broken) -> bool:
-                shard = next((str(arg) for arg in reversed(error.args) if isinstance(arg, str)), "")
-                broken.append(Skipped(shard, "", f"{type(error).__name__}: {error.args[0] if error.args else ''}"))
-                return True  # go on with the next shard
-
-            urls = ({"url": shard} for shard in self._shards_of_lap(lap, rng))
-            samples = tarfile_samples(urls, handler=note, select_files=self._wanted)
-            for sample in _shuffled(samples, self.config.shuffle_buffer, rng):
-                yield from broken
-                broken.clear()
-                yield {**sample, "__lap__": lap}
-            yield from broken
+            yield from _shuffled(self._read(lap, rng), self.config.shuffle_buffer, rng)
             if not self.used:
                 self._fail("not one usable sample")
+
+    def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped]:
+        for shard in self._shards_of_lap(lap, rng):
+            errors: list[Exception] = []
+
+            def note(error: Exception, errors=errors) -> bool:
+                errors.append(error)
+                return True  # go on with what can be read
+
+            for sample in tarfile_samples(iter([{"url": shard}]), handler=note, select_files=self._wanted):
+                yield {**sample, "__lap__": lap}
+            if errors:  # webdataset reports one fault from several layers
+                yield Skipped(shard, "", f"broken shard: {first_line(errors[0])}")
 
     def _shards_of_lap(self, lap: int, rng: random.Random) -> Iterator[str]:
         if self.config.dataset_resampled:

@@ -1,5 +1,6 @@
 """What can be known before the first step is checked before it, and refused with the arithmetic."""
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError
-from languagebind.data.shards import count_samples, expand_shards
+from languagebind.data.shards import count_samples, expand_shards, indexed
 from languagebind.modalities import DecodeError, Modality
 
 from .data import DataConfig, select_input
@@ -31,6 +32,7 @@ def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple
             f"{len(shards)} shards are too few for {max(1, config.workers)} workers x {world_size} ranks = {readers}"
             " readers: make more shards, use fewer --workers, or draw them with --dataset-resampled"
         )
+    _check_sizes(shards)
     num_samples = config.train_num_samples or _counted(shards)
     batch = config.batch_size * world_size
     if num_samples < batch:
@@ -62,6 +64,16 @@ def _counted(shards: list[str]) -> int:
             f" {unknown[0]}: give --train-num-samples, or write the index with scripts/check_shards.py --write-index"
         )
     return sum(counts[shard] for shard in shards)
+
+
+def _check_sizes(shards: list[str]) -> None:
+    """A tar file cut off between two members reads like a whole one; its size tells."""
+    for shard, info in indexed(shards).items():
+        if info is not None and os.path.isfile(shard) and os.path.getsize(shard) != info.bytes:
+            raise UserError(
+                f"{shard} has {os.path.getsize(shard)} bytes, its index.json says {info.bytes}: it is cut off or was"
+                " changed; scripts/check_shards.py tells more"
+            )
 
 
 def _check_sample(shard: str, modality: Modality) -> None:

@@ -64,7 +64,7 @@ def read_index(spec: str | os.PathLike) -> dict[str, ShardInfo]:
     Raises:
         UserError: a shard is missing, has no index beside it, or is not in it.
     """
-    infos = _infos_beside(expand_shards(spec))
+    infos = indexed(expand_shards(spec))
     unknown = [shard for shard, info in infos.items() if info is None]
     if unknown:
         raise UserError(f"{unknown[0]} is in no {INDEX_NAME}; scripts/check_shards.py --write-index makes one")
@@ -73,7 +73,7 @@ def read_index(spec: str | os.PathLike) -> dict[str, ShardInfo]:
 
 def count_samples(shards: Iterable[str]) -> dict[str, int | None]:
     """Samples in each shard, from `index.json` or OpenCLIP's `sizes.json` beside it; None where neither says."""
-    infos = _infos_beside(shards)
+    infos = indexed(shards)
     sizes = {folder: _read_json(folder / "sizes.json") for folder in {Path(shard).parent for shard in infos}}
     return {
         shard: info.samples if info else sizes[Path(shard).parent].get(Path(shard).name) for shard, info in infos.items()
@@ -243,8 +243,8 @@ def _find(name: str) -> list[str]:
     return []
 
 
-def _infos_beside(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
-    """Each shard's entry in the index of its folder, or None."""
+def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
+    """What the `index.json` beside each shard says of it; None where there is none, or the shard is not in it."""
     entries, infos = {}, {}
     for shard in shards:
         folder, name = Path(shard).parent, Path(shard).name

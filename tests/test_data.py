@@ -1,0 +1,182 @@
+"""The training loader, on real shards."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import depth_png, train_flags, write_shards
+
+from languagebind.config import UserError
+from languagebind.data.shards import ShardWriter, expand_shards
+from languagebind.data.vidal import MissingCaption
+from languagebind.modalities import DecodeError, modality_class
+from training.data import DataConfig, Plan, read_captions, select_input, train_batches
+from training.main import main
+
+DEPTH = modality_class("depth")(image_size=16)
+
+
+def tokenizer(texts):
+    return {"input_ids": torch.tensor([[len(text)] for text in texts])}
+
+
+def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None, seed=0, **options):
+    config = DataConfig(**{"batch_size": 8, "caption_source": "raw", "workers": 0, "shuffle_buffer": 20, **options})
+    plan = Plan(seed, rank, world, per_epoch, steps, first, drawn or {})
+    return list(train_batches(expand_shards(shards), DEPTH, tokenizer, config, plan))
+
+
+def keys(found):
+    return [key for batch in found for key in batch.keys]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(depth_shards, workers):
+    found = keys(batches(depth_shards, steps=24, workers=workers))
+    first, second = found[:96], found[96:]
+    assert len(set(first)) == len(set(second)) == 96
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_the_seed_decides_the_order(depth_shards):
+    assert keys(batches(depth_shards, workers=2)) == keys(batches(depth_shards, workers=2))
+    assert keys(batches(depth_shards)) != keys(batches(depth_shards, seed=1))
+
+
+def test_ranks_and_workers_share_the_samples_among_them(depth_shards):
+    parts = [keys(batches(depth_shards, steps=6, per_epoch=6, rank=rank, world=2, workers=2)) for rank in range(2)]
+    assert Counter(parts[0] + parts[1]) == Counter(keys(batches(depth_shards)))
+
+
+def test_a_rank_with_fewer_samples_repeats_its_own(tmp_path):
+    shards = write_shards(tmp_path, [4, 28])
+    parts = [batches(shards, steps=2, per_epoch=2, rank=rank, world=2) for rank in range(2)]
+    assert [len(part) for part in parts] == [2, 2]
+    assert all(len(batch.keys) == 8 for part in parts for batch in part)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("resampled", [False, True])
+@pytest.mark.parametrize("first", [5, 12, 17])
+def test_goes_on_from_any_step_with_the_same_samples(depth_shards, first, resampled, workers):
+    options = {"steps": 24, "workers": workers, "dataset_resampled": resampled}
+    whole = batches(depth_shards, **options)
+    epoch = first // 12
+    drawn = {batch.worker: batch.drawn for batch in whole[:first] if batch.epoch == epoch}
+    rest = batches(depth_shards, first=first, drawn=drawn, **options)
+    assert keys(rest) == keys(whole[first:])
+    for ours, theirs in zip(rest, whole[first:], strict=True):
+        assert torch.equal(ours.inputs, theirs.inputs)
+
+
+CORRUPT = {
+    "s0_3": b"",
+    "s0_9": b"no picture",
+    "s1_2": depth_png(0, np.random.default_rng(0))[:60],
+    "s1_11": depth_png(1, np.random.default_rng(0))[:-40],
+    "s2_5": b"\x89PNG\r\n\x1a\n" + bytes(100),
+}
+
+
+def test_corrupt_samples_are_replaced_and_counted_exactly(tmp_path):
+    shards = write_shards(tmp_path / "shards", [24, 24, 24, 24], replace=CORRUPT)
+    # In the order of the shards, 88 of the 91 good samples: all of the bad ones lie before the last.
+    main(train_flags(shards, tmp_path, "--name=run", "--shuffle-buffer=0", "--train-num-samples=88", "--seed=3"))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/skipped"] == len(skipped) == 5
+    assert {sample["key"] for sample in skipped} == set(CORRUPT)
+    assert all(sample["reason"] and sample["shard"].endswith(".tar") for sample in skipped)
+    assert rows[-1]["step"] == 11
+
+
+def test_the_loss_does_not_see_corrupt_samples(tmp_path):
+    found = batches(write_shards(tmp_path, [24, 24, 24, 24], replace=CORRUPT), steps=11, per_epoch=11)
+    assert not set(keys(found)) & set(CORRUPT)
+    assert len(set(keys(found))) == 88
+
+
+def test_a_truncated_shard_costs_its_end_alone(tmp_path):
+    shards = write_shards(tmp_path, [24, 24])
+    shard = shards / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2 + 512])  # within a member
+    found = batches(shards, steps=5, per_epoch=5, shuffle_buffer=0, max_bad_share=0.9)
+    assert {key for key in keys(found) if key.startswith("s1")} == {f"s1_{i}" for i in range(24)}
+    reasons = [sample.reason for batch in found for sample in batch.skipped]
+    assert any(reason.startswith("broken shard: unexpected end of data") for reason in reasons)
+
+
+def test_a_shard_that_lost_its_end_unseen_is_refused_before_training(tmp_path):
+    shards = write_shards(tmp_path / "shards", [24, 24])
+    shard = shards / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])  # between two members: it reads like a whole one
+    with pytest.raises(UserError, match=r"00000\.tar has \d+ bytes, its index\.json says \d+"):
+        main(train_flags(shards, tmp_path))
+
+
+def test_too_many_bad_samples_stop_the_run_with_the_reasons(tmp_path):
+    bad = {f"s{shard}_{number}": b"junk" for shard in range(4) for number in range(0, 24, 3)}
+    shards = write_shards(tmp_path, [24, 24, 24, 24], replace=bad)
+    with pytest.raises(UserError, match=r"of 1\d\d samples cannot be used; --max-bad-share allows 10%"):
+        batches(shards, steps=100)
+    assert len(batches(shards, steps=24, max_bad_share=0.5)) == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_without_one_usable_sample_stop_the_run(depth_shards, workers):
+    with pytest.raises(UserError, match="not one usable sample.*no caption of source 'nosuch'"):
+        batches(depth_shards, caption_source="nosuch", workers=workers)
+
+
+def test_a_fault_of_the_code_is_not_taken_for_a_bad_sample(depth_shards, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(type(DEPTH), "transform", broken)
+    with pytest.raises(ZeroDivisionError) as raised:
+        batches(depth_shards)
+    assert "while reading sample s" in raised.value.__notes__[0]
+
+
+def test_the_captions_frame_picks_the_inputs_frame(tmp_path):
+    captions = {"ofa": [f"frame {i}" for i in range(8)]}
+    with ShardWriter(tmp_path / "0.tar") as writer:
+        for number in range(4):
+            frames = {f"{i}.depth.png": depth_png(i % 4, np.random.default_rng(i)) for i in range(8)}
+            writer.add(f"s{number}", frames, {"id": str(number), "captions": captions})
+    expected = {i: DEPTH.preprocess(depth_png(i % 4, np.random.default_rng(i))) for i in range(8)}
+
+    def frame_number(texts):
+        return {"input_ids": torch.tensor([[int(text.split()[1])] for text in texts])}
+
+    config = DataConfig(batch_size=4, caption_source="mix", workers=0)
+    seen = set()
+    for batch in train_batches([str(tmp_path / "0.tar")], DEPTH, frame_number, config, Plan(0, 0, 1, 1, 20)):
+        for x, number in zip(batch.inputs, batch.tokens["input_ids"][:, 0].tolist(), strict=True):
+            seen.add(number)
+            assert torch.equal(x, expected[number])
+    assert len(seen) == 8
+
+
+def test_inputs_are_whole_members_or_frames():
+    video = modality_class("video")(image_size=16, num_frames=2)
+    frames = {"10.jpg": b"c", "2.jpg": b"b", "0.jpg": b"a", "__key__": "k"}
+    assert select_input(frames, video, random.Random(0), None) == [b"a", b"b", b"c"]
+    assert select_input({**frames, "mp4": b"whole"}, video, random.Random(0), None) == b"whole"
+    depth = {"0.depth.png": b"a", "3.depth.png": b"d", "__key__": "k"}
+    assert select_input(depth, DEPTH, random.Random(0), 3) == b"d"
+    assert {select_input(depth, DEPTH, random.Random(i), None) for i in range(20)} == {b"a", b"d"}
+    with pytest.raises(DecodeError, match="no member is named"):
+        select_input({"mp3": b"", "__key__": "k"}, DEPTH, random.Random(0), None)
+
+
+def test_captions_are_read_from_json_or_text():
+    assert read_captions({"json": b'{"captions": {"raw": "a"}}'}) == {"raw": "a"}
+    assert read_captions({"json": b'{"caption": "a"}', "txt": b"b"}) == {"caption": "a", "txt": "b"}
+    for broken in (b"{", b"[]", b"{}"):
+        with pytest.raises(MissingCaption, match=r"unreadable \.json"):
+            read_captions({"json": broken})
