@@ -164,6 +164,13 @@ def test_mp4_that_lacks_only_its_last_frames_is_an_error(clips, share):
         Video().decode(clips["mp4"][: int(len(clips["mp4"]) * share)])
 
 
+def test_opencv_refuses_interlaced_video_rather_than_return_noise():
+    clip = write(codec="mpeg4", interlaced=True)
+    assert numbers(Video(num_frames=3).decode(clip)) == [0, 29, 59]
+    with pytest.raises(DecodeError, match="opencv: interlaced"):
+        Video(video_backend="opencv").decode(clip)
+
+
 def test_files_without_moving_pictures_are_refused():
     file = io.BytesIO()
     Image.fromarray(numbered(0)).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Reading sound files: soundfile for what it knows, PyAV for MP4, Matroska and raw AAC."""
+"""Reading sound files: soundfile for what it reads right, PyAV for MP4, Matroska, AAC and MP3 of unstated length."""
 
 import io
 from typing import Literal
@@ -47,17 +47,20 @@ def _read_av(source: Source, max_seconds: float) -> tuple[Tensor, int]:
     import av
 
     count_frames(source, "audio", max_seconds)
-    parts, samples = [], 0
+    parts, samples, kind = [], 0, None
     with open_stream(source, "audio") as (container, stream):
-        rate, to_float = stream.rate, av.AudioResampler(format="fltp")
+        to_float = av.AudioResampler(format="fltp")
         for frame in container.decode(stream):
+            kind = kind or (frame.sample_rate, frame.layout.name, frame.format.name)
+            if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
+                raise DecodeError(source, "the rate or the channels change in the middle")
             for block in to_float.resample(frame):
                 parts.append(torch.from_numpy(block.to_ndarray()))  # (channels, samples)
                 samples += parts[-1].shape[1]
-                _check_length(source, samples, len(parts[-1]), rate, max_seconds)
+                _check_length(source, samples, len(parts[-1]), kind[0], max_seconds)
     if not parts:
         raise DecodeError(source, "holds no samples")
-    return torch.cat(parts, dim=1), rate
+    return torch.cat(parts, dim=1), kind[0]
 
 
 def _check_length(source: Source, samples: int, channels: int, rate: int, max_seconds: float) -> None:

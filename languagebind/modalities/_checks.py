@@ -58,7 +58,7 @@ def read_file(source: Source | Sequence[Source], max_bytes: int) -> bytes:
     """
     size = file_size(source)
     if size > max_bytes:
-        raise DecodeError(source, f"{size} bytes, more than {max_bytes}, the most that the limits allow to be of use")
+        raise DecodeError(source, f"{size} bytes; nothing within the limits is larger than {max_bytes}")
     return read(source)
 
 

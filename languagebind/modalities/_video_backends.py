@@ -1,14 +1,14 @@
 """Four decoders behind one function: frames by index, in RGB, the same ones from each.
 
-A backend is a function (source, sorted indices, number of frames) -> (K, H, W, 3) bytes. It opens the file, decodes on
-one thread and closes it; nothing lives on from one sample to the next.
+A backend is a function (source, sorted indices, number of frames) -> K frames, (H, W, 3) bytes each. It opens the file,
+decodes on one thread and closes it; nothing lives on from one sample to the next.
 """
 
 import functools
 import importlib
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
         frames = BACKENDS[backend][1](source, wanted.tolist(), count)
     except (RuntimeError, IndexError) as error:
         raise DecodeError(source, f"{backend}: {str(error).strip().splitlines()[-1]}") from error
-    if len(frames) != len(wanted):
-        raise DecodeError(source, f"{backend}: gave {len(frames)} of {len(wanted)} frames")
-    return torch.from_numpy(frames)[torch.from_numpy(order)].permute(0, 3, 1, 2)
+    if len(frames) != len(wanted) or len({frame.shape for frame in frames}) > 1:
+        raise DecodeError(source, f"{backend}: gave {len(frames)} of {len(wanted)} frames, or of several sizes")
+    return torch.from_numpy(np.asarray(frames))[torch.from_numpy(order)].permute(0, 3, 1, 2)
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def _decord(source: Source, indices: list[int], count: int) -> np.ndarray:
         raise RuntimeError(str(error)) from error
 
 
-def _pyav(source: Source, indices: list[int], count: int) -> np.ndarray:
+def _pyav(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
     frames = []
     with open_stream(source, "video") as (container, stream):
         for i, frame in enumerate(container.decode(stream)):
@@ -84,10 +84,10 @@ def _pyav(source: Source, indices: list[int], count: int) -> np.ndarray:
                 frames.append(np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), frame.rotation // 90))
             if i == indices[-1]:
                 break
-    return np.stack(frames) if frames else np.empty((0, 0, 0, 3), np.uint8)
+    return frames
 
 
-def _opencv(source: Source, indices: list[int], count: int) -> np.ndarray:
+def _opencv(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
     import cv2
 
     if isinstance(source, bytes):  # OpenCV opens names only
@@ -102,12 +102,15 @@ def _opencv(source: Source, indices: list[int], count: int) -> np.ndarray:
     frames = []
     # In order from the start: setting a position lands on the wrong frame in some codecs
     for i in range(indices[-1] + 1):
-        if not capture.grab():
+        found, frame = capture.grab(), None
+        if found and i in indices:
+            found, frame = capture.retrieve()
+        if not found:
             raise RuntimeError(f"frame {i} of {count} cannot be read")
-        if i in indices:
-            frames.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+        if frame is not None:
+            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
     capture.release()
-    return np.stack(frames)
+    return frames
 
 
 def _same_count(found: int, count: int) -> None:
@@ -117,7 +120,7 @@ def _same_count(found: int, count: int) -> None:
 
 
 # In the order in which `auto` tries them: exact and maintained, fast, always there (it reads the headers), and slow
-BACKENDS: dict[str, tuple[str, Callable[[Source, list[int], int], np.ndarray]]] = {
+BACKENDS: dict[str, tuple[str, Callable[[Source, list[int], int], Sequence[np.ndarray]]]] = {
     "torchcodec": ("torchcodec.decoders", _torchcodec),
     "decord": ("decord", _decord),
     "pyav": ("av", _pyav),

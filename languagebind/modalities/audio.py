@@ -39,7 +39,7 @@ class Audio(Modality):
     audio_mean: float = -4.2677393
     """Mean of the log-mel values."""
     audio_std: float = 4.5689974
-    """Their standard deviation; values are divided by twice of it."""
+    """Their standard deviation; values are divided by twice this."""
     channels: Literal["mix", "first"] = "mix"
     """Mean of the channels, or the first one, as the original took."""
     random_crop: bool = True
