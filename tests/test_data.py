@@ -128,7 +128,7 @@ def test_too_many_bad_samples_stop_the_run_with_the_reasons(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_without_one_usable_sample_stop_the_run(depth_shards, workers):
-    with pytest.raises(UserError, match="not one usable sample.*no caption of source 'nosuch'"):
+    with pytest.raises(UserError, match=r"not one usable sample.*no caption of source 'nosuch'"):
         batches(depth_shards, caption_source="nosuch", workers=workers)
 
 

@@ -37,7 +37,9 @@ def test_features_match_the_original(golden, case):
         "text_embeds": text_features,
         "logits_per_text": logits,
     }.items():
-        torch.testing.assert_close(tensor, torch.from_numpy(expected[name]), atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            tensor, torch.from_numpy(expected[name]), atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def vision_model(state, config, input_shape) -> VisionTransformer:

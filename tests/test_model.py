@@ -142,8 +142,14 @@ def test_positions_are_resized_and_time_attention_starts_as_a_copy(config):
     ("spoil", "message"),
     [
         (lambda state: state.pop("visual.ln_pre.bias"), r"1 missing:\n.*pre_layrnorm.bias"),
-        (lambda state: state.update({"visual.transformer.resblocks.99.ln_1.bias": torch.zeros(64)}), "1 left over:\n.*99"),
-        (lambda state: state.update({"visual.class_embedding": torch.zeros(7)}), r"1 of another shape:\n.*\(7,\), expected \(64,\)"),
+        (
+            lambda state: state.update({"visual.transformer.resblocks.99.ln_1.bias": torch.zeros(64)}),
+            "1 left over:\n.*99",
+        ),
+        (
+            lambda state: state.update({"visual.class_embedding": torch.zeros(7)}),
+            r"1 of another shape:\n.*\(7,\), expected \(64,\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_keys(config, clip, tmp_path, spoil, message, caplog):
@@ -191,8 +197,14 @@ def test_a_weights_file_never_runs_code(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-BESIDE = {"vision_model.embeddings.class_embedding", "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
-          "visual_projection.weight", "logit_scale"}  # fmt: skip
+BESIDE = {
+    "vision_model.embeddings.class_embedding",
+    "vision_model.post_layernorm.weight",
+    "vision_model.post_layernorm.bias",
+    "visual_projection.weight",
+    "logit_scale",
+}
+OF_TIME = ("temporal_embedding", "temporal_layer_norm1.weight", "temporal_layer_norm1.bias")
 
 
 @pytest.mark.parametrize("temporal", [False, True])
@@ -205,8 +217,7 @@ def test_what_trains(minilm, tuning, temporal):
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     attention = "temporal_attn" if temporal else "self_attn"
     projections = [f"vision_model.encoder.layers.0.{attention}.{p}_proj" for p in ("q", "k", "v", "out")]
-    of_time = {"vision_model.encoder.layers.0." + name for name in
-               ("temporal_embedding", "temporal_layer_norm1.weight", "temporal_layer_norm1.bias")} if temporal else set()  # fmt: skip
+    of_time = {f"vision_model.encoder.layers.0.{name}" for name in OF_TIME if temporal}
     expected = {
         "lora": BESIDE | of_time | {f"{name}.lora_{half}.default.weight" for name in projections for half in "AB"},
         "partial": BESIDE | of_time | {f"{name}.{kind}" for name in projections for kind in ("weight", "bias")},

@@ -43,7 +43,7 @@ class TrainState:
     step: int = 0
     """updates done"""
     skipped: int = 0
-    """samples left out so far, on all ranks"""
+    """samples left out so far by this rank"""
     drawn: dict[int, int] = field(default_factory=dict)
     """samples that each loader worker of this rank has taken from its shards in this epoch"""
 
@@ -59,7 +59,6 @@ def save_checkpoint(path: Path, state: TrainState, ranks: list[dict], config: di
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
         "step": state.step,
-        "skipped": state.skipped,
         "ranks": ranks,
         "config": config,
         "text_fingerprint": text_fingerprint,
@@ -102,11 +101,15 @@ def restore(path: Path, state: TrainState, rank: int) -> dict[str, Any]:
         raise UserError(f"{path} holds a model but no optimizer state: it cannot be resumed from")
     own = state.model.encoder_state()
     if own.keys() != checkpoint["model"].keys() or any(own[k].shape != v.shape for k, v in checkpoint["model"].items()):
-        raise UserError(f"{path} holds another model than these options describe (its options are in {path.parent.parent})")
+        raise UserError(
+            f"{path} holds another model than these options describe (its options are in {path.parent.parent})"
+        )
     state.model.load_state_dict(checkpoint["model"], strict=False)  # the text tower is not in it
     state.optimizer.load_state_dict(checkpoint["optimizer"])
     state.scaler.load_state_dict(checkpoint["scaler"])
-    state.step, state.skipped = checkpoint["step"], checkpoint["skipped"]
+    state.step = checkpoint["step"]
+    # The sum goes on with the first rank: there may be another number of ranks now.
+    state.skipped = sum(saved["skipped"] for saved in checkpoint["ranks"]) if rank == 0 else 0
     if rank < len(checkpoint["ranks"]):
         saved = checkpoint["ranks"][rank]
         state.drawn = dict(saved["drawn"])
@@ -115,8 +118,8 @@ def restore(path: Path, state: TrainState, rank: int) -> dict[str, Any]:
 
 
 def rank_state(state: TrainState) -> dict[str, Any]:
-    """What is this rank's own: random generators and places in the shards."""
-    return {"rng": rng_state(), "drawn": dict(state.drawn)}
+    """What is this rank's own: random generators, places in the shards, samples left out."""
+    return {"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}
 
 
 def rng_state() -> dict[str, Any]:

@@ -122,7 +122,7 @@ class ShardBatches(IterableDataset):
     def __iter__(self) -> Iterator[Batch | str]:
         plan, info = self.plan, get_worker_info()
         workers = info.num_workers if info else 1
-        # The loader asks its workers in turn, beginning with its first: step k is worker k modulo workers, resumed or not.
+        # The loader asks its workers in turn: step k is worker k modulo workers, in a resumed run as well.
         first = plan.first_step + (info.id if info else 0)
         steps = range(first, plan.total_steps, workers)
         for epoch, steps_of_epoch in groupby(steps, key=lambda step: step // plan.steps_per_epoch):
@@ -217,7 +217,9 @@ class WorkerStream:
 
     def _check_budget(self, used: int, bad: int) -> None:
         if used + bad >= BUDGET_FROM and bad > self.config.max_bad_share * (used + bad):
-            self._fail(f"{bad} of {used + bad} samples cannot be used; --max-bad-share allows {self.config.max_bad_share:.0%}")
+            self._fail(
+                f"{bad} of {used + bad} samples cannot be used; --max-bad-share allows {self.config.max_bad_share:.0%}"
+            )
 
     def _fail(self, what: str) -> None:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))

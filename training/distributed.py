@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from languagebind.config import UserError
+
 # Evaluation and checkpointing keep ranks apart for minutes on slow storage; a dead rank should still end the run.
 TIMEOUT = timedelta(minutes=30)
 
@@ -28,6 +30,8 @@ class Process:
 def init_process(device: str | None = None) -> Process:
     """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); a lone process needs none."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here")
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     target = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if target.type == "cuda":

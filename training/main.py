@@ -186,7 +186,9 @@ def validate(model: nn.Module, config: TrainConfig, dataset, process: Process) -
 def report_start(config: TrainConfig, model: nn.Module, shards: int, steps_per_epoch: int, total_steps: int) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%s tuning trains %.2f M of %.2f M parameters", config.model.tuning.tuning, trained / 1e6, everything / 1e6)
+    log.info(
+        "%s tuning trains %.2f M of %.2f M parameters", config.model.tuning.tuning, trained / 1e6, everything / 1e6
+    )
     log.info("%d shards, %d steps an epoch, %d steps", shards, steps_per_epoch, total_steps)
 
 

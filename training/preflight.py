@@ -37,7 +37,8 @@ def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple
     batch = config.batch_size * world_size
     if num_samples < batch:
         raise UserError(
-            f"{num_samples} samples do not fill one batch of --batch-size {config.batch_size} x {world_size} ranks = {batch}"
+            f"{num_samples} samples do not fill one batch of"
+            f" --batch-size {config.batch_size} x {world_size} ranks = {batch}"
         )
     _check_sample(shards[0], modality)
     return shards, num_samples // batch

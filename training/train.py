@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,12 @@ def train(
         UserError: the loss or a gradient is not finite, or the data cannot be used. The step was not taken.
     """
     meter = Meter(options, process, logger)
+    forward.train()
     for batch in _together(batches, meter):
         set_lr(state.optimizer, options.schedule(state.step))
         loss = train_step(state, forward, batch, options, process.device)
         state.step += 1
+        state.skipped += len(batch.skipped)
         state.drawn = {**state.drawn, batch.worker: batch.drawn}
         if state.step % options.steps_per_epoch == 0:
             state.drawn = {}  # the workers begin the next epoch
@@ -69,7 +72,6 @@ def train_step(
     state: TrainState, forward: nn.Module, batch: Batch, options: StepOptions, device: torch.device
 ) -> Tensor:
     """One update; the loss, mean over ranks."""
-    forward.train()
     inputs = batch.inputs.to(device, non_blocking=True)  # (B, C, T, H, W)
     tokens = {key: value.to(device, non_blocking=True) for key, value in batch.tokens.items()}  # (B, L)
     with autocast(device, options.precision):
@@ -124,13 +126,13 @@ class Meter:
             self.paused += time.perf_counter() - self.paused_at
 
     def report(self, state: TrainState, loss: float) -> None:
-        skipped = [sample for samples in gather_objects(self.skipped) for sample in samples]
-        state.skipped += len(skipped)
+        ranks = gather_objects((self.skipped, state.skipped))
+        skipped, total = [sample for samples, _ in ranks for sample in samples], sum(count for _, count in ranks)
         self.logger.skipped(state.step, skipped)
         if skipped:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
             lines = "; ".join(f"{number} of {shard}: {reason}" for (shard, reason), number in common)
-            log.warning("left out %d samples since the last line (%d in all): %s", len(skipped), state.skipped, lines)
+            log.warning("left out %d samples since the last line (%d in all): %s", len(skipped), total, lines)
         seconds = time.perf_counter() - self.started - self.paused
         self.loss = loss if not self.loss else 0.9 * self.loss + 0.1 * loss
         values = {
@@ -141,7 +143,7 @@ class Meter:
             "train/batch_time": seconds / self.steps,
             "train/data_time": self.waited / self.steps,
             "train/data_wait": self.waited / seconds,
-            "train/skipped": state.skipped,
+            "train/skipped": total,
             "train/epoch": state.step / self.options.steps_per_epoch,
         }
         log.info(self.line(state.step, values))
@@ -160,7 +162,7 @@ class Meter:
             f" Batch (t): {values['train/batch_time']:.3f}, {rate:.1f}/s, {rate / self.process.world_size:.1f}/s/gpu"
             f" LR: {values['train/lr']:.6f} Logit Scale: {values['train/logit_scale']:.3f}"
             f" Contrastive_loss: {values['train/loss']:.4f} ({self.loss:.4f})"
-            f" | step {step} data wait {values['train/data_wait']:.0%} ETA {time.strftime('%H:%M:%S', time.gmtime(left))}"
+            f" | step {step} data wait {values['train/data_wait']:.0%} ETA {timedelta(seconds=round(left))}"
         )
 
 

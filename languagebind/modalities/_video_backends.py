@@ -95,8 +95,9 @@ def _opencv(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
             file.write(source)
             file.flush()
             return _opencv(file.name, indices, count)
-    with open_stream(source, "video") as (_, stream):
-        if stream.codec_context.field_order > 1:  # OpenCV 5 reports success and gives noise
+    with open_stream(source, "video") as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is not None and first.interlaced_frame:  # OpenCV 5 reports success and gives noise
             raise RuntimeError("interlaced video is not supported; try another --video-backend")
     capture = cv2.VideoCapture(handle(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     frames = []
