@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class ReportOptions:
 
 
 def main() -> None:
-    options = parse(ReportOptions, None, prog="demo_report")
+    options = parse(ReportOptions, sys.argv[1:], prog="demo_report")
     results = json.loads((options.output / "results.json").read_text())
     figure = plt.figure(figsize=(13, 11), constrained_layout=True)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2))
@@ -73,18 +74,10 @@ def draw_similarity(figure, name: str, options: ReportOptions) -> None:
     sentences = list(prompts.values())
     similarity = (encoders.encode(text=sentences) @ encoders.encode(**{name: paths}).T).numpy()  # (texts, samples)
 
-    pictures, (heat, bar) = (
-        figure.subplots(2, SAMPLES + 1, gridspec_kw={"height_ratios": (1, 5), "width_ratios": [1] * SAMPLES + [0.3]})[
-            0
-        ],
-        (None, None),
-    )
-    grid = pictures[0].get_gridspec()
-    for axes in figure.axes[SAMPLES + 1 :]:
-        axes.remove()
+    grid = figure.add_gridspec(2, SAMPLES + 1, height_ratios=(1, 5), width_ratios=[1] * SAMPLES + [0.2])
     heat, bar = figure.add_subplot(grid[1, :SAMPLES]), figure.add_subplot(grid[1, SAMPLES])
-    pictures[-1].remove()
-    for axes, path in zip(pictures, paths, strict=False):
+    pictures = [figure.add_subplot(grid[0, column]) for column in range(SAMPLES)]
+    for axes, path in zip(pictures, paths, strict=True):
         axes.imshow(thumbnail(encoders, name, path), cmap="gray", aspect="equal")
         axes.axis("off")
     shown = heat.imshow(similarity, cmap="viridis", aspect="auto")

@@ -28,7 +28,7 @@ _RGB = {
     "white": (250, 250, 250),
     "black": (12, 12, 12),
 }
-_RADIUS = {"small": 0.3, "large": 0.5}  # in half picture widths, at two metres
+_RADIUS = {"small": 0.38, "large": 0.58}  # in half picture widths, at two metres
 
 
 def video_frames(scene: Scene, size: int) -> np.ndarray:
@@ -70,11 +70,11 @@ def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.nd
     """Coordinates (T, H, W) in which the object's outline is near 1, and how far it covers each pixel, 0 to 1."""
     x, y = scene.place(np.arange(num_frames, dtype=np.float32) / num_frames)
     # The camera zooms in on what is far: true perspective would leave nothing of it at this resolution.
-    radius = _RADIUS[scene.size] * (2 / scene.metres) ** 0.2
+    radius = _RADIUS[scene.size] * (2 / scene.metres) ** 0.15
     pixels = np.linspace(-1, 1, size, dtype=np.float32)
     u = (pixels[None, None, :] - x[:, None, None].astype(np.float32)) / radius
     v = (pixels[None, :, None] - y[:, None, None].astype(np.float32)) / radius
-    tilt = np.float32(((scene.seed // 97) % 101 / 101 - 0.5) * 0.5)  # radians
+    tilt = np.float32(((scene.seed // 97) % 101 / 101 - 0.5) * 0.4)  # radians
     cos, sin = np.cos(tilt), np.sin(tilt)
     u, v = cos * u - sin * v, sin * u + cos * v
     pixel = 2 / size / radius

@@ -31,7 +31,7 @@ VALUES = {
 }
 
 METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
-REACH = 0.4  # of what moves, in half picture widths
+REACH = 0.3  # of what moves, in half picture widths
 CELSIUS = dict(zip(TEMPERATURES, (-20.0, 5.0, 45.0, 90.0), strict=True))
 
 # The pair of attributes that makes the classes of each modality: both are what it senses.
@@ -86,7 +86,7 @@ class Scene:
     def side(self, frame: int | None = None) -> str:
         """`left`, `middle` or `right`: of one of the eight frames, or on the whole."""
         x = self.x if frame is None else float(self.place(np.array(frame / NUM_FRAMES))[0])
-        return "left" if x < -0.2 else "right" if x > 0.2 else "middle"
+        return "left" if x < -0.12 else "right" if x > 0.12 else "middle"
 
     def pair(self, modality: str) -> tuple[str, str]:
         """The class of the scene for a modality, as two attribute values."""
@@ -136,7 +136,7 @@ def _draw(rng: np.random.Generator, scene_id: str, unseen: bool) -> Scene:
     for modality, (first, second) in CLASS_ATTRIBUTES.items():
         pairs = unseen_pairs(modality) if unseen else seen_pairs(modality)
         values[second] = str(rng.choice([b for a, b in pairs if a == values[first]]))
-    x, y = rng.uniform(-0.5, 0.5, 2)
+    x, y = rng.uniform(-0.35, 0.35, 2)
     return Scene(
         id=scene_id,
         **values,
