@@ -10,10 +10,10 @@ import torch
 from helpers import depth_png, train_flags, write_shards
 
 from languagebind.config import UserError
-from languagebind.data.shards import ShardWriter, expand_shards
+from languagebind.data.shards import ShardWriter, expand_shards, read_captions
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
-from training.data import DataConfig, Plan, read_captions, select_input, train_batches
+from training.data import DataConfig, Plan, select_input, train_batches
 from training.main import main
 
 DEPTH = modality_class("depth")(image_size=16)

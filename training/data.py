@@ -6,7 +6,6 @@ A worker repeats its shards until it has filled its batches of the epoch, so tha
 has run out. A sample that cannot be used is left out, replaced by the next one, and counted.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError, first_line
-from languagebind.data.shards import media_members, member_extension
+from languagebind.data.shards import media_members, member_extension, read_captions
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 
@@ -225,22 +224,6 @@ class WorkerStream:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))
         names = ", ".join(f"<key>.{extension}" for extension in self.modality.extensions)
         raise UserError(f"{what}, in {len(self.shards)} shards. {reasons or f'No member is named {names}'}")
-
-
-def read_captions(sample: dict[str, Any]) -> dict[str, Any]:
-    """Every caption of a shard's sample, by source: `captions` of its `.json`, or its `.txt` as source `txt`.
-
-    Raises:
-        MissingCaption: there is neither, or the JSON is broken.
-    """
-    captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
-    if "json" in sample:
-        try:
-            record = json.loads(sample["json"])
-            captions |= record["captions"] if "captions" in record else {"caption": record["caption"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise MissingCaption(f"unreadable .json: {error!r}") from error
-    return captions
 
 
 def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random, frame: int | None) -> Any:

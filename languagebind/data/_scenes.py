@@ -32,7 +32,7 @@ VALUES = {
 
 METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
 REACH = 0.3  # of what moves, in half picture widths
-CELSIUS = dict(zip(TEMPERATURES, (-20.0, 5.0, 45.0, 90.0), strict=True))
+CELSIUS = dict(zip(TEMPERATURES, (-30.0, 0.0, 50.0, 95.0), strict=True))
 
 # The pair of attributes that makes the classes of each modality: both are what it senses.
 CLASS_ATTRIBUTES = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from languagebind.config import UserError
+from languagebind.data.vidal import MissingCaption
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -178,6 +179,22 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
         if extension in frames:
             return dict(sorted(frames[extension].items()))
     return None
+
+
+def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Every caption of a sample, by source: the `captions` of its `.json`, and its `.txt` as source `txt`.
+
+    Raises:
+        MissingCaption: there is neither, or the JSON is broken.
+    """
+    captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
+    if "json" in sample:
+        try:
+            record = json.loads(sample["json"])
+            captions |= record["captions"] if "captions" in record else {"caption": record["caption"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise MissingCaption(f"unreadable .json: {error!r}") from error
+    return captions
 
 
 def write_atomic(path: Path, data: bytes) -> None:
