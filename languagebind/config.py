@@ -6,10 +6,11 @@ key is refused with the nearest name.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -24,9 +25,17 @@ def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, descriptio
     """Fill the dataclass `cls` from flags. A wrong flag ends the program with status 2 and the nearest name."""
     import tyro
 
+    _check_names(cls)
     # OmitArgPrefixes: `--lr`, not `--optim.lr`. Sections of the dataclass group the help and nothing else.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     return tyro.cli(cls, args=list(argv), prog=prog, description=description, config=options)
+
+
+def at_least(least: float, **options: float | None) -> None:
+    """Raise `UserError` unless each option is a number not below `least`; one that is not given passes."""
+    for name, value in options.items():
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"{name} should be a number, at least {least}; got {value}")
 
 
 def expand_config(argv: Sequence[str]) -> list[str]:
@@ -57,12 +66,16 @@ def take_flag(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
 def yaml_to_argv(path: Path) -> list[str]:
     """The flags that a YAML file stands for. A nested section only groups keys for the reader."""
     argv = []
+    seen = set()
     for key, value in _leaves(load_yaml(path)):
+        if key in seen:
+            raise UserError(f"{path} gives {key} twice")
+        seen.add(key)
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
             argv.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
-            argv += [flag, *map(str, value)]
+            argv += [flag, *map(str, value)] if value else []
         else:
             argv.append(f"{flag}={value}")
     return argv
@@ -75,10 +88,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is no YAML, or holds no mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(), Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold `key: value` lines")
@@ -101,7 +114,9 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     if unknown := values.keys() - names:
         raise UserError(f"unknown {cls.__name__} options: {', '.join(sorted(unknown))}")
     for name, value in values.items():
-        known[name] = from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)
+        known[name] = tuple(value) if isinstance(value, list) else value
     return cls(**known)
 
 
@@ -116,10 +131,41 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check_names(cls: type) -> None:
+    """Every option needs a name of its own, since sections are no part of a flag."""
+    owners: dict[str, str] = {}
+    for owner, name in _options(cls):
+        if name in owners:
+            raise UserError(f"the options of {owners[name]} and {owner} are both named {name}: rename one of them")
+        owners[name] = owner
+
+
+def _options(cls: Any):
+    origin = get_origin(cls) or cls
+    arguments = dict(zip(getattr(origin, "__parameters__", ()), get_args(cls), strict=False))
+    hints = get_type_hints(origin)
+    for option in dataclasses.fields(origin):
+        kind = arguments.get(hints[option.name], hints[option.name])
+        if dataclasses.is_dataclass(get_origin(kind) or kind):
+            yield from _options(kind)
+        else:
+            yield origin.__name__, option.name
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads booleans and nulls; leaves numbers and dates as the text that was written."""
+    """Reads booleans and nulls; leaves numbers and dates as the text that was written. Refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 _PlainLoader.yaml_implicit_resolvers = {
@@ -132,7 +178,7 @@ def _leaves(mapping: dict[str, Any]):
     for key, value in mapping.items():
         if isinstance(value, dict):
             yield from _leaves(value)
-        elif value is not None:
+        else:
             yield str(key), value
 
 

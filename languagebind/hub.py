@@ -1,6 +1,8 @@
 """Load trained models, with their preprocessing, and encode files with them."""
 
-from dataclasses import fields, replace
+import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +11,41 @@ from torch import Tensor
 
 from .config import UserError, first_line, from_dict
 from .lora import merge_lora
-from .modalities import Modality, modality_class
+from .modalities import Modality, modality_class, modality_name
 from .model import DualEncoder, ModelConfig
 from .text import build_text
-from .weights import WeightsError, load_strict, published_names
+from .weights import WeightsError, load_strict, published_names, unreadable
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> tuple[DualEncoder, Modality]:
+def load_checkpoint(
+    path: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None
+) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a training checkpoint, ready for evaluation; adapters are merged.
+
+    Args:
+        path: a file that training wrote.
+        device: where to put the model.
+        like: a model whose text tower this one is to share.
 
     Raises:
         UserError: no such file, not a checkpoint of this library, or its text tower is not the one it was trained with.
     """
     checkpoint = read_checkpoint(path)
-    config = from_dict(ModelConfig, checkpoint["config"]["model"])
-    modality = modality_from_config(checkpoint["config"])
+    try:
+        config = from_dict(ModelConfig, checkpoint["config"]["model"])
+        modality = from_dict(modality_class(checkpoint["config"]["modality"]), checkpoint["config"]["inputs"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged, or of another version of this library: {first_line(error)}") from error
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
-    model = DualEncoder(modality.input_shape, encoder, build_text(config.text))
+    text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
+    model = DualEncoder(modality.input_shape, encoder, text)
     if model.text_fingerprint() != checkpoint["text_fingerprint"]:
-        raise WeightsError(
-            f"{path} was trained with another text tower than {config.text.text_tower} is now"
-            f" (fingerprints {checkpoint['text_fingerprint'][:12]} and {model.text_fingerprint()[:12]})"
-        )
+        tower = "those before it were" if like is not None else f"{config.text.text_tower} is now"
+        versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
+        raise WeightsError(f"{path} was trained with another text tower than {tower} (it was made with {versions})")
     state = merge_lora(published_names(checkpoint["model"]), config.tuning.lora_alpha)
-    text = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
-    load_strict(model, state | text, f"the model of {path}")
+    frozen = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
+    load_strict(model, state | frozen, f"the model of {path}")
     return model.eval().to(device), modality
 
 
@@ -48,22 +60,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch raises many kinds for damaged files
-        raise UserError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
+        raise UserError(f"{path} {unreadable(error)}") from error
     if not isinstance(checkpoint, dict) or not {"model", "config", "text_fingerprint"} <= checkpoint.keys():
         raise UserError(
             f"{path} is no training checkpoint of this library (no model, config and text fingerprint in it)"
         )
     return checkpoint
-
-
-def modality_from_config(config: dict[str, Any]) -> Modality:
-    """The modality, with its options, that a resolved config names."""
-    cls = modality_class(config["modality"])
-    names = {field.name for field in fields(cls)}
-    if unknown := config["inputs"].keys() - names:
-        raise UserError(f"unknown {config['modality']} options: {', '.join(sorted(unknown))}")
-    return cls(**config["inputs"])
 
 
 class Encoders:
@@ -79,11 +84,19 @@ class Encoders:
 
         Raises:
             DecodeError: an item cannot be used.
-            ValueError: no or several lists, or a modality that is not loaded.
+            ValueError: no list or several, or a modality that is not loaded.
+            TypeError: one item in place of a list, or a text that is none.
         """
         if len(inputs) != 1:
             raise ValueError(f"encode takes one list at a time, got {sorted(inputs)}")
         ((name, items),) = inputs.items()
+        if batch_size < 1:
+            raise ValueError(f"batch_size should be at least 1, got {batch_size}")
+        if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
+            raise TypeError(f"encode takes a list: {name}=[...], not one {type(items).__name__}")
+        items = list(items)
+        if name == "text" and not all(isinstance(item, str) for item in items):
+            raise TypeError("texts should be strings")
         if name != "text" and name not in self.encoders:
             raise ValueError(f"no encoder for {name!r} is loaded, only {sorted(self.encoders)} and text")
         model, modality = self.encoders.get(name) or next(iter(self.encoders.values()))
@@ -91,7 +104,7 @@ class Encoders:
         features = []
         with torch.inference_mode():
             for start in range(0, len(items), batch_size):
-                batch = list(items[start : start + batch_size])
+                batch = items[start : start + batch_size]
                 if name == "text":
                     tokens = {key: value.to(device) for key, value in model.tokenize(batch).items()}
                     features.append(model.encode_text(tokens))
@@ -107,15 +120,14 @@ def load(*checkpoints: str | Path, device: str | torch.device = "cpu") -> Encode
     Raises:
         UserError: a checkpoint cannot be used, two are of one modality, or their text towers differ.
     """
-    encoders, fingerprints = {}, {}
+    encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     for path in checkpoints:
-        name = read_checkpoint(path)["config"]["modality"]
+        first = next(iter(encoders.values()))[0] if encoders else None
+        model, modality = load_checkpoint(path, device, like=first)
+        name = modality_name(modality)
         if name in encoders:
-            raise UserError(f"two checkpoints for {name}: {path} and another")
-        encoders[name] = load_checkpoint(path, device)
-        fingerprints[name] = encoders[name][0].text_fingerprint()
-    if len(set(fingerprints.values())) > 1:
-        raise UserError("these checkpoints were fitted to different text towers: " + ", ".join(sorted(encoders)))
+            raise UserError(f"{path} is a second checkpoint for {name}")
+        encoders[name] = model, modality
     if not encoders:
         raise UserError("give load() at least one checkpoint")
     return Encoders(encoders)

@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .distributed import rank, world_size
+
 
 def contrastive_loss(
     features: Tensor, text_features: Tensor, logit_scale: Tensor, chunk_size: int | None = None
@@ -23,7 +25,7 @@ def contrastive_loss(
             B * B * world_size; they are computed again in the backward pass.
     """
     features, text_features, logit_scale = features.float(), text_features.float(), logit_scale.float()
-    first = dist.get_rank() * len(features) if _world_size() > 1 else 0
+    first = rank() * len(features)
     modality_to_text = _cross_entropy(features, gather(text_features), logit_scale, first, chunk_size)
     text_to_modality = _cross_entropy(text_features, gather(features), logit_scale, first, chunk_size)
     return (modality_to_text + text_to_modality) / 2
@@ -31,7 +33,7 @@ def contrastive_loss(
 
 def gather(x: Tensor) -> Tensor:
     """(B, D) of every rank, in rank order: (B * world_size, D). Gradients flow back to the rank they belong to."""
-    if _world_size() == 1:
+    if world_size() == 1:
         return x
     return _AllGather.apply(x) if x.requires_grad else _all_gather(x)
 
@@ -47,11 +49,11 @@ class _AllGather(torch.autograd.Function):
         # Every rank's loss depends on these rows, so their gradients are summed over the ranks.
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad.narrow(0, dist.get_rank() * ctx.batch, ctx.batch)
+        return grad.narrow(0, rank() * ctx.batch, ctx.batch)
 
 
 def _all_gather(x: Tensor) -> Tensor:
-    out = x.new_empty(_world_size() * len(x), *x.shape[1:])
+    out = x.new_empty(world_size() * len(x), *x.shape[1:])
     dist.all_gather_into_tensor(out, x.detach().contiguous())
     return out
 
@@ -73,7 +75,3 @@ def _summed_cross_entropy(queries: Tensor, keys: Tensor, logit_scale: Tensor, la
     # Autocast would score in half precision, where a scale of 100 leaves two digits.
     with torch.autocast(queries.device.type, enabled=False):
         return F.cross_entropy(logit_scale * queries @ keys.T, labels, reduction="sum")
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import UserError
+from .config import UserError, at_least
 from .text import TextConfig, build_text, fingerprint
 from .tuning import TuningConfig
 from .vit import EncoderConfig, VisionTransformer
-from .weights import init_encoder, open_clip_model, published_names, read_state
+from .weights import WeightsError, init_encoder, open_clip_model, published_names, read_state
 
 TEXT_PREFIXES = ("text_model.", "text_projection.")
 
@@ -29,6 +29,9 @@ class InitConfig:
     """the logit scale starts at ln(1 / temperature); 0 keeps that of the pretrained weights"""
     allow_partial: bool = False
     """go on when the weights fit the encoder only in part"""
+
+    def __post_init__(self):
+        at_least(0, init_temperature=self.init_temperature)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class DualEncoder(nn.Module):
 
     def __init__(self, input_shape, encoder: EncoderConfig, text: tuple[nn.Module, nn.Module, int]):
         super().__init__()
-        text_model, text_projection, embed_dim = text
+        text_model, text_projection, self.embed_dim = text
         self.vision_model = VisionTransformer(input_shape, encoder)
-        self.visual_projection = nn.Linear(encoder.width, embed_dim, bias=False)
+        self.visual_projection = nn.Linear(encoder.width, self.embed_dim, bias=False)
         nn.init.trunc_normal_(self.visual_projection.weight, std=encoder.width**-0.5)
         self.text_model = text_model.requires_grad_(False)
         self.text_projection = text_projection.requires_grad_(False)
@@ -103,7 +106,10 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     model = DualEncoder(input_shape, config.encoder, build_text(config.text))
     state = _encoder_weights(config)
     if state is not None:
-        init_encoder(model, state, config.init.allow_partial)
+        try:
+            init_encoder(model, state, config.init.allow_partial)
+        except WeightsError as error:
+            raise WeightsError(f"{error}\n--allow-partial goes on with what fits") from error
     if config.init.init_temperature:
         model.logit_scale.data.fill_(math.log(1 / config.init.init_temperature))
     elif state is None or "logit_scale" not in state:

@@ -125,7 +125,7 @@ def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
     """SHA-256 over the weights of a text tower and what its tokenizer makes of a few texts."""
     digest = hashlib.sha256()
     for module in (text_model, text_projection):
-        for name, tensor in sorted(module.state_dict().items()):
+        for name, tensor in sorted(module.named_parameters()):  # buffers come and go with versions of transformers
             tensor = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy())
@@ -208,7 +208,10 @@ def _quiet_transformers():
 
 def _package_folder(path: str) -> str:
     module, _, folder = path.partition("/")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"--text-tower package:{path}: the Python package {module} is not installed")
     return str(Path(spec.submodule_search_locations[0]) / folder)

@@ -26,8 +26,6 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import nn
 
+from .config import UserError, at_least
 from .lora import inject_lora
 
 HEAD = ("vision_model.post_layernorm.", "visual_projection.")
@@ -37,8 +38,10 @@ class TuningConfig:
     """train the logit scale"""
 
     def __post_init__(self):
-        if self.lora_rank < 1:
-            raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}; other tunings ignore it")
+        at_least(1, lora_rank=self.lora_rank)
+        at_least(0, lora_alpha=self.lora_alpha)
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora_dropout is a share in [0, 1), got {self.lora_dropout}")
 
 
 def apply_tuning(model: nn.Module, config: TuningConfig) -> None:

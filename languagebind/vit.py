@@ -4,13 +4,17 @@ Parameter names are those of the published checkpoints (`pre_layrnorm` is CLIP's
 Shapes: B batch, C channels, T frames, H, W, N patches, D width.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .config import UserError, at_least
 from .transformer import LAYER_NORM_EPS, Transformer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,12 @@ class EncoderConfig:
     """recompute activations in the backward pass: less memory, a third more time"""
 
     def __post_init__(self):
+        at_least(1, patch_size=self.patch_size, width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
+        at_least(1, num_heads=self.num_heads)
+        if self.width % self.num_heads:
+            raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout is a share in [0, 1), got {self.patch_dropout}")
+            raise UserError(f"patch_dropout is a share in [0, 1), got {self.patch_dropout}")
 
 
 class VisionTransformer(nn.Module):
@@ -98,7 +106,9 @@ class PatchEmbeddings(nn.Module):
         patch, width = config.patch_size, config.width
         self.grid = (size[0] // patch, size[1] // patch)  # (rows, columns)
         if 0 in self.grid:
-            raise ValueError(f"inputs of {size[0]} x {size[1]} hold no patch of {patch} x {patch}")
+            raise UserError(f"inputs of {size[0]} x {size[1]} hold no patch of {patch} x {patch}")
+        if size[0] % patch or size[1] % patch:
+            log.warning("inputs of %d x %d are no whole number of patches of %d: the rest is not seen", *size, patch)
         self.num_frames = num_frames
         if config.patch_embedding == "3d":
             self.class_embedding = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)

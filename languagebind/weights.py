@@ -5,6 +5,7 @@ Names follow the published checkpoints: `vision_model.…`, `visual_projection.w
 """
 
 import logging
+import pickle
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import UserError, first_line
+from .lora import merge_lora
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ TEXT_NAMES = {
 }
 
 
+# What else is in an open_clip tower: the projection has its own place, the mask is made anew.
+UNNAMED = ("proj", "text_projection", "attn_mask")
+
+
 class WeightsError(UserError):
     """Weights and model do not fit; the message lists the keys."""
 
@@ -66,7 +72,7 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
     }
     report = "\n".join(_listing(kind, keys) for kind, keys in problems.items() if keys)
     if report and not allow_partial:
-        raise WeightsError(f"the weights do not fit {what}:\n{report}\n--allow-partial goes on with what fits")
+        raise WeightsError(f"the weights do not fit {what}:\n{report}")
     if report:
         log.warning("loaded %s only in part:\n%s", what, report)
     fitting = {key: value for key, value in state.items() if key in own and not _misfit(state, own, key)}
@@ -75,6 +81,8 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
 
 def read_state(path: str | Path) -> State:
     """The tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file, by our names. Never runs pickled code.
+
+    Adapters in a checkpoint of this library are merged: it says how they are scaled.
 
     Raises:
         UserError: the file is missing, damaged, or holds something other than tensors.
@@ -89,14 +97,25 @@ def read_state(path: str | Path) -> State:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        raise UserError(f"{path} is no readable weights file: {first_line(error)}") from error
+        raise UserError(f"{path} {unreadable(error)}") from error
+    alpha = None
+    if isinstance(content, dict) and "text_fingerprint" in content:
+        alpha = content["config"]["model"]["tuning"]["lora_alpha"]
     for key in ("model", "state_dict"):  # a training checkpoint, ours or OpenCLIP's and the original's
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     tensors = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
     if not tensors or not content:
         raise UserError(f"{path} holds no state dict of tensors")
-    return published_names(content)
+    state = published_names(content)
+    return state if alpha is None else merge_lora(state, alpha)
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file of weights cannot be read, without torch's advice to run what may be in it."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds something other than tensors and plain values, which is never loaded"
+    return f"is damaged, or no file of weights: {first_line(error)}"
 
 
 def published_names(state: State) -> State:
@@ -154,6 +173,7 @@ def init_encoder(model: nn.Module, state: State, allow_partial: bool = False) ->
 
 def clip_text_state(state: State) -> State:
     """The text tower of an open_clip CLIP by our names; `text_projection.weight` is (D, width)."""
+    state = {key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))}
     renamed = _rename_tower(state, TEXT_NAMES, "text_model.encoder.layers.")
     return renamed | {"text_projection.weight": state["text_projection"].T.contiguous()}
 
@@ -162,7 +182,7 @@ def _from_open_clip(state: State) -> State:
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     renamed = _rename_tower(visual, VISION_NAMES, "vision_model.encoder.layers.")
     renamed["visual_projection.weight"] = visual["proj"].T.contiguous()
-    text = {key.removeprefix("text."): value for key, value in state.items() if not key.startswith("visual.")}
+    text = {key.removeprefix("text."): value for key, value in state.items()}
     if "text_projection" in text and "token_embedding.weight" in text:
         renamed |= clip_text_state(text)
     return renamed | {key: state[key] for key in ("logit_scale",) if key in state}
@@ -173,6 +193,8 @@ def _rename_tower(state: State, names: dict[str, str], layers: str) -> State:
     for key, value in state.items():
         match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)_?(weight|bias)", key)
         if not match:
+            if key not in names and key not in UNNAMED:
+                renamed[f"{layers.partition('.')[0]}.{key}"] = value  # for the strict load to find
             continue
         block, name, kind = f"{layers}{match[1]}.", match[2].rstrip("._"), match[3]
         if name == "attn.in_proj":

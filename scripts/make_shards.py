@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def print_report(report: dict[str, Any]) -> None:
     """What was made, and what was left out and why."""
     left_out = sum(reason["count"] for reason in report["left_out"].values())
-    print(f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB; {left_out} left out")
+    print(
+        f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB; {left_out} left out"
+    )
     for name, reason in report["left_out"].items():
         print(f"  {name}: {reason['count']}")
         for example in reason["examples"]:

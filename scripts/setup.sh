@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 VENV="${VENV:-.venv}"
 PYTHON="${PYTHON:-python3}"
 
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed, $PYTHON is $("$PYTHON" --version)" >&2; exit 2; }
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" --version)" >&2; exit 2; }
 stamp="$VENV/.requirements.sha256"
 wanted="$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum)"
 [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0

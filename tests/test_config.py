@@ -66,6 +66,6 @@ def test_a_config_survives_being_written_down():
     config = Outer(Inner(0.5, ("x",)), path=Path("a/b"))
     values = to_dict(config)
     assert values == {"inner": {"lr": 0.5, "names": ["x"]}, "fast": False, "path": "a/b", "steps": 3}
-    assert from_dict(Inner, values["inner"]) == Inner(0.5, ["x"])
+    assert from_dict(Inner, values["inner"]) == Inner(0.5, ("x",))
     with pytest.raises(UserError, match="lrr"):
         from_dict(Inner, {"lrr": 1})

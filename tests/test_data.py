@@ -10,7 +10,7 @@ import torch
 from helpers import depth_png, train_flags, write_shards
 
 from languagebind.config import UserError
-from languagebind.data.shards import ShardWriter, expand_shards, read_captions
+from languagebind.data.shards import ShardWriter, count_samples, expand_shards, read_captions
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
 from training.data import DataConfig, Plan, select_input, train_batches
@@ -23,10 +23,13 @@ def tokenizer(texts):
     return {"input_ids": torch.tensor([[len(text)] for text in texts])}
 
 
-def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None, seed=0, **options):
+def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None, seed=0, counted=True, **options):
     config = DataConfig(**{"batch_size": 8, "caption_source": "raw", "workers": 0, "shuffle_buffer": 20, **options})
     plan = Plan(seed, rank, world, per_epoch, steps, first, drawn or {})
-    return list(train_batches(expand_shards(shards), DEPTH, tokenizer, config, plan))
+    counts = count_samples(expand_shards(shards))
+    if not counted:
+        counts = dict.fromkeys(counts)
+    return list(train_batches(counts, DEPTH, tokenizer, config, plan))
 
 
 def keys(found):
@@ -52,11 +55,28 @@ def test_ranks_and_workers_share_the_samples_among_them(depth_shards):
     assert Counter(parts[0] + parts[1]) == Counter(keys(batches(depth_shards)))
 
 
-def test_a_rank_with_fewer_samples_repeats_its_own(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_uneven_shards_are_shared_out_fairly(tmp_path, workers):
+    shards = write_shards(tmp_path, [3, 29, 1, 7, 8])
+    parts = [batches(shards, steps=3, per_epoch=3, rank=rank, world=2, workers=workers) for rank in range(2)]
+    assert [len(part) for part in parts] == [3, 3]
+    assert len(set(keys(parts[0] + parts[1]))) == 48  # every sample of the epoch, once
+
+
+def test_without_counts_a_rank_with_fewer_samples_repeats_its_own(tmp_path):
     shards = write_shards(tmp_path, [4, 28])
-    parts = [batches(shards, steps=2, per_epoch=2, rank=rank, world=2) for rank in range(2)]
+    parts = [batches(shards, steps=2, per_epoch=2, rank=rank, world=2, counted=False) for rank in range(2)]
     assert [len(part) for part in parts] == [2, 2]
-    assert all(len(batch.keys) == 8 for part in parts for batch in part)
+    assert sorted(len(set(keys(part))) for part in parts) == [4, 16]
+
+
+@pytest.mark.parametrize("first", range(1, 6))
+@pytest.mark.parametrize("rank", [0, 1])
+def test_goes_on_after_a_worker_has_begun_its_part_again(tmp_path, rank, first):
+    shards, options = write_shards(tmp_path, [4, 28]), {"steps": 6, "per_epoch": 6, "world": 2, "counted": False}
+    whole = batches(shards, rank=rank, **options)
+    rest = batches(shards, rank=rank, first=first, drawn={0: whole[first - 1].drawn}, **options)
+    assert keys(rest) == keys(whole[first:])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -104,7 +124,7 @@ def test_a_truncated_shard_costs_its_end_alone(tmp_path):
     shards = write_shards(tmp_path, [24, 24])
     shard = shards / "00000.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2 + 512])  # within a member
-    found = batches(shards, steps=5, per_epoch=5, shuffle_buffer=0, max_bad_share=0.9)
+    found = batches(shards, steps=5, per_epoch=5, shuffle_buffer=0)
     assert {key for key in keys(found) if key.startswith("s1")} == {f"s1_{i}" for i in range(24)}
     reasons = [sample.reason for batch in found for sample in batch.skipped]
     assert any(reason.startswith("broken shard: unexpected end of data") for reason in reasons)
@@ -118,12 +138,13 @@ def test_a_shard_that_lost_its_end_unseen_is_refused_before_training(tmp_path):
         main(train_flags(shards, tmp_path))
 
 
-def test_too_many_bad_samples_stop_the_run_with_the_reasons(tmp_path):
+def test_too_many_bad_samples_stop_the_run(tmp_path):
     bad = {f"s{shard}_{number}": b"junk" for shard in range(4) for number in range(0, 24, 3)}
-    shards = write_shards(tmp_path, [24, 24, 24, 24], replace=bad)
-    with pytest.raises(UserError, match=r"of 1\d\d samples cannot be used; --max-bad-share allows 10%"):
-        batches(shards, steps=100)
-    assert len(batches(shards, steps=24, max_bad_share=0.5)) == 24
+    shards = write_shards(tmp_path / "shards", [24, 24, 24, 24], replace=bad)
+    flags = train_flags(shards, tmp_path, "--epochs=2", "--name=run")
+    with pytest.raises(UserError, match=r"\d+ of \d+ samples cannot be used, more than --max-bad-share 10%"):
+        main(flags)
+    main([*flags, "--max-bad-share=0.5", "--name=patient"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -155,7 +176,7 @@ def test_the_captions_frame_picks_the_inputs_frame(tmp_path):
 
     config = DataConfig(batch_size=4, caption_source="mix", workers=0)
     seen = set()
-    for batch in train_batches([str(tmp_path / "0.tar")], DEPTH, frame_number, config, Plan(0, 0, 1, 1, 20)):
+    for batch in train_batches({str(tmp_path / "0.tar"): 4}, DEPTH, frame_number, config, Plan(0, 0, 1, 1, 20)):
         for x, number in zip(batch.inputs, batch.tokens["input_ids"][:, 0].tolist(), strict=True):
             seen.add(number)
             assert torch.equal(x, expected[number])
@@ -177,6 +198,7 @@ def test_inputs_are_whole_members_or_frames():
 def test_captions_are_read_from_json_or_text():
     assert read_captions({"json": b'{"captions": {"raw": "a"}}'}) == {"raw": "a"}
     assert read_captions({"json": b'{"caption": "a"}', "txt": b"b"}) == {"caption": "a", "txt": "b"}
+    assert read_captions({"json": b'{"captions": ["a", "b"]}'}) == {"caption": ["a", "b"]}
     for broken in (b"{", b"[]", b"{}"):
         with pytest.raises(MissingCaption, match=r"unreadable \.json"):
             read_captions({"json": broken})

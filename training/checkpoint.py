@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, loaded without running pickled code."""
 
 import logging
-import os
 import random
 import re
 from dataclasses import dataclass, field
@@ -11,10 +10,15 @@ from typing import Any
 
 import torch
 
-from languagebind.config import UserError
+from languagebind.config import UserError, at_least, first_line
+from languagebind.distributed import world_size
+from languagebind.files import atomic_file
 from languagebind.hub import read_checkpoint
 
 log = logging.getLogger(__name__)
+
+# Options of model and inputs that leave the meaning of the weights alone.
+MAY_CHANGE = ("grad_checkpointing", "patch_dropout", "lora_dropout")
 
 NAME = re.compile(r"step_(\d+)\.pt")
 
@@ -31,6 +35,11 @@ class CheckpointConfig:
     """write a checkpoint each N steps, and at the end; 0: only at the end"""
     resume: str | None = None
     """`latest` of this --name, or a checkpoint's path"""
+
+    def __post_init__(self):
+        at_least(0, save_every_n_steps=self.save_every_n_steps)
+        if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..")):
+            raise ValueError(f"name becomes a folder in --logs, so it cannot be {self.name!r}")
 
 
 @dataclass
@@ -49,10 +58,13 @@ class TrainState:
 
 
 def save_checkpoint(path: Path, state: TrainState, ranks: list[dict], config: dict, text_fingerprint: str) -> None:
-    """Write a checkpoint under a name of its own and then rename it: under `path` it is whole, or not there.
+    """Write a checkpoint: under `path` it is whole, or not there.
 
     Args:
         ranks: `rank_state` of every rank.
+
+    Raises:
+        UserError: it cannot be written.
     """
     content = {
         "model": state.model.encoder_state(),
@@ -64,20 +76,12 @@ def save_checkpoint(path: Path, state: TrainState, ranks: list[dict], config: di
         "text_fingerprint": text_fingerprint,
         "versions": {name: _version(name) for name in ("languagebind", "torch", "open_clip_torch", "transformers")},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     try:
-        with open(partial, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}") from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # so that the new name, too, survives a power cut
-    os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when the disk is full
+        raise UserError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -85,36 +89,71 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; half-written ones have other names and are not seen."""
+    """The checkpoint of the highest step; a half-written one has another name and is not seen."""
     found = [path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name)]
     return max(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), default=None)
 
 
-def restore(path: Path, state: TrainState, rank: int) -> dict[str, Any]:
-    """Put a checkpoint into `state`; returns the checkpoint.
+def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], text_fingerprint: str) -> None:
+    """Put a checkpoint into `state`. Where the options differ from the checkpoint's, the new ones hold.
+
+    Args:
+        config: the resolved options of this run.
+        text_fingerprint: of this run's text tower.
 
     Raises:
-        UserError: it is damaged or belongs to another model.
+        UserError: it is damaged, or belongs to another model, text tower or precision.
     """
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise UserError(f"{path} holds a model but no optimizer state: it cannot be resumed from")
-    own = state.model.encoder_state()
-    if own.keys() != checkpoint["model"].keys() or any(own[k].shape != v.shape for k, v in checkpoint["model"].items()):
-        raise UserError(
-            f"{path} holds another model than these options describe (its options are in {path.parent.parent})"
-        )
-    state.model.load_state_dict(checkpoint["model"], strict=False)  # the text tower is not in it
-    state.optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint["text_fingerprint"] != text_fingerprint:
+        raise UserError(f"{path} was trained with another text tower than --text-tower is now")
+    own, saved = state.model.encoder_state(), checkpoint["model"]
+    if own.keys() != saved.keys() or any(own[key].shape != value.shape for key, value in saved.items()):
+        raise UserError(f"{path} holds another model than these options describe; its own are in its run's config.yaml")
+    before = checkpoint["config"]
+    _check_same(path, before, config)
+    state.model.load_state_dict(saved, strict=False)  # the text tower is not in it
+    _restore_optimizer(state.optimizer, checkpoint["optimizer"])
     state.scaler.load_state_dict(checkpoint["scaler"])
     state.step = checkpoint["step"]
     # The sum goes on with the first rank: there may be another number of ranks now.
-    state.skipped = sum(saved["skipped"] for saved in checkpoint["ranks"]) if rank == 0 else 0
-    if rank < len(checkpoint["ranks"]):
-        saved = checkpoint["ranks"][rank]
-        state.drawn = dict(saved["drawn"])
-        set_rng_state(saved["rng"])
-    return checkpoint
+    state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
+    changed = sorted(name for name in before["data"] if before["data"][name] != config["data"].get(name))
+    changed += [] if before["seed"] == config["seed"] else ["seed"]
+    changed += [] if len(checkpoint["ranks"]) == world_size() else ["number of ranks"]
+    if changed:
+        log.warning(
+            "%s changed since %s: this epoch begins anew, so some of its samples come twice and others not at all",
+            ", ".join(changed), path,
+        )  # fmt: skip
+    else:
+        state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
+        set_rng_state(checkpoint["ranks"][rank]["rng"])
+
+
+def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """What would make the weights or the optimizer mean something else cannot change."""
+    pairs = {"modality": (before["modality"], now["modality"])}
+    pairs["precision"] = (before["optim"]["precision"], now["optim"]["precision"])
+    for old, new in (
+        (before["inputs"], now["inputs"]),
+        (before["model"]["encoder"], now["model"]["encoder"]),
+        (before["model"]["tuning"], now["model"]["tuning"]),
+    ):
+        pairs |= {name: (old.get(name), new.get(name)) for name in old.keys() | new.keys()}
+    for name, (old, new) in sorted(pairs.items()):
+        if old != new and name not in MAY_CHANGE:
+            raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: go on with the same")
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """The averages of the checkpoint, under the learning rates and decay of this run."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
 def rank_state(state: TrainState) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Batches from webdataset shards, in an order that the seed, the epoch and the rank decide alone.
 
-    shards of the epoch -> this rank's and worker's -> samples -> shuffle -> input and caption -> batch
+    shards of the epoch -> this rank's and worker's part -> shuffle -> input and caption -> batch
 
-A worker repeats its shards until it has filled its batches of the epoch, so that no rank ever waits for another that
-has run out. A sample that cannot be used is left out, replaced by the next one, and counted.
+Where the samples of the shards are counted, each worker reads as many as its batches of the epoch hold: an epoch is one
+pass. Bad samples, or shards that nobody counted, may leave a worker short; it then begins its part again, so that no
+rank ever waits for another that has run out. A sample that cannot be used is left out, replaced by the next one, and
+counted.
 """
 
 import random
@@ -17,13 +19,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import tarfile_samples
 
-from languagebind.config import UserError, first_line
+from languagebind.config import UserError, at_least, first_line
 from languagebind.data.shards import media_members, member_extension, read_captions
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 
-# Below this many samples a share of bad ones says little.
-BUDGET_FROM = 100
+# A worker whose first so many samples are all bad gives up; fewer bad ones are weighed over all ranks.
+HOPELESS = 100
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class DataConfig:
     """samples that wait in each worker to be drawn at random; 0: the order of the shards"""
     max_bad_share: float = 0.1
     """stop when more than this share of the samples cannot be used"""
+
+    def __post_init__(self):
+        at_least(1, batch_size=self.batch_size, train_num_samples=self.train_num_samples)
+        at_least(0, workers=self.workers, shuffle_buffer=self.shuffle_buffer)
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share is a share in [0, 1], got {self.max_bad_share}")
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,9 @@ class Batch:
 def train_batches(shards, modality: Modality, tokenizer, config: DataConfig, plan: Plan) -> Iterator[Batch]:
     """The batches of steps `plan.first_step` to `plan.total_steps`.
 
+    Args:
+        shards: with the number of samples in each; None where it is not known.
+
     Raises:
         UserError: too many samples cannot be used.
     """
@@ -115,7 +126,7 @@ def train_batches(shards, modality: Modality, tokenizer, config: DataConfig, pla
 class ShardBatches(IterableDataset):
     """The batches of one worker of one rank. A data set that cannot be used comes as a message in place of a batch."""
 
-    def __init__(self, shards: list[str], modality: Modality, tokenizer, config: DataConfig, plan: Plan):
+    def __init__(self, shards: dict[str, int | None], modality: Modality, tokenizer, config: DataConfig, plan: Plan):
         self.shards, self.modality, self.tokenizer, self.config, self.plan = shards, modality, tokenizer, config, plan
 
     def __iter__(self) -> Iterator[Batch | str]:
@@ -143,7 +154,8 @@ class WorkerStream:
         self.modality, self.tokenizer = dataset.modality, dataset.tokenizer
         self.config, self.plan, self.shards = dataset.config, dataset.plan, dataset.shards
         self.epoch, self.worker, self.workers = epoch, worker, workers
-        self.drawn, self.used, self.reasons, self.skipped = drawn, 0, Counter(), []
+        self.drawn = self.resumed_at = drawn
+        self.used, self.reasons, self.skipped = 0, Counter(), []
         self.samples = self._usable(islice(self._draw(), drawn, None))
 
     def next_batch(self) -> Batch:
@@ -162,7 +174,8 @@ class WorkerStream:
                 continue
             self.skipped.append(outcome)
             self.reasons[outcome.reason] += 1
-            self._check_budget(self.used, self.reasons.total())
+            if not self.used and self.reasons.total() >= HOPELESS:
+                self._fail(f"not one of the first {HOPELESS} samples can be used")
 
     def _prepare(self, sample: dict) -> tuple[str, torch.Tensor, str] | Skipped:
         key, shard = sample["__key__"], sample["__url__"]
@@ -180,45 +193,71 @@ class WorkerStream:
         return key, x, caption
 
     def _draw(self) -> Iterator[dict | Skipped]:
+        drawn = 0
         for lap in count():
+            used, first = self.used, drawn
             rng = random.Random(f"{self.plan.seed} {self.epoch} {self.plan.rank} {self.worker} {lap}")
-            yield from _shuffled(self._read(lap, rng), self.config.shuffle_buffer, rng)
-            if not self.used:
+            for sample in _shuffled(self._read(lap, rng), self.config.shuffle_buffer, rng):
+                drawn += 1
+                yield sample
+            # A lap that a resumed run passed over, or a part of one, says nothing.
+            if self.used == used and first >= self.resumed_at:
                 self._fail("not one usable sample")
 
     def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped]:
-        for shard in self._shards_of_lap(lap, rng):
+        for shard, first, last in self._parts_of_lap(lap, rng):
             errors: list[Exception] = []
 
             def note(error: Exception, errors=errors) -> bool:
                 errors.append(error)
                 return True  # go on with what can be read
 
-            for sample in tarfile_samples(iter([{"url": shard}]), handler=note, select_files=self._wanted):
+            samples, read = tarfile_samples(iter([{"url": shard}]), handler=note, select_files=self._wanted), first
+            for sample in islice(samples, first, last):
+                read += 1
                 yield {**sample, "__lap__": lap}
-            if errors:  # webdataset reports one fault from several layers
-                yield Skipped(shard, "", f"broken shard: {first_line(errors[0])}")
+            if errors:  # one fault is reported by several of webdataset's layers
+                lost = 1 if last is None else max(1, last - read)
+                yield from [Skipped(shard, "", f"broken shard: {first_line(errors[0])}")] * lost
 
-    def _shards_of_lap(self, lap: int, rng: random.Random) -> Iterator[str]:
+    def _parts_of_lap(self, lap: int, rng: random.Random) -> Iterator[tuple[str, int, int | None]]:
+        """(shard, first sample, end) of what this worker reads."""
         if self.config.dataset_resampled:
             while True:
-                yield rng.choice(self.shards)
+                yield rng.choice(list(self.shards)), 0, None
         order = list(self.shards)
         random.Random(f"{self.plan.seed} {self.epoch}").shuffle(order)  # the same on every rank
-        own = order[self.plan.rank * self.workers + self.worker :: self.plan.world_size * self.workers]
+        own = self._fair_parts(order) if None not in self.shards.values() else self._whole_shards(order)
         if lap:
             rng.shuffle(own)
         yield from own
 
+    def _fair_parts(self, order: list[str]) -> list[tuple[str, int, int | None]]:
+        """The samples of all shards, one after another, cut where each worker's batches of the epoch begin and end."""
+        plan, steps = (
+            self.plan,
+            range(self.epoch * self.plan.steps_per_epoch, (self.epoch + 1) * self.plan.steps_per_epoch),
+        )
+        batches = [len([step for step in steps if step % self.workers == worker]) for worker in range(self.workers)]
+        before = plan.rank * len(steps) + sum(batches[: self.worker])
+        total = sum(self.shards.values())
+        begin, end = (total * at // (plan.world_size * len(steps)) for at in (before, before + batches[self.worker]))
+        parts, offset = [], 0
+        for shard in order:
+            first, last = max(begin - offset, 0), min(end - offset, self.shards[shard])
+            if first < last:
+                parts.append((shard, first, last))
+            offset += self.shards[shard]
+        return parts
+
+    def _whole_shards(self, order: list[str]) -> list[tuple[str, int, int | None]]:
+        """Where nobody counted the samples, each worker has shards of its own."""
+        own = order[self.plan.rank * self.workers + self.worker :: self.plan.world_size * self.workers]
+        return [(shard, 0, None) for shard in own]
+
     def _wanted(self, name: str) -> bool:
         extension = member_extension(name.rpartition("/")[2].partition(".")[2].lower())[0]
         return extension in {*self.modality.extensions, "json", "txt"}
-
-    def _check_budget(self, used: int, bad: int) -> None:
-        if used + bad >= BUDGET_FROM and bad > self.config.max_bad_share * (used + bad):
-            self._fail(
-                f"{bad} of {used + bad} samples cannot be used; --max-bad-share allows {self.config.max_bad_share:.0%}"
-            )
 
     def _fail(self, what: str) -> None:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))

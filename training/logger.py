@@ -2,9 +2,13 @@
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from languagebind.config import at_least
+from languagebind.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -19,45 +23,56 @@ class LogConfig:
     """beside metrics.jsonl, which is always written"""
     wandb_project_name: str = "languagebind"
 
+    def __post_init__(self):
+        at_least(1, log_every_n_steps=self.log_every_n_steps)
+
 
 class Logger:
-    """Writes metrics on the main rank; elsewhere it does nothing.
+    """Writes metrics on the main rank; elsewhere it does nothing. What a resumed run does again, it replaces.
 
     Args:
         folder: the run's folder; None on the other ranks.
         config: the run's resolved options, for Weights & Biases.
+        first_step: rows of later steps are of a run that was stopped, and are taken out.
     """
 
-    def __init__(self, folder: Path | None, options: LogConfig, config: dict[str, Any]):
+    def __init__(self, folder: Path | None, options: LogConfig, config: dict[str, Any], first_step: int = 0):
         self.folder, self.tensorboard, self.wandb = folder, None, None
         if folder is None:
             return
+        for name in ("metrics.jsonl", "skipped.jsonl"):
+            _keep_until(folder / name, first_step)
         if "tensorboard" in options.report_to:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(folder / "tensorboard")
+            self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1)
         if "wandb" in options.report_to:
             import wandb
 
-            # The run's name is its id, so that a resumed run goes on in the same charts.
+            # Kept in the folder, so that a resumed run goes on in the same charts.
+            kept = folder / "wandb_id"
+            if not kept.exists():
+                kept.write_text(wandb.util.generate_id())
             self.wandb = wandb.init(
-                project=options.wandb_project_name, name=folder.name, id=folder.name, resume="allow",
+                project=options.wandb_project_name, name=folder.name, id=kept.read_text(), resume="allow",
                 dir=folder, config=config,
             )  # fmt: skip
             self.wandb.define_metric("*", step_metric="step")
 
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
+    def metrics(self, step: int, values: dict[str, float]) -> None:
         """Append one object to metrics.jsonl and send the numbers on."""
         if self.folder is None:
             return
         with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+            finite = {
+                name: value if math.isfinite(value) else None for name, value in values.items()
+            }  # as JSON has no NaN
+            file.write(json.dumps({"step": step, **finite}) + "\n")
         if self.tensorboard:
-            for name, value in numbers.items():
+            for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
         if self.wandb:
-            self.wandb.log({"step": step, **numbers})
+            self.wandb.log({"step": step, **values})
 
     def skipped(self, step: int, samples: list[tuple[str, str, str]]) -> None:
         """Append the samples that were left out to skipped.jsonl."""
@@ -72,6 +87,23 @@ class Logger:
             self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    # A last line without its end was cut off when the run was killed.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_atomic(path, "".join(kept).encode())
+
+
+def log_to_file(error: Exception) -> None:
+    """What ended the run, in its out.log; the console has it from `run`."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
 
 
 def setup_logging(folder: Path | None) -> None:

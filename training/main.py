@@ -19,7 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError, run, to_dict
-from languagebind.eval import evaluate, load_dataset_config
+from languagebind.distributed import Process, close_process, gather_objects, init_process, on_every_rank
+from languagebind.eval import check_dataset, evaluate, load_dataset_config
+from languagebind.modalities import modality_names
 from languagebind.model import build_model
 from languagebind.tuning import apply_tuning
 
@@ -32,8 +34,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .data import Plan, train_batches
-from .distributed import Process, close_process, gather_objects, init_process, on_every_rank
-from .logger import Logger, setup_logging
+from .logger import Logger, log_to_file, setup_logging
 from .optim import build_optimizer, grad_scaler
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk
@@ -45,10 +46,17 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a training from its command line."""
-    config = parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv) in (["-h"], ["--help"]):
+        print(f"{__doc__}\n--modality NAME --help lists the options. Modalities: {', '.join(modality_names())}")
+        return
+    config = parse_args(argv)
     process = init_process(config.device)
     try:
         fit(config, process)
+    except UserError as error:
+        log_to_file(error)
+        raise
     finally:
         close_process()
 
@@ -61,18 +69,21 @@ def fit(config: TrainConfig, process: Process) -> None:
     """
     shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size)
     val_datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
+    for dataset in val_datasets:
+        check_dataset(dataset, config.inputs)
     folder, resume = open_run(config, process)
     state, fingerprint = build_state(config, process)
     total_steps = steps_per_epoch * config.optim.epochs
     if resume:
-        restore(resume, state, process.rank)
+        restore(resume, state, process.rank, to_dict(config), fingerprint)
         log.info("resumed from %s at step %d of %d", resume, state.step, total_steps)
-    report_start(config, state.model, len(shards), steps_per_epoch, total_steps)
+    every = config.checkpoint.save_every_n_steps
+    check_disk(folder, state.model, (total_steps - state.step) // every + 1 if every else 1)
+    if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    report_start(config, state.model, process.world_size, steps_per_epoch, total_steps)
 
-    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    encoder = state.model.encoder_state().values()
-    check_disk(folder, sum(x.nbytes for x in encoder), sum(parameter.nbytes for parameter in trained))
-    logger = Logger(folder if process.is_main else None, config.log, to_dict(config))
+    logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
     plan = Plan(
         config.seed, process.rank, process.world_size, steps_per_epoch, total_steps, state.step, dict(state.drawn)
     )  # fmt: skip
@@ -84,13 +95,18 @@ def fit(config: TrainConfig, process: Process) -> None:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         log_every_n_steps=config.log.log_every_n_steps,
+        max_bad_share=config.data.max_bad_share,
+        loss_chunk_size=config.optim.loss_chunk_size,
     )
+    if state.step >= total_steps:
+        log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
     for step in train(state, parallel(state.model, process), batches, options, process, logger):
         last = step == total_steps
+        validates = bool(val_datasets) and (last or due(step, config.eval.val_every_n_steps))
         # The checkpoint comes first: should the evaluation fail, nothing is lost.
-        if last or due(step, config.checkpoint.save_every_n_steps):
+        if last or validates or due(step, config.checkpoint.save_every_n_steps):
             save(folder, state, config, fingerprint, process)
-        if last or due(step, config.eval.val_every_n_steps):
+        if validates:
             for dataset in val_datasets:
                 logger.metrics(step, validate(state.model, config, dataset, process))
     logger.close()
@@ -112,21 +128,18 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
     elif options.resume:
         resume = Path(options.resume)
         failure = None if resume.is_file() else f"no checkpoint at {resume}"
-    elif process.is_main and folder.exists():
+    elif process.is_main and ((folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()):
         failure = f"{folder} exists: choose another --name, or go on from it with --resume latest"
-    failure = on_every_rank(failure)
-    if failure:
-        raise UserError(failure)
-    if process.is_main:
+    if process.is_main and failure is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    gather_objects(None)  # the folder is there for every rank
+            failure = f"cannot make {folder}: {error.strerror}"
+    if failure := on_every_rank(failure, process.device):  # from here, the folder is there for every rank
+        raise UserError(failure)
     setup_logging(folder if process.is_main else None)
     if options.resume == "latest" and resume is None:
-        log.info("no checkpoint in %s yet: starting from step 0", folder)
+        log.warning("no checkpoint in %s: starting from step 0", folder)
     return folder, resume
 
 
@@ -158,12 +171,17 @@ def save(folder: Path, state: TrainState, config: TrainConfig, fingerprint: str,
     ranks, failure = gather_objects(rank_state(state)), None
     path = checkpoint_path(folder / "checkpoints", state.step)
     if process.is_main:
+        if not all(x.isfinite().all() for x in state.model.encoder_state().values()):
+            failure = f"weights are not finite after step {state.step}: no checkpoint was written"
+        if state.model.text_fingerprint() != fingerprint:
+            raise RuntimeError("the text tower has changed: a frozen one must not; no checkpoint was written")
         try:
-            save_checkpoint(path, state, ranks, to_dict(config), fingerprint)
-            log.info("saved %s", path)
+            if failure is None:
+                save_checkpoint(path, state, ranks, to_dict(config), fingerprint)
+                log.info("saved %s", path)
         except UserError as error:
             failure = str(error)
-    if failure := on_every_rank(failure):
+    if failure := on_every_rank(failure, process.device):
         raise UserError(failure)
 
 
@@ -183,13 +201,21 @@ def validate(model: nn.Module, config: TrainConfig, dataset, process: Process) -
     return metrics
 
 
-def report_start(config: TrainConfig, model: nn.Module, shards: int, steps_per_epoch: int, total_steps: int) -> None:
+def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_epoch: int, total_steps: int) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in model.parameters())
     log.info(
         "%s tuning trains %.2f M of %.2f M parameters", config.model.tuning.tuning, trained / 1e6, everything / 1e6
     )
-    log.info("%d shards, %d steps an epoch, %d steps", shards, steps_per_epoch, total_steps)
+    batch = config.data.batch_size
+    log.info(
+        "batch %d x %d ranks = %d, %d steps an epoch, %d steps",
+        batch,
+        ranks,
+        batch * ranks,
+        steps_per_epoch,
+        total_steps,
+    )
 
 
 if __name__ == "__main__":

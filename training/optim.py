@@ -1,15 +1,15 @@
 """AdamW over the parameters that train, in groups, and the precision that they train in."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
-NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")  # the original's, beside what is 1-D
+from languagebind.config import UserError, at_least
+from languagebind.distributed import Precision
 
-Precision = Literal["amp_bf16", "amp", "fp32"]
+NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")  # the original's, beside what is 1-D
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,17 @@ class OptimConfig:
     """learning rate after warmup"""
     grad_clip_norm: float | None = None
     """clip the norm of all gradients together"""
+    loss_chunk_size: int | None = None
+    """rows scored at a time in the loss: less memory with a very large batch"""
     precision: Precision = "amp_bf16"
     """autocast to bfloat16, to float16 with loss scaling (amp), or none"""
+
+    def __post_init__(self):
+        at_least(1, epochs=self.epochs, loss_chunk_size=self.loss_chunk_size)
+        at_least(0, lr=self.lr, coef_lr=self.coef_lr, wd=self.wd, warmup=self.warmup)
+        at_least(1e-30, eps=self.eps, grad_clip_norm=self.grad_clip_norm)
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError(f"beta1 and beta2 should be in [0, 1), got {self.beta1} and {self.beta2}")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -61,11 +70,6 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Scale the learning rate of every group from its own base."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    dtype = torch.float16 if precision == "amp" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:

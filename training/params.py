@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from languagebind.config import UserError, expand_config, parse, take_flag, yaml_to_argv
+from languagebind.config import UserError, at_least, expand_config, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
 
@@ -31,6 +31,10 @@ class EvalConfig:
     """evaluate each N steps and at the end; 0: only at the end"""
     val_batch_size: int = 64
 
+    def __post_init__(self):
+        at_least(1, val_batch_size=self.val_batch_size)
+        at_least(0, val_every_n_steps=self.val_every_n_steps)
+
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[M]):
@@ -46,8 +50,13 @@ class TrainConfig(Generic[M]):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
+    """decides the order of the samples, what is drawn for them, and the random weights"""
     device: Literal["cuda", "cpu"] | None = None
     """by default a GPU when there is one"""
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed should be in [0, 2^63), got {self.seed}")
 
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:

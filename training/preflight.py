@@ -3,12 +3,15 @@
 import os
 import random
 import shutil
+from itertools import islice
 from pathlib import Path
 
+from torch import nn
 from webdataset.tariterators import tarfile_samples
 
-from languagebind.config import UserError
-from languagebind.data.shards import count_samples, expand_shards, indexed
+from languagebind.config import UserError, first_line
+from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions
+from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 
 from .data import DataConfig, select_input
@@ -17,8 +20,8 @@ from .data import DataConfig, select_input
 PROBED_SAMPLES = 16
 
 
-def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple[list[str], int]:
-    """The shards and the steps of an epoch.
+def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple[dict[str, int | None], int]:
+    """The shards, with the number of samples in each where it is known, and the steps of an epoch.
 
     Raises:
         UserError: there are no shards, too few of them, too few samples, or none that this modality can read.
@@ -33,38 +36,42 @@ def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple
             " readers: make more shards, use fewer --workers, or draw them with --dataset-resampled"
         )
     _check_sizes(shards)
-    num_samples = config.train_num_samples or _counted(shards)
+    counts = count_samples(shards)
+    num_samples = config.train_num_samples or _total(counts)
     batch = config.batch_size * world_size
     if num_samples < batch:
         raise UserError(
             f"{num_samples} samples do not fill one batch of"
             f" --batch-size {config.batch_size} x {world_size} ranks = {batch}"
         )
-    _check_sample(shards[0], modality)
-    return shards, num_samples // batch
+    _check_samples(shards, modality, config.caption_source)
+    return counts, num_samples // batch
 
 
-def check_disk(folder: Path, parameters_bytes: int, trainable_bytes: int) -> None:
-    """Refuse when not even two checkpoints (the old one stays until the new one is whole) would fit.
+def check_disk(folder: Path, model: nn.Module, checkpoints: int) -> None:
+    """Refuse when the run's checkpoints would not fit.
 
     Raises:
         UserError: there is too little space.
     """
-    need = 2 * (parameters_bytes + 2 * trainable_bytes)  # weights, and AdamW's two averages of what trains
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    size = sum(value.nbytes for value in model.encoder_state().values()) + 2 * trained  # AdamW keeps two averages
     free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(f"{folder} has {free / 1e9:.2f} GB free; two checkpoints take {need / 1e9:.2f} GB")
+    if free < size * checkpoints:
+        raise UserError(
+            f"{folder} has {free / 1e9:.2f} GB free, but {checkpoints} checkpoints of {size / 1e9:.3f} GB take"
+            f" {size * checkpoints / 1e9:.2f} GB: raise --save-every-n-steps"
+        )
 
 
-def _counted(shards: list[str]) -> int:
-    counts = count_samples(shards)
+def _total(counts: dict[str, int | None]) -> int:
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown:
         raise UserError(
-            f"no index.json (or sizes.json) counts the samples of {len(unknown)} of {len(shards)} shards, the first is"
+            f"no index.json (or sizes.json) counts the samples of {len(unknown)} of {len(counts)} shards, the first is"
             f" {unknown[0]}: give --train-num-samples, or write the index with scripts/check_shards.py --write-index"
         )
-    return sum(counts[shard] for shard in shards)
+    return sum(counts.values())
 
 
 def _check_sizes(shards: list[str]) -> None:
@@ -77,15 +84,21 @@ def _check_sizes(shards: list[str]) -> None:
             )
 
 
-def _check_sample(shard: str, modality: Modality) -> None:
-    error, seen = None, 0
-    for sample in tarfile_samples(iter([{"url": shard}]), handler=lambda _: False):
-        if seen == PROBED_SAMPLES:
-            break
-        seen += 1
+def _check_samples(shards: list[str], modality: Modality, caption_source: str) -> None:
+    """One of the first samples must be usable: a wrong folder or option should not be found by the workers."""
+    faults, rng = [], random.Random(0)
+
+    def note(error: Exception) -> bool:
+        faults.append(first_line(error))
+        return True
+
+    samples = (sample for shard in shards for sample in tarfile_samples(iter([{"url": shard}]), handler=note))
+    for sample in islice(samples, PROBED_SAMPLES):
         try:
-            modality.preprocess(select_input(sample, modality, random.Random(0), None))
+            choose_caption(read_captions(sample), caption_source, rng)
+            modality.preprocess(select_input(sample, modality, rng, None))
             return
-        except DecodeError as reason:
-            error = reason
-    raise UserError(f"none of the first {seen} samples of {shard} can be used as {type(modality).__name__}: {error}")
+        except (DecodeError, MissingCaption) as error:
+            faults.append(first_line(error))
+    found = f"none of the first samples can be used: {faults[0]}" if faults else "there is no sample in them"
+    raise UserError(f"{', '.join(shards[:3])}{', ...' if len(shards) > 3 else ''}: {found}")

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from languagebind.config import UserError
+from languagebind.distributed import Process, autocast, gather_objects, mean_over_ranks, on_every_rank
 from languagebind.loss import contrastive_loss
 
 from .checkpoint import TrainState
 from .data import Batch, Skipped
-from .distributed import Process, gather_objects, mean_over_ranks, on_every_rank
 from .logger import Logger
-from .optim import autocast, set_lr
+from .optim import set_lr
 
 log = logging.getLogger(__name__)
 
 MAX_LOG_SCALE = math.log(100)  # as in CLIP
+# Below this many samples a share of bad ones says little.
+BUDGET_FROM = 100
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class StepOptions:
     steps_per_epoch: int
     total_steps: int
     log_every_n_steps: int
+    max_bad_share: float
+    loss_chunk_size: int | None = None
 
 
 def train(
@@ -55,7 +59,7 @@ def train(
     """
     meter = Meter(options, process, logger)
     forward.train()
-    for batch in _together(batches, meter):
+    for batch in _together(batches, meter, process.device):
         set_lr(state.optimizer, options.schedule(state.step))
         loss = train_step(state, forward, batch, options, process.device)
         state.step += 1
@@ -76,7 +80,7 @@ def train_step(
     tokens = {key: value.to(device, non_blocking=True) for key, value in batch.tokens.items()}  # (B, L)
     with autocast(device, options.precision):
         features, text_features, logit_scale = forward(inputs, tokens)
-    loss = contrastive_loss(features, text_features, logit_scale)
+    loss = contrastive_loss(features, text_features, logit_scale, options.loss_chunk_size)
     mean_loss = mean_over_ranks(loss.detach())
     _check_finite(mean_loss, loss, "loss", state.step, batch)
 
@@ -90,6 +94,8 @@ def train_step(
         _check_finite(norm, norm, "gradient", state.step, batch)
     scaler.step(optimizer)
     scaler.update()
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        raise UserError(f"float16 gradients overflow at step {state.step} at any scale: use --precision amp_bf16")
     with torch.no_grad():
         state.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
     return mean_loss
@@ -101,10 +107,11 @@ class Meter:
     def __init__(self, options: StepOptions, process: Process, logger: Logger):
         self.options, self.process, self.logger = options, process, logger
         self.loss = 0.0  # running mean, for the console
+        self.used, self.bad = 0, 0  # samples of all ranks
         self.reset()
 
     def reset(self) -> None:
-        self.started = self.resumed = time.perf_counter()
+        self.started = time.perf_counter()
         self.waited, self.paused, self.samples, self.steps = 0.0, 0.0, 0, 0
         self.skipped: list[Skipped] = []
 
@@ -122,14 +129,13 @@ class Meter:
 
     def resume(self) -> None:
         """Evaluation and checkpoints between steps do not count as training time."""
-        if self.steps:
-            self.paused += time.perf_counter() - self.paused_at
+        self.paused += time.perf_counter() - max(self.paused_at, self.started)
 
     def report(self, state: TrainState, loss: float) -> None:
         ranks = gather_objects((self.skipped, state.skipped))
         skipped, total = [sample for samples, _ in ranks for sample in samples], sum(count for _, count in ranks)
         self.logger.skipped(state.step, skipped)
-        if skipped:
+        if skipped and self.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
             lines = "; ".join(f"{number} of {shard}: {reason}" for (shard, reason), number in common)
             log.warning("left out %d samples since the last line (%d in all): %s", len(skipped), total, lines)
@@ -148,6 +154,13 @@ class Meter:
         }
         log.info(self.line(state.step, values))
         self.logger.metrics(state.step, values)
+        self.used += self.samples
+        self.bad += len(skipped)
+        if self.used + self.bad >= BUDGET_FROM and self.bad > self.options.max_bad_share * (self.used + self.bad):
+            raise UserError(
+                f"{self.bad} of {self.used + self.bad} samples cannot be used, more than --max-bad-share"
+                f" {self.options.max_bad_share:.0%}; skipped.jsonl of the run has each with its reason"
+            )
         self.reset()
 
     def line(self, step: int, values: dict[str, float]) -> str:
@@ -166,7 +179,7 @@ class Meter:
         )
 
 
-def _together(batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
+def _together(batches: Iterator[Batch], meter: Meter, device: torch.device) -> Iterator[Batch]:
     """The batches, timed; when one rank's data fails, every rank stops and says why."""
     while True:
         begin, failure, batch = time.perf_counter(), None, None
@@ -175,7 +188,7 @@ def _together(batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
         except UserError as error:
             failure = str(error)
         meter.got_batch(begin)
-        if failure := on_every_rank(failure):
+        if failure := on_every_rank(failure, device):
             raise UserError(failure)
         if batch is None:
             return

@@ -32,7 +32,8 @@ def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Se
         _write_classification(folder, modality, "unseen", "unseen", _named(class_name, modality, unseen))
         _write_classification(folder, modality, "generalised", "unseen", _named(class_name, modality, seen + unseen))
         _write_classification(folder, modality, "reworded", "test", _named(reworded_class_name, modality, seen))
-        _write_yaml(folder, modality, "retrieval", {"task": "retrieval", "data": f"{modality}_retrieval.jsonl", "split": "test"})
+        retrieval = {"task": "retrieval", "data": f"{modality}_retrieval.jsonl", "split": "test"}
+        _write_yaml(folder, modality, "retrieval", retrieval)
 
 
 def _write_classification(folder: Path, modality: str, name: str, split: str, classes: list[str]) -> None:

@@ -95,9 +95,7 @@ _OUTLINES = {
     "pyramid": lambda u, v: np.maximum(v / 0.75, np.abs(u) * 1.0 - v * 0.55 + 0.42),
     "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) / 0.28,
     "star": _star,
-    "cross": lambda u, v: np.minimum(
-        np.maximum(np.abs(u), np.abs(v) / 0.3), np.maximum(np.abs(u) / 0.3, np.abs(v))
-    ),
+    "cross": lambda u, v: np.minimum(np.maximum(np.abs(u), np.abs(v) / 0.3), np.maximum(np.abs(u) / 0.3, np.abs(v))),
     "pole": lambda u, v: np.maximum(np.abs(u) / 0.22, np.abs(v) / 1.3),
     "heart": lambda u, v: np.hypot(u, (v + 0.1) * 1.1 + 0.55 * np.sqrt(np.abs(u) + 1e-6) - 0.2) / 0.85,
 }

@@ -1,4 +1,4 @@
-"""What the scenes of the sample world are: their attributes, which pairs are never trained on, and how they are drawn."""
+"""The scenes of the sample world: their attributes, which pairs are never trained on, and how they are drawn."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ VALUES = {
 }
 
 METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
-REACH = 0.3  # of what moves, in half picture widths
+REACH = 0.4  # of what moves, in half picture widths
 CELSIUS = dict(zip(TEMPERATURES, (-30.0, 0.0, 50.0, 95.0), strict=True))
 
 # The pair of attributes that makes the classes of each modality: both are what it senses.
@@ -78,7 +78,7 @@ class Scene:
 
     def place(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the object's middle is in the picture, (x, y) from -1 to 1, at each time from 0 to 1 of the clip."""
-        phase = 2 * np.pi * (1.5 * time + (self.seed % 97) / 97)
+        phase = 2 * np.pi * (time + (self.seed % 97) / 97)
         x = self.x + REACH * np.sin(phase) * (self.motion in ("sideways", "circling"))
         y = self.y + REACH * np.cos(phase) * (self.motion in ("bouncing", "circling"))
         return x, y
@@ -136,7 +136,7 @@ def _draw(rng: np.random.Generator, scene_id: str, unseen: bool) -> Scene:
     for modality, (first, second) in CLASS_ATTRIBUTES.items():
         pairs = unseen_pairs(modality) if unseen else seen_pairs(modality)
         values[second] = str(rng.choice([b for a, b in pairs if a == values[first]]))
-    x, y = rng.uniform(-0.35, 0.35, 2)
+    x, y = rng.uniform(-0.3, 0.3, 2)
     return Scene(
         id=scene_id,
         **values,

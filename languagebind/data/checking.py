@@ -105,9 +105,7 @@ def _samples(shard: str) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         if file.read() != _END_OF_TAR:
             raise tarfile.ReadError("it does not end as a tar file does: it was cut off, or is of another kind")
     with tarfile.open(shard, "r:") as archive:
-        members = (
-            (*_split(member.name), archive.extractfile(member).read()) for member in archive if member.isfile()
-        )
+        members = ((*_split(member.name), archive.extractfile(member).read()) for member in archive if member.isfile())
         for key, group in groupby(members, key=lambda member: member[0]):
             yield key, [(extension, data) for _, extension, data in group]
 

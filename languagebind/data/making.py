@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from languagebind.config import UserError
 from languagebind.data.packing import LeftOut, pack
-from languagebind.data.shards import ShardInfo, ShardWriter, as_key, file_sha256, write_atomic, write_index
+from languagebind.data.shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from languagebind.data.sources import Sample
+from languagebind.files import write_atomic
 
 STATE_FOLDER = ".make_shards"  # what is done so far, one file a shard; kept, so that a second run has nothing to do
 EXAMPLES = 5  # samples that the report names for each reason

@@ -13,12 +13,14 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from languagebind.config import UserError
+from languagebind.config import UserError, first_line
 from languagebind.data.vidal import MissingCaption
+from languagebind.files import atomic_file, write_atomic
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -48,36 +50,51 @@ def expand_shards(spec: str | os.PathLike) -> list[str]:
     Raises:
         UserError: one of them is not there.
     """
-    from braceexpand import braceexpand
+    from braceexpand import UnbalancedBracesError, braceexpand
 
     shards = []
     for part in os.fspath(spec).split("::"):
-        found = [shard for name in braceexpand(part) for shard in _find(name)]
+        try:
+            found = [shard for name in braceexpand(part) for shard in _find(name)]
+        except UnbalancedBracesError as error:
+            raise UserError(f"shards {part}: a brace is not closed") from error
         if not found:
             raise UserError(f"no shards: {part or 'the specification is empty'}")
         shards += found
     return shards
 
 
-def read_index(spec: str | os.PathLike) -> dict[str, ShardInfo]:
-    """What the `index.json` beside each shard says of it, by the shard's path.
+def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
+    """What the `index.json` beside each shard says of it; None where there is none, or the shard is not in it.
 
     Raises:
-        UserError: a shard is missing, has no index beside it, or is not in it.
+        UserError: an index is damaged.
     """
-    infos = indexed(expand_shards(spec))
-    unknown = [shard for shard, info in infos.items() if info is None]
-    if unknown:
-        raise UserError(f"{unknown[0]} is in no {INDEX_NAME}; scripts/check_shards.py --write-index makes one")
+    entries: dict[Path, dict[str, ShardInfo]] = {}
+    infos = {}
+    for shard in shards:
+        folder, name = Path(shard).parent, Path(shard).name
+        if folder not in entries:
+            entries[folder] = _read_index(folder / INDEX_NAME)
+        infos[shard] = entries[folder].get(name)
     return infos
 
 
 def count_samples(shards: Iterable[str]) -> dict[str, int | None]:
-    """Samples in each shard, from `index.json` or OpenCLIP's `sizes.json` beside it; None where neither says."""
+    """Samples in each shard, from `index.json` or OpenCLIP's `sizes.json` beside it; None where neither says.
+
+    Raises:
+        UserError: one of these files is damaged.
+    """
     infos = indexed(shards)
-    sizes = {folder: _read_json(folder / "sizes.json") for folder in {Path(shard).parent for shard in infos}}
+    sizes = {}
+    for folder in {Path(shard).parent for shard in infos}:
+        sizes[folder] = _read_json(folder / "sizes.json")
+        if not all(isinstance(count, int) and count >= 0 for count in sizes[folder].values()):
+            raise UserError(f"{folder / 'sizes.json'} should hold a number of samples for each shard")
     return {
-        shard: info.samples if info else sizes[Path(shard).parent].get(Path(shard).name) for shard, info in infos.items()
+        shard: info.samples if info else sizes[Path(shard).parent].get(Path(shard).name)
+        for shard, info in infos.items()
     }
 
 
@@ -108,8 +125,8 @@ class ShardWriter:
         self._members, self._sources = Counter(), Counter()
 
     def __enter__(self) -> "ShardWriter":
-        self._temporary = temporary_name(self.path)
-        self._file = _HashingFile(self._temporary)
+        self._closing = ExitStack()
+        self._file = _Hashing(self._closing.enter_context(atomic_file(self.path)))
         self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.USTAR_FORMAT)
         return self
 
@@ -125,16 +142,12 @@ class ShardWriter:
         self._sources.update(metadata["captions"].keys())
         self.info.samples += 1
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
-            self._file.close()
-            self._temporary.unlink()
-            return
-        self._tar.close()
-        self._file.close(sync=True)
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        if kind is None:
+            self._tar.close()
+        self._closing.__exit__(kind, *error)
         self.info.bytes, self.info.sha256 = self._file.size, self._file.digest.hexdigest()
         self.info.members, self.info.caption_sources = _sorted(self._members), _sorted(self._sources)
-        _rename(self._temporary, self.path)
 
     def _add_member(self, name: str, data: bytes) -> None:
         header = tarfile.TarInfo(name)  # owner 0, time 0: the bytes tell nothing but the contents
@@ -184,6 +197,8 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
 def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Every caption of a sample, by source: the `captions` of its `.json`, and its `.txt` as source `txt`.
 
+    A `.json` that names no sources has its text, or texts, as source `caption`.
+
     Raises:
         MissingCaption: there is neither, or the JSON is broken.
     """
@@ -191,24 +206,11 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
     if "json" in sample:
         try:
             record = json.loads(sample["json"])
-            captions |= record["captions"] if "captions" in record else {"caption": record["caption"]}
-        except (ValueError, KeyError, TypeError) as error:
+            found = record["captions"] if "captions" in record else record["caption"]
+            captions |= found if isinstance(found, dict) else {"caption": found}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MissingCaption(f"unreadable .json: {error!r}") from error
     return captions
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees all of it or none of it."""
-    temporary = temporary_name(path)
-    file = _HashingFile(temporary)
-    file.write(data)
-    file.close(sync=True)
-    _rename(temporary, path)
-
-
-def temporary_name(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
-    return path.with_name(f".{path.name}.tmp")
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -217,32 +219,16 @@ def file_sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _HashingFile:
+class _Hashing:
     """A file being written, whose hash is known when the last byte is."""
 
-    def __init__(self, path: Path):
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by its owner
-        self.digest, self.size = hashlib.sha256(), 0
+    def __init__(self, file: BinaryIO):
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         self.size += len(data)
         return self._file.write(data)
-
-    def close(self, sync: bool = False) -> None:
-        if sync:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-
-
-def _rename(source: Path, target: Path) -> None:
-    os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or a power cut could undo the rename
-    finally:
-        os.close(folder)
 
 
 def _find(name: str) -> list[str]:
@@ -260,24 +246,32 @@ def _find(name: str) -> list[str]:
     return []
 
 
-def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
-    """What the `index.json` beside each shard says of it; None where there is none, or the shard is not in it."""
-    entries, infos = {}, {}
-    for shard in shards:
-        folder, name = Path(shard).parent, Path(shard).name
-        if folder not in entries:
-            entries[folder] = {entry["name"]: entry for entry in _read_json(folder / INDEX_NAME).get("shards", ())}
-        infos[shard] = ShardInfo(**entries[folder][name]) if name in entries[folder] else None
-    return infos
+def _read_index(path: Path) -> dict[str, ShardInfo]:
+    index = _read_json(path)
+    if index.get("version", INDEX_VERSION) != INDEX_VERSION:
+        raise UserError(f"{path} is of version {index['version']}, this library reads {INDEX_VERSION}")
+    try:
+        infos = [ShardInfo(**entry) for entry in index.get("shards", ())]
+    except TypeError as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+    for info in infos:
+        if not isinstance(info.samples, int) or not isinstance(info.bytes, int) or info.samples < 0:
+            raise UserError(f"{path} is damaged: the entry of {info.name} has no whole numbers")
+    return {info.name: info for info in infos}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it should hold a JSON object")
+    return content
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -51,7 +51,10 @@ class Vidal:
 
 @dataclass(frozen=True)
 class Csv:
-    """A table with the columns `path`, `caption` or any caption source, and if there are any, `id` and `label`."""
+    """A table with the columns `path`, `caption` or any caption source, and if there are any, `id` and `label`.
+
+    Columns `captions` and `labels` hold several, separated by `|`.
+    """
 
     manifest: Path
     """The table; its first line names the columns."""
@@ -66,6 +69,9 @@ class Csv:
         """Each row."""
         for number, row in enumerate(self._rows(), start=2):
             captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
+            if row.get("captions"):
+                captions["caption"] = row["captions"].split("|")
+            row["labels"] = row["labels"].split("|") if row.get("labels") else []
             paths = _paths_of(row, self.modality, f"{self.manifest} line {number}")
             yield _sample(self.root, row, paths, captions)
 
@@ -150,4 +156,6 @@ def _sample(root: Path, row: dict[str, Any], paths: dict[str, Any], captions: di
     sample_id = str(row.get("id") or Path(next(iter(frames.values()))[0]).with_suffix(""))
     labels = row.get("labels") or row.get("label") or []
     labels = [str(label) for label in labels] if isinstance(labels, list) else [str(labels)]
-    return Sample(sample_id, {name: [[root / path for path in value]] for name, value in frames.items()}, captions, labels)
+    return Sample(
+        sample_id, {name: [[root / path for path in value]] for name, value in frames.items()}, captions, labels
+    )

@@ -28,6 +28,7 @@ LAYOUTS = {
     "audio": tuple(f"{{folder}}_audio/{{id}}.{extension}" for extension in ("wav", "flac", "mp3", "ogg")),
 }
 
+_LONGEST = 2000  # characters; towers read far less, and a tokenizer would take its time over a book
 _READ_SIZE = 1 << 20  # characters
 _LARGEST_ENTRY = 1 << 24  # characters; text that does not parse within so many is wrong, not cut
 _BETWEEN = re.compile(r"[\s,]*")
@@ -56,8 +57,8 @@ def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random)
     choices = [(text, frame, MIX_WEIGHTS.get(name, 1.0)) for name in names for text, frame in _texts(captions, name)]
     if not choices:
         raise MissingCaption(f"no caption of source {source!r}, only of {sorted(captions)}")
-    (text, frame, _), = rng.choices(choices, weights=[weight for _, _, weight in choices])
-    return text, frame
+    ((text, frame, _),) = rng.choices(choices, weights=[weight for _, _, weight in choices])
+    return text[:_LONGEST], frame
 
 
 def clean_title(title: str) -> str:
@@ -120,7 +121,8 @@ def _frames(pattern: str, names: dict[str, str]) -> list[str]:
 def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None]]:
     """The usable texts of one source, with the frame that each describes."""
     value = captions.get(name)
-    texts = value if isinstance(value, list) else [value or ""]
+    texts = value if isinstance(value, list) else [value]
+    texts = [text if isinstance(text, str) else "" for text in texts]
     cleaned = [clean_title(text) if name == "raw" else text.strip() for text in texts]
     return [(text, index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
 
@@ -145,7 +147,9 @@ def _object_items(file: TextIO) -> Iterator[tuple[str, Any]]:
         except (json.JSONDecodeError, AttributeError) as error:  # cut in the middle, or wrong: only more text can tell
             more = file.read(_READ_SIZE)
             if not more or len(buffer) - position > _LARGEST_ENTRY:
-                raise json.JSONDecodeError(f"wrong or cut off near {buffer[position : position + 40]!r}", "", 0) from error
+                raise json.JSONDecodeError(
+                    f"wrong or cut off near {buffer[position : position + 40]!r}", "", 0
+                ) from error
             buffer, position = buffer[position:] + more, 0
             continue
         yield key, value

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..config import to_dict
 from ..modalities import Modality, modality_name
 from .datasets import DatasetConfig, load_dataset_config
 from .features import EncodeOptions, encode_samples, encode_texts
@@ -16,7 +17,7 @@ from .retrieval import retrieve
 from .samples import Sample, class_names, read_samples
 from .zero_shot import build_classifier, classify, label_targets
 
-__all__ = ["DatasetConfig", "EncodeOptions", "evaluate", "load_dataset_config"]
+__all__ = ["DatasetConfig", "EncodeOptions", "check_dataset", "evaluate", "load_dataset_config"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,17 @@ def evaluate(model, modality: Modality, dataset: DatasetConfig, **options: Any) 
     }
 
 
+def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
+    """Find what would stop an evaluation, but for broken files: missing data, wrong labels, no captions.
+
+    Raises:
+        UserError: with what is wrong.
+    """
+    samples = read_samples(dataset, modality)
+    if dataset.task != "retrieval":
+        label_targets(samples, class_names(dataset), dataset.name)
+
+
 def _classification(model, modality, dataset: DatasetConfig, samples: list[Sample], options: EncodeOptions):
     classes = class_names(dataset)
     # (N, K), and before anything is encoded, so that a wrong label stops the run at once.
@@ -90,6 +102,7 @@ def _protocol(model, modality, dataset: DatasetConfig, samples: list[Sample], op
         "limit": dataset.limit,
         "data_sha256": _digest([[sample.key, sample.labels, sample.captions] for sample in samples]),
         "input_shape": list(modality.input_shape),
+        "inputs": to_dict(modality),
         "frames": modality.input_shape[1],
         "caption_source": dataset.caption_source,
         "similarity": "cosine",

@@ -1,19 +1,15 @@
 """python -m languagebind.eval --checkpoint PATH --config FILE.yaml [--config ...] --data-root DIR --output results"""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
-from torch import distributed as dist
-
 from ..config import UserError, parse, run, take_flag
+from ..distributed import close_process, init_process
 from . import DatasetConfig, EncodeOptions, evaluate, load_dataset_config
-from .report import checkpoint_name, result_path, table, write_result
+from .report import checkpoint_name, result_path, table, writable, write_result
 from .samples import check_data
 
 log = logging.getLogger(__name__)
@@ -43,20 +39,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     datasets = _datasets(files, config)
     if not datasets:
         return
-    with _launched_ranks(config.encode.device) as (device, is_first):
+    process = init_process(config.encode.device)
+    try:
         from ..hub import load_checkpoint
 
-        model, modality = load_checkpoint(config.checkpoint, device)
+        model, modality = load_checkpoint(config.checkpoint, process.device)
         results = []
         for dataset in datasets:
-            result = evaluate(model, modality, dataset, **asdict(replace(config.encode, device=str(device))))
+            result = evaluate(model, modality, dataset, **asdict(replace(config.encode, device=str(process.device))))
             results.append(result | {"pretrained": checkpoint_name(config.checkpoint)})
-            if is_first:
+            if process.is_main:
                 path = result_path(config.output, dataset.name, config.checkpoint)
                 write_result(results[-1], path)
                 log.info("wrote %s", path)
-        if is_first:
+        if process.is_main:
             print(table(results))
+    finally:
+        close_process()
 
 
 def _datasets(files: Sequence[str], config: EvalConfig) -> list[DatasetConfig]:
@@ -69,6 +68,9 @@ def _datasets(files: Sequence[str], config: EvalConfig) -> list[DatasetConfig]:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two configs are named {next(name for name in names if names.count(name) > 1)}")
+    # A folder that cannot be written should be found before the model has seen every sample.
+    if not writable(config.output):
+        raise UserError(f"--output {config.output} cannot be written")
     wanted = []
     for dataset in datasets:
         path = result_path(config.output, dataset.name, config.checkpoint)
@@ -80,30 +82,6 @@ def _datasets(files: Sequence[str], config: EvalConfig) -> list[DatasetConfig]:
         check_data(dataset)
         wanted.append(dataset)
     return wanted
-
-
-@contextmanager
-def _launched_ranks(device: str | None):
-    """The device of this process, and whether it is the one that reports; under torchrun, with the ranks connected."""
-    has_gpu = torch.cuda.is_available()
-    if not dist.is_torchelastic_launched():
-        yield _torch_device(device or ("cuda" if has_gpu else "cpu")), True
-        return
-    device = _torch_device(device or (f"cuda:{os.environ['LOCAL_RANK']}" if has_gpu else "cpu"))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device, dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
-
-
-def _torch_device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,12 +19,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..config import UserError
+from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import DecodeError, Modality
 from .samples import Sample
 
 log = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "amp", "amp_bf16"]
 
 SECONDS_BETWEEN_LINES = 30
 BAD_SAMPLES_LISTED = 20
@@ -61,10 +60,10 @@ def encode_samples(
         UserError: a sample cannot be read and `skip_bad` is off, or none can.
         RuntimeError: the model gives NaN.
     """
-    rank, world = _rank_and_world()
+    here, world = rank(), world_size()
     loader = DataLoader(
         _Inputs(samples, modality),
-        sampler=range(rank, len(samples), world),
+        sampler=range(here, len(samples), world),
         batch_size=options.batch_size,
         num_workers=options.workers,
         collate_fn=_collate,
@@ -79,7 +78,7 @@ def encode_samples(
             with _encoding(model, device, options):
                 batches.append(_unit(model.encode(inputs.to(device, non_blocking=True))))
     # Shared before anyone stops, so that every rank stops.
-    bad = {i: reason for part in _gather_objects(bad) for i, reason in part.items()}
+    bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
     _check_bad(bad, len(samples), options.skip_bad)
     kept = [i for i in range(len(samples)) if i not in bad]
     features = _gather_rows(batches, kept, len(samples), device)
@@ -94,9 +93,9 @@ def encode_texts(model, texts: Iterable[str], options: EncodeOptions) -> tuple[T
     """
     rows: dict[str, int] = {}
     positions = [rows.setdefault(text, len(rows)) for text in texts]
-    rank, world = _rank_and_world()
+    here, world = rank(), world_size()
     distinct = list(rows)
-    mine = distinct[rank::world]
+    mine = distinct[here::world]
     starts = range(0, len(mine), options.batch_size)
     device = _device(model, options)
     batches = []
@@ -111,7 +110,7 @@ def encode_texts(model, texts: Iterable[str], options: EncodeOptions) -> tuple[T
 
 def progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
     """The items, with a bar on a terminal and a line in the log now and then elsewhere, on the first rank alone."""
-    if _rank_and_world()[0]:
+    if rank():
         yield from items
         return
     if sys.stderr.isatty():
@@ -169,11 +168,10 @@ def _one_thread():
 def _encoding(model, device: torch.device, options: EncodeOptions):
     """No gradients, evaluation mode, and the precision asked for; the model's mode is put back."""
     training = model.training
-    dtype = torch.float16 if options.precision == "amp" else torch.bfloat16
     model.eval()
     try:
         # no_grad, not inference_mode: what a model caches here may be used in training.
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=options.precision != "fp32"):
+        with torch.no_grad(), autocast(device, options.precision):
             yield
     finally:
         model.train(training)
@@ -207,21 +205,6 @@ def _check_nan(features: Tensor, names: Sequence[str]) -> None:
         raise RuntimeError(f"the model gives NaN for {len(rows)} of {len(names)} inputs, the first is {first!r}")
 
 
-def _rank_and_world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _gather_objects(value: Any) -> list[Any]:
-    world = _rank_and_world()[1]
-    if world == 1:
-        return [value]
-    values = [None] * world
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _gather_rows(batches: list[Tensor], kept: list[int], total: int, device: torch.device) -> Tensor:
     """What the ranks encoded, in the order of the data.
 
@@ -231,15 +214,15 @@ def _gather_rows(batches: list[Tensor], kept: list[int], total: int, device: tor
         total: how many positions were shared out.
         device: where to gather.
     """
-    rank, world = _rank_and_world()
+    here, world = rank(), world_size()
     if world == 1:
         return torch.cat(batches)
-    embed_dim = max(_gather_objects(batches[0].shape[1] if batches else 0))
+    embed_dim = max(gather_objects(batches[0].shape[1] if batches else 0))
     per_rank = -(-total // world)
     # Every rank brings rows for all its positions, zeros where there was nothing, so that the shapes agree.
     rows = torch.zeros(per_rank, embed_dim, device=device)
     if batches:
-        places = [i // world for i in kept if i % world == rank]
+        places = [i // world for i in kept if i % world == here]
         rows[torch.tensor(places, device=device)] = torch.cat(batches)
     parts = [torch.empty_like(rows) for _ in range(world)]
     dist.all_gather(parts, rows)

@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.shards import write_atomic
+from ..config import UserError
+from ..files import write_atomic
 
 
 def result_path(output: Path, dataset: str, checkpoint: str) -> Path:
@@ -20,12 +22,24 @@ def checkpoint_name(checkpoint: str) -> str:
     return f"{path.parent.parent.name}-{name}" if path.parent.name == "checkpoints" else name
 
 
+def writable(folder: Path) -> bool:
+    """Whether results can be written into a folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
 def write_result(result: dict[str, Any], path: Path) -> None:
     """Write a result whole or not at all; an infinite metric becomes null, as JSON has no infinity."""
     metrics = {key: value if math.isfinite(value) else None for key, value in result["metrics"].items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode() + b"\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,106 @@
+"""One process or many: ranks under torchrun, the collectives that training and evaluation share, precision."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from .config import UserError, first_line
+
+# Evaluation and checkpointing keep ranks apart for minutes on slow storage; a dead rank should still end the run.
+TIMEOUT = timedelta(minutes=30)
+
+Precision = Literal["amp_bf16", "amp", "fp32"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which process of how many this is, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init_process(device: str | None = None) -> Process:
+    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); a lone process needs none.
+
+    Args:
+        device: as in torch; by default this rank's GPU, or the CPU where there is none.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: {first_line(error)}") from error
+    if target.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {device}: PyTorch finds no GPU here")
+        target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", target.index or 0)))
+        torch.cuda.set_device(target)
+    if "RANK" not in os.environ:
+        return Process(0, 1, target)
+    backend = "nccl" if target.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None)
+    return Process(dist.get_rank(), dist.get_world_size(), target)
+
+
+def close_process() -> None:
+    """Leave the process group, if there is one."""
+    if world_size() > 1 or (dist.is_available() and dist.is_initialized()):
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number; 0 for a lone one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor of every rank; the same bits on each."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A picklable value of every rank, in rank order, on each."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_every_rank(failure: str | None, device: torch.device) -> str | None:
+    """The first rank's failure, so that all of them stop together; None if there is none.
+
+    Without a failure this costs one small reduction, so that it can be asked at each step.
+    """
+    failed = mean_over_ranks(torch.tensor(float(failure is not None), device=device))
+    if not failed.item():
+        return None
+    return next(message for message in gather_objects(failure) if message)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
+    """bfloat16, float16 (amp) or, for fp32, nothing."""
+    dtype = torch.float16 if precision == "amp" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
