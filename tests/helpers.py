@@ -51,7 +51,8 @@ def write_shards(folder: Path, samples_per_shard: list[int], replace: dict[str, 
 def train_flags(shards: Path, logs: Path, *more: str) -> list[str]:
     """A run of a few seconds; later flags win."""
     return [
-        "--modality=depth", "--image-size=64", "--model=vit-tiny-demo", "--depth=2", "--tuning=full",
+        "--modality=depth", "--image-size=64", "--model=vit-tiny-demo", "--patch-size=8", "--width=128",
+        "--num-heads=4", "--mlp-dim=512", "--depth=2", "--tuning=full",
         f"--text-tower={MINILM}", "--encoder-pretrained=none", f"--train-data={shards}", "--caption-source=raw",
         "--batch-size=8", "--workers=1", "--precision=fp32", "--warmup=2", f"--logs={logs}", "--log-every-n-steps=1",
         *more,

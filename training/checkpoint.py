@@ -109,11 +109,11 @@ def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], te
         raise UserError(f"{path} holds a model but no optimizer state: it cannot be resumed from")
     if checkpoint["text_fingerprint"] != text_fingerprint:
         raise UserError(f"{path} was trained with another text tower than --text-tower is now")
+    before = checkpoint["config"]
+    _check_same(path, before, config)
     own, saved = state.model.encoder_state(), checkpoint["model"]
     if own.keys() != saved.keys() or any(own[key].shape != value.shape for key, value in saved.items()):
         raise UserError(f"{path} holds another model than these options describe; its own are in its run's config.yaml")
-    before = checkpoint["config"]
-    _check_same(path, before, config)
     state.model.load_state_dict(saved, strict=False)  # the text tower is not in it
     _restore_optimizer(state.optimizer, checkpoint["optimizer"])
     state.scaler.load_state_dict(checkpoint["scaler"])
