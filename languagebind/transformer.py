@@ -34,7 +34,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
         q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)  # (B, heads, L, D / heads)
+        if x.device.type == "cpu" and q.dtype == torch.bfloat16 and not is_causal:
+            # Both products as they stand: PyTorch's fused kernel for the CPU is 3 to 9 times slower in bfloat16.
+            x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)  # (B, heads, L, D / heads)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
