@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import UserError, at_least
-from .text import TextConfig, build_text, fingerprint
+from .text import TextConfig, build_text, encode_text, fingerprint
 from .tuning import TuningConfig
 from .vit import EncoderConfig, VisionTransformer
 from .weights import WeightsError, init_encoder, open_clip_model, published_names, read_state
@@ -64,18 +64,23 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.train(self.training)
 
-    def forward(self, inputs: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, T, H, W) and token ids -> unit-norm features (B, D), text_features (B, D), and exp(logit_scale)."""
-        return self.encode(inputs), self.encode_text(tokens), self.logit_scale.exp()
+    def forward(self, inputs: Tensor, text: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit-norm features (B, D), text_features (B, D), and exp(logit_scale).
+
+        Args:
+            inputs: (B, C, T, H, W).
+            text: what `tokenize` gives, or `{"features": (B, D)}` where the tower has encoded the captions before.
+        """
+        text_features = text["features"].float() if "features" in text else self.encode_text(text)
+        return self.encode(inputs), F.normalize(text_features, dim=-1), self.logit_scale.exp()
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D), unit norm, float32."""
         return F.normalize(self.visual_projection(self.vision_model(inputs)).float(), dim=-1)
 
-    @torch.no_grad()
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """What `tokenize` gives -> (B, D), unit norm, float32, never with a gradient."""
-        return F.normalize(self.text_projection(self.text_model(**tokens)).float(), dim=-1)
+        return encode_text(self.text_model, self.text_projection, tokens)
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         """Token ids on the CPU, for `encode_text`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .config import UserError
 from .transformer import LAYER_NORM_EPS, Transformer
@@ -119,6 +120,12 @@ def build_text(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
             " file): a frozen tower of random weights would teach nothing"
         )
     return _open_clip_tower(config)
+
+
+@torch.no_grad()
+def encode_text(text_model: nn.Module, text_projection: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
+    """What the tower's tokenizer gives -> (B, D), unit norm, float32, never with a gradient."""
+    return F.normalize(text_projection(text_model(**tokens)).float(), dim=-1)
 
 
 def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:

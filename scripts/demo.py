@@ -1,4 +1,4 @@
-"""The whole way, by the commands that real data takes: world -> shards -> training -> evaluation -> report.
+"""The whole way, by the commands that real data takes: world -> shards -> text features -> training -> evaluation -> report.
 
 bash scripts/demo.sh [--modality depth]
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from languagebind.config import UserError, parse, run
+from languagebind.config import UserError, load_yaml, parse, run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "demo"
@@ -72,12 +72,17 @@ def make_world(options: DemoOptions) -> Path:
 
 
 def fit_and_score(name: str, world: Path, options: DemoOptions) -> dict:
-    """Pack shards, train, evaluate: one modality's entry in results.json."""
+    """Pack shards, embed captions, train, evaluate: one modality's entry in results.json."""
     begin, run_folder = time.perf_counter(), options.output / name
     shards = world / "shards" / name
     call(
         ROOT / "scripts" / "make_shards.py", "vidal", f"--annotation={world / 'train' / 'vidal.json'}",
         f"--root={world / 'train'}", f"--modality={name}", f"--output={shards}", "--samples-per-shard=250",
+    )  # fmt: skip
+    recipe = load_yaml(CONFIGS / f"{name}.yaml")
+    call(
+        ROOT / "scripts" / "embed_text.py", f"--train-data={shards}", "--precision=amp_bf16",
+        f"--caption-source={recipe['data']['caption_source']}", f"--text-tower={recipe['towers']['text_tower']}",
     )  # fmt: skip
     shutil.rmtree(run_folder, ignore_errors=True)
     call(

@@ -637,7 +637,7 @@ def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
             main([*flags(world, checkpoint, configs, "first.yaml"), *wrong])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
-    assert not (configs / "results").exists()
+    assert not any((configs / "results").iterdir())
 
 
 def test_a_mistake_is_one_line_and_status_2(world, configs):
@@ -659,5 +659,5 @@ def test_names_of_checkpoints(tmp_path):
 def test_options_that_make_no_sense():
     with pytest.raises(UserError, match="--workers at least 0"):
         EncodeOptions(workers=-1)
-    with pytest.raises(UserError, match="fp32, amp, amp_bf16, not fp8"):
+    with pytest.raises(UserError, match="amp_bf16, amp, fp32, not fp8"):
         EncodeOptions(precision="fp8")

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # Options of model and inputs that leave the meaning of the weights alone.
 MAY_CHANGE = ("grad_checkpointing", "patch_dropout", "lora_dropout")
 
+# Data options that leave the order of the samples alone.
+SAME_SAMPLES = ("text_features", "max_bad_share")
+
 NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -120,7 +123,8 @@ def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], te
     state.step = checkpoint["step"]
     # The sum goes on with the first rank: there may be another number of ranks now.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
-    changed = sorted(name for name in before["data"] if before["data"][name] != config["data"].get(name))
+    differing = {name for name in before["data"] if before["data"][name] != config["data"].get(name)}
+    changed = sorted(differing.difference(SAME_SAMPLES))
     changed += [] if before["seed"] == config["seed"] else ["seed"]
     changed += [] if len(checkpoint["ranks"]) == world_size() else ["number of ranks"]
     if changed:

@@ -21,6 +21,7 @@ from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.data.shards import media_members, member_extension, read_captions
+from languagebind.data.text_features import TextFeatures, TextFeaturesMode
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 
@@ -44,6 +45,9 @@ class DataConfig:
     """draw shards with replacement, in place of passing through all of them"""
     caption_source: str = "mix"
     """raw, mplug, polish_mplug, sound_mplug, ofa, another key of the samples' captions, or `mix` of VIDAL's"""
+    text_features: TextFeaturesMode = "auto"
+    """`cached`: those that scripts/embed_text.py wrote beside the shards; `live`: the tower encodes the captions of
+    each batch; `auto`: cached where they are"""
     shuffle_buffer: int = 1000
     """samples that wait in each worker to be drawn at random; 0: the order of the shards"""
     max_bad_share: float = 0.1
@@ -84,8 +88,8 @@ class Batch:
 
     inputs: torch.Tensor
     """(B, C, T, H, W)"""
-    tokens: dict[str, torch.Tensor]
-    """token ids, (B, L)"""
+    text: dict[str, torch.Tensor]
+    """token ids, (B, L), or `features` of the text tower, (B, D)"""
     keys: list[str]
     skipped: list[Skipped]
     """left out since the worker's batch before"""
@@ -96,21 +100,24 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         self.inputs = self.inputs.pin_memory()
-        self.tokens = {key: value.pin_memory() for key, value in self.tokens.items()}
+        self.text = {key: value.pin_memory() for key, value in self.text.items()}
         return self
 
 
-def train_batches(shards, modality: Modality, tokenizer, config: DataConfig, plan: Plan) -> Iterator[Batch]:
+def train_batches(
+    shards, modality: Modality, tokenizer, features: TextFeatures | None, config: DataConfig, plan: Plan
+) -> Iterator[Batch]:
     """The batches of steps `plan.first_step` to `plan.total_steps`.
 
     Args:
         shards: with the number of samples in each; None where it is not known.
+        features: of the captions; without them, the batches hold what the tokenizer gives.
 
     Raises:
         UserError: too many samples cannot be used.
     """
     loader = DataLoader(
-        ShardBatches(shards, modality, tokenizer, config, plan),
+        ShardBatches(shards, modality, tokenizer, features, config, plan),
         batch_size=None,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
@@ -126,8 +133,9 @@ def train_batches(shards, modality: Modality, tokenizer, config: DataConfig, pla
 class ShardBatches(IterableDataset):
     """The batches of one worker of one rank. A data set that cannot be used comes as a message in place of a batch."""
 
-    def __init__(self, shards: dict[str, int | None], modality: Modality, tokenizer, config: DataConfig, plan: Plan):
-        self.shards, self.modality, self.tokenizer, self.config, self.plan = shards, modality, tokenizer, config, plan
+    def __init__(self, shards: dict[str, int | None], modality: Modality, tokenizer, features, config, plan):
+        self.shards, self.modality, self.tokenizer, self.features = shards, modality, tokenizer, features
+        self.config, self.plan = config, plan
 
     def __iter__(self) -> Iterator[Batch | str]:
         plan, info = self.plan, get_worker_info()
@@ -151,7 +159,7 @@ class WorkerStream:
     """What one worker draws in one epoch."""
 
     def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
-        self.modality, self.tokenizer = dataset.modality, dataset.tokenizer
+        self.modality, self.tokenizer, self.features = dataset.modality, dataset.tokenizer, dataset.features
         self.config, self.plan, self.shards = dataset.config, dataset.plan, dataset.shards
         self.epoch, self.worker, self.workers = epoch, worker, workers
         self.drawn = self.resumed_at = drawn
@@ -159,12 +167,12 @@ class WorkerStream:
         self.samples = self._usable(islice(self._draw(), drawn, None))
 
     def next_batch(self) -> Batch:
-        keys, inputs, captions = zip(*islice(self.samples, self.config.batch_size), strict=True)
+        keys, inputs, texts = zip(*islice(self.samples, self.config.batch_size), strict=True)
         skipped, self.skipped = self.skipped, []
-        tokens = self.tokenizer(list(captions))
-        return Batch(torch.stack(inputs), tokens, list(keys), skipped, self.worker, self.epoch, self.drawn)
+        text = self.tokenizer(list(texts)) if self.features is None else {"features": torch.stack(texts)}
+        return Batch(torch.stack(inputs), text, list(keys), skipped, self.worker, self.epoch, self.drawn)
 
-    def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[tuple[str, torch.Tensor, str]]:
+    def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[tuple]:
         for sample in draws:
             self.drawn += 1
             outcome = sample if isinstance(sample, Skipped) else self._prepare(sample)
@@ -177,7 +185,8 @@ class WorkerStream:
             if not self.used and self.reasons.total() >= HOPELESS:
                 self._fail(f"not one of the first {HOPELESS} samples can be used")
 
-    def _prepare(self, sample: dict) -> tuple[str, torch.Tensor, str] | Skipped:
+    def _prepare(self, sample: dict) -> tuple[str, torch.Tensor, str | torch.Tensor] | Skipped:
+        """Key, input, and the caption or its feature."""
         key, shard = sample["__key__"], sample["__url__"]
         # Seeded by the sample, not by the worker: what is drawn for it does not depend on how many workers there are.
         rng = random.Random(f"{self.plan.seed} {self.epoch} {sample['__lap__']} {key}")
@@ -185,12 +194,15 @@ class WorkerStream:
             caption, frame = choose_caption(read_captions(sample), self.config.caption_source, rng)
             source = select_input(sample, self.modality, rng, frame)
             x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
+            text = caption if self.features is None else self.features.find(shard, caption)
         except (DecodeError, MissingCaption) as error:
             return Skipped(shard, key, getattr(error, "reason", str(error)))
+        except UserError:
+            raise
         except Exception as error:  # a fault of the code, not of the data: it must not pass for a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
-        return key, x, caption
+        return key, x, text
 
     def _draw(self) -> Iterator[dict | Skipped]:
         drawn = 0

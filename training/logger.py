@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class Logger:
             # Kept in the folder, so that a resumed run goes on in the same charts.
             kept = folder / "wandb_id"
             if not kept.exists():
-                kept.write_text(wandb.util.generate_id())
+                kept.write_text(secrets.token_hex(4))
             self.wandb = wandb.init(
                 project=options.wandb_project_name, name=folder.name, id=kept.read_text(), resume="allow",
                 dir=folder, config=config,

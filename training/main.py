@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError, run, to_dict
+from languagebind.data.text_features import open_text_features
 from languagebind.distributed import Process, close_process, gather_objects, init_process, on_every_rank
 from languagebind.eval import check_dataset, evaluate, load_dataset_config
 from languagebind.modalities import modality_names
@@ -73,6 +74,8 @@ def fit(config: TrainConfig, process: Process) -> None:
         check_dataset(dataset, config.inputs)
     folder, resume = open_run(config, process)
     state, fingerprint = build_state(config, process)
+    features = open_text_features(config.data.text_features, shards, config.data.caption_source, fingerprint)
+    log.info("text features: %s", "encoded at each step" if features is None else "from beside the shards")
     total_steps = steps_per_epoch * config.optim.epochs
     if resume:
         restore(resume, state, process.rank, to_dict(config), fingerprint)
@@ -87,7 +90,9 @@ def fit(config: TrainConfig, process: Process) -> None:
     plan = Plan(
         config.seed, process.rank, process.world_size, steps_per_epoch, total_steps, state.step, dict(state.drawn)
     )  # fmt: skip
-    batches = train_batches(shards, config.inputs, state.model.text_model.tokenizer, config.data, plan)
+    batches = train_batches(
+        shards, config.inputs, state.model.text_model.tokenizer, features, config.data, plan
+    )  # fmt: skip
     options = StepOptions(
         schedule=make_schedule(config.optim.lr_scheduler, config.optim.warmup, total_steps),
         precision=config.optim.precision,

@@ -77,9 +77,9 @@ def train_step(
 ) -> Tensor:
     """One update; the loss, mean over ranks."""
     inputs = batch.inputs.to(device, non_blocking=True)  # (B, C, T, H, W)
-    tokens = {key: value.to(device, non_blocking=True) for key, value in batch.tokens.items()}  # (B, L)
+    text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}  # (B, L) or (B, D)
     with autocast(device, options.precision):
-        features, text_features, logit_scale = forward(inputs, tokens)
+        features, text_features, logit_scale = forward(inputs, text)
     loss = contrastive_loss(features, text_features, logit_scale, options.loss_chunk_size)
     mean_loss = mean_over_ranks(loss.detach())
     _check_finite(mean_loss, loss, "loss", state.step, batch)

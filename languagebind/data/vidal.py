@@ -53,12 +53,25 @@ def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random)
     Raises:
         MissingCaption: the sample has no such source, or its text is empty.
     """
-    names = MIX_WEIGHTS if source == "mix" else (source,)
-    choices = [(text, frame, MIX_WEIGHTS.get(name, 1.0)) for name in names for text, frame in _texts(captions, name)]
+    choices = [
+        (text, frame, MIX_WEIGHTS.get(name, 1.0))
+        for name in source_names(source)
+        for text, frame in _texts(captions, name)
+    ]
     if not choices:
         raise MissingCaption(f"no caption of source {source!r}, only of {sorted(captions)}")
     ((text, frame, _),) = rng.choices(choices, weights=[weight for _, _, weight in choices])
-    return text[:_LONGEST], frame
+    return text, frame
+
+
+def all_captions(captions: Mapping[str, Any], source: str) -> list[str]:
+    """Every text that `choose_caption` may draw."""
+    return [text for name in source_names(source) for text, _ in _texts(captions, name)]
+
+
+def source_names(source: str) -> tuple[str, ...]:
+    """The keys of a sample's captions that a source draws from."""
+    return CAPTION_SOURCES if source == "mix" else (source,)
 
 
 def clean_title(title: str) -> str:
@@ -124,7 +137,7 @@ def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None
     texts = value if isinstance(value, list) else [value]
     texts = [text if isinstance(text, str) else "" for text in texts]
     cleaned = [clean_title(text) if name == "raw" else text.strip() for text in texts]
-    return [(text, index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
+    return [(text[:_LONGEST], index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
 
 
 def _squeeze(text: str) -> str:
