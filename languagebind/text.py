@@ -84,9 +84,16 @@ class ClipText(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.encoder(self.embed(input_ids), is_causal=True)
+        return self.pool(self.final_layer_norm(x), input_ids)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D): what the first block takes."""
         positions = self.embeddings["position_embedding"].weight[: input_ids.shape[1]]  # (L, D)
-        x = self.embeddings["token_embedding"](input_ids) + positions
-        x = self.final_layer_norm(self.encoder(x, is_causal=True))  # (B, L, D)
+        return self.embeddings["token_embedding"](input_ids) + positions
+
+    def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
+        """The token at the end of each text, (B, L, D) -> (B, D)."""
         # The end-of-text token has the largest id; padding repeats it or is smaller, and argmax takes the first.
         return x[torch.arange(len(x), device=x.device), input_ids.int().argmax(dim=1)]
 

@@ -22,27 +22,44 @@ ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, L, D) -> (B, L, D)."""
+    """Multi-head self-attention, (B, L, D) -> (B, L, D).
+
+    Attributes:
+        eager: take the products as they stand in place of PyTorch's fused kernel.
+    """
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
+        self.eager = False
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None) -> Tensor:
+        """`attentions` collects what each token takes from which, (B, heads, L, L)."""
         q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if x.device.type == "cpu" and q.dtype == torch.bfloat16 and not is_causal:
-            # Both products as they stand: PyTorch's fused kernel for the CPU is 3 to 9 times slower in bfloat16.
-            x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        # PyTorch's fused kernel for the CPU is 3 to 9 times slower than the plain products in bfloat16.
+        if self.eager or attentions is not None or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
+            weights = _attention_weights(q, k, is_causal)
+            if attentions is not None:
+                attentions.append(weights)
+            x = weights @ v
         else:
-            x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)  # (B, heads, L, D / heads)
-        return self.out_proj(x.transpose(1, 2).flatten(2))
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, L, D)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
+
+
+def _attention_weights(q: Tensor, k: Tensor, is_causal: bool) -> Tensor:
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, heads, L, L)
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores.softmax(dim=-1)
 
 
 class Mlp(nn.Module):
@@ -73,11 +90,11 @@ class Block(nn.Module):
             self.temporal_attn = Attention(width, num_heads)
             self.temporal_layer_norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
-    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None) -> Tensor:
         """(B*T, L, D) -> (B*T, L, D); the T frames of a clip lie next to each other."""
         if self.num_frames > 1:
             x = self._attend_over_frames(x)
-        x = x + self.self_attn(self.layer_norm1(x), is_causal)
+        x = x + self.self_attn(self.layer_norm1(x), is_causal, attentions)
         return x + self.mlp(self.layer_norm2(x))
 
     def init_weights(self, depth: int) -> None:
@@ -110,10 +127,21 @@ class Transformer(nn.Module):
         for block in self.layers:
             block.init_weights(depth)
 
-    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        is_causal: bool = False,
+        hidden_states: list[Tensor] | None = None,
+        attentions: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Lists that are given collect the input of each block and the last one's output, and attention over tokens."""
         for block in self.layers:
+            if hidden_states is not None:
+                hidden_states.append(x)
             if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, is_causal, use_reentrant=False)
             else:
-                x = block(x, is_causal)
+                x = block(x, is_causal, attentions)
+        if hidden_states is not None:
+            hidden_states.append(x)
         return x

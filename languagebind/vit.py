@@ -84,14 +84,17 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the inputs are not (B, *input_shape).
         """
+        return self.pool(self.encoder(self.embed(inputs)))
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B*T, 1 + N, D): what the first block takes."""
         if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
             raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {self._expects()}), got {tuple(inputs.shape)}")
-        num_frames = inputs.shape[2]
-        x = self.embeddings(inputs)  # (B*T, 1 + N, D)
-        x = self.pre_layrnorm(self.patch_dropout(x, num_frames))
-        x = self.encoder(x)
-        x = self.post_layernorm(x[:, 0])  # (B*T, D)
-        return x.unflatten(0, (-1, num_frames)).mean(dim=1)
+        return self.pre_layrnorm(self.patch_dropout(self.embeddings(inputs), inputs.shape[2]))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What the last block gives, (B*T, 1 + N, D) -> (B, D): the class tokens' mean over frames."""
+        return self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1])).mean(dim=1)
 
     def _expects(self) -> str:
         return ", ".join(map(str, self.input_shape))

@@ -1,4 +1,4 @@
-"""The whole way, by the commands that real data takes: world -> shards -> text features -> training -> evaluation -> report.
+"""The whole way, by the commands that real data takes: world, shards, text features, training, evaluation, report.
 
 bash scripts/demo.sh [--modality depth]
 """

@@ -63,7 +63,7 @@ def draw_retrieval(axes, results: dict) -> None:
     axes.set(
         title="Text to modality, 256 test samples", ylabel="recall, %", xticks=range(len(names)), xticklabels=names
     )
-    axes.set_ylim(0, 105)
+    axes.set_ylim(0, 118)
     axes.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
 
 

@@ -31,7 +31,9 @@ def depth_png(column: int, rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def write_shards(folder: Path, samples_per_shard: list[int], replace: dict[str, bytes] | None = None) -> Path:
+def write_shards(
+    folder: Path, samples_per_shard: list[int], replace: dict[str, bytes] | None = None, captions: list[str] = CAPTIONS
+) -> Path:
     """Depth shards with an index. `replace` puts other bytes under the keys it names."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, infos = np.random.default_rng(0), []
@@ -40,9 +42,9 @@ def write_shards(folder: Path, samples_per_shard: list[int], replace: dict[str, 
             for number in range(samples):
                 key, column = f"s{shard}_{number}", int(rng.integers(4))
                 png = depth_png(column, rng)
-                captions = {"raw": CAPTIONS[column], "ofa": [CAPTIONS[column]] * 8}
+                texts = {"raw": captions[column], "ofa": [captions[column]] * 8}
                 media = {"depth.png": (replace or {}).get(key, png)}
-                writer.add(key, media, {"id": key, "captions": captions, "label": str(column)})
+                writer.add(key, media, {"id": key, "captions": texts, "label": str(column)})
         infos.append(writer.info)
     write_index(folder, infos)
     return folder

@@ -343,7 +343,7 @@ def test_the_data_is_identified_wherever_it_lies(world, tmp_path):
 def test_nan_of_the_model_is_an_error(world):
     model = ColourModel()
     model.table.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match="gives NaN for 6 of 6 inputs, the first is 'red'"):
+    with pytest.raises(UserError, match="gives NaN for 6 of 6 inputs, the first is 'red'"):
         run(world / "folders", model=model)
 
 

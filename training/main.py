@@ -70,6 +70,9 @@ def fit(config: TrainConfig, process: Process) -> None:
     """
     shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size)
     val_datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
+    names = [dataset.name for dataset in val_datasets]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their figures would mix")
     for dataset in val_datasets:
         check_dataset(dataset, config.inputs)
     folder, resume = open_run(config, process)

@@ -38,7 +38,7 @@ def evaluate(model, modality: Modality, dataset: DatasetConfig, **options: Any) 
 
     Raises:
         UserError: the data is missing or incomplete, a label is no class, or a sample cannot be read.
-        RuntimeError: the model gives NaN.
+        UserError: the model gives NaN.
     """
     encoding = EncodeOptions(**options)
     samples = read_samples(dataset, modality)

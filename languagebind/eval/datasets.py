@@ -48,6 +48,8 @@ class DatasetConfig:
             raise UserError(f"{self.name}: limit should be at least 1")
         if self.class_names is not None and not self.class_names:
             raise UserError(f"{self.name}: class_names is empty")
+        if not self.templates:
+            raise UserError(f"{self.name}: templates is empty")
         for template in self.templates:
             if "{c}" not in template:
                 raise UserError(f"{self.name}: the template {template!r} has no {{c}} for the class name")

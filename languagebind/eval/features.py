@@ -58,7 +58,7 @@ def encode_samples(
 
     Raises:
         UserError: a sample cannot be read and `skip_bad` is off, or none can.
-        RuntimeError: the model gives NaN.
+        UserError: the model gives NaN.
     """
     here, world = rank(), world_size()
     loader = DataLoader(
@@ -202,7 +202,7 @@ def _check_nan(features: Tensor, names: Sequence[str]) -> None:
     rows = features.isnan().any(dim=1).nonzero()
     if len(rows):
         first = names[int(rows[0])]
-        raise RuntimeError(f"the model gives NaN for {len(rows)} of {len(names)} inputs, the first is {first!r}")
+        raise UserError(f"the model gives NaN for {len(rows)} of {len(names)} inputs, the first is {first!r}")
 
 
 def _gather_rows(batches: list[Tensor], kept: list[int], total: int, device: torch.device) -> Tensor:
