@@ -5,6 +5,10 @@ Names are imported when they are first used, so that `import languagebind` costs
 
 import importlib
 
+from ._auto import install as _install
+
+_install()
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -12,13 +16,26 @@ _HOME = {
     "DualEncoder": "model",
     "Encoders": "hub",
     "Modality": "modalities",
+    "LanguageBind": "published.bind",
     "UserError": "config",
+    "config_dict": "published.bind",
     "contrastive_loss": "loss",
     "load": "hub",
     "load_checkpoint": "hub",
     "modality_class": "modalities",
     "modality_names": "modalities",
+    "model_dict": "published.bind",
+    "to_device": "published.bind",
+    "transform_dict": "published.bind",
 }
+for _name in ("Video", "Audio", "Depth", "Thermal", "Image"):
+    _HOME |= {
+        f"LanguageBind{_name}": "published.model",
+        f"LanguageBind{_name}Config": "published.config",
+        f"LanguageBind{_name}Processor": "published.processing",
+        f"LanguageBind{_name}Tokenizer": "published.processing",
+        f"LanguageBind{_name}Tower": "published.towers",
+    }
 __all__ = sorted(_HOME)
 
 

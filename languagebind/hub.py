@@ -1,6 +1,7 @@
 """Load trained models, with their preprocessing, and encode files with them."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from .model import DualEncoder, ModelConfig
 from .text import build_text
 from .weights import WeightsError, load_strict, published_names, unreadable
 
+CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
+
 
 def load_checkpoint(
     path: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None
@@ -23,7 +26,7 @@ def load_checkpoint(
     """The model and the modality of a training checkpoint, ready for evaluation; adapters are merged.
 
     Args:
-        path: a file that training wrote.
+        path: a file that training wrote, or the folder of a run, for the last one in it.
         device: where to put the model.
         like: a model whose text tower this one is to share.
 
@@ -56,6 +59,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: no such file, or not a checkpoint of this library.
     """
     path = Path(path)
+    if path.is_dir():
+        path = latest_checkpoint(path / "checkpoints") or path
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
@@ -69,6 +74,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is no training checkpoint of this library (no model, config and text fingerprint in it)"
         )
     return checkpoint
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step; a half-written one has another name and is not seen."""
+    found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
+    return max(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]), default=None)
 
 
 class Encoders:
@@ -115,7 +126,7 @@ class Encoders:
 
 
 def load(*checkpoints: str | Path, device: str | torch.device = "cpu") -> Encoders:
-    """Load training checkpoints, one a modality, that were fitted to the same text tower.
+    """Load training checkpoints or the folders of runs, one a modality, that were fitted to the same text tower.
 
     Raises:
         UserError: a checkpoint cannot be used, two are of one modality, or their text towers differ.

@@ -71,7 +71,7 @@ class ClipTextConfig:
 class ClipText(nn.Module):
     """CLIP's text transformer: causal, pooled at the end of the text, (B, L) -> (B, D)."""
 
-    def __init__(self, config: ClipTextConfig, tokenizer: Tokenizer):
+    def __init__(self, config: ClipTextConfig, tokenizer: Tokenizer | None = None):
         super().__init__()
         self.tokenizer = tokenizer
         self.embeddings = nn.ModuleDict(

@@ -53,12 +53,13 @@ class WeightsError(UserError):
     """Weights and model do not fit; the message lists the keys."""
 
 
-def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool = False) -> None:
+def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool = False, assign: bool = False) -> None:
     """Load `state` into `module`; every key must be there, once, in the right shape.
 
     Args:
         what: how the report calls the module.
         allow_partial: load what fits and say what does not, in place of refusing.
+        assign: make the tensors of `state` the module's own, in place of copying them.
 
     Raises:
         WeightsError: keys are missing, left over or of another shape.
@@ -76,7 +77,7 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
     if report:
         log.warning("loaded %s only in part:\n%s", what, report)
     fitting = {key: value for key, value in state.items() if key in own and not _misfit(state, own, key)}
-    module.load_state_dict(fitting, strict=not report)
+    module.load_state_dict(fitting, strict=not report, assign=assign)
 
 
 def read_state(path: str | Path) -> State:

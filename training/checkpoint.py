@@ -2,7 +2,6 @@
 
 import logging
 import random
-import re
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,8 +21,6 @@ MAY_CHANGE = ("grad_checkpointing", "patch_dropout", "lora_dropout")
 
 # Data options that leave the order of the samples alone.
 SAME_SAMPLES = ("text_features", "max_bad_share")
-
-NAME = re.compile(r"step_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,6 @@ def save_checkpoint(path: Path, state: TrainState, ranks: list[dict], config: di
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; a half-written one has another name and is not seen."""
-    found = [path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name)]
-    return max(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), default=None)
 
 
 def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], text_fingerprint: str) -> None:

@@ -1,10 +1,10 @@
 """Train an encoder:
 
-python -m training.main --config configs/depth.yaml --train-data '/data/depth/{00000..00301}.tar'
+python -m training.main --config configs/depth.yaml --train-data /data/depth
 
 or on several GPUs:
 
-torchrun --nproc_per_node 8 -m training.main --config configs/depth.yaml --train-data '/data/depth/{00000..00301}.tar'
+torchrun --nproc_per_node 8 -m training.main -- --config configs/depth.yaml --train-data /data/depth
 """
 
 import logging
@@ -22,6 +22,7 @@ from languagebind.config import UserError, run, to_dict
 from languagebind.data.text_features import open_text_features
 from languagebind.distributed import Process, close_process, gather_objects, init_process, on_every_rank
 from languagebind.eval import check_dataset, evaluate, load_dataset_config
+from languagebind.hub import latest_checkpoint
 from languagebind.modalities import modality_names
 from languagebind.model import build_model
 from languagebind.tuning import apply_tuning
@@ -29,7 +30,6 @@ from languagebind.tuning import apply_tuning
 from .checkpoint import (
     TrainState,
     checkpoint_path,
-    latest_checkpoint,
     rank_state,
     restore,
     save_checkpoint,
@@ -83,8 +83,14 @@ def fit(config: TrainConfig, process: Process) -> None:
     if resume:
         restore(resume, state, process.rank, to_dict(config), fingerprint)
         log.info("resumed from %s at step %d of %d", resume, state.step, total_steps)
-    every = config.checkpoint.save_every_n_steps
-    check_disk(folder, state.model, (total_steps - state.step) // every + 1 if every else 1)
+    saves = [
+        step
+        for step in range(state.step + 1, total_steps + 1)
+        if step == total_steps
+        or due(step, config.checkpoint.save_every_n_steps)
+        or (val_datasets and due(step, config.eval.val_every_n_steps))
+    ]
+    check_disk(folder, state.model, len(saves))
     if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     report_start(config, state.model, process.world_size, steps_per_epoch, total_steps)

@@ -19,6 +19,7 @@ _BEGINS = {
     "ogg": (0, b"OggS"),
     "mp4": (4, b"ftyp"),
 }
+_ALSO = {"tif": "tiff", "jpeg": "jpg"}  # the same kind by another name
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -43,7 +44,10 @@ def pack(sample: Sample, verify: str) -> tuple[str, dict[str, bytes], dict[str, 
             raise _Unusable("missing caption", f"of {sorted(sample.captions)}")
         media = {}
         for name, places in sample.media.items():
-            media.update(_read_media(modality_class(name), places, verify))
+            members = _read_media(modality_class(name), places, verify)
+            if both := media.keys() & members.keys():
+                raise _Unusable("two modalities in one member", f"{min(both)}, of {name} and another one")
+            media |= members
     except _Unusable as error:
         return LeftOut(sample.id, *error.args)
     metadata = {"id": sample.id, "captions": captions}
@@ -83,6 +87,8 @@ def _frames(place: list[Path]) -> list[Path]:
 def _extension(modality: type[Modality], path: Path) -> str:
     """The member's extension: of those that the modality reads, the one that ends as the file does."""
     suffix = path.suffix.lower().lstrip(".")
+    if all(extension.rpartition(".")[2] != suffix for extension in modality.extensions):
+        suffix = _ALSO.get(suffix, suffix)
     for extension in modality.extensions:
         if extension.rpartition(".")[2] == suffix:
             return extension

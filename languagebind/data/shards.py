@@ -209,7 +209,8 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
             found = record["captions"] if "captions" in record else record["caption"]
             captions |= found if isinstance(found, dict) else {"caption": found}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise MissingCaption(f"unreadable .json: {error!r}") from error
+            if not captions:  # beside a .txt, the .json may well hold other things
+                raise MissingCaption(f"unreadable .json: {error!r}") from error
     return captions
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import to_dict
-from ..modalities import Modality, modality_name
+from ..config import UserError, to_dict
+from ..modalities import DecodeError, Modality, modality_name
 from .datasets import DatasetConfig, load_dataset_config
 from .features import EncodeOptions, encode_samples, encode_texts
 from .retrieval import retrieve
@@ -20,6 +20,9 @@ from .zero_shot import build_classifier, classify, label_targets
 __all__ = ["DatasetConfig", "EncodeOptions", "check_dataset", "evaluate", "load_dataset_config"]
 
 log = logging.getLogger(__name__)
+
+# Enough to tell files of another modality from a damaged one.
+PROBED_SAMPLES = 16
 
 
 def evaluate(model, modality: Modality, dataset: DatasetConfig, **options: Any) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def evaluate(model, modality: Modality, dataset: DatasetConfig, **options: Any) 
 
 
 def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
-    """Find what would stop an evaluation, but for broken files: missing data, wrong labels, no captions.
+    """Find what would stop an evaluation: missing data, wrong labels, no captions, files of another modality.
 
     Raises:
         UserError: with what is wrong.
@@ -65,6 +68,13 @@ def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
     samples = read_samples(dataset, modality)
     if dataset.task != "retrieval":
         label_targets(samples, class_names(dataset), dataset.name)
+    for sample in samples[:PROBED_SAMPLES]:
+        try:
+            modality.preprocess(sample.load(modality.input_shape[1]))
+            return
+        except DecodeError as error:
+            reason = error
+    raise UserError(f"{dataset.name}: none of the first samples can be read as {modality_name(modality)}: {reason}")
 
 
 def _classification(model, modality, dataset: DatasetConfig, samples: list[Sample], options: EncodeOptions):

@@ -2,9 +2,9 @@
 
     name: nyu_v2                        # of the result; default: the file's name
     task: classification                # classification | multilabel | retrieval
-    data: depth/nyuv2/val               # a folder of class folders, a .csv or .jsonl manifest, or shards
+    data: Depth/nyuv2/data/val          # a folder of class folders, a .csv or .jsonl manifest, or shards
     split: val                          # for the record
-    templates: templates/openai.txt     # one prompt a line with {c} for the class; default: the bare class name
+    templates: templates/depth.txt      # one prompt a line with {c} for the class; default: the bare class name
     class_names: [bathroom, bedroom]    # or a file, one a line, `label` or `label<TAB>name`; or `label: name` lines
 
 Data is looked for under the data root where there is one, else beside the YAML file; text files beside the YAML

@@ -1,0 +1,158 @@
+"""The `config.json` of the published checkpoints, and what it says in our terms."""
+
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+
+from ..config import UserError
+from ..modalities import Modality, modality_class
+from ..text import ClipTextConfig
+from ..vit import EncoderConfig
+
+# The original's words for what differs from ours.
+MODALITIES = {"video": "video", "audio": "audio", "depth": "depth", "thermal": "infrared", "image": "image"}
+
+
+@strict
+class LanguageBindTextConfig(CLIPTextConfig):
+    """Sizes of the text tower. Its special-token ids are not used: the published files hold wrong ones."""
+
+    add_time_attn: bool = False
+
+    @property
+    def sizes(self) -> ClipTextConfig:
+        return ClipTextConfig(
+            vocab_size=self.vocab_size,
+            context_length=self.max_position_embeddings,
+            width=self.hidden_size,
+            depth=self.num_hidden_layers,
+            num_heads=self.num_attention_heads,
+            mlp_dim=self.intermediate_size,
+            activation=self.hidden_act,
+        )
+
+
+@strict
+class LanguageBindVisionConfig(CLIPVisionConfig):
+    """Sizes of the encoder, and the options of its preprocessing."""
+
+    add_time_attn: bool = False
+    num_frames: int = 1
+    force_patch_dropout: int | float = 0.0
+    lora_r: int = 2
+    lora_alpha: int | float = 16
+    lora_dropout: int | float = 0.0
+    num_mel_bins: int | float = 0
+    target_length: int | float = 0
+    video_decode_backend: str = "decord"
+    max_depth: int | float = 10
+    audio_sample_rate: int = 16000
+    audio_mean: int | float = 0.5
+    audio_std: int | float = 0.5
+    clip_type: str | None = "vl"
+    tube_size: int = 1
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of one sample."""
+        if self.num_mel_bins and self.target_length:
+            size = (int(self.num_mel_bins), int(self.target_length))
+        else:
+            size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+        return (self.num_channels, self.num_frames, *size)
+
+    @property
+    def sizes(self) -> EncoderConfig:
+        if self.tube_size != 1:
+            raise UserError(f"tube_size {self.tube_size}: only 1 was ever published")
+        return EncoderConfig(
+            patch_size=self.patch_size,
+            width=self.hidden_size,
+            depth=self.num_hidden_layers,
+            num_heads=self.num_attention_heads,
+            mlp_dim=self.intermediate_size,
+            activation=self.hidden_act,
+            temporal_attention=self.add_time_attn,
+            patch_embedding="3d" if self.clip_type == "vl_new" else "2d",
+            patch_dropout=self.force_patch_dropout,
+        )
+
+
+@strict
+class LanguageBindConfig(PreTrainedConfig):
+    """What the five model types share."""
+
+    sub_configs_defaults: ClassVar[dict] = {
+        "text_config": LanguageBindTextConfig,
+        "vision_config": LanguageBindVisionConfig,
+    }
+    is_composition: ClassVar[bool] = True
+    modality_name: ClassVar[str] = ""
+
+    text_config: dict | LanguageBindTextConfig | None = None
+    vision_config: dict | LanguageBindVisionConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: int | float = 2.6592
+    initializer_factor: int | float = 1.0
+
+    def __post_init__(self, **kwargs):
+        # Old files say everything twice. What `…_config_dict` leaves out counts as given, with the class's default.
+        for name, kind in (("text_config", LanguageBindTextConfig), ("vision_config", LanguageBindVisionConfig)):
+            given = kwargs.pop(f"{name}_dict", None)
+            if given is not None:
+                before = getattr(self, name) or {}
+                before = before if isinstance(before, dict) else before.to_dict()
+                setattr(self, name, before | kind(**given).to_dict())
+        super().__post_init__(**kwargs)
+
+    @property
+    def modality(self) -> Modality:
+        """The preprocessing that the checkpoint was trained with, as one of our modalities."""
+        vision, kind = self.vision_config, modality_class(self.modality_name)
+        _, num_frames, height, _ = vision.input_shape
+        if self.modality_name == "audio":
+            return kind(
+                num_mel_bins=height,
+                target_length=vision.input_shape[3],
+                sample_rate=vision.audio_sample_rate,
+                audio_mean=vision.audio_mean,
+                audio_std=vision.audio_std,
+                channels="first",  # as the original took
+            )
+        options = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
+        return kind(image_size=height, **options.get(self.modality_name, {}))
+
+
+class LanguageBindVideoConfig(LanguageBindConfig):
+    model_type = "LanguageBindVideo"
+    modality_name = "video"
+
+
+class LanguageBindAudioConfig(LanguageBindConfig):
+    model_type = "LanguageBindAudio"
+    modality_name = "audio"
+
+
+class LanguageBindDepthConfig(LanguageBindConfig):
+    model_type = "LanguageBindDepth"
+    modality_name = "depth"
+
+
+class LanguageBindThermalConfig(LanguageBindConfig):
+    model_type = "LanguageBindThermal"
+    modality_name = "infrared"
+
+
+class LanguageBindImageConfig(LanguageBindConfig):
+    model_type = "LanguageBindImage"
+    modality_name = "image"
+
+
+CONFIGS = {
+    "video": LanguageBindVideoConfig,
+    "audio": LanguageBindAudioConfig,
+    "depth": LanguageBindDepthConfig,
+    "thermal": LanguageBindThermalConfig,
+    "image": LanguageBindImageConfig,
+}

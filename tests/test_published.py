@@ -1,0 +1,414 @@
+"""The published classes: the original's numbers, its call signatures, and errors in place of silence."""
+
+import json
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchvision.transforms import Compose
+
+import languagebind
+from languagebind import LanguageBind, LanguageBindDepth, LanguageBindVideo, to_device, transform_dict
+from languagebind.config import UserError
+from languagebind.published.config import CONFIGS
+from languagebind.published.model import MODELS
+from languagebind.published.processing import PROCESSORS, TOKENIZERS, bundled_vocabulary
+from languagebind.weights import WeightsError
+
+CASES = ["audio_ft", "audio_lora", "depth_lora", "image", "thermal_lora", "video_ft", "video_lora", "video_v15_ft"]
+TEXTS = ["Training a parakeet to climb up a ladder.", "A lion climbing a tree to catch a monkey."]
+
+
+def expected(golden: Path, case: str) -> dict[str, torch.Tensor]:
+    return {key: torch.from_numpy(value) for key, value in np.load(golden / "golden" / case / "golden.npz").items()}
+
+
+def model_of(case: str):
+    return MODELS[case.partition("_")[0]]
+
+
+def close(tensor, other, atol=1e-5):
+    torch.testing.assert_close(tensor, other, atol=atol, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """A checkpoint of each class as it is published: its own config, weights, and tokenizer files."""
+    root, vocabulary = tmp_path_factory.mktemp("toys"), bundled_vocabulary()
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "hidden_act": "gelu", "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "hidden_act": "gelu", "image_size": 56, "patch_size": 14, "lora_r": 0}  # fmt: skip
+    own = {
+        "video": {"add_time_attn": True, "num_frames": 8},
+        "audio": {"num_mel_bins": 28, "target_length": 98, "audio_mean": -4.2677393, "audio_std": 4.5689974},
+        "depth": {"max_depth": 10},
+    }
+    tower = None
+    for name, kind in CONFIGS.items():
+        torch.manual_seed(len(name))
+        config = kind(text_config=text, vision_config=sizes | own.get(name, {}), projection_dim=16)
+        model = MODELS[name](config)
+        if tower is None:
+            tower = model
+        model.text_model.load_state_dict(tower.text_model.state_dict())
+        model.text_projection.load_state_dict(tower.text_projection.state_dict())
+        model.save_pretrained(root / name)
+        TOKENIZERS[name](vocab=vocabulary[0], merges=vocabulary[1], model_max_length=77).save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two files of each modality."""
+    import soundfile
+    from av import open as open_video
+    from av.video.frame import VideoFrame
+
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    found = {name: [] for name in CONFIGS}
+    for i in range(2):
+        picture = Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8))
+        for name in ("image", "thermal"):
+            picture.save(folder / f"{name}{i}.jpg")
+            found[name].append(str(folder / f"{name}{i}.jpg"))
+        Image.fromarray(rng.integers(500, 9000, (60, 80)).astype(np.uint16)).save(folder / f"depth{i}.png")
+        found["depth"].append(str(folder / f"depth{i}.png"))
+        soundfile.write(folder / f"{i}.wav", rng.normal(size=24000) / 10, 16000)
+        found["audio"].append(str(folder / f"{i}.wav"))
+        with open_video(str(folder / f"{i}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 80, 60, "yuv420p"
+            for _ in range(12):
+                frame = VideoFrame.from_ndarray(rng.integers(0, 255, (60, 80, 3), np.uint8))
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        found["video"].append(str(folder / f"{i}.mp4"))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_published_checkpoints_give_the_originals_outputs(golden, case, attention):
+    model, data = (
+        model_of(case).from_pretrained(golden / "golden" / case, attn_implementation=attention),
+        expected(golden, case),
+    )
+    with torch.inference_mode():
+        found = model(data["input_ids"], data["pixel_values"], data["attention_mask"])
+    close(found.image_embeds, data["image_embeds"])
+    close(found.text_embeds, data["text_embeds"])
+    close(found.logits_per_text, data["logits_per_text"])
+    close(found.vision_model_output.pooler_output, data["pooled"])
+    # Before the last norm the values reach 13: merging adapters rounds each weight, and 1e-5 is of that size.
+    states = data["last_hidden_state"]
+    close(found.vision_model_output.last_hidden_state, states, 1e-5 * states.abs().max().item())
+
+
+@pytest.mark.parametrize("case", ["audio_lora", "depth_lora", "thermal_lora", "video_lora"])
+def test_adapters_of_todays_peft_are_merged_too(golden, case, tmp_path):
+    folder = golden / "golden" / case
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    adapted = {key.partition(".lora_")[0] for key in state if ".lora_" in key}
+    renamed = {}
+    for key, value in state.items():
+        name, _, kind = key.rpartition(".")
+        renamed[f"{name}.base_layer.{kind}" if name in adapted else key] = value
+    assert renamed.keys() != state.keys()
+    shutil.copy(folder / "config.json", tmp_path)
+    torch.save(renamed, tmp_path / "pytorch_model.bin")
+    one, other = (model_of(case).from_pretrained(path).state_dict() for path in (folder, tmp_path))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def damage_missing(state):
+    del state["vision_model.post_layernorm.bias"]
+
+
+def damage_extra(state):
+    state["vision_model.extra.weight"] = torch.zeros(1)
+
+
+def damage_shape(state):
+    state["visual_projection.weight"] = state["visual_projection.weight"][:-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_missing, r"1 missing:\s+vision_model.post_layernorm.bias"),
+        (damage_extra, r"1 left over:\s+vision_model.extra.weight"),
+        (damage_shape, r"visual_projection.weight: \(15, 32\), expected \(16, 32\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_an_error_that_lists_the_keys(toys, tmp_path, damage, message):
+    shutil.copy(toys / "depth" / "config.json", tmp_path)
+    state = load_file(toys / "depth" / "model.safetensors")
+    damage(state)
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        LanguageBindDepth.from_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=message):
+        LanguageBind({"depth": tmp_path})
+
+
+def test_adapters_of_another_rank_or_without_adapters_are_refused(golden, tmp_path):
+    folder = golden / "golden" / "depth_lora"
+    config = json.loads((folder / "config.json").read_text())
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config["vision_config"]["lora_r"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"adapters of rank \[\d\], its config says lora_r \d"):
+        LanguageBindDepth.from_pretrained(tmp_path)
+    torch.save({key: value for key, value in state.items() if ".lora_" not in key}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="was saved with LoRA adapters, but there are none"):
+        LanguageBindDepth.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_saved_loads_with_the_same_bits(toys, tmp_path, name):
+    model = MODELS[name].from_pretrained(toys / name)
+    for options in ({}, {"max_shard_size": "100KB"}):
+        folder = tmp_path / str(len(options))
+        model.save_pretrained(folder, **options)
+        again = MODELS[name].from_pretrained(folder)
+        again.save_pretrained(folder, **options)  # over the files that its weights may be mapped from
+        state, other = again.state_dict(), MODELS[name].from_pretrained(folder).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert all(torch.equal(value, other[key]) for key, value in state.items())
+    assert len(list((tmp_path / "1").glob("*.safetensors"))) > 1
+
+
+def test_a_sharded_bin_loads(toys, tmp_path):
+    state = load_file(toys / "depth" / "model.safetensors")
+    parts = {"a.bin": dict(list(state.items())[::2]), "b.bin": dict(list(state.items())[1::2])}
+    for file, part in parts.items():
+        torch.save(part, tmp_path / file)
+    weight_map = {key: file for file, part in parts.items() for key in part}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    shutil.copy(toys / "depth" / "config.json", tmp_path)
+    found = LanguageBindDepth.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in state.items())
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(UserError, match=r"names b.bin, which is not there"):
+        LanguageBindDepth.from_pretrained(tmp_path)
+
+
+def test_pickled_code_is_never_run(toys, tmp_path):
+    shutil.copy(toys / "depth" / "config.json", tmp_path)
+    torch.save({"a": torch.zeros(1), "b": Namespace}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="something other than tensors"):
+        LanguageBindDepth.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="nothing"):
+        LanguageBindDepth.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"LanguageBind/LanguageBind_Depth"):
+        LanguageBindDepth.from_pretrained("lb203/LanguageBind_Depth", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_the_flow_of_the_originals_inference(toys, files):
+    """The original's README, line for line but for the paths."""
+    device = torch.device("cpu")
+    clip_type = {name: str(toys / name) for name in ("video", "audio", "thermal", "image", "depth")}
+    model = LanguageBind(clip_type=clip_type, cache_dir="./cache_dir")
+    model = model.to(device)
+    model.eval()
+    pretrained_ckpt = str(toys / "image")
+    tokenizer = languagebind.LanguageBindImageTokenizer.from_pretrained(
+        pretrained_ckpt, cache_dir="./cache_dir/tokenizer_cache_dir"
+    )
+    modality_transform = {c: transform_dict[c](model.modality_config[c]) for c in clip_type}
+    inputs = {c: to_device(modality_transform[c](files[c]), device) for c in clip_type}
+    inputs["language"] = to_device(
+        tokenizer(TEXTS, max_length=77, padding="max_length", truncation=True, return_tensors="pt"), device
+    )
+    with torch.no_grad():
+        embeddings = model(inputs)
+    for name in clip_type:
+        scale = model.modality_scale[name].exp()
+        close(embeddings[name].norm(dim=-1), scale.expand(2), 1e-4)
+        probabilities = torch.softmax(embeddings[name] @ embeddings["language"].T, dim=-1)
+        assert probabilities.shape == (2, 2)
+        single = MODELS[name].from_pretrained(toys / name)
+        process = PROCESSORS[name](single.config, tokenizer)
+        data = process(files[name], TEXTS, return_tensors="pt")
+        with torch.no_grad():
+            out = single(**data)
+        assert data.keys() == {"input_ids", "attention_mask", "pixel_values"}
+        close(out.image_embeds * scale, embeddings[name], 1e-4)
+        close(out.text_embeds, embeddings["language"])
+    model.use_temp = False
+    with torch.no_grad():
+        close(model(inputs)["audio"].norm(dim=-1), torch.ones(2))
+
+
+def test_towers_of_different_sizes_are_refused(toys, golden):
+    with pytest.raises(UserError, match="the text towers of depth and audio differ in size"):
+        LanguageBind({"depth": toys / "depth", "audio": golden / "golden" / "audio_ft"})
+    with pytest.raises(UserError, match="unknown modality 'smell'"):
+        LanguageBind({"smell": toys / "depth"})
+
+
+def test_states_attention_and_tuples(toys):
+    model = LanguageBindVideo.from_pretrained(toys / "video", attn_implementation="eager")
+    clips, ids = torch.randn(2, 3, 8, 56, 56), torch.randint(1, 49000, (2, 9))
+    out = model.vision_model(clips, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in out.hidden_states] == [(16, 17, 32)] * 3
+    assert [weights.shape for weights in out.attentions] == [(16, 2, 17, 17)] * 2
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
+    close(out.attentions[0].sum(-1), torch.ones(16, 2, 17))
+    plain = model.vision_model(clips, return_dict=False)
+    assert torch.equal(plain[1], out.pooler_output)
+    assert len(plain) == 2
+    loss, per_image, per_text, text, image, text_out, vision_out = model(
+        ids, clips, return_loss=True, return_dict=False
+    )
+    assert torch.equal(per_image, per_text.T)
+    labels = torch.arange(2)
+    both = torch.nn.functional.cross_entropy(per_text, labels) + torch.nn.functional.cross_entropy(per_image, labels)
+    close(loss, both / 2)
+    assert torch.equal(text_out[1], model.text_model(ids)[1])
+    assert torch.equal(vision_out[1], plain[1])
+    close(text, torch.nn.functional.normalize(model.get_text_features(ids), dim=-1))
+    close(image, torch.nn.functional.normalize(model.get_image_features(clips), dim=-1))
+    pairs = clips.view(1, 2, 3, 8, 56, 56).unsqueeze(3).permute(0, 1, 5, 3, 2, 4, 6)[..., :]
+    assert pairs.ndim == 7
+
+
+def test_gradients_reach_the_input(toys):
+    model = LanguageBindDepth.from_pretrained(toys / "depth")
+    x = torch.randn(1, 3, 56, 56, requires_grad=True)
+    model.get_image_features(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_sample_has_the_same_features_in_any_batch(toys):
+    model, x = LanguageBindVideo.from_pretrained(toys / "video"), torch.randn(5, 3, 8, 56, 56)
+    with torch.inference_mode():
+        whole = model.get_image_features(x)
+        close(whole, torch.cat([model.get_image_features(one[None]) for one in x]))
+        half = LanguageBindVideo.from_pretrained(toys / "video", dtype=torch.bfloat16)
+        assert half.dtype == torch.bfloat16
+        several, single = half.get_image_features(x), torch.cat([half.get_image_features(one[None]) for one in x])
+    unit = torch.nn.functional.normalize
+    close(unit(several.float(), dim=-1), unit(single.float(), dim=-1), 2e-2)
+    close(unit(several.float(), dim=-1), unit(whole, dim=-1), 2e-2)
+
+
+def test_another_number_of_frames_is_taken_only_when_asked_for(toys):
+    model = LanguageBindVideo.from_pretrained(toys / "video")
+    with pytest.raises(ValueError, match=r"takes .* = \(B, 3, 8, 56, 56\), got \(1, 3, 4, 56, 56\)"):
+        model.get_image_features(torch.randn(1, 3, 4, 56, 56))
+    fewer = LanguageBindVideo.from_pretrained(toys / "video", num_frames=4)
+    assert fewer.get_image_features(torch.randn(1, 3, 4, 56, 56)).shape == (1, 16)
+    name = "vision_model.encoder.layers.0.temporal_embedding"
+    before, after = model.state_dict()[name], fewer.state_dict()[name]
+    close(after[:, [0, -1]], before[:, [0, -1]])
+    with pytest.raises(UserError, match="no attention over frames"):
+        LanguageBindDepth.from_pretrained(toys / "depth", num_frames=4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_processors_take_files_and_what_is_in_memory(toys, files, name):
+    processor = PROCESSORS[name].from_pretrained(toys / name)
+    assert isinstance(processor.transform, Compose)
+    both = processor(files[name], return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(files[name][0])["pixel_values"][0], both[0])
+    assert torch.equal(processor([Path(files[name][1]).read_bytes()])["pixel_values"][0], both[1])
+    if name in ("image", "thermal"):
+        found = processor.transform(Image.open(files[name][0]))
+    elif name == "depth":  # OpenCV's floats, in millimetres
+        found = processor.transform(np.asarray(Image.open(files[name][0])).astype(np.float32))
+    elif name == "audio":
+        import soundfile
+
+        found = processor.transform((torch.from_numpy(soundfile.read(files[name][0], dtype="float32")[0])[None], 16000))
+    else:
+        clip = processor.modality.decode(files[name][0])  # (T, C, H, W)
+        found = processor.transform(clip.transpose(0, 1).float())
+    close(found, both[0], 1e-6)
+    with pytest.raises(ValueError, match="give texts, images, or both"):
+        processor()
+    assert processor.decode(processor(text="a dog")["input_ids"], skip_special_tokens=True).strip() == "a dog"
+
+
+def test_tokens_are_those_of_clip(toys, tmp_path):
+    import open_clip
+
+    shutil.copy(toys / "image" / "config.json", tmp_path)  # no tokenizer files: the bundled vocabulary
+    tokenizers = [TOKENIZERS["image"].from_pretrained(folder) for folder in (toys / "image", tmp_path)]
+    reference = open_clip.get_tokenizer("ViT-L-14")
+    for text in [*TEXTS, "Two  DOGS, 2 cats & a ﬁsh… naïve!", "it's don't", "long " * 100, "", "😱 日本語"]:
+        ids = [t([text], max_length=77, padding="max_length", truncation=True)["input_ids"][0] for t in tokenizers]
+        assert ids[0] == ids[1]
+        length = int(reference([text])[0].argmax()) + 1
+        assert ids[0][:length] == reference([text])[0, :length].tolist()
+        assert set(ids[0][length:]) <= {49407}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_towers_give_the_tokens_of_a_layer(toys, name):
+    kind = getattr(languagebind, f"LanguageBind{name.title()}Tower")
+    args = Namespace(mm_vision_select_layer=-2, mm_vision_select_feature="patch")
+    tower = kind(str(toys / name), args, delay_load=True)
+    assert not tower.is_loaded
+    assert (tower.hidden_size, tower.num_patches) == (32, 14 if name == "audio" else 16)
+    tower.load_model()
+    x = torch.randn(2, *tower.config.input_shape)
+    x = x if name == "video" else x[:, :, 0]
+    tokens = tower(x)
+    assert tokens.shape == ((2, 8, 17, 32) if name == "video" else (2, tower.num_patches, 32))
+    close(torch.cat(tower(list(x))), tokens)
+    assert not tokens.requires_grad
+    states = MODELS[name].from_pretrained(toys / name).vision_model(x, output_hidden_states=True).hidden_states
+    assert torch.equal(
+        tokens.flatten(0, -3) if name == "video" else tokens, states[-2] if name == "video" else states[-2][:, 1:]
+    )
+    assert tower.dummy_feature.shape == (1, 32)
+
+
+def test_auto_classes_know_the_models_whichever_is_imported_first(toys):
+    code = (
+        "from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer\n"
+        f"folder = {str(toys / 'thermal')!r}\n"
+        "found = [kind.from_pretrained(folder) for kind in (AutoConfig, AutoModel, AutoProcessor, AutoTokenizer)]\n"
+        "print(*(type(x).__name__ for x in found))\n"
+    )
+    for first in ("import languagebind, transformers", "import transformers, languagebind",
+                  "from transformers import AutoModel; import languagebind"):  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", f"{first}\n{code}"], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        names = done.stdout.split()
+        assert names[:3] == [f"LanguageBindThermal{kind}" for kind in ("Config", "", "Processor")], names
+        assert "Tokenizer" in names[3]
+
+
+def test_importing_costs_nothing_and_decoders_wait():
+    code = (
+        "import time, sys, torch\nbegin = time.perf_counter()\nimport languagebind\n"
+        "print(time.perf_counter() - begin, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    seconds, transformers = done.stdout.split()
+    assert float(seconds) < 0.2
+    assert transformers == "False"
+
+
+def test_old_configs_say_everything_twice():
+    config = CONFIGS["video"](
+        vision_config={"hidden_size": 64, "num_frames": 4},
+        vision_config_dict={"hidden_size": 32, "num_attention_heads": 2},
+    )
+    assert (config.vision_config.hidden_size, config.vision_config.num_frames) == (32, 1)
+    assert CONFIGS["audio"](vision_config={"image_size": [112, 1036]}).vision_config.input_shape == (3, 1, 112, 1036)
