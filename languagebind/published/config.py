@@ -3,11 +3,12 @@
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..config import UserError
 from ..modalities import Modality, modality_class
 from ..text import ClipTextConfig
+from ..transformer import LAYER_NORM_EPS
 from ..vit import EncoderConfig
 
 # The original's words for what differs from ours.
@@ -15,13 +16,32 @@ MODALITIES = {"video": "video", "audio": "audio", "depth": "depth", "thermal": "
 
 
 @strict
-class LanguageBindTextConfig(CLIPTextConfig):
+class LanguageBindTextConfig(PreTrainedConfig):
     """Sizes of the text tower. Its special-token ids are not used: the published files hold wrong ones."""
 
+    model_type = "clip_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | None = 49407
     add_time_attn: bool = False
 
     @property
     def sizes(self) -> ClipTextConfig:
+        _check_eps(self.layer_norm_eps)
         return ClipTextConfig(
             vocab_size=self.vocab_size,
             context_length=self.max_position_embeddings,
@@ -34,9 +54,25 @@ class LanguageBindTextConfig(CLIPTextConfig):
 
 
 @strict
-class LanguageBindVisionConfig(CLIPVisionConfig):
+class LanguageBindVisionConfig(PreTrainedConfig):
     """Sizes of the encoder, and the options of its preprocessing."""
 
+    model_type = "clip_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, ...] = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
     add_time_attn: bool = False
     num_frames: int = 1
     force_patch_dropout: int | float = 0.0
@@ -66,6 +102,7 @@ class LanguageBindVisionConfig(CLIPVisionConfig):
     def sizes(self) -> EncoderConfig:
         if self.tube_size != 1:
             raise UserError(f"tube_size {self.tube_size}: only 1 was ever published")
+        _check_eps(self.layer_norm_eps)
         return EncoderConfig(
             patch_size=self.patch_size,
             width=self.hidden_size,
@@ -122,6 +159,11 @@ class LanguageBindConfig(PreTrainedConfig):
             )
         options = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
         return kind(image_size=height, **options.get(self.modality_name, {}))
+
+
+def _check_eps(eps: float) -> None:
+    if eps != LAYER_NORM_EPS:
+        raise UserError(f"layer_norm_eps {eps}: every CLIP has {LAYER_NORM_EPS}, and so have these towers")
 
 
 class LanguageBindVideoConfig(LanguageBindConfig):
