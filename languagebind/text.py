@@ -4,6 +4,7 @@ A tower is a module `(B, L) token ids -> (B, D)` with a `tokenizer`; a projectio
 Shapes: B batch, L tokens, D width.
 """
 
+import gzip
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -146,6 +147,17 @@ def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
     for text in PROBE_TEXTS:
         digest.update(text_model.tokenizer([text])["input_ids"].numpy())
     return digest.hexdigest()
+
+
+def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's tokens and merges, as open_clip carries them."""
+    from open_clip.tokenizer import bytes_to_unicode, default_bpe
+
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
 
 
 def _open_clip_tower(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:

@@ -20,7 +20,8 @@ from languagebind import LanguageBind, LanguageBindDepth, LanguageBindVideo, to_
 from languagebind.config import UserError
 from languagebind.published.config import CONFIGS
 from languagebind.published.model import MODELS
-from languagebind.published.processing import PROCESSORS, TOKENIZERS, bundled_vocabulary
+from languagebind.published.processing import PROCESSORS, TOKENIZERS
+from languagebind.text import bundled_vocabulary
 from languagebind.weights import WeightsError
 
 CASES = ["audio_ft", "audio_lora", "depth_lora", "image", "thermal_lora", "video_ft", "video_lora", "video_v15_ft"]

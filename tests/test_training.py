@@ -350,7 +350,7 @@ def test_the_check_before_training_takes_less_than_five_seconds(depth_shards, tm
 def test_a_full_disk_is_refused_before_training(depth_shards, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000_000))
-    with pytest.raises(UserError, match=r"0\.01 GB free, but 5 checkpoints of \d"):
+    with pytest.raises(UserError, match=r"0\.01 GB free, but 4 checkpoints of \d"):
         main(train_flags(depth_shards, tmp_path, "--name=full", "--save-every-n-steps=3"))
 
 

@@ -105,7 +105,7 @@ class Batch:
 
 
 def train_batches(
-    shards, modality: Modality, tokenizer, features: TextFeatures | None, config: DataConfig, plan: Plan
+    shards, modality: Modality, tokenizer, config: DataConfig, plan: Plan, features: TextFeatures | None = None
 ) -> Iterator[Batch]:
     """The batches of steps `plan.first_step` to `plan.total_steps`.
 
@@ -117,7 +117,7 @@ def train_batches(
         UserError: too many samples cannot be used.
     """
     loader = DataLoader(
-        ShardBatches(shards, modality, tokenizer, features, config, plan),
+        ShardBatches(shards, modality, tokenizer, config, plan, features),
         batch_size=None,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
@@ -133,7 +133,7 @@ def train_batches(
 class ShardBatches(IterableDataset):
     """The batches of one worker of one rank. A data set that cannot be used comes as a message in place of a batch."""
 
-    def __init__(self, shards: dict[str, int | None], modality: Modality, tokenizer, features, config, plan):
+    def __init__(self, shards: dict[str, int | None], modality: Modality, tokenizer, config, plan, features=None):
         self.shards, self.modality, self.tokenizer, self.features = shards, modality, tokenizer, features
         self.config, self.plan = config, plan
 

@@ -99,9 +99,7 @@ def fit(config: TrainConfig, process: Process) -> None:
     plan = Plan(
         config.seed, process.rank, process.world_size, steps_per_epoch, total_steps, state.step, dict(state.drawn)
     )  # fmt: skip
-    batches = train_batches(
-        shards, config.inputs, state.model.text_model.tokenizer, features, config.data, plan
-    )  # fmt: skip
+    batches = train_batches(shards, config.inputs, state.model.text_model.tokenizer, config.data, plan, features)
     options = StepOptions(
         schedule=make_schedule(config.optim.lr_scheduler, config.optim.warmup, total_steps),
         precision=config.optim.precision,

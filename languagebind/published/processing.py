@@ -1,6 +1,5 @@
 """The original's processors and tokenizers."""
 
-import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from torchvision.transforms import Compose
 from transformers import BatchEncoding, CLIPTokenizer
 
 from ..modalities import Modality
+from ..text import bundled_vocabulary
 from .config import CONFIGS, LanguageBindConfig
 from .files import HUB_OPTIONS, find_file, repository
 
 CONTEXT_LENGTH = 77
-END = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
@@ -157,17 +156,6 @@ def millimetre_transform(modality: Any) -> Callable[[Any], Tensor]:
 def without_frames(x: Tensor) -> Tensor:
     """(C, 1, H, W) to (C, H, W), as the classes without frames take it."""
     return x[:, 0] if x.shape[1] == 1 else x
-
-
-def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens and merges, as open_clip carries them."""
-    from open_clip.tokenizer import bytes_to_unicode, default_bpe
-
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
-    letters = list(bytes_to_unicode().values())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", END])}, merges
 
 
 def _processor(name: str) -> type[Processor]:
