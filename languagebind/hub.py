@@ -1,14 +1,11 @@
-"""Load trained models, with their preprocessing, and encode files with them."""
+"""Models with their preprocessing, from checkpoints of our training and from published ones."""
 
-import os
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .config import UserError, first_line, from_dict
 from .lora import merge_lora
@@ -82,63 +79,32 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]), default=None)
 
 
-class Encoders:
-    """Encoders of one or more modalities that share a text tower; `load` makes them."""
-
-    def __init__(self, encoders: dict[str, tuple[DualEncoder, Modality]]):
-        self.encoders = encoders
-
-    def encode(self, batch_size: int = 64, **inputs: list[Any]) -> Tensor:
-        """Unit-norm features (N, D) of one list: `encode(depth=[...])` or `encode(text=[...])`.
-
-        Items are paths, bytes or in-memory forms.
-
-        Raises:
-            DecodeError: an item cannot be used.
-            ValueError: no list or several, or a modality that is not loaded.
-            TypeError: one item in place of a list, or a text that is none.
-        """
-        if len(inputs) != 1:
-            raise ValueError(f"encode takes one list at a time, got {sorted(inputs)}")
-        ((name, items),) = inputs.items()
-        if batch_size < 1:
-            raise ValueError(f"batch_size should be at least 1, got {batch_size}")
-        if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
-            raise TypeError(f"encode takes a list: {name}=[...], not one {type(items).__name__}")
-        items = list(items)
-        if name == "text" and not all(isinstance(item, str) for item in items):
-            raise TypeError("texts should be strings")
-        if name != "text" and name not in self.encoders:
-            raise ValueError(f"no encoder for {name!r} is loaded, only {sorted(self.encoders)} and text")
-        model, modality = self.encoders.get(name) or next(iter(self.encoders.values()))
-        device = model.logit_scale.device
-        features = []
-        with torch.inference_mode():
-            for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
-                if name == "text":
-                    tokens = {key: value.to(device) for key, value in model.tokenize(batch).items()}
-                    features.append(model.encode_text(tokens))
-                else:
-                    inputs_ = torch.stack([modality.preprocess(item) for item in batch])
-                    features.append(model.encode(inputs_.to(device)))
-        return torch.cat(features) if features else torch.empty(0, model.visual_projection.out_features, device=device)
+def is_training_checkpoint(source: str | Path) -> bool:
+    """Whether it is a file or a run's folder, rather than a folder in the published layout or a hub id."""
+    path = Path(source)
+    return path.is_file() or path.suffix == ".pt" or (path.is_dir() and not (path / "config.json").is_file())
 
 
-def load(*checkpoints: str | Path, device: str | torch.device = "cpu") -> Encoders:
-    """Load training checkpoints or the folders of runs, one a modality, that were fitted to the same text tower.
+def load_model(
+    source: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None, modality: str | None = None
+) -> tuple[DualEncoder, Modality]:
+    """The model and the modality of a checkpoint of our training, or of a published one.
+
+    Args:
+        source: a file that training wrote, a run's folder, a folder in the published layout, or a hub id.
+        device: where to put the model.
+        like: a model whose text tower this one is to share.
+        modality: what it should be.
 
     Raises:
-        UserError: a checkpoint cannot be used, two are of one modality, or their text towers differ.
+        UserError: it cannot be used, or is of another modality.
     """
-    encoders: dict[str, tuple[DualEncoder, Modality]] = {}
-    for path in checkpoints:
-        first = next(iter(encoders.values()))[0] if encoders else None
-        model, modality = load_checkpoint(path, device, like=first)
-        name = modality_name(modality)
-        if name in encoders:
-            raise UserError(f"{path} is a second checkpoint for {name}")
-        encoders[name] = model, modality
-    if not encoders:
-        raise UserError("give load() at least one checkpoint")
-    return Encoders(encoders)
+    if is_training_checkpoint(source):
+        model, found = load_checkpoint(source, device, like)
+    else:
+        from .published.native import load_published
+
+        model, found = load_published(source, device, like)
+    if modality not in (None, modality_name(found)):
+        raise UserError(f"{source} is for {modality_name(found)}, not {modality}")
+    return model, found

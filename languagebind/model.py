@@ -76,7 +76,16 @@ class DualEncoder(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D), unit norm, float32."""
-        return F.normalize(self.visual_projection(self.vision_model(inputs)).float(), dim=-1)
+        return F.normalize(self.project(inputs).float(), dim=-1)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, D), in the shared space but of any norm."""
+        return self.visual_projection(self.vision_model(inputs))
+
+    @torch.no_grad()
+    def project_text(self, tokens: dict[str, Tensor]) -> Tensor:
+        """What `tokenize` gives -> (B, D), of any norm, never with a gradient."""
+        return self.text_projection(self.text_model(**tokens))
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """What `tokenize` gives -> (B, D), unit norm, float32, never with a gradient."""

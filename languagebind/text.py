@@ -75,6 +75,7 @@ class ClipText(nn.Module):
     def __init__(self, config: ClipTextConfig, tokenizer: Tokenizer | None = None):
         super().__init__()
         self.tokenizer = tokenizer
+        self.sizes = config
         self.embeddings = nn.ModuleDict(
             {
                 "token_embedding": nn.Embedding(config.vocab_size, config.width),
@@ -147,6 +148,13 @@ def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
     for text in PROBE_TEXTS:
         digest.update(text_model.tokenizer([text])["input_ids"].numpy())
     return digest.hexdigest()
+
+
+def clip_tokens(context_length: int) -> Callable[[list[str]], Tensor]:
+    """CLIP's tokenizer, `list[str] -> (B, context_length)` ids."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

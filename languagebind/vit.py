@@ -63,6 +63,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         num_frames = input_shape[1]
         self.input_shape = tuple(input_shape)
+        self.sizes = config
         self.embeddings = PatchEmbeddings(input_shape, config)
         self.patch_dropout = PatchDropout(config.patch_dropout)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)

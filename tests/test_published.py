@@ -21,7 +21,6 @@ from languagebind.config import UserError
 from languagebind.published.config import CONFIGS
 from languagebind.published.model import MODELS
 from languagebind.published.processing import PROCESSORS, TOKENIZERS
-from languagebind.text import bundled_vocabulary
 from languagebind.weights import WeightsError
 
 CASES = ["audio_ft", "audio_lora", "depth_lora", "image", "thermal_lora", "video_ft", "video_lora", "video_v15_ft"]
@@ -38,62 +37,6 @@ def model_of(case: str):
 
 def close(tensor, other, atol=1e-5):
     torch.testing.assert_close(tensor, other, atol=atol, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    """A checkpoint of each class as it is published: its own config, weights, and tokenizer files."""
-    root, vocabulary = tmp_path_factory.mktemp("toys"), bundled_vocabulary()
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "hidden_act": "gelu", "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "hidden_act": "gelu", "image_size": 56, "patch_size": 14, "lora_r": 0}  # fmt: skip
-    own = {
-        "video": {"add_time_attn": True, "num_frames": 8},
-        "audio": {"num_mel_bins": 28, "target_length": 98, "audio_mean": -4.2677393, "audio_std": 4.5689974},
-        "depth": {"max_depth": 10},
-    }
-    tower = None
-    for name, kind in CONFIGS.items():
-        torch.manual_seed(len(name))
-        config = kind(text_config=text, vision_config=sizes | own.get(name, {}), projection_dim=16)
-        model = MODELS[name](config)
-        if tower is None:
-            tower = model
-        model.text_model.load_state_dict(tower.text_model.state_dict())
-        model.text_projection.load_state_dict(tower.text_projection.state_dict())
-        model.save_pretrained(root / name)
-        TOKENIZERS[name](vocab=vocabulary[0], merges=vocabulary[1], model_max_length=77).save_pretrained(root / name)
-    return root
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Two files of each modality."""
-    import soundfile
-    from av import open as open_video
-    from av.video.frame import VideoFrame
-
-    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
-    found = {name: [] for name in CONFIGS}
-    for i in range(2):
-        picture = Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8))
-        for name in ("image", "thermal"):
-            picture.save(folder / f"{name}{i}.jpg")
-            found[name].append(str(folder / f"{name}{i}.jpg"))
-        Image.fromarray(rng.integers(500, 9000, (60, 80)).astype(np.uint16)).save(folder / f"depth{i}.png")
-        found["depth"].append(str(folder / f"depth{i}.png"))
-        soundfile.write(folder / f"{i}.wav", rng.normal(size=24000) / 10, 16000)
-        found["audio"].append(str(folder / f"{i}.wav"))
-        with open_video(str(folder / f"{i}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=10)
-            stream.width, stream.height, stream.pix_fmt = 80, 60, "yuv420p"
-            for _ in range(12):
-                frame = VideoFrame.from_ndarray(rng.integers(0, 255, (60, 80, 3), np.uint8))
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        found["video"].append(str(folder / f"{i}.mp4"))
-    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -413,3 +356,39 @@ def test_old_configs_say_everything_twice():
     )
     assert (config.vision_config.hidden_size, config.vision_config.num_frames) == (32, 1)
     assert CONFIGS["audio"](vision_config={"image_size": [112, 1036]}).vision_config.input_shape == (3, 1, 112, 1036)
+
+
+MEASURE = """
+import sys, time
+import torch
+import languagebind
+import languagebind.published.model
+import transformers.modeling_utils
+
+def memory(name):  # ru_maxrss would be that of the parent, whose memory a new process has for a moment
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+before, begin = memory("VmRSS"), time.process_time()
+model = languagebind.LanguageBindImage.from_pretrained(sys.argv[1])
+seconds = time.process_time() - begin
+assert sum(float(x.sum()) for x in model.parameters()) == 0  # weights that stayed on the disk are read now
+assert model.num_parameters() == 427_616_513
+print(seconds, memory("VmHWM") - before)
+"""
+
+
+def test_a_checkpoint_of_full_size_loads_in_little_memory_and_time(tmp_path):
+    tower = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    encoder = {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+               "patch_size": 14, "lora_r": 0}  # fmt: skip
+    config = CONFIGS["image"](text_config=tower, vision_config=encoder, projection_dim=768)
+    with torch.device("meta"):
+        state = MODELS["image"](config).state_dict()
+    config.save_pretrained(tmp_path)
+    save_file({key: torch.zeros(value.shape) for key, value in state.items()}, tmp_path / "model.safetensors")
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    seconds, peak = map(float, done.stdout.split())
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert seconds < 5
+    assert peak < 1.3 * size, f"{peak / size:.2f} times the file"

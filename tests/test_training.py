@@ -14,7 +14,8 @@ from webdataset.tariterators import tarfile_samples
 import languagebind.modalities
 from languagebind.config import UserError, from_dict
 from languagebind.data.shards import ShardWriter
-from languagebind.hub import load, load_checkpoint
+from languagebind.encoders import load
+from languagebind.hub import load_checkpoint
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning

@@ -20,7 +20,7 @@ class EvalConfig:
     """Evaluate a checkpoint on each --config FILE.yaml (required, may be repeated; see configs/eval/)."""
 
     checkpoint: str
-    """training checkpoint to evaluate"""
+    """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     output: Path = Path("results")
     """folder for the result files, <dataset>_<checkpoint>.json"""
     data_root: Path | None = None
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     process = init_process(config.encode.device)
     try:
-        from ..hub import load_checkpoint
+        from ..hub import load_model
 
-        model, modality = load_checkpoint(config.checkpoint, process.device)
+        model, modality = load_model(config.checkpoint, process.device)
         results = []
         for dataset in datasets:
             result = evaluate(model, modality, dataset, **asdict(replace(config.encode, device=str(process.device))))

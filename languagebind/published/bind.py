@@ -13,7 +13,7 @@ from ..config import UserError
 from ..model import TEXT_PREFIXES
 from ..weights import State, load_strict
 from .config import CONFIGS, LanguageBindConfig
-from .model import MODELS, LanguageBindModel, read_pretrained
+from .model import MODELS, read_pretrained
 from .processing import PROCESSORS
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class LanguageBind(nn.Module):
             # The tensors stay on the disk until they are used: text towers that are dropped again are never read.
             load_strict(model, state, source, assign=True)
             if last is not None:
-                _check_text(*last, name, model)
+                check_text(*last, name, model)
             encoders[name], projections[name] = model.vision_model, model.visual_projection
             self.modality_scale[name] = model.logit_scale
             self.modality_config[name] = config
@@ -102,7 +102,7 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     return {name: f"LanguageBind/{source}" if name in short else source for name, source in sources.items()}
 
 
-def _check_text(first: str, model: LanguageBindModel, second: str, other: LanguageBindModel) -> None:
+def check_text(first: str, model: nn.Module, second: str, other: nn.Module) -> None:
     """All features must lie in one space; the original found out at the first product, if at all."""
     old, new = (_text_state(x) for x in (model, other))
     if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
@@ -114,7 +114,7 @@ def _check_text(first: str, model: LanguageBindModel, second: str, other: Langua
         log.warning("the text towers of %s and %s differ in their weights: that of %s is used", first, second, second)
 
 
-def _text_state(model: LanguageBindModel) -> State:
+def _text_state(model: nn.Module) -> State:
     return {key: value for key, value in model.state_dict().items() if key.startswith(TEXT_PREFIXES)}
 
 

@@ -86,6 +86,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     audio_sample_rate: int = 16000
     audio_mean: int | float = 0.5
     audio_std: int | float = 0.5
+    audio_channels: str = "first"  # not in the published files: the original took the first
     clip_type: str | None = "vl"
     tube_size: int = 1
 
@@ -155,7 +156,7 @@ class LanguageBindConfig(PreTrainedConfig):
                 sample_rate=vision.audio_sample_rate,
                 audio_mean=vision.audio_mean,
                 audio_std=vision.audio_std,
-                channels="first",  # as the original took
+                channels=vision.audio_channels,
             )
         options = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
         return kind(image_size=height, **options.get(self.modality_name, {}))

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from ..config import UserError
+from ..hub import is_training_checkpoint, load_checkpoint
 from ..loss import contrastive_loss
 from ..text import ClipText
 from ..transformer import Attention
@@ -168,7 +169,8 @@ class LanguageBindModel(PreTrainedModel):
         """Load a published checkpoint, one that `save_pretrained` wrote, or one of our training.
 
         Args:
-            name: a hub id, a folder, or a file of weights (which then needs `config`).
+            name: a hub id, a folder, a checkpoint of our training or its run's folder, or with `config` any file of
+                weights.
             num_frames: of the clips, in place of the checkpoint's; temporal embeddings are interpolated.
             kwargs: as Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
 
@@ -234,10 +236,17 @@ def read_pretrained(
 ) -> tuple[LanguageBindConfig, State, dict]:
     """Config, weights by our names with adapters merged, and the options that are not for the config."""
     num_frames = kwargs.pop("num_frames", None)
-    if config is None:
-        config, kwargs = _read_config(cls, repository(name), hub, kwargs)
+    if config is None and is_training_checkpoint(name):
+        from .native import to_published
+
+        config, state = to_published(*load_checkpoint(name))
+        if not isinstance(config, cls.config_class):
+            raise UserError(f"{name} is a {config.model_type}, not a {cls.config_class.model_type}")
+    else:
+        if config is None:
+            config, kwargs = _read_config(cls, repository(name), hub, kwargs)
+        state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, **hub)
     vision = config.vision_config
-    state = read_weights(name, vision.lora_r, vision.lora_alpha, **hub)
     vision.lora_r = 0  # from here on there are no adapters
     if num_frames is not None and num_frames != vision.num_frames:
         state = interpolate_frames(state, vision, num_frames)
@@ -265,8 +274,6 @@ def interpolate_frames(state: State, config: LanguageBindVisionConfig, num_frame
 
 
 def _read_config(cls: type[LanguageBindModel], name: str, hub: dict, kwargs: dict):
-    if Path(name).is_file():
-        raise UserError(f"{name} is a file of weights alone: give config=, or load the folder that it lies in")
     try:
         return cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
     except OSError as error:

@@ -1,0 +1,196 @@
+"""Encode files, or what is in memory, of any modality, and texts, into one space."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .config import UserError
+from .hub import load_model
+from .modalities import DecodeError, Modality, is_source, modality_name
+from .model import DualEncoder
+
+TEXT = "text"
+LARGEST_DOWNLOAD = 2**31  # bytes
+DOWNLOAD_SECONDS = 60
+
+
+def load(
+    *sources: str | Path | Mapping[str, str | Path],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    compile: bool = False,  # noqa: A002 - as it is called everywhere
+) -> "Encoders":
+    """Load encoders, one a modality, that share a text tower.
+
+    Args:
+        sources: training checkpoints or the folders of runs, folders in the published layout, or hub ids; or a
+            mapping from modality to one of these.
+        device: where the models go.
+        dtype: of weights and arithmetic; by default that of the files.
+        compile: run the encoders through `torch.compile`.
+
+    Raises:
+        UserError: a source cannot be used, two are of one modality, or their text towers do not go together.
+    """
+    wanted: list[tuple[str | None, str | Path]] = []
+    for source in sources:
+        wanted += source.items() if isinstance(source, Mapping) else [(None, source)]
+    encoders: dict[str, tuple[DualEncoder, Modality]] = {}
+    for expected, source in wanted:
+        first = next(iter(encoders.values()))[0] if encoders else None
+        model, modality = load_model(source, device, first, expected)
+        name = modality_name(modality)
+        if name in encoders:
+            raise UserError(f"{source} is a second checkpoint for {name}")
+        encoders[name] = model if dtype is None else model.to(dtype), modality
+        if compile:
+            model.vision_model.compile()
+    if not encoders:
+        raise UserError("give load() at least one checkpoint")
+    return Encoders(encoders)
+
+
+class Encoders:
+    """Encoders of one or more modalities around one text tower; `load` makes them."""
+
+    def __init__(self, encoders: dict[str, tuple[DualEncoder, Modality]]):
+        self.encoders = encoders
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those that can be encoded, beside text."""
+        return sorted(self.encoders)
+
+    def encode(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        normalize: bool = True,
+        to: Literal["torch", "numpy"] = "torch",
+        truncate_dim: int | None = None,
+        progress: bool = False,
+        **inputs: Iterable[Any],
+    ) -> Tensor | np.ndarray | dict[str, Tensor | np.ndarray]:
+        """Features (N, D) of a list: `encode(depth=[...])`, `encode(text=[...])`. Of several lists, by their names.
+
+        Args:
+            batch_size: inputs encoded at once.
+            num_workers: threads that read and decode.
+            normalize: give unit norm; otherwise what the projection gives.
+            to: tensors on the model's device, or arrays; float32 either way.
+            truncate_dim: keep the first so many dimensions, before normalising.
+            progress: show a bar.
+            inputs: by modality, paths, URLs, bytes or in-memory forms (its class says which); texts under `text`.
+
+        Raises:
+            DecodeError: an item cannot be used.
+            ValueError: no list, a modality that is not loaded, or an option out of its range.
+            TypeError: one item in place of a list, or a text that is none.
+        """
+        if not inputs:
+            raise ValueError(f"encode takes lists by modality: {', '.join(self.modalities)} or text")
+        if batch_size < 1 or num_workers < 0 or (truncate_dim is not None and truncate_dim < 1):
+            raise ValueError(f"batch_size {batch_size}, num_workers {num_workers} or truncate_dim {truncate_dim}?")
+        if to not in ("torch", "numpy"):
+            raise ValueError(f"to should be 'torch' or 'numpy', not {to!r}")
+        found = {}
+        for name, items in inputs.items():
+            items = self._checked(name, items)
+            batches = self._features(name, items, batch_size, num_workers)
+            if progress:
+                batches = tqdm(batches, total=-(-len(items) // batch_size), desc=name, unit="batch")
+            model = self._model(name)
+            empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
+            x = torch.cat([empty, *batches])[:, :truncate_dim]
+            x = F.normalize(x, dim=-1) if normalize else x
+            found[name] = x.cpu().numpy() if to == "numpy" else x
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def similarity(self, a: Tensor | np.ndarray, b: Tensor | np.ndarray, calibrated: str | None = None) -> Tensor:
+        """Cosine of each of `a` (N, D) and each of `b` (M, D), (N, M).
+
+        Args:
+            calibrated: a modality, whose logit scale multiplies the cosines: a softmax over texts then gives the
+                probabilities that its training aimed at.
+        """
+        a, b = (F.normalize(torch.as_tensor(x).float(), dim=-1) for x in (a, b))
+        scale = 1.0 if calibrated is None else self._model(calibrated).logit_scale.float().exp()
+        return scale * a @ b.to(a.device).T
+
+    def _model(self, name: str) -> DualEncoder:
+        if name == TEXT:
+            return next(iter(self.encoders.values()))[0]
+        if name not in self.encoders:
+            raise ValueError(f"no encoder for {name!r} is loaded, only {self.modalities} and text")
+        return self.encoders[name][0]
+
+    def _checked(self, name: str, items: Any) -> list[Any]:
+        self._model(name)
+        if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
+            raise TypeError(f"encode takes a list: {name}=[...], not one {type(items).__name__}")
+        items = list(items)
+        if name == TEXT and not all(isinstance(item, str) for item in items):
+            raise TypeError("texts should be strings")
+        return items
+
+    def _features(self, name: str, items: list[Any], batch_size: int, num_workers: int) -> Iterator[Tensor]:
+        """(B, D), projected, float32, a batch at a time; the next one is read while this one is encoded."""
+        model = self._model(name)
+        weight = model.visual_projection.weight
+        parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        if name == TEXT:
+            for part in parts:
+                tokens = {key: value.to(weight.device) for key, value in model.tokenize(part).items()}
+                with torch.inference_mode():
+                    yield model.project_text(tokens).float()
+            return
+        modality = self.encoders[name][1]
+        with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
+            for batch in _read(parts, lambda item: modality.preprocess(fetch(item)), pool):
+                inputs = torch.stack(batch).to(weight.device, weight.dtype)
+                with torch.inference_mode():
+                    yield model.project(inputs).float()
+
+
+def _read(parts: list[list[Any]], read: Callable[[Any], Tensor], pool: ThreadPoolExecutor | None) -> Iterator[list]:
+    """What `read` makes of each part; with a pool, the next part is under way while the caller works on one."""
+    if pool is None:
+        yield from ([read(item) for item in part] for part in parts)
+        return
+    waiting: deque[list[Future]] = deque()
+    for part in parts:
+        waiting.append([pool.submit(read, item) for item in part])
+        if len(waiting) > 1:
+            yield [future.result() for future in waiting.popleft()]
+    while waiting:
+        yield [future.result() for future in waiting.popleft()]
+
+
+def fetch(item: Any) -> Any:
+    """The bytes behind an http(s) address; anything else as it is.
+
+    Raises:
+        DecodeError: it cannot be downloaded, or is too large.
+    """
+    if not (isinstance(item, str) and item.startswith(("http://", "https://"))) or not is_source(item):
+        return item
+    try:
+        with urlopen(item, timeout=DOWNLOAD_SECONDS) as answer:
+            data = answer.read(LARGEST_DOWNLOAD + 1)
+    except (URLError, OSError, ValueError) as error:
+        raise DecodeError(item, f"cannot be downloaded: {error}") from error
+    if len(data) > LARGEST_DOWNLOAD:
+        raise DecodeError(item, f"more than {LARGEST_DOWNLOAD} bytes")
+    return data

@@ -1,0 +1,104 @@
+"""A published checkpoint as one of our models, with its modality; and the other way round."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from ..config import UserError
+from ..modalities import Modality, modality_name
+from ..model import DualEncoder
+from ..text import ClipText, Tokenizer, clip_tokens
+from ..weights import State, load_strict
+from .bind import check_text
+from .config import CONFIGS, LanguageBindConfig
+from .files import repository
+from .model import MODELS, read_pretrained
+
+
+def load_published(
+    source: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None
+) -> tuple[DualEncoder, Modality]:
+    """The model and the modality of a folder in the published layout, or of a hub id.
+
+    Raises:
+        UserError: it is not there, of another kind, or its text tower is of another size than that of `like`.
+        WeightsError: its weights do not fit.
+    """
+    name = repository(source)
+    kinds = {config.model_type: key for key, config in CONFIGS.items()}
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {name}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, LanguageBindConfig):
+        raise UserError(f"{name} is a {config.model_type}, not one of {', '.join(kinds)}")
+    config, state, _ = read_pretrained(MODELS[kinds[config.model_type]], name, config, {}, {})
+    with torch.device("meta"):
+        tower = ClipText(config.text_config.sizes, Tokenizer(clip_tokens(config.text_config.max_position_embeddings)))
+        projection = torch.nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        model = DualEncoder(
+            config.vision_config.input_shape, config.vision_config.sizes, (tower, projection, config.projection_dim)
+        )
+    load_strict(model, state, name, assign=True)
+    if like is not None:
+        check_text("those before it", like, name, model)
+        model.text_model, model.text_projection = like.text_model, like.text_projection
+    return model.eval().requires_grad_(False).to(device), config.modality
+
+
+def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
+    """Config and weights in the published layout, adapters merged.
+
+    Raises:
+        UserError: the layout has no place for this modality, its text tower or its options.
+    """
+    kinds = {config.modality_name: config for config in CONFIGS.values()}
+    name = modality_name(modality)
+    if name not in kinds:
+        raise UserError(f"the published layout knows {', '.join(sorted(kinds))}, not {name}")
+    if not isinstance(model.text_model, ClipText):
+        raise UserError(
+            "the published layout holds CLIP's text tower, and this model has another one: use languagebind.load"
+        )
+    vision, text = model.vision_model.sizes, model.text_model.sizes
+    _, num_frames, height, width = model.vision_model.input_shape
+    own = {
+        "audio": lambda: {
+            "num_mel_bins": height,
+            "target_length": width,
+            "audio_sample_rate": modality.sample_rate,
+            "audio_mean": modality.audio_mean,
+            "audio_std": modality.audio_std,
+            "audio_channels": modality.channels,
+        },
+        "depth": lambda: {"image_size": height, "max_depth": modality.max_depth},
+    }
+    config = kinds[name](
+        projection_dim=model.embed_dim,
+        text_config={
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "hidden_size": text.width,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.num_heads,
+            "intermediate_size": text.mlp_dim,
+            "hidden_act": text.activation,
+        },
+        vision_config={
+            "hidden_size": vision.width,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.num_heads,
+            "intermediate_size": vision.mlp_dim,
+            "hidden_act": vision.activation,
+            "patch_size": vision.patch_size,
+            "num_frames": num_frames,
+            "add_time_attn": vision.temporal_attention,
+            "clip_type": "vl_new" if vision.patch_embedding == "3d" else "vl",
+            "lora_r": 0,
+            **own.get(name, lambda: {"image_size": height})(),
+        },
+    )
+    if config.modality.input_shape != modality.input_shape:
+        raise UserError(f"the published layout cannot say how {name} becomes {modality.input_shape}")
+    return config, model.state_dict()

@@ -1,0 +1,113 @@
+"""A module for sentence-transformers: `SentenceTransformer(folder).encode(...)` of texts, images, sounds and clips.
+
+    from sentence_transformers import SentenceTransformer
+    from languagebind.sentence import LanguageBindModule
+
+    model = SentenceTransformer(modules=[LanguageBindModule({"image": "models/image", "audio": "models/audio"})])
+    model.save("folder")
+    SentenceTransformer("folder", trust_remote_code=True).encode(["a dog", "a photo.jpg"])
+
+Which modality an input is of, sentence-transformers tells by its type: it knows images, audio and video beside text.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.base.modality import infer_batch_modality
+from sentence_transformers.base.modules.input_module import InputModule
+from torch import Tensor, nn
+
+from .config import UserError
+from .encoders import TEXT, fetch, load
+
+NAMED = ("image", "audio", "video")  # by sentence-transformers
+
+
+class LanguageBindModule(InputModule):
+    """Encoders of images, audio or video around one text tower.
+
+    Args:
+        sources: modality -> what `languagebind.load` takes.
+    """
+
+    config_file_name = "languagebind.json"
+    save_in_root = True
+
+    def __init__(self, sources: Mapping[str, str | Path]):
+        super().__init__()
+        if unnamed := sorted(set(sources) - set(NAMED)):
+            raise UserError(f"sentence-transformers has no name for {unnamed[0]}: use languagebind.load")
+        self.encoders = load(sources)
+        self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
+        self.tokenizer = self._any().text_model.tokenizer
+
+    @property
+    def modalities(self) -> list[str]:
+        return [TEXT, *self.encoders.modalities]
+
+    @property
+    def max_seq_length(self) -> int:
+        return self._any().text_model.embeddings["position_embedding"].num_embeddings
+
+    def get_sentence_embedding_dimension(self) -> int:
+        return self._any().embed_dim
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+        """Token ids or inputs of one modality, and its name.
+
+        Raises:
+            ValueError: the inputs are of several modalities, or of one that is not loaded.
+        """
+        name = infer_batch_modality(list(inputs), supported_modalities=self.modalities)
+        if name not in self.modalities:
+            raise ValueError(f"the inputs are of {name!r}; one of {', '.join(self.modalities)} is encoded at a time")
+        inputs = [item[name] if isinstance(item, dict) and name in item else item for item in inputs]
+        if name == TEXT:
+            return self._any().tokenize(self._prepend_prompt(inputs, prompt) if prompt else inputs) | {"modality": name}
+        _, modality = self.encoders.encoders[name]
+        items = [_in_memory(item) for item in inputs]
+        return {"inputs": torch.stack([modality.preprocess(fetch(item)) for item in items]), "modality": name}
+
+    def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Adds `sentence_embedding`, (B, D), unit norm."""
+        name = features["modality"]
+        if name == TEXT:
+            embedding: Tensor = self._any().encode_text({"input_ids": features["input_ids"]})
+        else:
+            embedding = self.models[name].encode(features["inputs"])
+        return features | {"sentence_embedding": embedding}
+
+    def save(self, output_path: str, *args: Any, **options: Any) -> None:
+        """Write each encoder in the published layout, in a folder of its name."""
+        from .published.model import MODELS
+        from .published.native import to_published
+        from .weights import load_strict
+
+        for name, (model, modality) in self.encoders.encoders.items():
+            config, state = to_published(model, modality)
+            with torch.device("meta"):
+                published = MODELS[name](config)
+            load_strict(published, state, name, assign=True)
+            published.save_pretrained(Path(output_path) / name)
+        sources = {"modalities": self.encoders.modalities}
+        (Path(output_path) / self.config_file_name).write_text(json.dumps(sources))
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> "LanguageBindModule":
+        hub = {key: options.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
+        config = cls.load_config(model_name_or_path, subfolder=subfolder, config_filename=cls.config_file_name, **hub)
+        folder = Path(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **hub))
+        return cls({name: folder / name for name in config["modalities"]})
+
+    def _any(self):
+        return next(iter(self.encoders.encoders.values()))[0]
+
+
+def _in_memory(item: Any) -> Any:
+    """sentence-transformers' dictionaries of arrays, as our modalities take them."""
+    if isinstance(item, dict) and "sampling_rate" in item:
+        return torch.as_tensor(item["array"]).float(), item["sampling_rate"]
+    return item["array"] if isinstance(item, dict) and "array" in item else item

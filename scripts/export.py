@@ -1,0 +1,86 @@
+"""Turn a training checkpoint into a folder in the published layout, with tokenizer and model card:
+
+    python scripts/export.py --checkpoint logs/depth-1 --output exports/depth-1
+
+The folder loads with `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel`, and can be pushed to the
+Hugging Face hub as it is.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from languagebind.config import UserError, parse, run
+from languagebind.hub import read_checkpoint
+
+log = logging.getLogger(__name__)
+
+CARD = """---
+library_name: languagebind
+license: mit
+tags: [languagebind, {modality}, zero-shot-classification, feature-extraction]
+---
+
+# {name}
+
+An encoder for {modality} in the space of a frozen text tower ({tower}), trained with
+[LanguageBind](https://arxiv.org/abs/2310.01852)'s method: {steps} steps, {tuning} tuning.
+
+```python
+import languagebind
+
+model = languagebind.load("{name}")
+features = model.encode({modality}=["a file"])  # (1, {dim}), unit norm
+text_features = model.encode(text=["what it may be"])
+print(model.similarity(features, text_features))
+```
+"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a training checkpoint in the published layout."""
+
+    checkpoint: Path
+    """a checkpoint, or the folder of a run, for its last one"""
+    output: Path
+    """the folder to write, new or empty"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the folder that the command line asks for."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse(ExportOptions, sys.argv[1:] if argv is None else argv, prog="export.py")
+    if options.output.exists() and any(options.output.iterdir()):
+        raise UserError(f"{options.output} is not empty: name another folder")
+    from languagebind.published.config import MODALITIES
+    from languagebind.published.model import MODELS
+    from languagebind.published.processing import PROCESSORS, TOKENIZERS
+    from languagebind.text import bundled_vocabulary
+
+    saved = read_checkpoint(options.checkpoint)
+    modality = saved["config"]["modality"]
+    kind = next((name for name, ours in MODALITIES.items() if ours == modality), None)
+    if kind is None:
+        raise UserError(f"the published layout knows {', '.join(MODALITIES.values())}, not {modality}")
+    model = MODELS[kind].from_pretrained(options.checkpoint)
+    model.save_pretrained(options.output)
+    vocabulary, merges = bundled_vocabulary()
+    length = model.config.text_config.max_position_embeddings
+    tokenizer = TOKENIZERS[kind](vocab=vocabulary, merges=merges, model_max_length=length)
+    PROCESSORS[kind](model.config, tokenizer).save_pretrained(options.output)
+    text = saved["config"]["model"]["text"]
+    (options.output / "README.md").write_text(
+        CARD.format(
+            name=options.output.name, modality=modality, dim=model.config.projection_dim, steps=saved["step"],
+            tower=" ".join(filter(None, (text["text_tower"], text["text_pretrained"]))),
+            tuning=saved["config"]["model"]["tuning"]["tuning"],
+        )
+    )  # fmt: skip
+    log.info("wrote %s, %.1f M parameters", options.output, model.num_parameters() / 1e6)
+
+
+if __name__ == "__main__":
+    run(main)

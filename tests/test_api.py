@@ -1,0 +1,233 @@
+"""Loading by any name, encoding of any form, OpenCLIP's verbs."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, call, train_flags
+from PIL import Image
+from torch.nn import functional as F
+
+import languagebind
+from languagebind import DecodeError, LanguageBindDepth, UserError, load
+from languagebind.published.processing import PROCESSORS
+from training.main import main
+
+NAMES = {"video": "video", "audio": "audio", "depth": "depth", "infrared": "thermal", "image": "image"}
+TEXTS = ["a dog runs", "two cats sleep on a red sofa"]
+
+
+@pytest.fixture(scope="module")
+def encoders(toys):
+    return load({name: toys / folder for name, folder in NAMES.items()})
+
+
+@pytest.fixture(scope="module")
+def trained(depth_shards, tmp_path_factory):
+    """The folder of a run of our own training."""
+    logs = tmp_path_factory.mktemp("logs")
+    main([*train_flags(depth_shards, logs, "--name=run"), "--workers=0"])
+    return logs / "run"
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def test_published_folders_load_by_modality(encoders, files):
+    found = encoders.encode(**{name: files[folder] for name, folder in NAMES.items()}, text=TEXTS)
+    assert found.keys() == {*NAMES, "text"}
+    for features in found.values():
+        assert features.shape == (2, 16)
+        close(features.norm(dim=1), torch.ones(2))
+    close(encoders.similarity(found["depth"], found["text"]), found["depth"] @ found["text"].T)
+    scale = encoders.encoders["depth"][0].logit_scale.exp()
+    close(encoders.similarity(found["depth"], found["text"], "depth"), scale * found["depth"] @ found["text"].T, 1e-4)
+
+
+def test_features_are_those_of_the_published_class(encoders, toys, files):
+    model, processor = (
+        LanguageBindDepth.from_pretrained(toys / "depth"),
+        PROCESSORS["depth"].from_pretrained(toys / "depth"),
+    )
+    data = processor(files["depth"], TEXTS, return_tensors="pt")
+    with torch.no_grad():
+        out, raw = model(**data), model.get_image_features(data["pixel_values"])
+    close(encoders.encode(depth=files["depth"]), out.image_embeds)
+    close(encoders.encode(text=TEXTS), out.text_embeds)
+    close(encoders.encode(depth=files["depth"], normalize=False), raw)
+
+
+def test_every_form_of_input_and_output(encoders, files):
+    path = files["image"][0]
+    expected = encoders.encode(image=[path])
+    for form in (Path(path), Path(path).read_bytes(), Image.open(path), np.asarray(Image.open(path))):
+        assert torch.equal(encoders.encode(image=[form]), expected)
+    both = encoders.encode(image=files["image"] * 3, batch_size=2)
+    assert torch.equal(both, encoders.encode(image=files["image"] * 3, batch_size=2, num_workers=2, progress=True))
+    close(both, encoders.encode(image=files["image"] * 3, batch_size=5))
+    array = encoders.encode(image=[path], to="numpy", truncate_dim=8)
+    assert isinstance(array, np.ndarray)
+    close(torch.from_numpy(array), F.normalize(expected[:, :8], dim=-1))
+    assert encoders.encode(image=[]).shape == (0, 16)
+
+
+def test_urls_are_fetched(encoders, files, tmp_path):
+    folder = Path(files["depth"][0]).parent
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        found = encoders.encode(depth=[f"{address}/{Path(files['depth'][0]).name}"])
+        assert torch.equal(found, encoders.encode(depth=files["depth"][:1]))
+        with pytest.raises(DecodeError, match="cannot be downloaded: HTTP Error 404"):
+            encoders.encode(depth=[f"{address}/none.png"])
+        server.shutdown()
+
+
+def test_mistakes_are_named(encoders, toys, files, tmp_path):
+    for error, message, arguments in (
+        (ValueError, "takes lists by modality: audio, depth, image, infrared, video or text", {}),
+        (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
+        (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
+        (ValueError, "truncate_dim 0", {"text": ["a"], "truncate_dim": 0}),
+        (TypeError, r"takes a list: depth=\[...\], not one str", {"depth": files["depth"][0]}),
+        (TypeError, "texts should be strings", {"text": [1]}),
+        (DecodeError, "No such file", {"depth": ["none.png"]}),
+    ):
+        with pytest.raises(error, match=message):
+            encoders.encode(**arguments)
+    with pytest.raises(UserError, match="is for depth, not audio"):
+        load({"audio": toys / "depth"})
+    with pytest.raises(UserError, match="is a second checkpoint for depth"):
+        load(toys / "depth", toys / "depth")
+    with pytest.raises(UserError, match="at least one checkpoint"):
+        load()
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="cannot load nobody/nothing"):
+        load("nobody/nothing")
+
+
+def test_half_precision_and_compiling(toys, files):
+    full = load(toys / "depth").encode(depth=files["depth"])
+    half = load(toys / "depth", dtype=torch.bfloat16).encode(depth=files["depth"])
+    assert half.dtype == torch.float32
+    close(half, full, 2e-2)
+
+
+def test_runs_of_our_training_load_by_their_folder(trained, files):
+    newest = max((trained / "checkpoints").glob("*.pt"))
+    one, other = load(trained), load({"depth": newest})
+    assert torch.equal(one.encode(depth=files["depth"]), other.encode(depth=files["depth"]))
+
+
+def test_the_verbs_of_open_clip(toys, trained, files):
+    for source, modality in ((f"local-dir:{toys / 'thermal'}", "infrared"), (trained, "depth")):
+        model, augment, preprocess = languagebind.create_model_and_transforms(source)
+        tokenizer = languagebind.get_tokenizer(source)
+        file = files["thermal" if modality == "infrared" else modality][0]
+        with torch.no_grad():
+            features = getattr(model, f"encode_{modality}")(preprocess(file)[None], normalize=True)
+            text_features = model.encode_text(tokenizer(TEXTS), normalize=True)
+            both = model(preprocess(file)[None], tokenizer(TEXTS))
+        assert augment(file).shape == preprocess(file).shape
+        assert torch.equal(both[0], features)
+        encoders = load(str(source).removeprefix("local-dir:"))
+        close(features, encoders.encode(**{modality: [file]}))
+        close(text_features, encoders.encode(text=TEXTS))
+        with pytest.raises(AttributeError, match="encode_audio"):
+            model.encode_audio  # noqa: B018
+    model, preprocess = languagebind.create_model_from_pretrained(toys / "depth", precision="bf16")
+    assert model.logit_scale.dtype == torch.bfloat16
+    assert "LanguageBind_Video_FT" in languagebind.list_models()
+    assert ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth") in languagebind.list_pretrained()
+    with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
+        languagebind.create_model_and_transforms("LanguageBind_Depth")  # offline
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A small CLIP as open_clip saves it."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    sizes = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes, "preprocess_cfg": {}}))
+    torch.save(open_clip.CLIP(**sizes).state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, files, tmp_path):
+    tower = f"--text-tower=local-dir:{clip_folder}"
+    main([*train_flags(depth_shards, tmp_path, "--name=run", tower, f"--tuning={tuning}"), "--workers=0"])
+    call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}")
+    own, exported = load(tmp_path / "run"), load(tmp_path / "mine")
+    direct = LanguageBindDepth.from_pretrained(tmp_path / "run")
+    processor = PROCESSORS["depth"].from_pretrained(tmp_path / "mine")
+    with torch.no_grad():
+        out = direct(**processor(files["depth"], TEXTS, return_tensors="pt"))
+    for features, published in (
+        ({"depth": files["depth"]}, out.image_embeds),
+        ({"text": TEXTS}, out.text_embeds),
+    ):
+        assert torch.equal(own.encode(**features), exported.encode(**features))
+        close(own.encode(**features), published)
+    assert "languagebind.load" in (tmp_path / "mine" / "README.md").read_text()
+    message = call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}", status=2)
+    assert "is not empty" in message
+    with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindAudio"):
+        languagebind.LanguageBindAudio.from_pretrained(tmp_path / "run")
+
+
+def test_what_the_published_layout_cannot_hold_is_not_exported(trained):
+    with pytest.raises(UserError, match=r"another one: use languagebind\.load"):
+        LanguageBindDepth.from_pretrained(trained)
+
+
+def test_sentence_transformers_encodes_what_it_can_name(toys, files, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from languagebind.sentence import LanguageBindModule
+
+    sources = {name: toys / name for name in ("image", "audio", "video")}
+    made = SentenceTransformer(modules=[LanguageBindModule(sources)], device="cpu")
+    made.save(str(tmp_path / "saved"))
+    saved = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+    own = load(sources)
+    for inputs, name in ((TEXTS, "text"), *((files[name], name) for name in sources)):
+        expected = own.encode(**{name: inputs})
+        for model in (made, saved):
+            close(torch.from_numpy(model.encode(inputs)), expected)
+    close(torch.from_numpy(saved.encode([Image.open(files["image"][0])])), own.encode(image=files["image"][:1]))
+    with pytest.raises(UserError, match="sentence-transformers has no name for depth"):
+        LanguageBindModule({"depth": toys / "depth"})
+
+
+def test_text_and_depth_import_no_decoder_of_video_or_sound(toys, files):
+    code = (
+        "import sys\nfrom languagebind import load\n"
+        f"model = load({str(toys / 'depth')!r})\n"
+        f"model.encode(depth=[{files['depth'][0]!r}])\nmodel.encode(text=['a dog'])\n"
+        "print(sorted({'decord', 'torchaudio', 'cv2', 'av', 'torchcodec', 'soundfile'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
