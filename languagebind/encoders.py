@@ -31,6 +31,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as it is called everywhere
+    num_frames: int | None = None,
 ) -> "Encoders":
     """Load encoders, one a modality, that share a text tower.
 
@@ -40,6 +41,7 @@ def load(
         device: where the models go.
         dtype: of weights and arithmetic; by default that of the files.
         compile: run the encoders through `torch.compile`.
+        num_frames: of clips, in place of what the encoders were trained with; temporal embeddings are interpolated.
 
     Raises:
         UserError: a source cannot be used, two are of one modality, or their text towers do not go together.
@@ -50,7 +52,7 @@ def load(
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     for expected, source in wanted:
         first = next(iter(encoders.values()))[0] if encoders else None
-        model, modality = load_model(source, device, first, expected)
+        model, modality = load_model(source, device, first, expected, num_frames)
         name = modality_name(modality)
         if name in encoders:
             raise UserError(f"{source} is a second checkpoint for {name}")

@@ -12,13 +12,16 @@ from .lora import merge_lora
 from .modalities import Modality, modality_class, modality_name
 from .model import DualEncoder, ModelConfig
 from .text import build_text
-from .weights import WeightsError, load_strict, published_names, unreadable
+from .weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
 
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
 def load_checkpoint(
-    path: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    like: DualEncoder | None = None,
+    num_frames: int | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a training checkpoint, ready for evaluation; adapters are merged.
 
@@ -26,6 +29,7 @@ def load_checkpoint(
         path: a file that training wrote, or the folder of a run, for the last one in it.
         device: where to put the model.
         like: a model whose text tower this one is to share.
+        num_frames: of the clips, in place of what it was trained with; temporal embeddings are interpolated.
 
     Raises:
         UserError: no such file, not a checkpoint of this library, or its text tower is not the one it was trained with.
@@ -36,6 +40,9 @@ def load_checkpoint(
         modality = from_dict(modality_class(checkpoint["config"]["modality"]), checkpoint["config"]["inputs"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged, or of another version of this library: {first_line(error)}") from error
+    state = merge_lora(published_names(checkpoint["model"]), config.tuning.lora_alpha)
+    if num_frames is not None and num_frames != modality.input_shape[1]:
+        state, modality = interpolate_frames(state, num_frames), replace(modality, num_frames=num_frames)
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
     text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
     model = DualEncoder(modality.input_shape, encoder, text)
@@ -43,7 +50,6 @@ def load_checkpoint(
         tower = "those before it were" if like is not None else f"{config.text.text_tower} is now"
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
         raise WeightsError(f"{path} was trained with another text tower than {tower} (it was made with {versions})")
-    state = merge_lora(published_names(checkpoint["model"]), config.tuning.lora_alpha)
     frozen = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
     load_strict(model, state | frozen, f"the model of {path}")
     return model.eval().to(device), modality
@@ -86,7 +92,11 @@ def is_training_checkpoint(source: str | Path) -> bool:
 
 
 def load_model(
-    source: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None, modality: str | None = None
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    like: DualEncoder | None = None,
+    modality: str | None = None,
+    num_frames: int | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a checkpoint of our training, or of a published one.
 
@@ -95,16 +105,17 @@ def load_model(
         device: where to put the model.
         like: a model whose text tower this one is to share.
         modality: what it should be.
+        num_frames: as for `load_checkpoint`.
 
     Raises:
         UserError: it cannot be used, or is of another modality.
     """
     if is_training_checkpoint(source):
-        model, found = load_checkpoint(source, device, like)
+        model, found = load_checkpoint(source, device, like, num_frames)
     else:
         from .published.native import load_published
 
-        model, found = load_published(source, device, like)
+        model, found = load_published(source, device, like, num_frames)
     if modality not in (None, modality_name(found)):
         raise UserError(f"{source} is for {modality_name(found)}, not {modality}")
     return model, found

@@ -1,6 +1,7 @@
 """LoRA adapters on the encoder's attention: injected by PEFT for training, merged into the weights for use."""
 
 import re
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -44,3 +45,20 @@ def merge_lora(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     if halves:
         raise ValueError(f"unknown LoRA weights: {', '.join(sorted(halves))}")
     return merged
+
+
+def save_adapter(folder: Path, adapters: dict[str, Tensor], rank: int, alpha: float, dropout: float) -> None:
+    """Write adapters as PEFT does, for `PeftModel.from_pretrained(model, folder)`.
+
+    Args:
+        adapters: the `lora_A` and `lora_B` weights of a state dict.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    targets = sorted({key.partition(".lora_")[0] for key in adapters})
+    LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets).save_pretrained(folder)
+    tensors = {
+        f"base_model.model.{key.replace('.default.', '.')}": value.contiguous() for key, value in adapters.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers.base.modality import infer_batch_modality
+from sentence_transformers.base.modality import MULTIMODAL_DICT_KEYS, infer_batch_modality
 from sentence_transformers.base.modules.input_module import InputModule
 from torch import Tensor, nn
 
 from .config import UserError
 from .encoders import TEXT, fetch, load
-
-NAMED = ("image", "audio", "video")  # by sentence-transformers
 
 
 class LanguageBindModule(InputModule):
@@ -38,7 +36,7 @@ class LanguageBindModule(InputModule):
 
     def __init__(self, sources: Mapping[str, str | Path]):
         super().__init__()
-        if unnamed := sorted(set(sources) - set(NAMED)):
+        if unnamed := sorted(set(sources) - set(MULTIMODAL_DICT_KEYS)):
             raise UserError(f"sentence-transformers has no name for {unnamed[0]}: use languagebind.load")
         self.encoders = load(sources)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})

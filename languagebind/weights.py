@@ -172,6 +172,23 @@ def init_encoder(model: nn.Module, state: State, allow_partial: bool = False) ->
     load_strict(encoder, state, "the encoder", allow_partial)
 
 
+def interpolate_frames(state: State, num_frames: int) -> State:
+    """The embeddings of frames, and class tokens where each frame has its own, for another number of frames.
+
+    Raises:
+        UserError: the encoder has no attention over frames.
+    """
+    if not any(key.endswith("temporal_embedding") for key in state):
+        raise UserError(f"num_frames {num_frames}: this encoder has no attention over frames")
+    state = dict(state)
+    for key, value in state.items():
+        if key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2):
+            rows = value.reshape(1, *value.shape[-2:]).transpose(1, 2).float()  # (1, D, T)
+            rows = F.interpolate(rows, num_frames, mode="linear", align_corners=True).transpose(1, 2)
+            state[key] = rows.reshape(*value.shape[:-2], num_frames, value.shape[-1]).to(value.dtype)
+    return state
+
+
 def clip_text_state(state: State) -> State:
     """The text tower of an open_clip CLIP by our names; `text_projection.weight` is (D, width)."""
     state = {key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))}

@@ -1,6 +1,6 @@
 """Turn a training checkpoint into a folder in the published layout, with tokenizer and model card:
 
-    python scripts/export.py --checkpoint logs/depth-1 --output exports/depth-1
+    python scripts/export.py --checkpoint logs/depth-1 --output exports/depth-1 [--adapter]
 
 The folder loads with `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel`, and can be pushed to the
 Hugging Face hub as it is.
@@ -11,9 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from languagebind.config import UserError, parse, run
 from languagebind.hub import read_checkpoint
+from languagebind.lora import save_adapter
+from languagebind.weights import published_names
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,8 @@ class ExportOptions:
     """a checkpoint, or the folder of a run, for its last one"""
     output: Path
     """the folder to write, new or empty"""
+    adapter: bool = False
+    """keep LoRA adapters apart: the folder gets the weights under them, and adapter/ what PEFT loads"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if kind is None:
         raise UserError(f"the published layout knows {', '.join(MODALITIES.values())}, not {modality}")
     model = MODELS[kind].from_pretrained(options.checkpoint)
+    if options.adapter:
+        take_adapter_apart(model, saved, options.output)
     model.save_pretrained(options.output)
     vocabulary, merges = bundled_vocabulary()
     length = model.config.text_config.max_position_embeddings
@@ -80,6 +89,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )  # fmt: skip
     log.info("wrote %s, %.1f M parameters", options.output, model.num_parameters() / 1e6)
+
+
+def take_adapter_apart(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
+    """Give the merged model the weights under the adapters again, and write those to `folder`/adapter."""
+    state, tuning = published_names(saved["model"]), saved["config"]["model"]["tuning"]
+    adapters = {key: value for key, value in state.items() if ".lora_" in key}
+    if not adapters:
+        raise UserError("--adapter: this checkpoint has no LoRA adapters")
+    model.load_state_dict(
+        {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}, strict=False
+    )
+    save_adapter(folder / "adapter", adapters, tuning["lora_rank"], tuning["lora_alpha"], tuning["lora_dropout"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from helpers import SHARED, write_shards
 from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or each name that is wrong on purpose would wait for a network
 
 
 @pytest.fixture(scope="session")

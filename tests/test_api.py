@@ -197,6 +197,27 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
         languagebind.LanguageBindAudio.from_pretrained(tmp_path / "run")
 
 
+def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_path):
+    from peft import PeftModel
+
+    for tuning in ("lora", "full"):
+        flags = [f"--text-tower=local-dir:{clip_folder}", f"--tuning={tuning}", f"--name={tuning}", "--workers=0"]
+        main(train_flags(depth_shards, tmp_path, *flags))
+    call("scripts/export.py", f"--checkpoint={tmp_path / 'lora'}", f"--output={tmp_path / 'mine'}", "--adapter")
+    base = LanguageBindDepth.from_pretrained(tmp_path / "mine")
+    x = PROCESSORS["depth"](base.config)(files["depth"])["pixel_values"]
+    with torch.no_grad():
+        bare = base.get_image_features(x)
+        found = PeftModel.from_pretrained(base, tmp_path / "mine" / "adapter").eval().get_image_features(x)
+        expected = LanguageBindDepth.from_pretrained(tmp_path / "lora").get_image_features(x)
+    close(found, expected)
+    assert (bare - expected).abs().max() > 1e-4
+    message = call(
+        "scripts/export.py", f"--checkpoint={tmp_path / 'full'}", f"--output={tmp_path / 'no'}", "--adapter", status=2
+    )
+    assert "has no LoRA adapters" in message
+
+
 def test_what_the_published_layout_cannot_hold_is_not_exported(trained):
     with pytest.raises(UserError, match=r"another one: use languagebind\.load"):
         LanguageBindDepth.from_pretrained(trained)

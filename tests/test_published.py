@@ -161,6 +161,21 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
         LanguageBindDepth.from_pretrained("lb203/LanguageBind_Depth", cache_dir=tmp_path, local_files_only=True)
 
 
+def test_configs_that_do_not_fit(toys, tmp_path):
+    with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindThermal"):
+        MODELS["thermal"].from_pretrained(toys / "depth")  # the same shapes, but read in another way
+    for text, message in (("{", "cannot load the config"), ('{"vision_config": {"num_frames": "a"}}', "num_frames")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            LanguageBindDepth.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((toys / "depth" / "config.json").read_text())
+    with pytest.raises(UserError, match=r"holds no weights: none of model\.safetensors, "):
+        LanguageBindDepth.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="is damaged, or no file of weights"):
+        LanguageBindDepth.from_pretrained(tmp_path)
+
+
 def test_the_flow_of_the_originals_inference(toys, files):
     """The original's README, line for line but for the paths."""
     device = torch.device("cpu")
@@ -230,6 +245,12 @@ def test_states_attention_and_tuples(toys):
     assert pairs.ndim == 7
 
 
+def test_devices_and_kinds_of_numbers(toys):
+    model = LanguageBindDepth.from_pretrained(toys / "depth", device_map={"": "cpu"}, dtype="float16")
+    assert (model.dtype, model.device.type) == (torch.float16, "cpu")
+    assert model.vision_model(torch.randn(1, 3, 56, 56)).pooler_output.dtype == torch.float16
+
+
 def test_gradients_reach_the_input(toys):
     model = LanguageBindDepth.from_pretrained(toys / "depth")
     x = torch.randn(1, 3, 56, 56, requires_grad=True)
@@ -259,6 +280,10 @@ def test_another_number_of_frames_is_taken_only_when_asked_for(toys):
     name = "vision_model.encoder.layers.0.temporal_embedding"
     before, after = model.state_dict()[name], fewer.state_dict()[name]
     close(after[:, [0, -1]], before[:, [0, -1]])
+    clips = torch.randn(1, 3, 4, 56, 56)
+    encoders = languagebind.load(toys / "video", num_frames=4)
+    with torch.inference_mode():
+        close(encoders.encoders["video"][0].project(clips), fewer.get_image_features(clips))
     with pytest.raises(UserError, match="no attention over frames"):
         LanguageBindDepth.from_pretrained(toys / "depth", num_frames=4)
 

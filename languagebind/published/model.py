@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ from ..loss import contrastive_loss
 from ..text import ClipText
 from ..transformer import Attention
 from ..vit import VisionTransformer
-from ..weights import State, load_strict
+from ..weights import State, interpolate_frames, load_strict
 from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, LanguageBindVisionConfig
 from .files import HUB_OPTIONS, read_weights, repository
 
@@ -249,7 +250,7 @@ def read_pretrained(
     vision = config.vision_config
     vision.lora_r = 0  # from here on there are no adapters
     if num_frames is not None and num_frames != vision.num_frames:
-        state = interpolate_frames(state, vision, num_frames)
+        state = interpolate_frames(state, num_frames)
         vision.num_frames = num_frames
     return config, state, kwargs
 
@@ -259,24 +260,14 @@ def check_state(model: nn.Module, state: State, name: str | Path) -> None:
     load_strict(model, {key: value.to("meta") for key, value in state.items()}, str(name))
 
 
-def interpolate_frames(state: State, config: LanguageBindVisionConfig, num_frames: int) -> State:
-    """The temporal embeddings, and class tokens where each frame has its own, for another number of frames."""
-    if not config.add_time_attn:
-        raise UserError(f"num_frames {num_frames}: this encoder has no attention over frames")
-    state = dict(state)
-    for key, value in state.items():
-        per_frame = key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2)
-        if per_frame:
-            rows = value.reshape(1, *value.shape[-2:]).transpose(1, 2).float()  # (1, D, T)
-            rows = F.interpolate(rows, num_frames, mode="linear", align_corners=True).transpose(1, 2)
-            state[key] = rows.reshape(*value.shape[:-2], num_frames, value.shape[-1]).to(value.dtype)
-    return state
-
-
 def _read_config(cls: type[LanguageBindModel], name: str, hub: dict, kwargs: dict):
+    kind = cls.config_class
     try:
-        return cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
-    except OSError as error:
+        said = kind.get_config_dict(name, **hub)[0].get("model_type")
+        if said != kind.model_type and said in {config.model_type for config in CONFIGS.values()}:
+            raise UserError(f"{name} is a {said}, not a {kind.model_type}")
+        return kind.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
+    except (OSError, StrictDataclassError) as error:
         raise UserError(f"cannot load the config of {name}: {' '.join(str(error).split())}") from error
 
 

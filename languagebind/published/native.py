@@ -17,7 +17,10 @@ from .model import MODELS, read_pretrained
 
 
 def load_published(
-    source: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    like: DualEncoder | None = None,
+    num_frames: int | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a folder in the published layout, or of a hub id.
 
@@ -33,7 +36,7 @@ def load_published(
         raise UserError(f"cannot load {name}: {' '.join(str(error).split())}") from error
     if not isinstance(config, LanguageBindConfig):
         raise UserError(f"{name} is a {config.model_type}, not one of {', '.join(kinds)}")
-    config, state, _ = read_pretrained(MODELS[kinds[config.model_type]], name, config, {}, {})
+    config, state, _ = read_pretrained(MODELS[kinds[config.model_type]], name, config, {}, {"num_frames": num_frames})
     with torch.device("meta"):
         tower = ClipText(config.text_config.sizes, Tokenizer(clip_tokens(config.text_config.max_position_embeddings)))
         projection = torch.nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
