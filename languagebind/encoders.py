@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .config import UserError
 from .hub import load_model
-from .modalities import DecodeError, Modality, is_source, modality_name
+from .modalities import DecodeError, Modality, modality_name
 from .model import DualEncoder
 
 TEXT = "text"
@@ -186,7 +186,7 @@ def fetch(item: Any) -> Any:
     Raises:
         DecodeError: it cannot be downloaded, or is too large.
     """
-    if not (isinstance(item, str) and item.startswith(("http://", "https://"))) or not is_source(item):
+    if not (isinstance(item, str) and item.startswith(("http://", "https://"))):
         return item
     try:
         with urlopen(item, timeout=DOWNLOAD_SECONDS) as answer:

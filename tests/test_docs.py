@@ -4,19 +4,28 @@ import re
 import shutil
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, call
+from PIL import Image
 
-NAMES = {"video": ".mp4", "audio": ".wav", "depth": ".depth.png", "thermal": ".infrared.jpg", "image": ".jpg"}
+from languagebind.data.vidal import media_paths, read_annotation
+from languagebind.modalities.video import Video
+
+EXTENSIONS = {"video": ".mp4", "audio": ".wav", "depth": ".depth.png", "infrared": ".infrared.jpg"}
 
 
 @pytest.fixture
-def folder(toys, files, tmp_path, monkeypatch):
-    """Where the examples run: models, and two samples of each modality."""
+def folder(toys, tmp_path, monkeypatch):
+    """Where the examples run: models, and two scenes of the sample world in each modality."""
     shutil.copytree(toys, tmp_path / "models")
+    call("-m", "languagebind.data.world", f"--output={tmp_path / 'world'}", "--num-train=2", "--num-test=8")
+    root = tmp_path / "world" / "test"
     (tmp_path / "samples").mkdir()
-    for name, extension in NAMES.items():
-        for letter, file in zip("ab", files[name], strict=True):
-            shutil.copy(file, tmp_path / "samples" / f"{letter}{extension}")
+    for letter, (key, entry) in zip("ab", read_annotation(root / "vidal.json", 2), strict=True):
+        for name, extension in EXTENSIONS.items():
+            place = next(paths for paths in media_paths(root, key, entry["folder"], name) if paths[0].exists())
+            shutil.copy(place[0], tmp_path / "samples" / f"{letter}{extension}")
+        clip = Video(num_frames=1).decode(tmp_path / "samples" / f"{letter}.mp4")  # (1, 3, H, W)
+        Image.fromarray(clip[0].permute(1, 2, 0).numpy()).save(tmp_path / "samples" / f"{letter}.jpg")
     monkeypatch.chdir(tmp_path)
 
 
