@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
@@ -41,7 +41,8 @@ def load(
         device: where the models go.
         dtype: of weights and arithmetic; by default that of the files.
         compile: run the encoders through `torch.compile`.
-        num_frames: of clips, in place of what the encoders were trained with; temporal embeddings are interpolated.
+        num_frames: of clips, in place of what the encoder was trained with; temporal embeddings are interpolated.
+            For encoders with attention over frames alone.
 
     Raises:
         UserError: a source cannot be used, two are of one modality, or their text towers do not go together.
@@ -52,15 +53,17 @@ def load(
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     for expected, source in wanted:
         first = next(iter(encoders.values()))[0] if encoders else None
-        model, modality = load_model(source, device, first, expected, num_frames)
+        model, modality = load_model(source, "cpu", first, expected, num_frames)
         name = modality_name(modality)
         if name in encoders:
             raise UserError(f"{source} is a second checkpoint for {name}")
-        encoders[name] = model if dtype is None else model.to(dtype), modality
-        if compile:
-            model.vision_model.compile()
+        encoders[name] = model, modality
     if not encoders:
         raise UserError("give load() at least one checkpoint")
+    for model, _ in encoders.values():  # only now: the text towers were compared as they are in the files
+        model.to(device=device, dtype=dtype)
+        if compile:
+            model.vision_model.compile()
     return Encoders(encoders)
 
 
@@ -191,7 +194,7 @@ def fetch(item: Any) -> Any:
     try:
         with urlopen(item, timeout=DOWNLOAD_SECONDS) as answer:
             data = answer.read(LARGEST_DOWNLOAD + 1)
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise DecodeError(item, f"cannot be downloaded: {error}") from error
     if len(data) > LARGEST_DOWNLOAD:
         raise DecodeError(item, f"more than {LARGEST_DOWNLOAD} bytes")

@@ -44,6 +44,11 @@ class ModelConfig:
     init: InitConfig = field(default_factory=InitConfig)
 
 
+def text_state(model: nn.Module) -> dict[str, Tensor]:
+    """The text tower's part of a state dict."""
+    return {key: value for key, value in model.state_dict().items() if key.startswith(TEXT_PREFIXES)}
+
+
 class DualEncoder(nn.Module):
     """Encodes inputs and texts into one space.
 

@@ -138,7 +138,7 @@ class Transformer(nn.Module):
         for block in self.layers:
             if hidden_states is not None:
                 hidden_states.append(x)
-            if self.grad_checkpointing and self.training:
+            if self.grad_checkpointing and self.training and attentions is None:
                 x = checkpoint(block, x, is_causal, use_reentrant=False)
             else:
                 x = block(x, is_causal, attentions)

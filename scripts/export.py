@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 CARD = """---
 library_name: languagebind
-license: mit
 tags: [languagebind, {modality}, zero-shot-classification, feature-extraction]
 ---
 
@@ -62,16 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(ExportOptions, sys.argv[1:] if argv is None else argv, prog="export.py")
     if options.output.exists() and any(options.output.iterdir()):
         raise UserError(f"{options.output} is not empty: name another folder")
-    from languagebind.published.config import MODALITIES
+    from languagebind.published.config import KIND_OF
     from languagebind.published.model import MODELS
     from languagebind.published.processing import PROCESSORS, TOKENIZERS
     from languagebind.text import bundled_vocabulary
 
     saved = read_checkpoint(options.checkpoint)
     modality = saved["config"]["modality"]
-    kind = next((name for name, ours in MODALITIES.items() if ours == modality), None)
+    kind = KIND_OF.get(modality)
     if kind is None:
-        raise UserError(f"the published layout knows {', '.join(MODALITIES.values())}, not {modality}")
+        raise UserError(f"the published layout knows {', '.join(KIND_OF)}, not {modality}")
     model = MODELS[kind].from_pretrained(options.checkpoint)
     if options.adapter:
         take_adapter_apart(model, saved, options.output)

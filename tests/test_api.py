@@ -122,11 +122,21 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         load("nobody/nothing")
 
 
-def test_half_precision_and_compiling(toys, files):
-    full = load(toys / "depth").encode(depth=files["depth"])
-    half = load(toys / "depth", dtype=torch.bfloat16).encode(depth=files["depth"])
-    assert half.dtype == torch.float32
-    close(half, full, 2e-2)
+def test_half_precision(toys, files):
+    sources = {"depth": toys / "depth", "audio": toys / "audio"}
+    inputs = {name: files[name] for name in sources}
+    full, half = load(sources).encode(**inputs), load(sources, dtype=torch.bfloat16).encode(**inputs)
+    for name in sources:
+        assert half[name].dtype == torch.float32
+        close(half[name], full[name], 2e-2)
+
+
+def test_encoders_of_another_text_tower_are_refused(toys, tmp_path):
+    model = LanguageBindDepth.from_pretrained(toys / "depth")
+    torch.nn.init.normal_(model.text_projection.weight)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has another text tower than those before it"):
+        load(toys / "audio", tmp_path)
 
 
 def test_runs_of_our_training_load_by_their_folder(trained, files):
@@ -193,6 +203,9 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     assert "languagebind.load" in (tmp_path / "mine" / "README.md").read_text()
     message = call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}", status=2)
     assert "is not empty" in message
+    main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
+    with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
+        LanguageBindDepth.from_pretrained(tmp_path / "sun")
     with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindAudio"):
         languagebind.LanguageBindAudio.from_pretrained(tmp_path / "run")
 

@@ -130,6 +130,9 @@ def test_what_is_saved_loads_with_the_same_bits(toys, tmp_path, name):
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         assert all(torch.equal(value, other[key]) for key, value in state.items())
     assert len(list((tmp_path / "1").glob("*.safetensors"))) > 1
+    (tmp_path / "0" / "adapter_model.safetensors").write_bytes(b"someone else's")
+    model.save_pretrained(tmp_path / "0")
+    assert (tmp_path / "0" / "adapter_model.safetensors").read_bytes() == b"someone else's"
 
 
 def test_a_sharded_bin_loads(toys, tmp_path):
@@ -241,8 +244,8 @@ def test_states_attention_and_tuples(toys):
     assert torch.equal(vision_out[1], plain[1])
     close(text, torch.nn.functional.normalize(model.get_text_features(ids), dim=-1))
     close(image, torch.nn.functional.normalize(model.get_image_features(clips), dim=-1))
-    pairs = clips.view(1, 2, 3, 8, 56, 56).unsqueeze(3).permute(0, 1, 5, 3, 2, 4, 6)[..., :]
-    assert pairs.ndim == 7
+    pairs = clips.unflatten(0, (1, 2)).permute(0, 1, 3, 2, 4, 5).unsqueeze(3)  # (B, pairs, T, S, C, H, W)
+    close(model.vision_model(pairs).pooler_output, out.pooler_output)
 
 
 def test_devices_and_kinds_of_numbers(toys):

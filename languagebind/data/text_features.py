@@ -6,6 +6,7 @@ drawing captions.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 from webdataset.tariterators import tarfile_samples
 
@@ -65,7 +66,7 @@ def write_text_features(
         "features": features[torch.from_numpy(order)],
     }
     try:
-        write_atomic(path, save(tensors, {"fingerprint": fingerprint, "sources": " ".join(sorted(sources))}))
+        write_atomic(path, save(tensors, {"fingerprint": fingerprint, "sources": json.dumps(sorted(sources))}))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     return len(texts)
@@ -89,8 +90,9 @@ class TextFeatures:
         """
         path = features_path(shard, self.fingerprint)
         hashes, features = _open_table(path)
-        row = np.searchsorted(hashes, _hash(caption))
-        if row == len(hashes) or hashes[row] != _hash(caption):
+        key = _hash(caption)
+        row = np.searchsorted(hashes, key)
+        if row == len(hashes) or hashes[row] != key:
             raise UserError(
                 f"{path} lacks the caption {caption[:80]!r}: was the shard made anew? Delete the file, run"
                 " scripts/embed_text.py again"
@@ -151,15 +153,13 @@ def _sources(path: Path, fingerprint: str) -> set[str]:
         raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error
     if metadata.get("fingerprint") != fingerprint:
         raise UserError(f"{path} is of another text tower than this one, {fingerprint[:12]}: delete it")
-    return set(metadata.get("sources", "").split(" "))
+    return set(json.loads(metadata["sources"]))
 
 
 @lru_cache(OPEN_TABLES)
 def _open_table(path: Path) -> tuple[np.ndarray, Tensor]:
-    from safetensors.torch import load_file  # maps the file: what is never looked up is never read
-
     try:
-        table = load_file(path)
+        table = load_file(path)  # maps the file: what is never looked up is never read
         return table["captions"].numpy().view(np.uint64), table["features"]
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error

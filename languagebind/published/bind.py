@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UserError
-from ..model import TEXT_PREFIXES
-from ..weights import State, load_strict
+from ..model import text_state
+from ..weights import load_strict
 from .config import CONFIGS, LanguageBindConfig
-from .model import MODELS, read_pretrained
+from .model import MODELS, LanguageBindModel, read_pretrained
 from .processing import PROCESSORS
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class LanguageBind(nn.Module):
             # The tensors stay on the disk until they are used: text towers that are dropped again are never read.
             load_strict(model, state, source, assign=True)
             if last is not None:
-                check_text(*last, name, model)
+                _check_text(*last, name, model)
             encoders[name], projections[name] = model.vision_model, model.visual_projection
             self.modality_scale[name] = model.logit_scale
             self.modality_config[name] = config
@@ -102,9 +102,9 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     return {name: f"LanguageBind/{source}" if name in short else source for name, source in sources.items()}
 
 
-def check_text(first: str, model: nn.Module, second: str, other: nn.Module) -> None:
+def _check_text(first: str, model: LanguageBindModel, second: str, other: LanguageBindModel) -> None:
     """All features must lie in one space; the original found out at the first product, if at all."""
-    old, new = (_text_state(x) for x in (model, other))
+    old, new = text_state(model), text_state(other)
     if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
         raise UserError(
             f"the text towers of {first} and {second} differ in size, so that their features lie in different spaces:"
@@ -112,10 +112,6 @@ def check_text(first: str, model: nn.Module, second: str, other: nn.Module) -> N
         )
     if not all(torch.equal(old[key], new[key]) for key in old):
         log.warning("the text towers of %s and %s differ in their weights: that of %s is used", first, second, second)
-
-
-def _text_state(model: nn.Module) -> State:
-    return {key: value for key, value in model.state_dict().items() if key.startswith(TEXT_PREFIXES)}
 
 
 config_dict = CONFIGS

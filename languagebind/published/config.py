@@ -1,8 +1,10 @@
 """The `config.json` of the published checkpoints, and what it says in our terms."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from ..config import UserError
@@ -10,9 +12,7 @@ from ..modalities import Modality, modality_class
 from ..text import ClipTextConfig
 from ..transformer import LAYER_NORM_EPS
 from ..vit import EncoderConfig
-
-# The original's words for what differs from ours.
-MODALITIES = {"video": "video", "audio": "audio", "depth": "depth", "thermal": "infrared", "image": "image"}
+from .files import HUB_OPTIONS, repository
 
 
 @strict
@@ -125,7 +125,6 @@ class LanguageBindConfig(PreTrainedConfig):
         "text_config": LanguageBindTextConfig,
         "vision_config": LanguageBindVisionConfig,
     }
-    is_composition: ClassVar[bool] = True
     modality_name: ClassVar[str] = ""
 
     text_config: dict | LanguageBindTextConfig | None = None
@@ -143,6 +142,22 @@ class LanguageBindConfig(PreTrainedConfig):
                 before = before if isinstance(before, dict) else before.to_dict()
                 setattr(self, name, before | kind(**given).to_dict())
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs):
+        """The config of a folder or a hub id; options as in transformers.
+
+        Raises:
+            UserError: it is not there, is damaged, or is of another modality.
+        """
+        name, hub = repository(name), {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        try:
+            said = cls.get_config_dict(name, **hub)[0].get("model_type")
+            if said != cls.model_type and said in {config.model_type for config in CONFIGS.values()}:
+                raise UserError(f"{name} is a {said}, not a {cls.model_type}")
+            return super().from_pretrained(name, **kwargs)
+        except (OSError, StrictDataclassError) as error:
+            raise UserError(f"cannot load the config of {name}: {' '.join(str(error).split())}") from error
 
     @property
     def modality(self) -> Modality:
@@ -199,3 +214,4 @@ CONFIGS = {
     "thermal": LanguageBindThermalConfig,
     "image": LanguageBindImageConfig,
 }
+KIND_OF = {config.modality_name: name for name, config in CONFIGS.items()}  # our name of a modality -> the original's

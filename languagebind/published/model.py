@@ -1,11 +1,11 @@
 """The published model classes, with the original's names and call signatures."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ from ..transformer import Attention
 from ..vit import VisionTransformer
 from ..weights import State, interpolate_frames, load_strict
 from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, LanguageBindVisionConfig
-from .files import HUB_OPTIONS, read_weights, repository
+from .files import HUB_OPTIONS, read_weights
 
 INITIAL_STD = 0.02  # of token and position embeddings of a text tower without weights
 
@@ -109,7 +109,6 @@ class LanguageBindModel(PreTrainedModel):
     config_class = LanguageBindConfig
     main_input_name = "pixel_values"
     base_model_prefix = "languagebind"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("Block",)
 
@@ -186,12 +185,12 @@ class LanguageBindModel(PreTrainedModel):
         model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
         for module in model.modules():
             if isinstance(module, Attention):
-                module.eager = config._attn_implementation == "eager"
+                module.eager = model.config._attn_implementation == "eager"
         return model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write config and weights. Weights that lie there already may be the ones in use: those go last."""
-        old = [path for path in Path(save_directory).glob("*.safetensors") if path.is_file()]
+        old = [path for path in Path(save_directory).glob("model*.safetensors") if path.is_file()]
         kept = [path.rename(path.with_name(f".{path.name}.old")) for path in old]
         try:
             super().save_pretrained(save_directory, **kwargs)
@@ -237,15 +236,17 @@ def read_pretrained(
 ) -> tuple[LanguageBindConfig, State, dict]:
     """Config, weights by our names with adapters merged, and the options that are not for the config."""
     num_frames = kwargs.pop("num_frames", None)
-    if config is None and is_training_checkpoint(name):
+    if config is not None:
+        config = copy.deepcopy(config)  # it is changed below
+    elif not is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
+        config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
+    if config is None:
         from .native import to_published
 
         config, state = to_published(*load_checkpoint(name))
         if not isinstance(config, cls.config_class):
             raise UserError(f"{name} is a {config.model_type}, not a {cls.config_class.model_type}")
     else:
-        if config is None:
-            config, kwargs = _read_config(cls, repository(name), hub, kwargs)
         state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, **hub)
     vision = config.vision_config
     vision.lora_r = 0  # from here on there are no adapters
@@ -258,17 +259,6 @@ def read_pretrained(
 def check_state(model: nn.Module, state: State, name: str | Path) -> None:
     """Raise `WeightsError` with the keys unless `state` fits a model on the meta device exactly."""
     load_strict(model, {key: value.to("meta") for key, value in state.items()}, str(name))
-
-
-def _read_config(cls: type[LanguageBindModel], name: str, hub: dict, kwargs: dict):
-    kind = cls.config_class
-    try:
-        said = kind.get_config_dict(name, **hub)[0].get("model_type")
-        if said != kind.model_type and said in {config.model_type for config in CONFIGS.values()}:
-            raise UserError(f"{name} is a {said}, not a {kind.model_type}")
-        return kind.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
-    except (OSError, StrictDataclassError) as error:
-        raise UserError(f"cannot load the config of {name}: {' '.join(str(error).split())}") from error
 
 
 def _encode(tower: Any, x: Tensor, is_causal: bool, output_hidden_states: bool | None, output_attentions: bool | None):

@@ -1,5 +1,6 @@
 """A published checkpoint as one of our models, with its modality; and the other way round."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -7,13 +8,15 @@ from transformers import AutoConfig
 
 from ..config import UserError
 from ..modalities import Modality, modality_name
-from ..model import DualEncoder
+from ..model import DualEncoder, text_state
 from ..text import ClipText, Tokenizer, clip_tokens
-from ..weights import State, load_strict
-from .bind import check_text
-from .config import CONFIGS, LanguageBindConfig
+from ..weights import State, WeightsError, load_strict
+from .config import CONFIGS, KIND_OF, LanguageBindConfig
 from .files import repository
 from .model import MODELS, read_pretrained
+
+# Options of a modality that change no input in evaluation: augmentation, limits, the choice of a decoder.
+AS_EVER = ("hflip", "random_crop", "max_pixels", "max_seconds", "video_backend")
 
 
 def load_published(
@@ -45,7 +48,9 @@ def load_published(
         )
     load_strict(model, state, name, assign=True)
     if like is not None:
-        check_text("those before it", like, name, model)
+        own, shared = text_state(model), text_state(like)
+        if own.keys() != shared.keys() or not all(torch.equal(own[key], shared[key]) for key in own):
+            raise WeightsError(f"{name} has another text tower than those before it: load it apart")
         model.text_model, model.text_projection = like.text_model, like.text_projection
     return model.eval().requires_grad_(False).to(device), config.modality
 
@@ -56,10 +61,9 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
     Raises:
         UserError: the layout has no place for this modality, its text tower or its options.
     """
-    kinds = {config.modality_name: config for config in CONFIGS.values()}
     name = modality_name(modality)
-    if name not in kinds:
-        raise UserError(f"the published layout knows {', '.join(sorted(kinds))}, not {name}")
+    if name not in KIND_OF:
+        raise UserError(f"the published layout knows {', '.join(sorted(KIND_OF))}, not {name}")
     if not isinstance(model.text_model, ClipText):
         raise UserError(
             "the published layout holds CLIP's text tower, and this model has another one: use languagebind.load"
@@ -77,7 +81,7 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
         },
         "depth": lambda: {"image_size": height, "max_depth": modality.max_depth},
     }
-    config = kinds[name](
+    config = CONFIGS[KIND_OF[name]](
         projection_dim=model.embed_dim,
         text_config={
             "vocab_size": text.vocab_size,
@@ -102,6 +106,9 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
             **own.get(name, lambda: {"image_size": height})(),
         },
     )
-    if config.modality.input_shape != modality.input_shape:
-        raise UserError(f"the published layout cannot say how {name} becomes {modality.input_shape}")
+    lost = [
+        key for key, value in asdict(modality).items() if key not in AS_EVER and value != getattr(config.modality, key)
+    ]
+    if lost:
+        raise UserError(f"the published layout has no place for {lost[0]} {getattr(modality, lost[0])!r} of {name}")
     return config, model.state_dict()

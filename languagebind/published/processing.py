@@ -1,6 +1,7 @@
 """The original's processors and tokenizers."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from transformers import BatchEncoding, CLIPTokenizer
 
-from ..modalities import Modality
+from ..modalities import Modality, modality_name
 from ..text import bundled_vocabulary
 from .config import CONFIGS, LanguageBindConfig
 from .files import HUB_OPTIONS, find_file, repository
@@ -90,7 +91,7 @@ class Processor:
             )  # fmt: skip
         if images is None:
             return encoding
-        items = images if isinstance(images, (list, tuple)) and not self._is_one(images) else [images]
+        items = images if isinstance(images, (list, tuple)) and not _is_one(images) else [images]
         pixel_values = torch.stack([self.image_processor(item) for item in items])
         if encoding is None:
             return {"pixel_values": pixel_values}
@@ -111,7 +112,7 @@ class Processor:
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "Processor":
         """The processor of a checkpoint, with its tokenizer."""
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        config = cls.config_class.from_pretrained(repository(name), **hub)
+        config = cls.config_class.from_pretrained(name, **hub)
         return cls(config, LanguageBindTokenizer.from_pretrained(name, **hub))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -120,15 +121,16 @@ class Processor:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
-    def _is_one(self, value: Sequence[Any]) -> bool:
-        """Whether a sequence is one item: (waveform, rate)."""
-        return len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor)) and isinstance(value[1], int)
+
+def _is_one(value: Sequence[Any]) -> bool:
+    """Whether a sequence is one item: (waveform, rate)."""
+    return len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor)) and isinstance(value[1], Integral)
 
 
 def transform_of(modality: Modality) -> Compose:
     """The original's transform of a modality."""
-    kinds = {"Video": clip_transform, "Depth": millimetre_transform}
-    step: Callable[[Any], Tensor] = kinds.get(type(modality).__name__, modality_transform)(modality)
+    kinds = {"video": clip_transform, "depth": millimetre_transform}
+    step: Callable[[Any], Tensor] = kinds.get(modality_name(modality), modality_transform)(modality)
     return Compose([step])
 
 

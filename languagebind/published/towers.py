@@ -58,7 +58,7 @@ class Tower(nn.Module):
     def forward(self, inputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """A batch, or a list of single inputs (C, …), in which case a list comes back."""
         if isinstance(inputs, list):
-            return [self.forward(x.unsqueeze(0)).to(x.dtype) for x in inputs]
+            return [self.forward(x.unsqueeze(0)) for x in inputs]
         states = self.encoder(inputs.to(self.device, self.dtype), output_hidden_states=True).hidden_states
         return self.feature_select(states).to(inputs.dtype)
 
