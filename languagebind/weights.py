@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,28 +89,48 @@ def read_state(path: str | Path) -> State:
     Raises:
         UserError: the file is missing, damaged, or holds something other than tensors.
     """
+    content = read_file(path)
+    alpha = None
+    if isinstance(content, dict) and "text_fingerprint" in content:
+        alpha = content["config"]["model"]["tuning"]["lora_alpha"]
+    state = published_names(tensors_of(content, path))
+    return state if alpha is None else merge_lora(state, alpha)
+
+
+def read_file(path: str | Path) -> Any:
+    """What a `.safetensors`, `.bin`, `.pt` or `.pth` file holds, left on the disk until it is used where that can be.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something other than tensors and plain values.
+    """
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return published_names(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of PyTorch before 1.6 cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
         raise UserError(f"{path} {unreadable(error)}") from error
-    alpha = None
-    if isinstance(content, dict) and "text_fingerprint" in content:
-        alpha = content["config"]["model"]["tuning"]["lora_alpha"]
-    for key in ("model", "state_dict"):  # a training checkpoint, ours or OpenCLIP's and the original's
+
+
+def tensors_of(content: Any, path: str | Path) -> State:
+    """The state dict in what a file holds: it itself, or that of a training checkpoint, ours or the original's.
+
+    Raises:
+        UserError: there is none.
+    """
+    for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
-    if not tensors or not content:
+    if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         raise UserError(f"{path} holds no state dict of tensors")
-    state = published_names(content)
-    return state if alpha is None else merge_lora(state, alpha)
+    return content
 
 
 def unreadable(error: Exception) -> str:

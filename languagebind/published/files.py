@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..config import UserError, first_line
 from ..lora import merge_lora
-from ..weights import State, WeightsError, published_names, unreadable
+from ..weights import State, WeightsError, published_names, read_file, tensors_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -88,25 +85,7 @@ def _read_sharded(index: Path, name: str, **hub: Any) -> State:
 
 
 def _read(path: Path) -> State:
-    """The tensors of one file. Never runs pickled code."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files of PyTorch before 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        raise UserError(f"{path} {unreadable(error)}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # the original's training checkpoint
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
-    return content
+    return tensors_of(read_file(path), path)
 
 
 def _merge(raw: State, rank: int, alpha: float, name: str) -> State:
