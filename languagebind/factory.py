@@ -12,7 +12,7 @@ from .config import UserError, from_dict
 from .hub import is_training_checkpoint, load_model, read_checkpoint
 from .modalities import Modality, modality_name
 from .model import DualEncoder
-from .text import TextConfig, build_text, clip_tokens
+from .text import TextConfig, clip_tokens, text_tokens
 
 ORGANISATION = "LanguageBind"
 PUBLISHED = (
@@ -27,7 +27,6 @@ PUBLISHED = (
     "LanguageBind_Video_V1.5_FT",
     "LanguageBind_Video_merge",
 )
-CONTEXT_LENGTH = 77
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Transform = Callable[[Any], Tensor]
@@ -97,13 +96,17 @@ def create_model_from_pretrained(
 
 
 def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
-    """`list[str] -> (B, L)` token ids of a model's text tower."""
+    """`list[str] -> (B, context length)` token ids of a model's text tower.
+
+    Raises:
+        UserError: the model is not there.
+    """
     source = source_of(model_name)
-    if not is_training_checkpoint(source):
-        return clip_tokens(CONTEXT_LENGTH)
-    text = from_dict(TextConfig, read_checkpoint(source)["config"]["model"]["text"])
-    tokenizer = build_text(text)[0].tokenizer
-    return lambda texts: tokenizer([texts] if isinstance(texts, str) else texts)["input_ids"]
+    if is_training_checkpoint(source):
+        return text_tokens(from_dict(TextConfig, read_checkpoint(source)["config"]["model"]["text"]))
+    from .published.native import read_config
+
+    return clip_tokens(read_config(source).text_config.max_position_embeddings)
 
 
 def list_models() -> list[str]:

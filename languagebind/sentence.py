@@ -48,7 +48,7 @@ class LanguageBindModule(InputModule):
 
     @property
     def max_seq_length(self) -> int:
-        return self._any().text_model.embeddings["position_embedding"].num_embeddings
+        return self.tokenizer(["a " * 10_000])["input_ids"].shape[1]  # it cuts texts that are too long
 
     def get_sentence_embedding_dimension(self) -> int:
         return self._any().embed_dim

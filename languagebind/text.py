@@ -118,11 +118,10 @@ def build_text(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
     Raises:
         UserError: the tower or its weights cannot be found or loaded.
     """
-    schema, _, rest = config.text_tower.partition(":")
-    if schema == "package":
-        return _sentence_encoder(_package_folder(rest))
-    if schema == "hf":
-        return _sentence_encoder(rest)
+    folder = _sentence_encoder_folder(config)
+    if folder is not None:
+        return _sentence_encoder(folder, text_tokens(config))
+    schema = config.text_tower.partition(":")[0]
     if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
         raise UserError(
             f"--text-tower {config.text_tower} needs --text-pretrained (a tag of open_clip.list_pretrained(), or a"
@@ -157,6 +156,23 @@ def clip_tokens(context_length: int) -> Callable[[list[str]], Tensor]:
     return SimpleTokenizer(context_length=context_length)
 
 
+def text_tokens(config: TextConfig) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of a tower, `list[str] -> (B, context length)` ids; reads no weights.
+
+    Raises:
+        UserError: the tower cannot be found.
+    """
+    folder = _sentence_encoder_folder(config)
+    if folder is None:
+        import open_clip
+
+        return open_clip.get_tokenizer(config.text_tower, cache_dir=config.cache_dir)
+    from open_clip.tokenizer import HFTokenizer
+
+    with _user_errors(folder):
+        return HFTokenizer(folder, context_length=min(_hf_config(folder).max_position_embeddings, 256))
+
+
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's tokens and merges, as open_clip carries them."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
@@ -169,10 +185,8 @@ def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _open_clip_tower(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
-    import open_clip
-
     model = open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir)
-    encode = open_clip.get_tokenizer(config.text_tower, cache_dir=config.cache_dir)
+    encode = text_tokens(config)
     tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
     if hasattr(tower, "transformer") and hasattr(tower.transformer, "resblocks") and _is_clip(tower):
         return _clip_text(tower, Tokenizer(encode))
@@ -210,19 +224,33 @@ def _clip_text(tower: nn.Module, tokenizer: Tokenizer) -> tuple[nn.Module, nn.Mo
     return text_model, text_projection, projection.shape[0]
 
 
-def _sentence_encoder(folder: str) -> tuple[nn.Module, nn.Module, int]:
+def _sentence_encoder_folder(config: TextConfig) -> str | None:
+    """Where a sentence encoder is, or its hub id; None for open_clip's towers."""
+    schema, _, rest = config.text_tower.partition(":")
+    return _package_folder(rest) if schema == "package" else rest if schema == "hf" else None
+
+
+def _sentence_encoder(folder: str, encode: Callable[[list[str]], Tensor]) -> tuple[nn.Module, nn.Module, int]:
     from open_clip.hf_model import HFTextEncoder
-    from open_clip.tokenizer import HFTokenizer
+
+    with _user_errors(folder), _quiet_transformers():  # it warns of the pooler's weights, which mean pooling leaves out
+        width = _hf_config(folder).hidden_size
+        tower = HFTextEncoder(folder, width, pooler_type="mean_pooler", proj_type=None)
+    return OpenClipText(tower, Tokenizer(encode, tower.config.pad_token_id)), nn.Identity(), width
+
+
+def _hf_config(folder: str):
     from transformers import AutoConfig
 
+    return AutoConfig.from_pretrained(folder)
+
+
+@contextmanager
+def _user_errors(folder: str):
     try:
-        width = AutoConfig.from_pretrained(folder).hidden_size
-        with _quiet_transformers():  # it warns of the pooler's weights, which mean pooling does not use
-            tower = HFTextEncoder(folder, width, pooler_type="mean_pooler", proj_type=None)
-        encode = HFTokenizer(folder, context_length=min(tower.context_length, 256))
+        yield
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the sentence encoder {folder}: {error}") from error
-    return OpenClipText(tower, Tokenizer(encode, tower.config.pad_token_id)), nn.Identity(), width
 
 
 @contextmanager

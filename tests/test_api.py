@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,8 @@ def test_the_verbs_of_open_clip(toys, trained, files):
     assert ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth") in languagebind.list_pretrained()
     with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
         languagebind.create_model_and_transforms("LanguageBind_Depth")  # offline
+    with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
+        languagebind.get_tokenizer("LanguageBind_Depth")
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +195,9 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     own, exported = load(tmp_path / "run"), load(tmp_path / "mine")
     direct = LanguageBindDepth.from_pretrained(tmp_path / "run")
     processor = PROCESSORS["depth"].from_pretrained(tmp_path / "mine")
+    straight = PROCESSORS["depth"].from_pretrained(tmp_path / "run")
+    for key, value in processor(files["depth"], TEXTS, return_tensors="pt").items():
+        assert torch.equal(straight(files["depth"], TEXTS, return_tensors="pt")[key], value), key
     with torch.no_grad():
         out = direct(**processor(files["depth"], TEXTS, return_tensors="pt"))
     for features, published in (
@@ -206,8 +212,11 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
-    with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindAudio"):
-        languagebind.LanguageBindAudio.from_pretrained(tmp_path / "run")
+    for part in ("", "Config", "Processor"):
+        with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindAudio"):
+            getattr(languagebind, f"LanguageBindAudio{part}").from_pretrained(tmp_path / "run")
+    tower = languagebind.LanguageBindDepthTower(tmp_path / "run", Namespace(mm_vision_select_layer=-1))
+    assert tower(tower.image_processor(files["depth"])["pixel_values"]).shape[0] == len(files["depth"])
 
 
 def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_path):

@@ -40,8 +40,8 @@ def evaluate(model, modality: Modality, dataset: DatasetConfig, **options: Any) 
         The result file's object: dataset, model, pretrained (None here), task, metrics, language and protocol.
 
     Raises:
-        UserError: the data is missing or incomplete, a label is no class, or a sample cannot be read.
-        UserError: the model gives NaN.
+        UserError: the data is missing or incomplete, a label is no class, a sample cannot be read, or the model gives
+            NaN.
     """
     encoding = EncodeOptions(**options)
     samples = read_samples(dataset, modality)

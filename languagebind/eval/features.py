@@ -57,8 +57,7 @@ def encode_samples(
     """Unit-norm features (M, D), float32, and the positions (M,) of the samples that could be read; same on all ranks.
 
     Raises:
-        UserError: a sample cannot be read and `skip_bad` is off, or none can.
-        UserError: the model gives NaN.
+        UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN.
     """
     here, world = rank(), world_size()
     loader = DataLoader(

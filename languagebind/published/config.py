@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from ..config import UserError
+from ..hub import is_training_checkpoint
 from ..modalities import Modality, modality_class
 from ..text import ClipTextConfig
 from ..transformer import LAYER_NORM_EPS
@@ -145,12 +146,18 @@ class LanguageBindConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs):
-        """The config of a folder or a hub id; options as in transformers.
+        """The config of a folder, a hub id, or a checkpoint of our training; options as in transformers.
 
         Raises:
             UserError: it is not there, is damaged, or is of another modality.
         """
         name, hub = repository(name), {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        if is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
+            from .native import training_checkpoint
+
+            config = training_checkpoint(name, cls)[0]
+            unused = {key: value for key, value in kwargs.items() if key not in hub}
+            return (config, unused) if unused.pop("return_unused_kwargs", False) else config
         try:
             said = cls.get_config_dict(name, **hub)[0].get("model_type")
             if said != cls.model_type and said in {config.model_type for config in CONFIGS.values()}:

@@ -26,6 +26,8 @@ def find_file(name: str, file: str, **hub: Any) -> Path | None:
     Raises:
         UserError: there is no such folder or repository, or it cannot be reached.
     """
+    if Path(name).is_file():
+        return None
     if Path(name).is_dir():
         path = Path(name) / (hub.get("subfolder") or "") / file
         return path if path.is_file() else None

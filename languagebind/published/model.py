@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from ..config import UserError
-from ..hub import is_training_checkpoint, load_checkpoint
+from ..hub import is_training_checkpoint
 from ..loss import contrastive_loss
 from ..text import ClipText
 from ..transformer import Attention
@@ -241,11 +240,9 @@ def read_pretrained(
     elif not is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
         config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
     if config is None:
-        from .native import to_published
+        from .native import training_checkpoint
 
-        config, state = to_published(*load_checkpoint(name))
-        if not isinstance(config, cls.config_class):
-            raise UserError(f"{name} is a {config.model_type}, not a {cls.config_class.model_type}")
+        config, state = training_checkpoint(name, cls.config_class)
     else:
         state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, **hub)
     vision = config.vision_config

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from ..config import UserError
+from ..hub import load_checkpoint
 from ..modalities import Modality, modality_name
 from ..model import DualEncoder, text_state
 from ..text import ClipText, Tokenizer, clip_tokens
@@ -31,15 +32,10 @@ def load_published(
         UserError: it is not there, of another kind, or its text tower is of another size than that of `like`.
         WeightsError: its weights do not fit.
     """
-    name = repository(source)
-    kinds = {config.model_type: key for key, config in CONFIGS.items()}
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name}: {' '.join(str(error).split())}") from error
-    if not isinstance(config, LanguageBindConfig):
-        raise UserError(f"{name} is a {config.model_type}, not one of {', '.join(kinds)}")
-    config, state, _ = read_pretrained(MODELS[kinds[config.model_type]], name, config, {}, {"num_frames": num_frames})
+    name, config = repository(source), read_config(source)
+    config, state, _ = read_pretrained(
+        MODELS[KIND_OF[config.modality_name]], name, config, {}, {"num_frames": num_frames}
+    )
     with torch.device("meta"):
         tower = ClipText(config.text_config.sizes, Tokenizer(clip_tokens(config.text_config.max_position_embeddings)))
         projection = torch.nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
@@ -53,6 +49,35 @@ def load_published(
             raise WeightsError(f"{name} has another text tower than those before it: load it apart")
         model.text_model, model.text_projection = like.text_model, like.text_projection
     return model.eval().requires_grad_(False).to(device), config.modality
+
+
+def read_config(source: str | Path) -> LanguageBindConfig:
+    """The config of a folder in the published layout, or of a hub id, whichever of the five it is.
+
+    Raises:
+        UserError: it is not there, or none of them.
+    """
+    name = repository(source)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {name}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, LanguageBindConfig):
+        kinds = ", ".join(kind.model_type for kind in CONFIGS.values())
+        raise UserError(f"{name} is a {config.model_type}, not one of {kinds}")
+    return config
+
+
+def training_checkpoint(source: str | Path, kind: type[LanguageBindConfig]) -> tuple[LanguageBindConfig, State]:
+    """Config and weights of a checkpoint of our training, adapters merged.
+
+    Raises:
+        UserError: it cannot be used, or is of another kind.
+    """
+    config, state = to_published(*load_checkpoint(source))
+    if not isinstance(config, kind):
+        raise UserError(f"{source} is a {config.model_type}, not a {kind.model_type}")
+    return config, state
 
 
 def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:

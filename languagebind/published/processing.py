@@ -160,17 +160,57 @@ def without_frames(x: Tensor) -> Tensor:
     return x[:, 0] if x.shape[1] == 1 else x
 
 
-def _processor(name: str) -> type[Processor]:
-    title = f"LanguageBind{name.title()}Processor"
-    return type(title, (Processor,), {"config_class": CONFIGS[name], "__doc__": Processor.__doc__})
+class LanguageBindVideoProcessor(Processor):
+    config_class = CONFIGS["video"]
 
 
-def _tokenizer(name: str) -> type[LanguageBindTokenizer]:
-    return type(
-        f"LanguageBind{name.title()}Tokenizer", (LanguageBindTokenizer,), {"__doc__": LanguageBindTokenizer.__doc__}
-    )
+class LanguageBindAudioProcessor(Processor):
+    config_class = CONFIGS["audio"]
 
 
-PROCESSORS = {name: _processor(name) for name in CONFIGS}
-TOKENIZERS = {name: _tokenizer(name) for name in CONFIGS}
-globals().update({kind.__name__: kind for kind in (*PROCESSORS.values(), *TOKENIZERS.values())})
+class LanguageBindDepthProcessor(Processor):
+    config_class = CONFIGS["depth"]
+
+
+class LanguageBindThermalProcessor(Processor):
+    config_class = CONFIGS["thermal"]
+
+
+class LanguageBindImageProcessor(Processor):
+    config_class = CONFIGS["image"]
+
+
+class LanguageBindVideoTokenizer(LanguageBindTokenizer):
+    pass
+
+
+class LanguageBindAudioTokenizer(LanguageBindTokenizer):
+    pass
+
+
+class LanguageBindDepthTokenizer(LanguageBindTokenizer):
+    pass
+
+
+class LanguageBindThermalTokenizer(LanguageBindTokenizer):
+    pass
+
+
+class LanguageBindImageTokenizer(LanguageBindTokenizer):
+    pass
+
+
+PROCESSORS = {
+    "video": LanguageBindVideoProcessor,
+    "audio": LanguageBindAudioProcessor,
+    "depth": LanguageBindDepthProcessor,
+    "thermal": LanguageBindThermalProcessor,
+    "image": LanguageBindImageProcessor,
+}
+TOKENIZERS = {
+    "video": LanguageBindVideoTokenizer,
+    "audio": LanguageBindAudioTokenizer,
+    "depth": LanguageBindDepthTokenizer,
+    "thermal": LanguageBindThermalTokenizer,
+    "image": LanguageBindImageTokenizer,
+}
