@@ -1,38 +1,75 @@
-"""The symmetric contrastive loss (InfoNCE) over the batch of every rank."""
+"""Contrastive losses over the batch of every rank: InfoNCE as in CLIP, and SigLIP's sigmoid loss.
+
+Both take their gradients while they score, a chunk of rows at a time, so that memory for scores is flat in the batch.
+Shapes: B samples of this rank, G = B * world_size of all ranks, D width of the shared space.
+"""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .distributed import rank, world_size
 
+# Scores held at a time, unless the caller says how many rows: 16 MB, a few times over.
+SCORES = 2**22
+
 
 def contrastive_loss(
-    features: Tensor, text_features: Tensor, logit_scale: Tensor, chunk_size: int | None = None
+    features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    groups: Tensor | None = None,
+    chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean of modality-to-text and text-to-modality cross entropy; row i matches row i.
+    """Mean of modality-to-text and text-to-modality cross entropy.
 
-    Each rank scores its own B rows against the B * world_size columns of all ranks, so that the mean of the ranks'
-    losses, and of their gradients, is that of one process with the whole batch.
+    Each rank scores its own B rows against the G columns of all ranks, so that the mean of the ranks' losses, and of
+    their gradients, is that of one process with the whole batch.
 
     Args:
         features: (B, D), unit norm, this rank's samples.
         text_features: (B, D), unit norm, their captions. Without gradient they are gathered without one.
         logit_scale: scalar, already exponentiated.
-        chunk_size: rows scored at a time. Memory for the scores is then chunk_size * B * world_size in place of
-            B * B * world_size; they are computed again in the backward pass.
+        groups: (B,) whole numbers; rows of one number match one another, and each match has an equal share of the
+            target. By default row i matches row i alone.
+        chunk_size: rows scored at a time; by default as many as have 16 MB of scores.
     """
-    features, text_features, logit_scale = features.float(), text_features.float(), logit_scale.float()
-    first = rank() * len(features)
-    modality_to_text = _cross_entropy(features, gather(text_features), logit_scale, first, chunk_size)
-    text_to_modality = _cross_entropy(text_features, gather(features), logit_scale, first, chunk_size)
-    return (modality_to_text + text_to_modality) / 2
+    groups = _own_rows(features) if groups is None else groups
+    all_groups = gather(groups)
+    with torch.autocast(features.device.type, enabled=False):  # in half precision a scale of 100 leaves two digits
+        features, text_features, logit_scale = features.float(), text_features.float(), logit_scale.float()
+        losses = [
+            _CrossEntropy.apply(queries, gather(keys), logit_scale, groups, all_groups, chunk_size)
+            for queries, keys in ((features, text_features), (text_features, features))
+        ]
+        return (losses[0] + losses[1]) / 2
+
+
+def sigmoid_loss(
+    features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    groups: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """SigLIP's loss (arXiv 2303.15343): each of B * G pairs is told to match or not; the sum over pairs, by B.
+
+    The texts go round the ranks in a ring, so that no rank holds those of all. Arguments as for `contrastive_loss`.
+
+    Args:
+        logit_bias: scalar, added to every logit.
+    """
+    groups = _own_rows(features) if groups is None else groups
+    with torch.autocast(features.device.type, enabled=False):
+        inputs = (x.float() for x in (features, text_features, logit_scale, logit_bias))
+        return _SigmoidRing.apply(*inputs, groups, chunk_size)
 
 
 def gather(x: Tensor) -> Tensor:
-    """(B, D) of every rank, in rank order: (B * world_size, D). Gradients flow back to the rank they belong to."""
+    """(B, ...) of every rank, in rank order: (G, ...). Gradients flow back to the rank they belong to."""
     if world_size() == 1:
         return x
     return _AllGather.apply(x) if x.requires_grad else _all_gather(x)
@@ -41,15 +78,15 @@ def gather(x: Tensor) -> Tensor:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        ctx.batch = len(x)
         return _all_gather(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         # Every rank's loss depends on these rows, so their gradients are summed over the ranks.
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.narrow(0, rank() * ctx.batch, ctx.batch)
+        own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, grad.contiguous())
+        return own
 
 
 def _all_gather(x: Tensor) -> Tensor:
@@ -58,20 +95,103 @@ def _all_gather(x: Tensor) -> Tensor:
     return out
 
 
-def _cross_entropy(queries: Tensor, keys: Tensor, logit_scale: Tensor, first: int, chunk_size: int | None) -> Tensor:
-    """Mean over queries of the cross entropy against all keys; query i matches key `first + i`."""
-    labels = torch.arange(first, first + len(queries), device=queries.device)
-    if chunk_size is None or chunk_size >= len(queries):
-        return _summed_cross_entropy(queries, keys, logit_scale, labels) / len(queries)
-    chunks = zip(queries.split(chunk_size), labels.split(chunk_size), strict=True)
-    losses = [
-        checkpoint(_summed_cross_entropy, rows, keys, logit_scale, targets, use_reentrant=False)
-        for rows, targets in chunks
-    ]
-    return torch.stack(losses).sum() / len(queries)
+class _TakesGradientsAhead(torch.autograd.Function):
+    """A scalar whose gradients are known when it is: `forward` leaves them in `ctx.grads`, one for each argument."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("this loss can be gone through backward only once")
+        grads, ctx.grads = ctx.grads, None
+        return tuple(None if grad is None else grad.mul_(grad_output) for grad in grads)
 
 
-def _summed_cross_entropy(queries: Tensor, keys: Tensor, logit_scale: Tensor, labels: Tensor) -> Tensor:
-    # Autocast would score in half precision, where a scale of 100 leaves two digits.
-    with torch.autocast(queries.device.type, enabled=False):
-        return F.cross_entropy(logit_scale * queries @ keys.T, labels, reduction="sum")
+class _CrossEntropy(_TakesGradientsAhead):
+    """Mean over (B, D) queries of the cross entropy against all (G, D) keys."""
+
+    @staticmethod
+    def forward(ctx, queries, keys, logit_scale, groups, key_groups, chunk_size):
+        needs_queries, needs_keys, needs_scale = ctx.needs_input_grad[:3]
+        # The gradient of the scale is read off that of the queries or of the keys: one of them is needed for it.
+        grad_queries = torch.empty_like(queries) if needs_queries or (needs_scale and not needs_keys) else None
+        grad_keys = torch.zeros_like(keys) if needs_keys else None
+        loss = queries.new_zeros(())
+        chunks = _chunks(len(queries), len(keys), chunk_size)
+        buffer = queries.new_empty(chunks[0].stop, len(keys))
+        for rows in chunks:
+            own = queries[rows] * logit_scale
+            scores = torch.mm(own, keys.T, out=buffer[: len(own)])  # (rows, G)
+            matches = groups[rows, None] == key_groups
+            share = 1 / matches.sum(dim=1)
+            at = matches.nonzero(as_tuple=True)
+            loss -= scores[at] @ share[at[0]]
+            largest = scores.amax(dim=1, keepdim=True)
+            total = scores.sub_(largest).exp_().sum(dim=1, keepdim=True)
+            loss += (total.log() + largest).sum()
+            grad = scores.div_(total)
+            grad[at] -= share[at[0]]
+            if grad_queries is not None:
+                torch.mm(grad, keys, out=grad_queries[rows])
+            if grad_keys is not None:
+                grad_keys.addmm_(grad.T, own)
+        grad_scale = None
+        if grad_queries is not None:
+            grad_scale = torch.dot(grad_queries.flatten(), queries.flatten()) if needs_scale else None
+            grad_queries *= logit_scale
+        elif needs_scale:
+            grad_scale = torch.dot(grad_keys.flatten(), keys.flatten()) / logit_scale
+        grads = (grad_queries if needs_queries else None, grad_keys, grad_scale)
+        ctx.grads = (*(grad if grad is None else grad.div_(len(queries)) for grad in grads), None, None, None)
+        return loss / len(queries)
+
+
+class _SigmoidRing(_TakesGradientsAhead):
+    """This rank's (B, D) features against the texts of every rank, which pass by one rank's after another's."""
+
+    @staticmethod
+    def forward(ctx, features, text_features, logit_scale, logit_bias, groups, chunk_size):
+        grad_features = torch.zeros_like(features)
+        grad_bias, loss = features.new_zeros(()), features.new_zeros(())
+        # What goes round; the texts' gradients travel with them, and are home when all ranks have added theirs.
+        texts, text_groups, grad_texts = text_features, groups, torch.zeros_like(text_features)
+        for turn in range(world_size()):
+            for rows in _chunks(len(features), len(texts), chunk_size):
+                own = features[rows] * logit_scale
+                logits = (own @ texts.T).add_(logit_bias)  # (rows, B)
+                sign = torch.where(groups[rows, None] == text_groups, 1.0, -1.0)
+                logits *= sign
+                loss -= F.logsigmoid(logits).sum()
+                grad = logits.neg_().sigmoid_().mul_(sign).neg_()
+                grad_features[rows].addmm_(grad, texts)
+                grad_texts.addmm_(grad.T, own)
+                grad_bias += grad.sum()
+            if world_size() > 1:
+                last = turn == world_size() - 1
+                grad_texts = _pass_on(grad_texts)
+                texts, text_groups = (texts, text_groups) if last else (_pass_on(texts), _pass_on(text_groups))
+        grad_scale = torch.dot(grad_features.flatten(), features.flatten())
+        grads = (grad_features.mul_(logit_scale), grad_texts, grad_scale, grad_bias)
+        wanted = zip(grads, ctx.needs_input_grad, strict=False)
+        ctx.grads = (*(grad.div_(len(features)) if needed else None for grad, needed in wanted), None, None)
+        return loss / len(features)
+
+
+def _chunks(rows: int, columns: int, chunk_size: int | None) -> list[slice]:
+    size = min(rows, chunk_size or max(1, SCORES // columns))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _pass_on(x: Tensor) -> Tensor:
+    """Give `x` to the next rank; what the rank before gave."""
+    x, received = x.contiguous(), torch.empty_like(x)
+    after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    exchange = [dist.P2POp(dist.isend, x, after), dist.P2POp(dist.irecv, received, before)]
+    for request in dist.batch_isend_irecv(exchange):
+        request.wait()
+    return received
+
+
+def _own_rows(features: Tensor) -> Tensor:
+    """A number of its own for each sample of all ranks."""
+    return torch.arange(len(features), device=features.device) + rank() * len(features)
