@@ -1,6 +1,7 @@
 """One process or many: ranks under torchrun, the collectives that training and evaluation share, precision."""
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,13 +90,17 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def on_any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of some flags is set on at least one rank; the same on each."""
+    return mean_over_ranks(torch.tensor([float(flag) for flag in flags], device=device)).gt(0).tolist()
+
+
 def on_every_rank(failure: str | None, device: torch.device) -> str | None:
     """The first rank's failure, so that all of them stop together; None if there is none.
 
     Without a failure this costs one small reduction, so that it can be asked at each step.
     """
-    failed = mean_over_ranks(torch.tensor(float(failure is not None), device=device))
-    if not failed.item():
+    if not on_any_rank([failure is not None], device)[0]:
         return None
     return next(message for message in gather_objects(failure) if message)
 

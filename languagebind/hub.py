@@ -25,6 +25,8 @@ def load_checkpoint(
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a training checkpoint, ready for evaluation; adapters are merged.
 
+    Where training kept a moving average of the weights, the model is that average.
+
     Args:
         path: a file that training wrote, or the folder of a run, for the last one in it.
         device: where to put the model.
@@ -40,12 +42,13 @@ def load_checkpoint(
         modality = from_dict(modality_class(checkpoint["config"]["modality"]), checkpoint["config"]["inputs"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged, or of another version of this library: {first_line(error)}") from error
-    state = merge_lora(published_names(checkpoint["model"]), config.tuning.lora_alpha)
+    weights = checkpoint["model"] | checkpoint.get("ema", {})
+    state = merge_lora(published_names(weights), config.tuning.lora_alpha)
     if num_frames is not None and num_frames != modality.input_shape[1]:
         state, modality = interpolate_frames(state, num_frames), replace(modality, num_frames=num_frames)
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
     text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
-    model = DualEncoder(modality.input_shape, encoder, text)
+    model = DualEncoder(modality.input_shape, encoder, text, config.init.init_logit_bias)
     if model.text_fingerprint() != checkpoint["text_fingerprint"]:
         tower = "those before it were" if like is not None else f"{config.text.text_tower} is now"
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
@@ -79,10 +82,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; a half-written one has another name and is not seen."""
+def checkpoints_by_step(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; a half-written one has another name and is not seen."""
     found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
-    return max(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]), default=None)
+    return sorted(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step."""
+    return next(reversed(checkpoints_by_step(folder)), None)
 
 
 def is_training_checkpoint(source: str | Path) -> bool:

@@ -27,6 +27,8 @@ class InitConfig:
     """open_clip model name that the tag belongs to"""
     init_temperature: float = 0.07
     """the logit scale starts at ln(1 / temperature); 0 keeps that of the pretrained weights"""
+    init_logit_bias: float | None = None
+    """train a bias on the logits as well, from this value: SigLIP's loss needs one"""
     allow_partial: bool = False
     """go on when the weights fit the encoder only in part"""
 
@@ -56,9 +58,16 @@ class DualEncoder(nn.Module):
         input_shape: (C, T, H, W) of one sample.
         encoder: sizes of the encoder.
         text: the frozen tower, its projection and the size D of the shared space, as `build_text` gives them.
+        logit_bias: of an encoder that was trained with SigLIP's loss; None: there is none.
     """
 
-    def __init__(self, input_shape, encoder: EncoderConfig, text: tuple[nn.Module, nn.Module, int]):
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int, int],
+        encoder: EncoderConfig,
+        text: tuple[nn.Module, nn.Module, int],
+        logit_bias: float | None = None,
+    ):
         super().__init__()
         text_model, text_projection, self.embed_dim = text
         self.vision_model = VisionTransformer(input_shape, encoder)
@@ -67,17 +76,8 @@ class DualEncoder(nn.Module):
         self.text_model = text_model.requires_grad_(False)
         self.text_projection = text_projection.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)))
         self.train(self.training)
-
-    def forward(self, inputs: Tensor, text: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit-norm features (B, D), text_features (B, D), and exp(logit_scale).
-
-        Args:
-            inputs: (B, C, T, H, W).
-            text: what `tokenize` gives, or `{"features": (B, D)}` where the tower has encoded the captions before.
-        """
-        text_features = text["features"].float() if "features" in text else self.encode_text(text)
-        return self.encode(inputs), F.normalize(text_features, dim=-1), self.logit_scale.exp()
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, D), unit norm, float32."""
@@ -122,7 +122,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     Raises:
         UserError: weights are not given, cannot be found, or do not fit.
     """
-    model = DualEncoder(input_shape, config.encoder, build_text(config.text))
+    model = DualEncoder(input_shape, config.encoder, build_text(config.text), config.init.init_logit_bias)
     state = _encoder_weights(config)
     if state is not None:
         try:

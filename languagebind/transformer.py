@@ -118,12 +118,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks. With `grad_checkpointing`, activations are recomputed in the backward pass."""
+    """A stack of blocks. Activations of the first `checkpointed` ones are recomputed in the backward pass."""
 
-    def __init__(self, depth: int, *block_args, num_frames: int = 1, grad_checkpointing: bool = False):
+    def __init__(self, depth: int, *block_args, num_frames: int = 1, checkpointed: int = 0):
         super().__init__()
         self.layers = nn.ModuleList(Block(*block_args, num_frames=num_frames) for _ in range(depth))
-        self.grad_checkpointing = grad_checkpointing
+        self.checkpointed = checkpointed
         for block in self.layers:
             block.init_weights(depth)
 
@@ -135,10 +135,10 @@ class Transformer(nn.Module):
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
         """Lists that are given collect the input of each block and the last one's output, and attention over tokens."""
-        for block in self.layers:
+        for number, block in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
-            if self.grad_checkpointing and self.training and attentions is None:
+            if number < self.checkpointed and self.training and attentions is None:
                 x = checkpoint(block, x, is_causal, use_reentrant=False)
             else:
                 x = block(x, is_causal, attentions)

@@ -54,7 +54,7 @@ def apply_tuning(model: nn.Module, config: TuningConfig) -> None:
 
 
 def _trains(name: str, config: TuningConfig, temporal: bool) -> bool:
-    if name == "logit_scale":
+    if name in ("logit_scale", "logit_bias"):
         return config.learn_temperature
     if not name.startswith(("vision_model.", "visual_projection.")):
         return False  # the text tower

@@ -41,10 +41,13 @@ class EncoderConfig:
     """share of the patches left out in training"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
+    grad_checkpointing_blocks: int | None = None
+    """with grad_checkpointing: of the first so many blocks alone, where the memory allows the rest"""
 
     def __post_init__(self):
         at_least(1, patch_size=self.patch_size, width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads)
+        at_least(0, grad_checkpointing_blocks=self.grad_checkpointing_blocks)
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.patch_dropout < 1:
@@ -74,7 +77,7 @@ class VisionTransformer(nn.Module):
             config.mlp_dim,
             config.activation,
             num_frames=num_frames if config.temporal_attention else 1,
-            grad_checkpointing=config.grad_checkpointing,
+            checkpointed=_checkpointed_blocks(config),
         )
         self.post_layernorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=config.width**-0.5)
@@ -99,6 +102,12 @@ class VisionTransformer(nn.Module):
 
     def _expects(self) -> str:
         return ", ".join(map(str, self.input_shape))
+
+
+def _checkpointed_blocks(config: EncoderConfig) -> int:
+    if not config.grad_checkpointing:
+        return 0
+    return config.depth if config.grad_checkpointing_blocks is None else config.grad_checkpointing_blocks
 
 
 class PatchEmbeddings(nn.Module):

@@ -177,7 +177,7 @@ def test_the_captions_frame_picks_the_inputs_frame(tmp_path):
     config = DataConfig(batch_size=4, caption_source="mix", workers=0)
     seen = set()
     for batch in train_batches({str(tmp_path / "0.tar"): 4}, DEPTH, frame_number, config, Plan(0, 0, 1, 1, 20)):
-        for x, number in zip(batch.inputs, batch.text["input_ids"][:, 0].tolist(), strict=True):
+        for x, number in zip(batch.inputs, batch.text["input_ids"][batch.text["caption"], 0].tolist(), strict=True):
             seen.add(number)
             assert torch.equal(x, expected[number])
     assert len(seen) == 8

@@ -1,7 +1,12 @@
 """Checkpoints: whole or not there, loaded without running pickled code."""
 
+import json
 import logging
+import os
 import random
+import shutil
+import time
+import zipfile
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,16 +16,21 @@ import torch
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import world_size
-from languagebind.files import atomic_file
-from languagebind.hub import read_checkpoint
+from languagebind.files import atomic_file, temporary_name, write_atomic
+from languagebind.hub import checkpoints_by_step, read_checkpoint
+
+from .ema import Ema
+from .engine import Engine
 
 log = logging.getLogger(__name__)
 
 # Options of model and inputs that leave the meaning of the weights alone.
-MAY_CHANGE = ("grad_checkpointing", "patch_dropout", "lora_dropout")
+MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout")
 
 # Data options that leave the order of the samples alone.
-SAME_SAMPLES = ("text_features", "max_bad_share")
+SAME_SAMPLES = ("text_features", "max_bad_share", "positives")
+
+BEST = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,18 @@ class CheckpointConfig:
     """the run's name; by default made of the time and the main options"""
     save_every_n_steps: int = 1000
     """write a checkpoint each N steps, and at the end; 0: only at the end"""
+    save_every_minutes: float = 0.0
+    """write one after so many minutes without, too; 0: by steps alone"""
+    keep_last: int | None = None
+    """keep the newest N checkpoints, and the best; by default all"""
+    keep_best: str | None = None
+    """keep a copy of the checkpoint with the best of this metric, such as nyu_v2/top1, as checkpoints/best.pt"""
     resume: str | None = None
     """`latest` of this --name, or a checkpoint's path"""
 
     def __post_init__(self):
-        at_least(0, save_every_n_steps=self.save_every_n_steps)
+        at_least(0, save_every_n_steps=self.save_every_n_steps, save_every_minutes=self.save_every_minutes)
+        at_least(1, keep_last=self.keep_last)
         if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..")):
             raise ValueError(f"name becomes a folder in --logs, so it cannot be {self.name!r}")
 
@@ -46,9 +63,8 @@ class CheckpointConfig:
 class TrainState:
     """What a step changes, and all that a checkpoint has to hold to go on from there."""
 
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    engine: Engine
+    ema: Ema | None = None
     step: int = 0
     """updates done"""
     skipped: int = 0
@@ -57,25 +73,31 @@ class TrainState:
     """samples that each loader worker of this rank has taken from its shards in this epoch"""
 
 
-def save_checkpoint(path: Path, state: TrainState, ranks: list[dict], config: dict, text_fingerprint: str) -> None:
-    """Write a checkpoint: under `path` it is whole, or not there.
-
-    Args:
-        ranks: `rank_state` of every rank.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+def checkpoint_content(state: TrainState, config: dict, text_fingerprint: str) -> dict[str, Any]:
+    """All of a checkpoint but what the ranks have of their own. Every rank has to ask."""
     content = {
-        "model": state.model.encoder_state(),
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": state.scaler.state_dict(),
+        "model": state.engine.model_state(),
+        "optimizer": state.engine.optimizer_state(),
+        "scaler": state.engine.scaler.state_dict(),
         "step": state.step,
-        "ranks": ranks,
         "config": config,
         "text_fingerprint": text_fingerprint,
         "versions": {name: _version(name) for name in ("languagebind", "torch", "open_clip_torch", "transformers")},
     }
+    if state.ema is not None:
+        with state.ema.applied():
+            averages = state.engine.model_state()
+        content["ema"] = {name: averages[name] for name in state.ema.averages}
+        content["ema_steps"] = state.ema.steps
+    return content
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: under `path` it is whole, or not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
@@ -88,8 +110,70 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
-def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], text_fingerprint: str) -> None:
-    """Put a checkpoint into `state`. Where the options differ from the checkpoint's, the new ones hold.
+def remove_old(folder: Path, keep_last: int | None) -> None:
+    """Remove all but the newest checkpoints."""
+    if keep_last is not None:
+        for path in checkpoints_by_step(folder)[:-keep_last]:
+            path.unlink(missing_ok=True)
+
+
+def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -> None:
+    """Keep the checkpoint of this step as the best one, if it is.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    if metric not in metrics:
+        raise UserError(f"--keep-best {metric} is none of the metrics: {', '.join(sorted(metrics))}")
+    record, value = folder / "best.json", metrics[metric]
+    sign = -1 if "rank" in metric.rpartition("/")[2] else 1  # a lower rank is better
+    if record.exists() and sign * value <= sign * json.loads(record.read_bytes())["value"]:
+        return
+    new = temporary_name(folder / BEST)
+    new.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint_path(folder, step), new)  # no second copy on the disk
+    except OSError:
+        shutil.copyfile(checkpoint_path(folder, step), new)
+    new.replace(folder / BEST)
+    write_atomic(record, json.dumps({"metric": metric, "value": value, "step": step}).encode())
+    log.info("best %s so far: %.4f at step %d", metric, value, step)
+
+
+class Clock:
+    """Tells when the minutes between two checkpoints are over."""
+
+    def __init__(self, minutes: float):
+        self.minutes, self.since = minutes, time.monotonic()
+
+    def due(self) -> bool:
+        return self.minutes > 0 and time.monotonic() - self.since >= 60 * self.minutes
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+
+def latest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is not damaged; says which ones are passed over."""
+    for path in reversed(checkpoints_by_step(folder)):
+        if (fault := damage(path)) is None:
+            return path
+        log.warning("%s is damaged (%s): trying the one before it", path, fault)
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file; None: all of its checksums hold. PyTorch does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        return None if broken is None else f"the checksum of {broken} is wrong"
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        return first_line(error) or type(error).__name__
+
+
+def read_resumable(path: Path, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
+    """A checkpoint that a run with these options can go on from.
 
     Args:
         config: the resolved options of this run.
@@ -98,29 +182,51 @@ def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], te
     Raises:
         UserError: it is damaged, or belongs to another model, text tower or precision.
     """
+    if path.is_file() and (fault := damage(path)):
+        raise UserError(f"{path} is damaged: {fault}")
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise UserError(f"{path} holds a model but no optimizer state: it cannot be resumed from")
     if checkpoint["text_fingerprint"] != text_fingerprint:
         raise UserError(f"{path} was trained with another text tower than --text-tower is now")
-    before = checkpoint["config"]
-    _check_same(path, before, config)
-    own, saved = state.model.encoder_state(), checkpoint["model"]
+    _check_same(path, checkpoint["config"], config)
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into a model, before an engine divides it.
+
+    Raises:
+        UserError: the model is another one.
+    """
+    own, saved = model.encoder_state(), checkpoint["model"]
     if own.keys() != saved.keys() or any(own[key].shape != value.shape for key, value in saved.items()):
         raise UserError(f"{path} holds another model than these options describe; its own are in its run's config.yaml")
-    state.model.load_state_dict(saved, strict=False)  # the text tower is not in it
-    _restore_optimizer(state.optimizer, checkpoint["optimizer"])
-    state.scaler.load_state_dict(checkpoint["scaler"])
+    model.load_state_dict(saved, strict=False)  # the text tower is not in it
+
+
+def restore(path: Path, checkpoint: dict[str, Any], state: TrainState, rank: int, config: dict[str, Any]) -> None:
+    """Put all but the weights into `state`. Where the options differ from the checkpoint's, the new ones hold."""
+    before = checkpoint["config"]
+    if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
+        state.engine.load_optimizer_state(checkpoint["optimizer"])
+    else:
+        log.warning("--optimizer changed since %s: its averages begin anew", path)
+    state.engine.scaler.load_state_dict(checkpoint["scaler"])
+    if state.ema is not None and "ema" in checkpoint:
+        state.ema.load(checkpoint["ema"], checkpoint["ema_steps"])
     state.step = checkpoint["step"]
     # The sum goes on with the first rank: there may be another number of ranks now.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
     differing = {name for name in before["data"] if before["data"][name] != config["data"].get(name)}
     changed = sorted(differing.difference(SAME_SAMPLES))
     changed += [] if before["seed"] == config["seed"] else ["seed"]
+    changed += [] if before["optim"]["accum_freq"] == config["optim"]["accum_freq"] else ["accum_freq"]
     changed += [] if len(checkpoint["ranks"]) == world_size() else ["number of ranks"]
     if changed:
         log.warning(
-            "%s changed since %s: this epoch begins anew, so some of its samples come twice and others not at all",
+            "%s changed since %s: this epoch begins anew, so some of its samples come twice and others not at all,"
+            " and patches are dropped by other draws",
             ", ".join(changed), path,
         )  # fmt: skip
     else:
@@ -141,14 +247,6 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     for name, (old, new) in sorted(pairs.items()):
         if old != new and name not in MAY_CHANGE:
             raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: go on with the same")
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """The averages of the checkpoint, under the learning rates and decay of this run."""
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
 
 
 def rank_state(state: TrainState) -> dict[str, Any]:

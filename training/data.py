@@ -8,12 +8,18 @@ rank ever waits for another that has run out. A sample that cannot be used is le
 counted.
 """
 
+import hashlib
+import json
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, groupby, islice
-from typing import Any, NamedTuple
+from multiprocessing.sharedctypes import RawValue
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -50,6 +56,8 @@ class DataConfig:
     each batch; `auto`: cached where they are"""
     shuffle_buffer: int = 1000
     """samples that wait in each worker to be drawn at random; 0: the order of the shards"""
+    positives: Literal["pair", "caption", "id"] = "pair"
+    """what matches in the loss: a sample and its own caption, or also others of the same caption, or of the same id"""
     max_bad_share: float = 0.1
     """stop when more than this share of the samples cannot be used"""
 
@@ -62,7 +70,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which part of which steps this rank's loader is to fill."""
+    """Which part of which steps this rank's loader is to fill. A step is one batch: micro-batches count singly."""
 
     seed: int
     rank: int
@@ -82,6 +90,18 @@ class Skipped(NamedTuple):
     reason: str
 
 
+class Prepared(NamedTuple):
+    """A sample as it goes into a batch."""
+
+    key: str
+    inputs: torch.Tensor
+    """(C, T, H, W)"""
+    caption: str
+    feature: torch.Tensor | None
+    """(D,) of the caption, where it was encoded before"""
+    group: int | None
+
+
 @dataclass
 class Batch:
     """What a worker sends to the trainer for one step."""
@@ -89,7 +109,10 @@ class Batch:
     inputs: torch.Tensor
     """(B, C, T, H, W)"""
     text: dict[str, torch.Tensor]
-    """token ids, (B, L), or `features` of the text tower, (B, D)"""
+    """token ids of the captions that differ, (U, L), and `caption`, (B,), which of them each sample has; or `features`
+    of the text tower, (B, D)"""
+    groups: torch.Tensor | None
+    """(B,): samples of one number match one another; None: each matches itself"""
     keys: list[str]
     skipped: list[Skipped]
     """left out since the worker's batch before"""
@@ -101,6 +124,7 @@ class Batch:
     def pin_memory(self) -> "Batch":
         self.inputs = self.inputs.pin_memory()
         self.text = {key: value.pin_memory() for key, value in self.text.items()}
+        self.groups = None if self.groups is None else self.groups.pin_memory()
         return self
 
 
@@ -116,18 +140,30 @@ def train_batches(
     Raises:
         UserError: too many samples cannot be used.
     """
+    closing = RawValue("b", 0)
     loader = DataLoader(
         ShardBatches(shards, modality, tokenizer, config, plan, features),
         batch_size=None,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=partial(_outlive_signals, closing),
         # The loader draws a seed for its workers; ours do not use it, and the trainer's generator stays untouched.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise UserError(batch)
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
+    finally:
+        closing.value = 1
+
+
+def _outlive_signals(closing, worker: int) -> None:
+    """A scheduler that stops a job tells all of its processes; the trainer needs its batches until it has saved."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ShardBatches(IterableDataset):
@@ -167,12 +203,25 @@ class WorkerStream:
         self.samples = self._usable(islice(self._draw(), drawn, None))
 
     def next_batch(self) -> Batch:
-        keys, inputs, texts = zip(*islice(self.samples, self.config.batch_size), strict=True)
+        samples = list(islice(self.samples, self.config.batch_size))
         skipped, self.skipped = self.skipped, []
-        text = self.tokenizer(list(texts)) if self.features is None else {"features": torch.stack(texts)}
-        return Batch(torch.stack(inputs), text, list(keys), skipped, self.worker, self.epoch, self.drawn)
+        if self.features is None:
+            number = {caption: i for i, caption in enumerate(dict.fromkeys(x.caption for x in samples))}
+            text = self.tokenizer(list(number)) | {"caption": torch.tensor([number[x.caption] for x in samples])}
+        else:
+            text = {"features": torch.stack([x.feature for x in samples])}
+        return Batch(
+            inputs=torch.stack([x.inputs for x in samples]),
+            text=text,
+            groups=None if self.config.positives == "pair" else torch.tensor([x.group for x in samples]),
+            keys=[x.key for x in samples],
+            skipped=skipped,
+            worker=self.worker,
+            epoch=self.epoch,
+            drawn=self.drawn,
+        )
 
-    def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[tuple]:
+    def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[Prepared]:
         for sample in draws:
             self.drawn += 1
             outcome = sample if isinstance(sample, Skipped) else self._prepare(sample)
@@ -185,8 +234,7 @@ class WorkerStream:
             if not self.used and self.reasons.total() >= HOPELESS:
                 self._fail(f"not one of the first {HOPELESS} samples can be used")
 
-    def _prepare(self, sample: dict) -> tuple[str, torch.Tensor, str | torch.Tensor] | Skipped:
-        """Key, input, and the caption or its feature."""
+    def _prepare(self, sample: dict) -> Prepared | Skipped:
         key, shard = sample["__key__"], sample["__url__"]
         # Seeded by the sample, not by the worker: what is drawn for it does not depend on how many workers there are.
         rng = random.Random(f"{self.plan.seed} {self.epoch} {sample['__lap__']} {key}")
@@ -194,7 +242,7 @@ class WorkerStream:
             caption, frame = choose_caption(read_captions(sample), self.config.caption_source, rng)
             source = select_input(sample, self.modality, rng, frame)
             x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
-            text = caption if self.features is None else self.features.find(shard, caption)
+            feature = None if self.features is None else self.features.find(shard, caption)
         except (DecodeError, MissingCaption) as error:
             return Skipped(shard, key, getattr(error, "reason", str(error)))
         except UserError:
@@ -202,7 +250,9 @@ class WorkerStream:
         except Exception as error:  # a fault of the code, not of the data: it must not pass for a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
-        return key, x, text
+        group = None if self.config.positives == "pair" else caption
+        group = _sample_id(sample) if self.config.positives == "id" else group
+        return Prepared(key, x, caption, feature, None if group is None else _number(group))
 
     def _draw(self) -> Iterator[dict | Skipped]:
         drawn = 0
@@ -294,6 +344,17 @@ def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random,
     if modality.input_shape[1] > 1:
         return [sample[name] for name in members.values()]
     return sample[members[frame] if frame in members else members[rng.choice(list(members))]]
+
+
+def _sample_id(sample: dict[str, Any]) -> str:
+    """The id in a sample's `.json`, or its key."""
+    record = json.loads(sample["json"]) if "json" in sample else {}
+    return str(record.get("id", sample["__key__"])) if isinstance(record, dict) else sample["__key__"]
+
+
+def _number(text: str) -> int:
+    """The same 64 bits for the same text, on every rank."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:

@@ -11,32 +11,47 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError, run, to_dict
 from languagebind.data.text_features import open_text_features
-from languagebind.distributed import Process, close_process, gather_objects, init_process, on_every_rank
-from languagebind.eval import check_dataset, evaluate, load_dataset_config
-from languagebind.hub import latest_checkpoint
+from languagebind.distributed import (
+    Process,
+    close_process,
+    gather_objects,
+    init_process,
+    on_any_rank,
+    on_every_rank,
+)
+from languagebind.eval import DatasetConfig, check_dataset, evaluate, load_dataset_config
 from languagebind.modalities import modality_names
-from languagebind.model import build_model
+from languagebind.model import DualEncoder, build_model
 from languagebind.tuning import apply_tuning
 
 from .checkpoint import (
+    Clock,
     TrainState,
+    checkpoint_content,
     checkpoint_path,
+    latest_whole,
+    load_weights,
+    note_best,
     rank_state,
+    read_resumable,
+    remove_old,
     restore,
-    save_checkpoint,
+    write_checkpoint,
 )
 from .data import Plan, train_batches
+from .ema import Ema
+from .engine import make_engine
+from .interrupt import Interrupts
 from .logger import Logger, log_to_file, setup_logging
-from .optim import build_optimizer, grad_scaler
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk
 from .scheduler import make_schedule
@@ -68,60 +83,152 @@ def fit(config: TrainConfig, process: Process) -> None:
     Raises:
         UserError: what the config asks for cannot be done; or the run had to stop, with the reason.
     """
-    shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size)
+    shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
     val_datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
     names = [dataset.name for dataset in val_datasets]
+    if config.checkpoint.keep_best is not None and not names:
+        raise UserError("--keep-best needs evaluation data: --val-config")
     if len(set(names)) < len(names):
         raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their figures would mix")
     for dataset in val_datasets:
         check_dataset(dataset, config.inputs)
     folder, resume = open_run(config, process)
-    state, fingerprint = build_state(config, process)
+    model = new_model(config)
+    fingerprint = model.text_fingerprint()
     features = open_text_features(config.data.text_features, shards, config.data.caption_source, fingerprint)
     log.info("text features: %s", "encoded at each step" if features is None else "from beside the shards")
     total_steps = steps_per_epoch * config.optim.epochs
-    if resume:
-        restore(resume, state, process.rank, to_dict(config), fingerprint)
+    checkpoint = read_resumable(resume, to_dict(config), fingerprint) if resume else None
+    if checkpoint:
+        load_weights(model, checkpoint, resume)
+    run = Run(config, process, folder, fingerprint, val_datasets, total_steps)
+    check_disk(folder, model, run.checkpoints_kept(checkpoint["step"] if checkpoint else 0))
+    report_start(config, model, process.world_size, steps_per_epoch, total_steps)
+    state = new_state(config, model, process)
+    if checkpoint:
+        restore(resume, checkpoint, state, process.rank, to_dict(config))
         log.info("resumed from %s at step %d of %d", resume, state.step, total_steps)
-    saves = [
-        step
-        for step in range(state.step + 1, total_steps + 1)
-        if step == total_steps
-        or due(step, config.checkpoint.save_every_n_steps)
-        or (val_datasets and due(step, config.eval.val_every_n_steps))
-    ]
-    check_disk(folder, state.model, len(saves))
+        del checkpoint
     if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    report_start(config, state.model, process.world_size, steps_per_epoch, total_steps)
 
     logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
+    k = config.optim.accum_freq
     plan = Plan(
-        config.seed, process.rank, process.world_size, steps_per_epoch, total_steps, state.step, dict(state.drawn)
+        config.seed, process.rank, process.world_size, k * steps_per_epoch, k * total_steps, k * state.step,
+        dict(state.drawn),
     )  # fmt: skip
-    batches = train_batches(shards, config.inputs, state.model.text_model.tokenizer, config.data, plan, features)
     options = StepOptions(
         schedule=make_schedule(config.optim.lr_scheduler, config.optim.warmup, total_steps),
         precision=config.optim.precision,
-        grad_clip_norm=config.optim.grad_clip_norm,
+        accum_freq=k,
+        loss=config.optim.loss,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         log_every_n_steps=config.log.log_every_n_steps,
         max_bad_share=config.data.max_bad_share,
-        loss_chunk_size=config.optim.loss_chunk_size,
     )
     if state.step >= total_steps:
         log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
-    for step in train(state, parallel(state.model, process), batches, options, process, logger):
-        last = step == total_steps
-        validates = bool(val_datasets) and (last or due(step, config.eval.val_every_n_steps))
-        # The checkpoint comes first: should the evaluation fail, nothing is lost.
-        if last or validates or due(step, config.checkpoint.save_every_n_steps):
-            save(folder, state, config, fingerprint, process)
-        if validates:
-            for dataset in val_datasets:
-                logger.metrics(step, validate(state.model, config, dataset, process))
+    batches = train_batches(shards, config.inputs, model.text_model.tokenizer, config.data, plan, features)
+    with Interrupts() as interrupts, closing(batches):
+        for _ in train(state, batches, options, process, logger):
+            if run.after_step(state, logger, interrupts):
+                break
     logger.close()
+
+
+class Run:
+    """What happens between the steps: checkpoints, evaluation, and stopping when a scheduler says so."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        process: Process,
+        folder: Path,
+        fingerprint: str,
+        val_datasets: list[DatasetConfig],
+        total_steps: int,
+    ):
+        self.config, self.process, self.folder, self.fingerprint = config, process, folder, fingerprint
+        self.val_datasets, self.total_steps = val_datasets, total_steps
+        self.clock = Clock(config.checkpoint.save_every_minutes)
+
+    def checkpoints_kept(self, first_step: int) -> int:
+        """How many checkpoints lie on the disk at once, at most, of those that steps decide."""
+        steps = range(first_step + 1, self.total_steps + 1)
+        planned = sum(self._saves_at(step) for step in steps)
+        kept = planned if self.config.checkpoint.keep_last is None else self.config.checkpoint.keep_last + 1
+        return min(planned, kept) + (self.config.checkpoint.keep_best is not None)
+
+    def after_step(self, state: TrainState, logger: Logger, interrupts: Interrupts) -> bool:
+        """Save and evaluate where it is time to; whether to stop here."""
+        stop, minutes_over = on_any_rank(
+            [interrupts.received is not None, self.process.is_main and self.clock.due()], self.process.device
+        )
+        # The checkpoint comes first: should the evaluation fail, nothing is lost.
+        if self._saves_at(state.step) or stop or minutes_over:
+            self.save(state)
+        if stop and state.step < self.total_steps:
+            name = self.folder.name
+            log.info(
+                "stopped by %s after step %d: go on with --name %s --resume latest",
+                interrupts.received or "a signal to another rank", state.step, name,
+            )  # fmt: skip
+            return True
+        if self._validates_at(state.step):
+            metrics = self.validate(state)
+            logger.metrics(state.step, metrics)
+            if self.process.is_main and self.config.checkpoint.keep_best is not None:
+                note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
+        return False
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint on the main rank, with every rank's own state in it."""
+        content = checkpoint_content(state, to_dict(self.config), self.fingerprint)
+        content["ranks"], failure = gather_objects(rank_state(state)), None
+        path = checkpoint_path(self.folder / "checkpoints", state.step)
+        if self.process.is_main:
+            if not all(x.isfinite().all() for x in content["model"].values()):
+                failure = f"weights are not finite after step {state.step}: no checkpoint was written"
+            if state.engine.model.text_fingerprint() != self.fingerprint:
+                raise RuntimeError("the text tower has changed: a frozen one must not; no checkpoint was written")
+            try:
+                if failure is None:
+                    write_checkpoint(path, content)
+                    remove_old(path.parent, self.config.checkpoint.keep_last)
+                    log.info("saved %s", path)
+            except UserError as error:
+                failure = str(error)
+        if failure := on_every_rank(failure, self.process.device):
+            raise UserError(failure)
+        self.clock.restart()
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """Evaluate on every data set; `{"<dataset>/<metric>": value}`."""
+        metrics = {}
+        with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
+            for dataset in self.val_datasets:
+                result = evaluate(
+                    model,
+                    self.config.inputs,
+                    dataset,
+                    batch_size=self.config.eval.val_batch_size,
+                    workers=self.config.data.workers,
+                    device=self.process.device,
+                    precision=self.config.optim.precision,
+                )
+                found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
+                log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
+                metrics |= found
+        return metrics
+
+    def _validates_at(self, step: int) -> bool:
+        return bool(self.val_datasets) and (step == self.total_steps or due(step, self.config.eval.val_every_n_steps))
+
+    def _saves_at(self, step: int) -> bool:
+        every = self.config.checkpoint.save_every_n_steps
+        return step == self.total_steps or due(step, every) or self._validates_at(step)
 
 
 def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
@@ -136,7 +243,7 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
     if options.resume == "latest" and options.name is None:
         failure = "--resume latest needs --name: the run that it is the latest of"
     elif options.resume == "latest":
-        resume = latest_checkpoint(folder / "checkpoints")
+        resume = gather_objects(latest_whole(folder / "checkpoints") if process.is_main else None)[0]
     elif options.resume:
         resume = Path(options.resume)
         failure = None if resume.is_file() else f"no checkpoint at {resume}"
@@ -155,62 +262,29 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
     return folder, resume
 
 
-def build_state(config: TrainConfig, process: Process) -> tuple[TrainState, str]:
-    """Model and optimizer, the same on every rank, and the text tower's fingerprint."""
+def new_model(config: TrainConfig) -> DualEncoder:
+    """The model with its first weights, the same on every rank; what is to train asks for gradients."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, config.inputs.input_shape)
-    fingerprint = model.text_fingerprint()
     apply_tuning(model, config.model.tuning)
-    model.to(process.device)
-    optimizer = build_optimizer(model, config.optim)
+    if (config.optim.loss == "siglip") != (model.logit_bias is not None):
+        raise UserError(
+            "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
+            " --init-logit-bias -10 --init-temperature 0.1"
+        )
+    return model
+
+
+def new_state(config: TrainConfig, model: DualEncoder, process: Process) -> TrainState:
+    """A model and its optimizers under the engine that was asked for."""
+    engine = make_engine(model, config.optim, process, config.engine)
     torch.manual_seed(config.seed + process.rank)  # each rank drops patches of its own
-    return TrainState(model, optimizer, grad_scaler(process.device, config.optim.precision)), fingerprint
-
-
-def parallel(model: nn.Module, process: Process) -> nn.Module:
-    if process.world_size == 1:
-        return model
-    devices = [process.device] if process.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    decay = config.optim.ema_decay
+    return TrainState(engine, None if decay is None else Ema(engine.trained() | engine.scalars, decay))
 
 
 def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def save(folder: Path, state: TrainState, config: TrainConfig, fingerprint: str, process: Process) -> None:
-    """Write a checkpoint on the main rank, with every rank's own state in it."""
-    ranks, failure = gather_objects(rank_state(state)), None
-    path = checkpoint_path(folder / "checkpoints", state.step)
-    if process.is_main:
-        if not all(x.isfinite().all() for x in state.model.encoder_state().values()):
-            failure = f"weights are not finite after step {state.step}: no checkpoint was written"
-        if state.model.text_fingerprint() != fingerprint:
-            raise RuntimeError("the text tower has changed: a frozen one must not; no checkpoint was written")
-        try:
-            if failure is None:
-                save_checkpoint(path, state, ranks, to_dict(config), fingerprint)
-                log.info("saved %s", path)
-        except UserError as error:
-            failure = str(error)
-    if failure := on_every_rank(failure, process.device):
-        raise UserError(failure)
-
-
-def validate(model: nn.Module, config: TrainConfig, dataset, process: Process) -> dict[str, float]:
-    """Evaluate on one data set; `{"<dataset>/<metric>": value}`."""
-    result = evaluate(
-        model,
-        config.inputs,
-        dataset,
-        batch_size=config.eval.val_batch_size,
-        workers=config.data.workers,
-        device=process.device,
-        precision=config.optim.precision,
-    )
-    metrics = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
-    log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in metrics.items()))
-    return metrics
 
 
 def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_epoch: int, total_steps: int) -> None:
@@ -219,15 +293,11 @@ def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_ep
     log.info(
         "%s tuning trains %.2f M of %.2f M parameters", config.model.tuning.tuning, trained / 1e6, everything / 1e6
     )
-    batch = config.data.batch_size
+    batch, accum = config.data.batch_size, config.optim.accum_freq
     log.info(
-        "batch %d x %d ranks = %d, %d steps an epoch, %d steps",
-        batch,
-        ranks,
-        batch * ranks,
-        steps_per_epoch,
-        total_steps,
-    )
+        "batch %d x %d accumulated x %d ranks = %d, %d steps an epoch, %d steps",
+        batch, accum, ranks, batch * accum * ranks, steps_per_epoch, total_steps,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from languagebind.model import ModelConfig
 
 from .checkpoint import CheckpointConfig
 from .data import DataConfig
+from .engine import EngineConfig
 from .logger import LogConfig
 from .optim import OptimConfig
 
@@ -49,6 +50,7 @@ class TrainConfig(Generic[M]):
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
     """decides the order of the samples, what is drawn for them, and the random weights"""
     device: Literal["cuda", "cpu"] | None = None

@@ -20,7 +20,9 @@ from .data import DataConfig, select_input
 PROBED_SAMPLES = 16
 
 
-def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple[dict[str, int | None], int]:
+def check_data(
+    config: DataConfig, modality: Modality, world_size: int, accum_freq: int = 1
+) -> tuple[dict[str, int | None], int]:
     """The shards, with the number of samples in each where it is known, and the steps of an epoch.
 
     Raises:
@@ -38,11 +40,12 @@ def check_data(config: DataConfig, modality: Modality, world_size: int) -> tuple
     _check_sizes(shards)
     counts = count_samples(shards)
     num_samples = config.train_num_samples or _total(counts)
-    batch = config.batch_size * world_size
+    batch = config.batch_size * accum_freq * world_size
     if num_samples < batch:
         raise UserError(
             f"{num_samples} samples do not fill one batch of"
-            f" --batch-size {config.batch_size} x {world_size} ranks = {batch}"
+            f" --batch-size {config.batch_size} x {f'--accum-freq {accum_freq} x ' if accum_freq > 1 else ''}"
+            f"{world_size} ranks = {batch}"
         )
     _check_samples(shards, modality, config.caption_source)
     return counts, num_samples // batch

@@ -7,16 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from languagebind.config import UserError
-from languagebind.distributed import Process, autocast, gather_objects, mean_over_ranks, on_every_rank
-from languagebind.loss import contrastive_loss
+from languagebind.distributed import Precision, Process, autocast, gather_objects, mean_over_ranks, on_every_rank
+from languagebind.loss import contrastive_loss, sigmoid_loss
+from languagebind.model import DualEncoder
 
-from .checkpoint import TrainState
+from .checkpoint import TrainState, rng_state, set_rng_state
 from .data import Batch, Skipped
+from .engine import Engine
 from .logger import Logger
 from .optim import set_lr
 
@@ -32,73 +37,123 @@ class StepOptions:
     """What a step needs beside state and batch."""
 
     schedule: Callable[[int], float]
-    precision: str
-    grad_clip_norm: float | None
+    precision: Precision
+    accum_freq: int
+    loss: Literal["clip", "siglip"]
     steps_per_epoch: int
     total_steps: int
     log_every_n_steps: int
     max_bad_share: float
-    loss_chunk_size: int | None = None
 
 
 def train(
-    state: TrainState,
-    forward: nn.Module,
-    batches: Iterator[Batch],
-    options: StepOptions,
-    process: Process,
-    logger: Logger,
+    state: TrainState, batches: Iterator[Batch], options: StepOptions, process: Process, logger: Logger
 ) -> Iterator[int]:
     """Take the steps; yields the number of steps done after each, for what happens between them.
 
-    Args:
-        forward: the model, or DDP around it.
-
     Raises:
-        UserError: the loss or a gradient is not finite, or the data cannot be used. The step was not taken.
+        UserError: the loss or a gradient is not finite, or the data cannot be used.
     """
     meter = Meter(options, process, logger)
-    forward.train()
-    for batch in _together(batches, meter, process.device):
-        set_lr(state.optimizer, options.schedule(state.step))
-        loss = train_step(state, forward, batch, options, process.device)
+    state.engine.side.train()
+    for micro_batches in _together(batches, options.accum_freq, meter, process.device):
+        set_lr(state.engine.optimizers, options.schedule(state.step))
+        loss = train_step(state, micro_batches, options, process.device)
+        if state.ema is not None:
+            state.ema.update()
         state.step += 1
-        state.skipped += len(batch.skipped)
-        state.drawn = {**state.drawn, batch.worker: batch.drawn}
+        for batch in micro_batches:
+            state.skipped += len(batch.skipped)
+            state.drawn = {**state.drawn, batch.worker: batch.drawn}
         if state.step % options.steps_per_epoch == 0:
             state.drawn = {}  # the workers begin the next epoch
-        meter.update(state, batch, loss)
+        meter.update(state, micro_batches, loss)
         yield state.step
         meter.resume()
 
 
-def train_step(
-    state: TrainState, forward: nn.Module, batch: Batch, options: StepOptions, device: torch.device
-) -> Tensor:
-    """One update; the loss, mean over ranks."""
-    inputs = batch.inputs.to(device, non_blocking=True)  # (B, C, T, H, W)
-    text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}  # (B, L) or (B, D)
-    with autocast(device, options.precision):
-        features, text_features, logit_scale = forward(inputs, text)
-    loss = contrastive_loss(features, text_features, logit_scale, options.loss_chunk_size)
-    mean_loss = mean_over_ranks(loss.detach())
-    _check_finite(mean_loss, loss, "loss", state.step, batch)
+def train_step(state: TrainState, batches: list[Batch], options: StepOptions, device: torch.device) -> Tensor:
+    """One update, of one batch or of several as if they were one; the loss, mean over ranks.
 
-    optimizer, scaler = state.optimizer, state.scaler
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, options.grad_clip_norm or math.inf)
-    if not scaler.is_enabled():  # with a scaler, overflow is expected: it skips the step and lowers the scale
-        _check_finite(norm, norm, "gradient", state.step, batch)
-    scaler.step(optimizer)
-    scaler.update()
-    if scaler.is_enabled() and scaler.get_scale() < 1:
+    Raises:
+        UserError: the loss or a gradient is not finite.
+    """
+    engine = state.engine
+    targets = _targets(engine.model, batches, options.precision, device)
+
+    def score(features: Tensor) -> Tensor:
+        """The loss, mean over ranks; leaves gradients in the features and in the logit scale."""
+        loss = _loss(engine.model, features, *targets, options.loss)
+        mean_loss = mean_over_ranks(loss.detach())
+        _check_finite(mean_loss, loss, "loss", state.step, batches)
+        engine.scaler.scale(loss).backward()
+        return mean_loss
+
+    if len(batches) == 1:
+        with engine.accumulate(last=True):
+            features = engine.forward(_inputs(batches[0], device))
+            leaf = features.detach().requires_grad_()
+            mean_loss = score(leaf)
+            engine.backward((features * leaf.grad).sum())
+    else:
+        mean_loss = _accumulate(engine, batches, score, device)
+    engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
+    if engine.scaler.is_enabled() and engine.scaler.get_scale() < 1:
         raise UserError(f"float16 gradients overflow at step {state.step} at any scale: use --precision amp_bf16")
     with torch.no_grad():
-        state.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+        engine.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
     return mean_loss
+
+
+def _accumulate(
+    engine: Engine, batches: list[Batch], score: Callable[[Tensor], Tensor], device: torch.device
+) -> Tensor:
+    """Features of all batches first, without their graphs; then each batch again, with the gradient of its features.
+
+    Patches are dropped alike both times. (Gao et al. 2021, arXiv 2101.06983.)
+    """
+    features, generators = [], []
+    with torch.no_grad():
+        for batch in batches:
+            generators.append(rng_state())
+            features.append(engine.forward(_inputs(batch, device)))
+    leaf = torch.cat(features).requires_grad_()
+    mean_loss = score(leaf)
+    grads = leaf.grad.split([len(x) for x in features])
+    for number, (batch, grad, generator) in enumerate(zip(batches, grads, generators, strict=True)):
+        set_rng_state(generator)
+        with engine.accumulate(last=number == len(batches) - 1):
+            engine.backward((engine.forward(_inputs(batch, device)) * grad).sum())
+    return mean_loss
+
+
+def _inputs(batch: Batch, device: torch.device) -> Tensor:
+    return batch.inputs.to(device, non_blocking=True)  # (B, C, T, H, W)
+
+
+@torch.no_grad()
+def _targets(
+    model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Unit-norm features of the captions (B, D), and which samples match (B,); each caption is encoded once a batch."""
+    features = []
+    for batch in batches:
+        text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}
+        if "features" in text:
+            features.append(F.normalize(text["features"].float(), dim=-1))
+            continue
+        which = text.pop("caption")
+        with autocast(device, precision):
+            features.append(model.encode_text(text)[which])
+    groups = [batch.groups for batch in batches if batch.groups is not None]
+    return torch.cat(features), torch.cat(groups).to(device, non_blocking=True) if groups else None
+
+
+def _loss(model: DualEncoder, features: Tensor, text_features: Tensor, groups: Tensor | None, kind: str) -> Tensor:
+    scale = model.logit_scale.exp()
+    if kind == "siglip":
+        return sigmoid_loss(features, text_features, scale, model.logit_bias, groups)
+    return contrastive_loss(features, text_features, scale, groups)
 
 
 class Meter:
@@ -118,11 +173,12 @@ class Meter:
     def got_batch(self, since: float) -> None:
         self.waited += time.perf_counter() - since
 
-    def update(self, state: TrainState, batch: Batch, loss: Tensor) -> None:
+    def update(self, state: TrainState, batches: list[Batch], loss: Tensor) -> None:
         self.paused_at = time.perf_counter()
         self.steps += 1
-        self.samples += len(batch.keys) * self.process.world_size
-        self.skipped += batch.skipped
+        for batch in batches:
+            self.samples += len(batch.keys) * self.process.world_size
+            self.skipped += batch.skipped
         last = state.step == self.options.total_steps
         if state.step % self.options.log_every_n_steps == 0 or last or state.step == 1:
             self.report(state, loss.item())
@@ -143,8 +199,8 @@ class Meter:
         self.loss = loss if not self.loss else 0.9 * self.loss + 0.1 * loss
         values = {
             "train/loss": loss,
-            "train/lr": state.optimizer.param_groups[0]["lr"],
-            "train/logit_scale": state.model.logit_scale.exp().item(),
+            "train/lr": state.engine.optimizers[0].param_groups[0]["lr"],
+            "train/logit_scale": state.engine.model.logit_scale.exp().item(),
             "train/samples_per_second": self.samples / seconds,
             "train/batch_time": seconds / self.steps,
             "train/data_time": self.waited / self.steps,
@@ -179,27 +235,27 @@ class Meter:
         )
 
 
-def _together(batches: Iterator[Batch], meter: Meter, device: torch.device) -> Iterator[Batch]:
-    """The batches, timed; when one rank's data fails, every rank stops and says why."""
+def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: torch.device) -> Iterator[list[Batch]]:
+    """The batches of each step, timed; when one rank's data fails, every rank stops and says why."""
     while True:
-        begin, failure, batch = time.perf_counter(), None, None
+        begin, failure, found = time.perf_counter(), None, []
         try:
-            batch = next(batches, None)
+            found = list(islice(batches, accum_freq))
         except UserError as error:
             failure = str(error)
         meter.got_batch(begin)
         if failure := on_every_rank(failure, device):
             raise UserError(failure)
-        if batch is None:
+        if not found:
             return
-        yield batch
+        yield found
 
 
-def _check_finite(everywhere: Tensor, here: Tensor, what: str, step: int, batch: Batch) -> None:
+def _check_finite(everywhere: Tensor, here: Tensor, what: str, step: int, batches: list[Batch]) -> None:
     if torch.isfinite(everywhere).item():
         return
-    keys = ", ".join(batch.keys) if not torch.isfinite(here).item() else ""
+    keys = ", ".join(key for batch in batches for key in batch.keys) if not torch.isfinite(here).item() else ""
     reports = [f"rank {rank}: {keys}" for rank, keys in enumerate(gather_objects(keys)) if keys]
     raise UserError(
-        f"the {what} of step {step} is {everywhere.item()}; the step was not taken. Samples: {'; '.join(reports)}"
+        f"the {what} of step {step} is {everywhere.item()}: nothing of this step is kept. Samples: {'; '.join(reports)}"
     )
