@@ -1,6 +1,7 @@
 """What the tests share: shards of real files, command lines, processes."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def train_flags(shards: Path, logs: Path, *more: str) -> list[str]:
 
 def start(*command: str, **options) -> subprocess.Popen:
     """A Python process in the repository, offline, its output as text."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": str(ROOT)}  # fmt: skip
     return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
@@ -76,6 +78,16 @@ def call(*command: str, status: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == status, output
     return output
+
+
+RUNS = "import json, sys; from training.main import main; [main(argv) for argv in json.load(open(sys.argv[1]))]"
+
+
+def runs(ranks: int, folder: Path, *command_lines: list[str]) -> str:
+    """Trainings one after another in the same processes, which saves their start; what they print."""
+    (folder / "runs.py").write_text(RUNS)
+    (folder / "runs.json").write_text(json.dumps(command_lines))
+    return call(*torchrun(ranks, str(folder / "runs.py"), str(folder / "runs.json")))
 
 
 def torchrun(ranks: int, *command: str) -> list[str]:

@@ -69,12 +69,12 @@ class DeepSpeed(Engine):
     def model_state(self) -> State:
         if self.stage < 3:
             return super().model_state()
-        from deepspeed.zero import GatheredParameters
+        from deepspeed import zero
 
         state = {name: parameter.detach() for name, parameter in self.scalars.items()}
         for name, parameter in self.model.named_parameters():
             if name.startswith(("vision_model.", "visual_projection.")):
-                with GatheredParameters([parameter]):
+                with zero.GatheredParameters([parameter]):
                     state[name] = parameter.detach().cpu().clone()
         return {name: state.get(name, value) for name, value in self.model.encoder_state().items()}
 
