@@ -25,7 +25,7 @@ def split_frames(waveform: Tensor, sample_rate: int) -> Tensor:
 
 @torch.no_grad()
 def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
-    """Frames of any number of waveforms, (N, window) float32, to log-mel values on the same device: (N, num_mel_bins)."""
+    """Frames of any number of waveforms, (N, window) float32, to log-mel values: (N, num_mel_bins), no gradients."""
     window = _hanning(frames.shape[1], frames.device)
     size = 2 ** (frames.shape[1] - 1).bit_length()
     bands = _mel_bands(num_mel_bins, size, sample_rate, frames.device)
