@@ -81,6 +81,12 @@ def test_quality_and_size_are_options_that_are_kept(media, packed, tmp_path):
     assert "was begun with frame_quality 30, not 31" in make(
         output, media, "--frames=3", "--frame-size=64", "--frame-quality=31", status=2
     )
+    record = output / ".make_shards" / "options.json"
+    options = json.loads(record.read_bytes())
+    for name in ("frames", "frame_size", "frame_quality"):  # as it was written before there were these options
+        del options[name]
+    record.write_text(json.dumps(options))
+    assert "was begun with frames None, not 3" in make(output, media, "--frames=3", status=2)
 
 
 @pytest.mark.parametrize(

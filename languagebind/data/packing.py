@@ -108,7 +108,7 @@ def has_frames(modality: type[Modality]) -> bool:
 def _extract(
     modality: type[Modality], paths: list[Path], contents: list[bytes], options: PackOptions
 ) -> dict[str, bytes]:
-    """The frames that this number of them would be taken from the video in training, as `0.jpg` and so on."""
+    """The frames that a model with as many takes from a video, as pictures: `0.jpg` and so on."""
     from PIL import Image
 
     try:
