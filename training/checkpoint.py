@@ -17,7 +17,7 @@ from languagebind.hub import read_checkpoint
 log = logging.getLogger(__name__)
 
 # Options of model and inputs that leave the meaning of the weights alone.
-MAY_CHANGE = ("grad_checkpointing", "patch_dropout", "lora_dropout")
+MAY_CHANGE = ("grad_checkpointing", "patch_dropout", "lora_dropout", "fast_resize")
 
 # Data options that leave the order of the samples alone.
 SAME_SAMPLES = ("text_features", "max_bad_share")
