@@ -121,7 +121,8 @@ def film(path: Path) -> None:
         stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
         for number in range(250):
-            picture = texture[:, number % 240 : number % 240 + 640] + rng.integers(12, size=(360, 640, 1), dtype=np.uint8)
+            noise = rng.integers(12, size=(360, 640, 1), dtype=np.uint8)
+            picture = texture[:, number % 240 : number % 240 + 640] + noise
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
