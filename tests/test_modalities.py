@@ -204,6 +204,7 @@ def test_odd_values_in_memory_are_refused(name, value):
         ("audio", {"num_mel_bins": 0}),
         ("audio", {"target_length": -1}),
         ("audio", {"sample_rate": 0}),
+        ("audio", {"sample_rate": 99}),
         ("audio", {"audio_std": 0.0}),
         ("audio", {"channels": "left"}),
     ],

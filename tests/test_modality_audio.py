@@ -3,6 +3,8 @@
 import io
 import resource
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers import ROOT
 
 from languagebind.modalities import DecodeError
+from languagebind.modalities._fbank import log_mel, split_frames
 from languagebind.modalities.audio import Audio
 
 RATE = 16_000
@@ -253,3 +257,52 @@ def test_sizes_follow_the_options():
         64,
         200,
     )
+
+
+def sounds(samples: int, rate: int) -> dict[str, torch.Tensor]:
+    """Waveforms of one length; beside the tone's band are ones that hold rounding errors alone."""
+    rng, t = torch.Generator().manual_seed(samples), torch.arange(samples) / rate
+    noise = torch.randn(samples, generator=rng)
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * t)
+    return {"noise": 0.1 * noise, "faint": 1e-4 * noise, "silence": 0 * noise, "tone": tone, "offset": tone + 0.2}
+
+
+@pytest.mark.parametrize("rate", [8_000, RATE, 22_050])
+@pytest.mark.parametrize("bins", [112, 126, 128])
+@pytest.mark.parametrize("samples", [600, 5_007, 50_000])
+def test_the_filter_bank_is_kaldis(rate, bins, samples):
+    from torchaudio.compliance.kaldi import fbank
+
+    options = {"window_type": "hanning", "htk_compat": True, "use_energy": False, "dither": 0.0}
+    waveforms = sounds(samples, rate)
+    for waveform in waveforms.values():
+        expected = fbank(waveform[None], sample_frequency=rate, num_mel_bins=bins, **options)
+        mel = log_mel(split_frames(waveform, rate), rate, bins)
+        torch.testing.assert_close(mel, expected, atol=1e-5, rtol=0)
+    frames = split_frames(torch.stack(list(waveforms.values())), rate)  # (5, frames, window)
+    together = log_mel(frames.flatten(0, 1), rate, bins)
+    torch.testing.assert_close(together[-len(expected) :], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seconds", [2.5, 3.5, 6.0])
+def test_crops_that_overlap_or_lie_apart_are_those_of_the_whole_clip(seconds):
+    audio, samples = Audio(target_length=100), chirp(seconds)
+    frames = split_frames(torch.from_numpy(samples - samples.mean()), RATE)
+    whole = ((log_mel(frames, RATE, 112) - audio.audio_mean) / (2 * audio.audio_std)).T
+    x = audio.preprocess((samples, RATE), torch.Generator().manual_seed(1))
+    starts = audio._starts(len(frames) - 99, torch.Generator().manual_seed(1))
+    for channel, start in enumerate(starts):
+        torch.testing.assert_close(x[channel, 0], whole[:, start : start + 100], atol=1e-5, rtol=0)
+
+
+def test_sound_of_the_right_rate_needs_no_torchaudio():
+    code = f"""if True:
+        import sys, numpy
+        from languagebind.modalities.audio import Audio
+        Audio().preprocess((numpy.zeros({RATE}, "float32"), {RATE}))
+        print("torchaudio" in sys.modules)
+        Audio().preprocess((numpy.zeros({RATE}, "float32"), 8000))
+        print("torchaudio" in sys.modules)
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True"]

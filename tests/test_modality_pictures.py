@@ -16,6 +16,7 @@ from languagebind.modalities._images import MEAN, STD
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.image import Image
 from languagebind.modalities.infrared import Infrared
+from languagebind.modalities.video import Video
 
 PICTURES = [Image(), Depth(), Infrared()]
 
@@ -52,6 +53,25 @@ def test_resizing_is_torchvision_s_without_antialiasing():
         picture = photo(*shape)
         expected = v2.Compose(steps)(torch.from_numpy(picture).permute(2, 0, 1) / 255)
         torch.testing.assert_close(Image().preprocess(encode(picture))[:, 0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(360, 640), (97, 64), (1000, 227)])
+def test_resized_bytes_differ_by_rounding_from_resized_floats(shape):
+    noise = np.random.default_rng(0).integers(256, size=(4, *shape, 3), dtype=np.uint8)
+    # (modality, input, largest and mean difference in grey levels); cubic weights overshoot, and noise is all edges
+    cases = [
+        (Image, photo(*shape), 1.5, 0.5),
+        (Image, noise[0], 60, 0.8),
+        (Infrared, photo(*shape)[..., 0], 1.5, 0.5),
+        (Video, noise, 1.1, 0.4),
+    ]
+    for kind, value, largest, mean in cases:
+        floats, as_bytes = kind(random_crop=True), kind(random_crop=True, fast_resize=True)
+        x, y = (modality.preprocess(value, torch.Generator().manual_seed(1)) for modality in (floats, as_bytes))
+        difference = ((x - y) * torch.tensor(STD).view(3, 1, 1, 1) * 255).abs()
+        assert 0 < difference.mean() < mean
+        assert difference.max() < largest
+        assert torch.equal(as_bytes.preprocess(value), floats.preprocess(value))  # evaluation is as ever
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "CMYK"])

@@ -25,7 +25,7 @@ from .engine import Engine
 log = logging.getLogger(__name__)
 
 # Options of model and inputs that leave the meaning of the weights alone.
-MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout")
+MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize")
 
 # Data options that leave the order of the samples alone.
 SAME_SAMPLES = ("text_features", "max_bad_share", "positives")

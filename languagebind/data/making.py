@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
-from languagebind.config import UserError
-from languagebind.data.packing import LeftOut, pack
+from languagebind.config import UserError, to_dict
+from languagebind.data.packing import LeftOut, PackOptions, pack
 from languagebind.data.shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from languagebind.data.sources import Sample
 from languagebind.files import write_atomic
@@ -43,12 +43,15 @@ class MakeOptions:
     """Entries of the input that make one shard; those left out make it smaller."""
     shard_size: int | None = None
     """Most bytes of media in a shard; needs a look at every file before the work starts on it."""
-    verify: Literal["header", "decode"] = "header"
-    """What makes a file usable: it is there and begins as its kind should, or it can be decoded."""
     workers: int = min(8, os.cpu_count() or 1)
     """Processes; each writes whole shards."""
     overwrite: bool = False
     """Throw away what is in the output folder."""
+    packing: PackOptions = dataclasses.field(default_factory=PackOptions)
+
+    def __post_init__(self):
+        if self.shard_size and self.packing.frames:
+            raise UserError("--shard-size counts the bytes of files as they are, not of --frames: use one of the two")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class _Job:
     path: Path
     samples: list[Sample]
     duplicates: list[LeftOut]
-    verify: str
+    packing: PackOptions
 
 
 def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: MakeOptions) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
     """
     _prepare(options, source)
     jobs = (
-        _Job(options.output / f"{number:05d}.tar", chunk, duplicates, options.verify)
+        _Job(options.output / f"{number:05d}.tar", chunk, duplicates, options.packing)
         for number, (chunk, duplicates) in enumerate(_cut(samples, options))
     )
     states = sorted(_progress(_run(jobs, options.workers)), key=lambda state: state["shard"]["name"])
@@ -98,10 +101,11 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     state_folder.mkdir(parents=True, exist_ok=True)
     for path in itertools.chain(options.output.glob(".*.tmp"), state_folder.glob(".*.tmp")):
         path.unlink()  # half-written by a run that was killed
-    fixed = {**source, "verify": options.verify, "samples_per_shard": options.samples_per_shard}
+    fixed = {**source, **to_dict(options.packing), "samples_per_shard": options.samples_per_shard}
     fixed = json.loads(json.dumps({**fixed, "shard_size": options.shard_size}, default=str))
     record = state_folder / "options.json"
-    before = json.loads(record.read_bytes()) if record.exists() else fixed
+    # Options that a record does not have yet were as they are by default
+    before = to_dict(PackOptions()) | json.loads(record.read_bytes()) if record.exists() else fixed
     changed = [key for key in sorted(before.keys() | fixed.keys()) if before.get(key) != fixed.get(key)]
     if changed:
         was, now = before.get(changed[0]), fixed.get(changed[0])
@@ -172,7 +176,7 @@ def _make_shard(job: _Job) -> dict[str, Any]:
     try:
         with ShardWriter(job.path) as writer:
             for sample in job.samples:
-                packed = pack(sample, job.verify)
+                packed = pack(sample, job.packing)
                 if isinstance(packed, LeftOut):
                     left_out.append(packed)
                 else:

@@ -36,7 +36,10 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
         raise DecodeError(source, f"{backend}: {str(error).strip().splitlines()[-1]}") from error
     if len(frames) != len(wanted) or len({frame.shape for frame in frames}) > 1:
         raise DecodeError(source, f"{backend}: gave {len(frames)} of {len(wanted)} frames, or of several sizes")
-    return torch.from_numpy(np.asarray(frames))[torch.from_numpy(order)].permute(0, 3, 1, 2)
+    clip = torch.from_numpy(np.asarray(frames))  # (K, H, W, 3)
+    if not np.array_equal(indices, wanted):
+        clip = clip[torch.from_numpy(order)]
+    return clip.permute(0, 3, 1, 2)
 
 
 @functools.cache

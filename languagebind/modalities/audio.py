@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import UserError
 from . import DecodeError, Modality, Source
 from ._audio_files import read_audio
 from ._checks import require_choices, require_positive, to_tensor
+from ._fbank import FRAME_MS, log_mel, split_frames
 
-FRAME_SECONDS, SHIFT_SECONDS = 0.025, 0.010
 RATES = range(1_000, 768_001)  # Hz
 
 
@@ -49,7 +50,9 @@ class Audio(Modality):
 
     def __post_init__(self):
         require_choices(self)
-        require_positive(self, "num_mel_bins", "target_length", "sample_rate", "audio_std", "max_seconds")
+        require_positive(self, "num_mel_bins", "target_length", "audio_std", "max_seconds")
+        if self.sample_rate not in RATES:
+            raise UserError(f"--sample-rate is {self.sample_rate}, set whole Hz from {RATES[0]} to {RATES[-1]}")
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -72,14 +75,20 @@ class Audio(Modality):
         return self._checked(x, rate, source)
 
     def transform(self, raw: tuple[Tensor, int], rng: torch.Generator | None = None) -> Tensor:
-        mel = self._fbank(self._resample(*raw))  # (frames, num_mel_bins)
-        length = self.target_length
-        if len(mel) <= length:
-            mel = mel.repeat(length // len(mel) + 1, 1)
-            starts = [0, 0, 0]
+        waveform = self._resample(*raw)
+        waveform = waveform - waveform.mean()
+        waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
+        frames, length = split_frames(waveform, self.sample_rate), self.target_length  # (frames, window)
+        if len(frames) <= length:
+            mel = log_mel(frames, self.sample_rate, self.num_mel_bins)
+            crops = [mel.repeat(length // len(mel) + 1, 1)[:length]] * 3
         else:
-            starts = self._starts(len(mel) - length + 1, rng)
-        crops = torch.stack([mel[start : start + length].T for start in starts])  # (3, num_mel_bins, length)
+            starts = torch.tensor(self._starts(len(frames) - length + 1, rng))
+            # Of a long clip, most frames are in no crop; of a short one, many are in several
+            used = (starts[:, None] + torch.arange(length)).unique()
+            mel = log_mel(frames[used], self.sample_rate, self.num_mel_bins)
+            crops = [mel[place : place + length] for place in torch.searchsorted(used, starts)]
+        crops = torch.stack(crops).transpose(1, 2)  # (3, num_mel_bins, length)
         return ((crops - self.audio_mean) / (2 * self.audio_std))[:, None]
 
     def _checked(self, x: Tensor, rate: int, source: Source) -> tuple[Tensor, int]:
@@ -89,7 +98,7 @@ class Audio(Modality):
             raise DecodeError(source, f"expected floats or 16- or 32-bit integers, got {x.dtype}")
         if rate not in RATES:
             raise DecodeError(source, f"a rate of {rate} Hz, expected whole {RATES[0]} to {RATES[-1]}")
-        if x.shape[1] < FRAME_SECONDS * rate:
+        if x.shape[1] < FRAME_MS / 1000 * rate:
             raise DecodeError(source, f"{x.shape[1]} samples at {rate} Hz are shorter than one frame of 25 ms")
         if x.shape[1] > self.max_seconds * rate:
             raise DecodeError(source, f"{x.shape[1] / rate:.0f} s are more than --max-seconds {self.max_seconds:g}")
@@ -98,33 +107,15 @@ class Audio(Modality):
         return x.float(), int(rate)
 
     def _resample(self, waveform: Tensor, rate: int) -> Tensor:
-        import torchaudio.functional
-
         if rate == self.sample_rate:
             return waveform
+        import torchaudio.functional
+
         # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is taken
         # as the nearest multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
         if math.gcd(rate, self.sample_rate) < 10:
             rate = round(rate, -1)
         return torchaudio.functional.resample(waveform, rate, self.sample_rate)
-
-    def _fbank(self, waveform: Tensor) -> Tensor:
-        """(channels, samples) to (frames, num_mel_bins); the settings of the original (AST's)."""
-        import torchaudio.compliance.kaldi
-
-        waveform = waveform - waveform.mean()
-        waveform = waveform.mean(dim=0, keepdim=True) if self.channels == "mix" else waveform[:1]
-        return torchaudio.compliance.kaldi.fbank(
-            waveform,
-            sample_frequency=self.sample_rate,
-            frame_length=1000 * FRAME_SECONDS,
-            frame_shift=1000 * SHIFT_SECONDS,
-            num_mel_bins=self.num_mel_bins,
-            window_type="hanning",
-            htk_compat=True,
-            use_energy=False,
-            dither=0.0,
-        )
 
     def _starts(self, count: int, rng: torch.Generator | None) -> list[int]:
         """Three of `count` possible starts, one in each third; a third without any begins at 0."""

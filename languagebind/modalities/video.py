@@ -77,11 +77,11 @@ class Video(ImageModality):
         if len(frames) == 0:
             raise DecodeError(label, "no frames")
         indices = self.frame_indices(len(frames)).tolist()
-        loaded = {i: colours(self.pixels(load(frames[i])), label) for i in sorted(set(indices))}
+        loaded = {i: colours(self.pixels(load(frames[i])), label).permute(1, 2, 0) for i in sorted(set(indices))}
         sizes = {tuple(frame.shape) for frame in loaded.values()}
         if len(sizes) > 1:
             raise DecodeError(label, f"the frames differ in size: {sorted(sizes)}")
-        return torch.stack([loaded[i] for i in indices])
+        return torch.stack([loaded[i] for i in indices]).permute(0, 3, 1, 2)  # colours last in memory, as pictures are
 
 
 def is_picture(source: Source) -> bool:

@@ -17,7 +17,7 @@ from .files import repository
 from .model import MODELS, read_pretrained
 
 # Options of a modality that change no input in evaluation: augmentation, limits, the choice of a decoder.
-AS_EVER = ("hflip", "random_crop", "max_pixels", "max_seconds", "video_backend")
+AS_EVER = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
 
 
 def load_published(
