@@ -34,7 +34,7 @@ class CheckpointConfig:
     save_every_n_steps: int = 1000
     """write a checkpoint each N steps, and at the end; 0: only at the end"""
     resume: str | None = None
-    """`latest` of this --name, or a checkpoint's path"""
+    """`latest` of this --name, or a checkpoint's path or URL"""
 
     def __post_init__(self):
         at_least(0, save_every_n_steps=self.save_every_n_steps)
@@ -88,7 +88,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
-def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], text_fingerprint: str) -> None:
+def restore(path: Path | str, state: TrainState, rank: int, config: dict[str, Any], text_fingerprint: str) -> None:
     """Put a checkpoint into `state`. Where the options differ from the checkpoint's, the new ones hold.
 
     Args:
@@ -128,7 +128,7 @@ def restore(path: Path, state: TrainState, rank: int, config: dict[str, Any], te
         set_rng_state(checkpoint["ranks"][rank]["rng"])
 
 
-def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(path: Path | str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """What would make the weights or the optimizer mean something else cannot change."""
     pairs = {"modality": (before["modality"], now["modality"])}
     pairs["precision"] = (before["optim"]["precision"], now["optim"]["precision"])

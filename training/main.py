@@ -25,6 +25,7 @@ from languagebind.eval import check_dataset, evaluate, load_dataset_config
 from languagebind.hub import latest_checkpoint
 from languagebind.modalities import modality_names
 from languagebind.model import build_model
+from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
 from .checkpoint import (
@@ -39,6 +40,7 @@ from .logger import Logger, log_to_file, setup_logging
 from .optim import build_optimizer, grad_scaler
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk
+from .remote_sync import latest_remote, refuse_overwriting, syncing
 from .scheduler import make_schedule
 from .train import StepOptions, train
 
@@ -112,19 +114,20 @@ def fit(config: TrainConfig, process: Process) -> None:
     )
     if state.step >= total_steps:
         log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
-    for step in train(state, parallel(state.model, process), batches, options, process, logger):
-        last = step == total_steps
-        validates = bool(val_datasets) and (last or due(step, config.eval.val_every_n_steps))
-        # The checkpoint comes first: should the evaluation fail, nothing is lost.
-        if last or validates or due(step, config.checkpoint.save_every_n_steps):
-            save(folder, state, config, fingerprint, process)
-        if validates:
-            for dataset in val_datasets:
-                logger.metrics(step, validate(state.model, config, dataset, process))
-    logger.close()
+    with syncing(folder, config.remote, process.is_main):
+        for step in train(state, parallel(state.model, process), batches, options, process, logger):
+            last = step == total_steps
+            validates = bool(val_datasets) and (last or due(step, config.eval.val_every_n_steps))
+            # The checkpoint comes first: should the evaluation fail, nothing is lost.
+            if last or validates or due(step, config.checkpoint.save_every_n_steps):
+                save(folder, state, config, fingerprint, process)
+            if validates:
+                for dataset in val_datasets:
+                    logger.metrics(step, validate(state.model, config, dataset, process))
+        logger.close()
 
 
-def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
+def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | None]:
     """The run's folder, made and with logging into it, and the checkpoint to go on from.
 
     Raises:
@@ -136,12 +139,17 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
     if options.resume == "latest" and options.name is None:
         failure = "--resume latest needs --name: the run that it is the latest of"
     elif options.resume == "latest":
-        resume = latest_checkpoint(folder / "checkpoints")
+        resume = latest_checkpoint(folder / "checkpoints") or latest_remote(config.remote, folder, process.is_main)
+    elif options.resume and is_url(options.resume):
+        resume = options.resume
+        failure = None if file_size(resume) is not None else f"no checkpoint at {resume}"
     elif options.resume:
         resume = Path(options.resume)
         failure = None if resume.is_file() else f"no checkpoint at {resume}"
     elif process.is_main and ((folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()):
         failure = f"{folder} exists: choose another --name, or go on from it with --resume latest"
+    elif process.is_main:
+        failure = refuse_overwriting(config.remote, folder.name)
     if process.is_main and failure is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from .checkpoint import CheckpointConfig
 from .data import DataConfig
 from .logger import LogConfig
 from .optim import OptimConfig
+from .remote_sync import RemoteConfig
 
 M = TypeVar("M", bound=Modality)
 
@@ -48,6 +49,7 @@ class TrainConfig(Generic[M]):
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     """decides the order of the samples, what is drawn for them, and the random weights"""

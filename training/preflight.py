@@ -1,16 +1,15 @@
 """What can be known before the first step is checked before it, and refused with the arithmetic."""
 
-import os
 import random
 import shutil
 from itertools import islice
 from pathlib import Path
 
 from torch import nn
-from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError, first_line
-from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions
+from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions, shard_size
+from languagebind.data.streaming import stream_samples
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 
@@ -77,9 +76,10 @@ def _total(counts: dict[str, int | None]) -> int:
 def _check_sizes(shards: list[str]) -> None:
     """A tar file cut off between two members reads like a whole one; its size tells."""
     for shard, info in indexed(shards).items():
-        if info is not None and os.path.isfile(shard) and os.path.getsize(shard) != info.bytes:
+        size = None if info is None else shard_size(shard)
+        if size is not None and size != info.bytes:
             raise UserError(
-                f"{shard} has {os.path.getsize(shard)} bytes, its index.json says {info.bytes}: it is cut off or was"
+                f"{shard} has {size} bytes, its index.json says {info.bytes}: it is cut off or was"
                 " changed; scripts/check_shards.py tells more"
             )
 
@@ -92,7 +92,7 @@ def _check_samples(shards: list[str], modality: Modality, caption_source: str) -
         faults.append(first_line(error))
         return True
 
-    samples = (sample for shard in shards for sample in tarfile_samples(iter([{"url": shard}]), handler=note))
+    samples = (sample for shard in shards for sample in stream_samples(shard, note))
     for sample in islice(samples, PROBED_SAMPLES):
         try:
             choose_caption(read_captions(sample), caption_source, rng)
