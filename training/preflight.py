@@ -1,5 +1,6 @@
 """What can be known before the first step is checked before it, and refused with the arithmetic."""
 
+import os
 import random
 import shutil
 from itertools import islice
@@ -8,10 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from languagebind.config import UserError, first_line
-from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions, shard_size
+from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions
 from languagebind.data.streaming import stream_samples
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
+from languagebind.remote import file_size, is_url
 
 from .data import DataConfig, select_input
 
@@ -76,12 +78,19 @@ def _total(counts: dict[str, int | None]) -> int:
 def _check_sizes(shards: list[str]) -> None:
     """A tar file cut off between two members reads like a whole one; its size tells."""
     for shard, info in indexed(shards).items():
-        size = None if info is None else shard_size(shard)
+        size = None if info is None else _size(shard)
         if size is not None and size != info.bytes:
             raise UserError(
                 f"{shard} has {size} bytes, its index.json says {info.bytes}: it is cut off or was"
                 " changed; scripts/check_shards.py tells more"
             )
+
+
+def _size(shard: str) -> int | None:
+    """Bytes; None of what only streams (`pipe:`)."""
+    if is_url(shard):
+        return file_size(shard)
+    return os.path.getsize(shard) if os.path.isfile(shard) else None
 
 
 def _check_samples(shards: list[str], modality: Modality, caption_source: str) -> None:

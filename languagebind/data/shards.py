@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from languagebind.config import UserError, first_line
 from languagebind.data.vidal import MissingCaption
 from languagebind.files import atomic_file, write_atomic
-from languagebind.remote import MissingFile, file_size, find_files, is_url, join, read_url
+from languagebind.remote import MissingFile, find_files, is_url, join, read_url
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -105,17 +105,6 @@ def split_shard(shard: str) -> tuple[str, str]:
     """Folder, or its URL, and name."""
     folder, name = os.path.split(shard)
     return folder or ".", name
-
-
-def shard_size(shard: str) -> int | None:
-    """Bytes of a shard; None of what only streams (`pipe:`).
-
-    Raises:
-        UserError: it is behind a URL that cannot be reached.
-    """
-    if is_url(shard):
-        return file_size(shard)
-    return os.path.getsize(shard) if os.path.isfile(shard) else None
 
 
 def write_index(folder: Path, infos: Iterable[ShardInfo]) -> dict[str, Any]:
