@@ -11,6 +11,7 @@ from .config import UserError, first_line, from_dict
 from .lora import merge_lora
 from .modalities import Modality, modality_class, modality_name
 from .model import DualEncoder, ModelConfig
+from .remote import is_url, open_url
 from .text import build_text
 from .weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
 
@@ -28,7 +29,7 @@ def load_checkpoint(
     Where training kept a moving average of the weights, the model is that average.
 
     Args:
-        path: a file that training wrote, or the folder of a run, for the last one in it.
+        path: a file that training wrote, or its URL (s3://...); or the folder of a run, for the last one in it.
         device: where to put the model.
         like: a model whose text tower this one is to share.
         num_frames: of the clips, in place of what it was trained with; temporal embeddings are interpolated.
@@ -62,15 +63,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a training checkpoint holds. Never runs pickled code.
 
     Raises:
-        UserError: no such file, or not a checkpoint of this library.
+        UserError: no such file, it cannot be reached, or is not a checkpoint of this library.
     """
-    path = Path(path)
-    if path.is_dir():
+    remote, path = is_url(path), path if is_url(path) else Path(path)
+    if not remote and path.is_dir():
         path = latest_checkpoint(path / "checkpoints") or path
-    if not path.is_file():
+    if not remote and not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open_url(str(path)) if remote else open(path, "rb") as file:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch raises many kinds for damaged files
@@ -94,9 +98,14 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def is_training_checkpoint(source: str | Path) -> bool:
-    """Whether it is a file or a run's folder, rather than a folder in the published layout or a hub id."""
+    """Whether it is a file, a URL or a run's folder, rather than a folder in the published layout or a hub id."""
     path = Path(source)
-    return path.is_file() or path.suffix == ".pt" or (path.is_dir() and not (path / "config.json").is_file())
+    return (
+        is_url(source)
+        or path.is_file()
+        or path.suffix == ".pt"
+        or (path.is_dir() and not (path / "config.json").is_file())
+    )
 
 
 def load_model(

@@ -15,6 +15,7 @@ from languagebind.config import UserError, parse, run
 from languagebind.data.checking import Checked, check_shards
 from languagebind.data.shards import write_index
 from languagebind.modalities import modality_class, modality_names
+from languagebind.remote import is_url
 
 FAULTS_SHOWN = 50
 
@@ -24,7 +25,7 @@ class CheckOptions:
     """Check shards."""
 
     shards: Annotated[str, tyro.conf.Positional]
-    """a folder, a glob or a brace pattern; several joined by `::`"""
+    """a folder, a glob or a brace pattern, on the disk or a URL (s3://...); several joined by `::`"""
     modality: str | None = None
     """what each sample must hold"""
     decode: bool = False
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--decode needs --modality: what to decode")
     if options.modality is not None and options.modality not in modality_names():
         raise UserError(f"unknown modality {options.modality!r}, expected one of {modality_names()}")
+    if options.write_index and is_url(options.shards):
+        raise UserError("--write-index writes beside local shards: check those, then copy index.json to the URL")
     modality = modality_class(options.modality)() if options.modality else None
     checked = check_shards(options.shards, modality, options.decode)
     print_statistics(checked)

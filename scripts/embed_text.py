@@ -18,6 +18,7 @@ from languagebind.config import UserError, at_least, expand_config, parse, run
 from languagebind.data.shards import expand_shards
 from languagebind.data.text_features import write_text_features
 from languagebind.distributed import Precision, autocast, close_process, init_process
+from languagebind.remote import is_url
 from languagebind.text import TextConfig, build_text, encode_text, fingerprint
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(EmbedOptions, expand_config(sys.argv[1:] if argv is None else argv), prog="embed_text.py")
     shards = expand_shards(options.train_data)
-    if streams := [shard for shard in shards if "://" in shard or shard.startswith("pipe:")]:
-        raise UserError(f"there is no folder to write beside {streams[0]}: take local shards")
+    if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
+        raise UserError(f"there is no folder to write beside {streams[0]}: take local shards, then copy the features")
     process = init_process(options.device)
     try:
         text_model, text_projection, _ = build_text(options.text)

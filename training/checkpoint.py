@@ -18,6 +18,7 @@ from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import world_size
 from languagebind.files import atomic_file, temporary_name, write_atomic
 from languagebind.hub import checkpoints_by_step, read_checkpoint
+from languagebind.remote import is_url
 
 from .ema import Ema
 from .engine import Engine
@@ -50,7 +51,7 @@ class CheckpointConfig:
     keep_best: str | None = None
     """keep a copy of the checkpoint with the best of this metric, such as nyu_v2/top1, as checkpoints/best.pt"""
     resume: str | None = None
-    """`latest` of this --name, or a checkpoint's path"""
+    """`latest` of this --name, or a checkpoint's path or URL"""
 
     def __post_init__(self):
         at_least(0, save_every_n_steps=self.save_every_n_steps, save_every_minutes=self.save_every_minutes)
@@ -172,17 +173,18 @@ def damage(path: Path) -> str | None:
         return first_line(error) or type(error).__name__
 
 
-def read_resumable(path: Path, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
+def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
     """A checkpoint that a run with these options can go on from.
 
     Args:
+        path: of a file, or a URL.
         config: the resolved options of this run.
         text_fingerprint: of this run's text tower.
 
     Raises:
         UserError: it is damaged, or belongs to another model, text tower or precision.
     """
-    if path.is_file() and (fault := damage(path)):
+    if not is_url(path) and (fault := damage(path)):
         raise UserError(f"{path} is damaged: {fault}")
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
@@ -193,7 +195,7 @@ def read_resumable(path: Path, config: dict[str, Any], text_fingerprint: str) ->
     return checkpoint
 
 
-def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path | str) -> None:
     """Put a checkpoint's weights into a model, before an engine divides it.
 
     Raises:
@@ -205,7 +207,7 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path)
     model.load_state_dict(saved, strict=False)  # the text tower is not in it
 
 
-def restore(path: Path, checkpoint: dict[str, Any], state: TrainState, rank: int, config: dict[str, Any]) -> None:
+def restore(path: Path | str, checkpoint: dict[str, Any], state: TrainState, rank: int, config: dict[str, Any]) -> None:
     """Put all but the weights into `state`. Where the options differ from the checkpoint's, the new ones hold."""
     before = checkpoint["config"]
     if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
@@ -234,7 +236,7 @@ def restore(path: Path, checkpoint: dict[str, Any], state: TrainState, rank: int
         set_rng_state(checkpoint["ranks"][rank]["rng"])
 
 
-def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(path: Path | str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """What would make the weights or the optimizer mean something else cannot change."""
     pairs = {"modality": (before["modality"], now["modality"])}
     pairs["precision"] = (before["optim"]["precision"], now["optim"]["precision"])

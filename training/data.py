@@ -23,10 +23,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.data.shards import media_members, member_extension, read_captions
+from languagebind.data.streaming import stream_samples
 from languagebind.data.text_features import TextFeatures, TextFeaturesMode
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
@@ -40,7 +40,7 @@ class DataConfig:
     """Training data."""
 
     train_data: str | None = None
-    """shards: a brace pattern, a glob or a folder; several joined by `::`"""
+    """shards: a brace pattern, a glob or a folder, on the disk or a URL (s3://...); several joined by `::`"""
     train_num_samples: int | None = None
     """samples of an epoch; by default those in the index beside the shards"""
     batch_size: int = 64
@@ -274,7 +274,7 @@ class WorkerStream:
                 errors.append(error)
                 return True  # go on with what can be read
 
-            samples, read = tarfile_samples(iter([{"url": shard}]), handler=note, select_files=self._wanted), first
+            samples, read = stream_samples(shard, note, self._wanted), first
             for sample in islice(samples, first, last):
                 read += 1
                 yield {**sample, "__lap__": lap}

@@ -120,4 +120,5 @@ def setup_logging(folder: Path | None) -> None:
         root.removeHandler(old)
         old.close()
     root.handlers = handlers
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "aiobotocore", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -31,6 +31,7 @@ from languagebind.distributed import (
 from languagebind.eval import DatasetConfig, check_dataset, evaluate, load_dataset_config
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
+from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
 from .checkpoint import (
@@ -54,6 +55,7 @@ from .interrupt import Interrupts
 from .logger import Logger, log_to_file, setup_logging
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk
+from .remote_sync import latest_remote, refuse_overwriting, syncing
 from .scheduler import make_schedule
 from .train import StepOptions, train
 
@@ -131,11 +133,11 @@ def fit(config: TrainConfig, process: Process) -> None:
     if state.step >= total_steps:
         log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
     batches = train_batches(shards, config.inputs, model.text_model.tokenizer, config.data, plan, features)
-    with Interrupts() as interrupts, closing(batches):
+    with Interrupts() as interrupts, syncing(folder, config.remote, process.is_main), closing(batches):
         for _ in train(state, batches, options, process, logger):
             if run.after_step(state, logger, interrupts):
                 break
-    logger.close()
+        logger.close()
 
 
 class Run:
@@ -231,7 +233,7 @@ class Run:
         return step == self.total_steps or due(step, every) or self._validates_at(step)
 
 
-def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
+def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | None]:
     """The run's folder, made and with logging into it, and the checkpoint to go on from.
 
     Raises:
@@ -244,11 +246,17 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | None]:
         failure = "--resume latest needs --name: the run that it is the latest of"
     elif options.resume == "latest":
         resume = gather_objects(latest_whole(folder / "checkpoints") if process.is_main else None)[0]
+        resume = resume or latest_remote(config.remote, folder, process.is_main)
+    elif options.resume and is_url(options.resume):
+        resume = options.resume
+        failure = None if file_size(resume) is not None else f"no checkpoint at {resume}"
     elif options.resume:
         resume = Path(options.resume)
         failure = None if resume.is_file() else f"no checkpoint at {resume}"
     elif process.is_main and ((folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()):
         failure = f"{folder} exists: choose another --name, or go on from it with --resume latest"
+    elif process.is_main:
+        failure = refuse_overwriting(config.remote, folder.name)
     if process.is_main and failure is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from .data import DataConfig
 from .engine import EngineConfig
 from .logger import LogConfig
 from .optim import OptimConfig
+from .remote_sync import RemoteConfig
 
 M = TypeVar("M", bound=Modality)
 
@@ -49,6 +50,7 @@ class TrainConfig(Generic[M]):
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0

@@ -7,12 +7,13 @@ from itertools import islice
 from pathlib import Path
 
 from torch import nn
-from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError, first_line
 from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions
+from languagebind.data.streaming import stream_samples
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
+from languagebind.remote import file_size, is_url
 
 from .data import DataConfig, select_input
 
@@ -80,11 +81,19 @@ def _total(counts: dict[str, int | None]) -> int:
 def _check_sizes(shards: list[str]) -> None:
     """A tar file cut off between two members reads like a whole one; its size tells."""
     for shard, info in indexed(shards).items():
-        if info is not None and os.path.isfile(shard) and os.path.getsize(shard) != info.bytes:
+        size = None if info is None else _size(shard)
+        if size is not None and size != info.bytes:
             raise UserError(
-                f"{shard} has {os.path.getsize(shard)} bytes, its index.json says {info.bytes}: it is cut off or was"
+                f"{shard} has {size} bytes, its index.json says {info.bytes}: it is cut off or was"
                 " changed; scripts/check_shards.py tells more"
             )
+
+
+def _size(shard: str) -> int | None:
+    """Bytes; None of what only streams (`pipe:`)."""
+    if is_url(shard):
+        return file_size(shard)
+    return os.path.getsize(shard) if os.path.isfile(shard) else None
 
 
 def _check_samples(shards: list[str], modality: Modality, caption_source: str) -> None:
@@ -95,7 +104,7 @@ def _check_samples(shards: list[str], modality: Modality, caption_source: str) -
         faults.append(first_line(error))
         return True
 
-    samples = (sample for shard in shards for sample in tarfile_samples(iter([{"url": shard}]), handler=note))
+    samples = (sample for shard in shards for sample in stream_samples(shard, note))
     for sample in islice(samples, PROBED_SAMPLES):
         try:
             choose_caption(read_captions(sample), caption_source, rng)

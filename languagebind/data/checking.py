@@ -23,6 +23,7 @@ from languagebind.data.shards import (
 )
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, Modality
+from languagebind.remote import fetched
 
 _END_OF_TAR = bytes(1024)
 
@@ -72,29 +73,36 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
         decode: decode it, too.
 
     Raises:
-        UserError: there are no such shards, or an index is damaged.
+        UserError: there are no such shards, an index is damaged, or their store cannot be reached.
     """
     checked, shards = Checked(), expand_shards(spec)
     known = indexed(shards)
     for shard in tqdm(shards, unit=" shards", disable=None):
-        info = ShardInfo(Path(shard).name, bytes=os.path.getsize(shard), sha256=file_sha256(shard))
-        if known[shard] and (known[shard].bytes, known[shard].sha256) != (info.bytes, info.sha256):
-            expected = f"{known[shard].bytes} bytes, SHA-256 {known[shard].sha256[:12]}…"
-            found = f"{info.bytes} bytes, {info.sha256[:12]}…"
-            checked.faults.append(Fault(shard, "", f"the index says {expected}, the file has {found}"))
-        try:
-            for key, members in _samples(shard):
-                _check_sample(checked, info, shard, key, members)
-                if modality is not None:
-                    _check_media(checked, shard, key, members, modality, decode)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            checked.faults.append(Fault(shard, "", f"broken tar file: {error}"))
-            continue
-        checked.infos[shard] = info
+        with fetched(shard) as path:
+            _check_shard(checked, shard, path, known[shard], modality, decode)
     return checked
 
 
-def _samples(shard: str) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+def _check_shard(
+    checked: Checked, shard: str, path: Path, known: ShardInfo | None, modality: Modality | None, decode: bool
+) -> None:
+    info = ShardInfo(path.name, bytes=os.path.getsize(path), sha256=file_sha256(path))
+    if known and (known.bytes, known.sha256) != (info.bytes, info.sha256):
+        expected = f"{known.bytes} bytes, SHA-256 {known.sha256[:12]}…"
+        found = f"{info.bytes} bytes, {info.sha256[:12]}…"
+        checked.faults.append(Fault(shard, "", f"the index says {expected}, the file has {found}"))
+    try:
+        for key, members in _samples(path):
+            _check_sample(checked, info, shard, key, members)
+            if modality is not None:
+                _check_media(checked, shard, key, members, modality, decode)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        checked.faults.append(Fault(shard, "", f"broken tar file: {error}"))
+        return
+    checked.infos[shard] = info
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     """(key, [(extension, contents)]) of each sample, the members of one next to each other as in webdataset.
 
     Raises:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from languagebind.config import UserError, first_line
 from languagebind.data.vidal import MissingCaption
 from languagebind.files import atomic_file, write_atomic
+from languagebind.remote import MissingFile, find_files, is_url, join, read_url
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -44,11 +45,11 @@ class ShardInfo:
 def expand_shards(spec: str | os.PathLike) -> list[str]:
     """The shards that a specification names, in order.
 
-    A specification is a folder, a file, a glob or a brace pattern (`/data/{00000..00301}.tar`), or several joined by
-    `::`. What streams (`pipe:`, `s3://`) is taken as it is.
+    A specification is a folder, a file, a glob or a brace pattern (`/data/{00000..00301}.tar`), on the disk or behind
+    a URL (`s3://`), or several joined by `::`. A `pipe:` command is taken as it is.
 
     Raises:
-        UserError: one of them is not there.
+        UserError: one of them is not there, or cannot be reached.
     """
     from braceexpand import UnbalancedBracesError, braceexpand
 
@@ -70,12 +71,12 @@ def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
     Raises:
         UserError: an index is damaged.
     """
-    entries: dict[Path, dict[str, ShardInfo]] = {}
+    entries: dict[str, dict[str, ShardInfo]] = {}
     infos = {}
     for shard in shards:
-        folder, name = Path(shard).parent, Path(shard).name
+        folder, name = split_shard(shard)
         if folder not in entries:
-            entries[folder] = _read_index(folder / INDEX_NAME)
+            entries[folder] = _read_index(join(folder, INDEX_NAME))
         infos[shard] = entries[folder].get(name)
     return infos
 
@@ -88,14 +89,22 @@ def count_samples(shards: Iterable[str]) -> dict[str, int | None]:
     """
     infos = indexed(shards)
     sizes = {}
-    for folder in {Path(shard).parent for shard in infos}:
-        sizes[folder] = _read_json(folder / "sizes.json")
+    for folder in {split_shard(shard)[0] for shard in infos}:
+        path = join(folder, "sizes.json")
+        sizes[folder] = _read_json(path)
         if not all(isinstance(count, int) and count >= 0 for count in sizes[folder].values()):
-            raise UserError(f"{folder / 'sizes.json'} should hold a number of samples for each shard")
-    return {
-        shard: info.samples if info else sizes[Path(shard).parent].get(Path(shard).name)
-        for shard, info in infos.items()
-    }
+            raise UserError(f"{path} should hold a number of samples for each shard")
+    counts = {}
+    for shard, info in infos.items():
+        folder, name = split_shard(shard)
+        counts[shard] = info.samples if info else sizes[folder].get(name)
+    return counts
+
+
+def split_shard(shard: str) -> tuple[str, str]:
+    """Folder, or its URL, and name."""
+    folder, name = os.path.split(shard)
+    return folder or ".", name
 
 
 def write_index(folder: Path, infos: Iterable[ShardInfo]) -> dict[str, Any]:
@@ -234,8 +243,10 @@ class _Hashing:
 
 def _find(name: str) -> list[str]:
     """The shards that one expanded name stands for."""
-    if "://" in name or name.startswith("pipe:"):
+    if name.startswith("pipe:"):
         return [name]
+    if is_url(name):
+        return find_files(name, ".tar")
     if os.path.isdir(name):
         return sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
     if os.path.isfile(name):
@@ -247,7 +258,7 @@ def _find(name: str) -> list[str]:
     return []
 
 
-def _read_index(path: Path) -> dict[str, ShardInfo]:
+def _read_index(path: str) -> dict[str, ShardInfo]:
     index = _read_json(path)
     if index.get("version", INDEX_VERSION) != INDEX_VERSION:
         raise UserError(f"{path} is of version {index['version']}, this library reads {INDEX_VERSION}")
@@ -261,11 +272,13 @@ def _read_index(path: Path) -> dict[str, ShardInfo]:
     return {info.name: info for info in infos}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        content = json.loads(read_url(path) if is_url(path) else Path(path).read_bytes())
+    except (FileNotFoundError, MissingFile):
         return {}
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

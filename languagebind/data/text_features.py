@@ -7,6 +7,7 @@ drawing captions.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
-from webdataset.tariterators import tarfile_samples
 
 from languagebind.config import UserError, first_line
-from languagebind.data.shards import read_captions
+from languagebind.data.shards import read_captions, split_shard
+from languagebind.data.streaming import stream_samples
 from languagebind.data.vidal import MissingCaption, all_captions, source_names
 from languagebind.files import write_atomic
+from languagebind.remote import file_size, folder_sizes, is_url, local_copy, read_url
 
 TextFeaturesMode = Literal["auto", "cached", "live"]
 
@@ -30,9 +32,10 @@ TextFeaturesMode = Literal["auto", "cached", "live"]
 OPEN_TABLES = 256
 
 
-def features_path(shard: str, fingerprint: str) -> Path:
-    """Where the features of a shard's captions are, by one text tower."""
-    return Path(shard).with_suffix(f".text-{fingerprint[:12]}.safetensors")
+def features_path(shard: str, fingerprint: str) -> Path | str:
+    """Where the features of a shard's captions are, by one text tower; a URL of a shard behind one."""
+    path = f"{os.path.splitext(shard)[0]}.text-{fingerprint[:12]}.safetensors"
+    return path if is_url(shard) else Path(path)
 
 
 def write_text_features(
@@ -108,13 +111,13 @@ def open_text_features(
     `auto` takes the features where every shard has them, and the tower where none has.
 
     Raises:
-        UserError: some shards lack their features, or those of this tower or this source.
+        UserError: some shards lack their features, or those of this tower or this source; or a URL is out of reach.
     """
     shards = list(shards)
     if mode == "live":
         return None
-    missing = [shard for shard in shards if not features_path(shard, fingerprint).is_file()]
-    others = sorted({path.name for shard in missing for path in Path(shard).parent.glob(Path(shard).stem + ".text-*")})
+    missing = [shard for shard in shards if not _is_there(features_path(shard, fingerprint))]
+    others = sorted({name for shard in missing for name in _tables_beside(shard)})
     if mode == "auto" and len(missing) == len(shards) and not others:
         return None
     remedy = "run scripts/embed_text.py for this tower, or train with --text-features live"
@@ -132,9 +135,7 @@ def open_text_features(
 def _texts_of(shard: str, sources: set[str]) -> set[str]:
     texts = set()
     try:
-        for sample in tarfile_samples(
-            iter([{"url": shard}]), select_files=lambda name: name.endswith((".json", ".txt"))
-        ):
+        for sample in stream_samples(shard, select_files=lambda name: name.endswith((".json", ".txt"))):
             try:
                 captions = read_captions(sample)
             except MissingCaption:
@@ -145,11 +146,29 @@ def _texts_of(shard: str, sources: set[str]) -> set[str]:
     return texts
 
 
-def _sources(path: Path, fingerprint: str) -> set[str]:
-    try:
+def _is_there(path: Path | str) -> bool:
+    return path.is_file() if isinstance(path, Path) else file_size(path) is not None
+
+
+def _tables_beside(shard: str) -> list[str]:
+    """Names of the features of one shard, by any tower."""
+    folder, name = split_shard(shard)
+    names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob("*.text-*"))
+    return [other for other in names if other.startswith(os.path.splitext(name)[0] + ".text-")]
+
+
+def _metadata(path: Path | str) -> dict[str, str]:
+    if isinstance(path, Path):
         with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+            return file.metadata() or {}
+    size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header, in which the metadata is
+    return json.loads(read_url(path, 8, 8 + size)).get("__metadata__", {})
+
+
+def _sources(path: Path | str, fingerprint: str) -> set[str]:
+    try:
+        metadata = _metadata(path)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error
     if metadata.get("fingerprint") != fingerprint:
         raise UserError(f"{path} is of another text tower than this one, {fingerprint[:12]}: delete it")
@@ -157,9 +176,11 @@ def _sources(path: Path, fingerprint: str) -> set[str]:
 
 
 @lru_cache(OPEN_TABLES)
-def _open_table(path: Path) -> tuple[np.ndarray, Tensor]:
+def _open_table(path: Path | str) -> tuple[np.ndarray, Tensor]:
     try:
-        table = load_file(path)  # maps the file: what is never looked up is never read
+        table = load_file(
+            local_copy(path) if is_url(path) else path
+        )  # maps the file: what is never looked up is never read
         return table["captions"].numpy().view(np.uint64), table["features"]
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, load_yaml
+from ..remote import is_url
 
 TASKS = ("classification", "multilabel", "retrieval")
 
@@ -76,7 +77,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None) -> DatasetCon
         _texts([values[key]] if values.get(key) is not None else [], f"{path}: {key}")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
     values = {"name": path.stem} | {key: value for key, value in values.items() if value is not None}
-    values["data"] = "::".join(str(folders[-1] / part) for part in values["data"].split("::"))
+    values["data"] = "::".join(part if is_url(part) else str(folders[-1] / part) for part in values["data"].split("::"))
     if "templates" in values:
         values["templates"] = _templates(values["templates"], path, folders)
     if "class_names" in values:

@@ -17,6 +17,7 @@ import numpy as np
 from ..config import UserError
 from ..data.shards import expand_shards, media_members
 from ..modalities import DecodeError
+from ..remote import is_url, local_copy
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,13 @@ class Member:
 def list_shards(data: str) -> list[Path]:
     """The shards that a brace pattern, a .tar file or a folder of them stands for; empty if it is none of these.
 
+    Those behind URLs are copied to the disk, since they are read at random.
+
     Raises:
-        UserError: a shard that was named does not exist.
+        UserError: a shard that was named does not exist, or cannot be copied.
     """
+    if any(map(is_url, data.split("::"))):
+        return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
     if Path(data).is_dir():
         return sorted(Path(data).glob("*.tar"))
     return [Path(shard) for shard in expand_shards(data)] if data.endswith(".tar") else []

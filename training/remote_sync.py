@@ -1,0 +1,191 @@
+"""Copies a run's folder to a store while it trains, in a thread that never holds up or ends the run."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from languagebind.config import UserError, at_least, first_line
+from languagebind.hub import CHECKPOINT_NAME
+from languagebind.remote import is_url, join, locate, reaching
+
+log = logging.getLogger(__name__)
+
+# What is copied again whenever it has changed; before a run goes on elsewhere, it is fetched.
+RECORDS = (
+    "config.yaml", "metrics.jsonl", "skipped.jsonl", "out.log", "checkpoints/best.json", "checkpoints/best.pt",
+)  # fmt: skip
+
+# Seconds between two warnings that a store fails, and for the last copy when the run has ended.
+WARN_EVERY = 600
+FINAL_WAIT = 300
+
+
+@dataclass(frozen=True)
+class RemoteConfig:
+    """Copying the run to a store."""
+
+    remote_sync: str | None = None
+    """URL of a folder (s3://bucket/runs) that gets a copy of the run's folder; `--resume latest` looks there, too"""
+    remote_sync_frequency: int = 300
+    """seconds between two copies"""
+
+    def __post_init__(self):
+        at_least(1, remote_sync_frequency=self.remote_sync_frequency)
+        if self.remote_sync is not None and not is_url(self.remote_sync):
+            raise UserError(f"--remote-sync is a URL, s3://bucket/runs for one; got {self.remote_sync!r}")
+
+
+@contextmanager
+def syncing(folder: Path, config: RemoteConfig, is_main: bool) -> Iterator[None]:
+    """Copy a run's folder on the main rank until the block ends, and then once more.
+
+    Raises:
+        UserError: the package that the URL needs is not installed.
+    """
+    if config.remote_sync is None or not is_main:
+        yield
+        return
+    locate(config.remote_sync)
+    sync = RemoteSync(folder, join(config.remote_sync, folder.name), config.remote_sync_frequency)
+    sync.start()
+    try:
+        yield
+    finally:
+        sync.stop()
+
+
+class RemoteSync(threading.Thread):
+    """Args:
+    folder: the run's folder.
+    url: what becomes its copy.
+    every: seconds between two copies.
+    """
+
+    def __init__(self, folder: Path, url: str, every: float):
+        super().__init__(name="remote-sync", daemon=True)  # a store that hangs must not keep the process alive
+        self.folder, self.url, self.every = folder, url, every
+        self.copied: dict[str, tuple[int, int]] = {}
+        """size and time of what the store has, by name within the folder"""
+        self.warned = -float(WARN_EVERY)
+        self.failure: str | None = None
+        self.ending = threading.Event()
+
+    def run(self) -> None:
+        while not self.ending.wait(self.every):
+            self.attempt()
+        self.attempt()
+
+    def stop(self, wait: float = FINAL_WAIT) -> None:
+        """Copy once more; wait at most so many seconds for it."""
+        self.ending.set()
+        self.join(wait)
+        if self.is_alive():
+            log.warning("the last copy to %s is not done after %d s and is left so", self.url, wait)
+        elif self.failure:
+            log.warning("%s lacks what came last: %s. The run's folder has all of it", self.url, self.failure)
+
+    def attempt(self) -> None:
+        """One copy; a failure is logged, at most once in `WARN_EVERY` seconds, and tried again the next time."""
+        try:
+            self.copy()
+            self.failure = None
+        except Exception as error:  # whatever it is, the training goes on
+            self.failure = first_line(error)
+            if time.monotonic() - self.warned >= WARN_EVERY:
+                self.warned = time.monotonic()
+                log.warning("cannot copy to %s, trying again: %s", self.url, self.failure)
+
+    def copy(self) -> None:
+        """Copy what is new, the oldest checkpoint first, and remove what is gone.
+
+        Raises:
+            UserError: the store failed.
+        """
+        fs, root = locate(self.url)
+        checkpoints = [f"checkpoints/{name}" for name in _checkpoints(self.folder / "checkpoints")]
+        with reaching(self.url):
+            for name in [*checkpoints, *RECORDS]:
+                try:
+                    found = (self.folder / name).stat()
+                    state = (found.st_size, found.st_mtime_ns)
+                    if self.copied.get(name) == state:
+                        continue
+                    fs.makedirs(join(root, name).rpartition("/")[0], exist_ok=True)
+                    fs.put_file(str(self.folder / name), join(root, name))  # an object is whole, or not there
+                    self.copied[name] = state
+                except FileNotFoundError:
+                    if (self.folder / name).exists():
+                        raise
+            self.remove_outdated(fs, root)
+
+    def remove_outdated(self, fs, root: str) -> None:
+        """Of the checkpoints that this run copied, remove those that are gone from its folder, if a newer one stays."""
+        ours = sorted((name for name in self.copied if name.startswith("checkpoints/")), key=_step)
+        for name in ours[:-1]:
+            if not (self.folder / name).exists():
+                fs.rm_file(join(root, name))
+                del self.copied[name]
+
+
+def latest_remote(config: RemoteConfig, folder: Path, is_main: bool) -> str | None:
+    """The URL of the latest checkpoint in the store of a run that has none in its folder; None where there is none.
+
+    The main rank fetches the run's records, so that they go on rather than begin anew.
+
+    Raises:
+        UserError: the store cannot be reached.
+    """
+    names = remote_checkpoints(config, folder.name)
+    if not names:
+        return None
+    url = join(config.remote_sync, folder.name)
+    fs, root = locate(url)
+    with reaching(url):
+        for name in RECORDS if is_main else ():
+            if not (folder / name).exists() and fs.exists(join(root, name)):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(join(root, name), str(folder / name))
+    return join(url, "checkpoints", names[-1])
+
+
+def remote_checkpoints(config: RemoteConfig, run: str) -> list[str]:
+    """Names of the checkpoints that the store has of a run, the oldest first.
+
+    Raises:
+        UserError: the store cannot be reached.
+    """
+    if config.remote_sync is None:
+        return []
+    url = join(config.remote_sync, run, "checkpoints")
+    fs, path = locate(url)
+    with reaching(url):
+        fs.invalidate_cache()
+        names = (entry.rpartition("/")[2] for entry in (fs.ls(path, detail=False) if fs.exists(path) else ()))
+        return sorted((name for name in names if CHECKPOINT_NAME.fullmatch(name)), key=_step)
+
+
+def refuse_overwriting(config: RemoteConfig, run: str) -> str | None:
+    """Why a new run may not have this name: the store has checkpoints of another one. None where it may.
+
+    A store that cannot be reached is no reason: it may be there when there is something to copy.
+    """
+    try:
+        if remote_checkpoints(config, run):
+            return f"{join(config.remote_sync, run)} exists: choose another --name, or go on with --resume latest"
+    except UserError as error:
+        log.warning("%s", error)
+    return None
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    names = os.listdir(folder) if folder.is_dir() else ()
+    return sorted((name for name in names if CHECKPOINT_NAME.fullmatch(name)), key=_step)
+
+
+def _step(name: str) -> int:
+    return int(CHECKPOINT_NAME.fullmatch(name.rpartition("/")[2])[1])
