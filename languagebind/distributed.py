@@ -32,14 +32,15 @@ class Process:
 
 
 def init_process(device: str | None = None) -> Process:
-    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); a lone process needs none.
+    """Join the process group that torchrun or srun set up (NCCL on GPUs, gloo on CPUs); a lone process needs none.
 
     Args:
         device: as in torch; by default this rank's GPU, or the CPU where there is none.
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device; or srun started several tasks without MASTER_ADDR.
     """
+    _take_over_slurm()
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -54,6 +55,23 @@ def init_process(device: str | None = None) -> Process:
     backend = "nccl" if target.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None)
     return Process(dist.get_rank(), dist.get_world_size(), target)
+
+
+def _take_over_slurm() -> None:
+    """torchrun's variables, where srun started the tasks and not torchrun."""
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in os.environ:
+        return
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            "srun started several tasks: set MASTER_ADDR to the first node, as in scripts/slurm.sh, or start one task a"
+            " node with torchrun in it"
+        )
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+    }
+    os.environ.setdefault("MASTER_PORT", "29500")
 
 
 def close_process() -> None:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from helpers import CAPTIONS, runs, train_flags
+from helpers import CAPTIONS, ROOT, runs, train_flags
 from test_training import checkpoint, losses, metrics
 
+from languagebind.config import UserError
 from languagebind.encoders import load
+from training.deepspeed_engine import read_options
 from training.main import main
 
 ENGINES = {
@@ -31,21 +33,39 @@ def ddp(depth_shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_gives_the_losses_of_ddp_and_goes_on_from_its_checkpoints(engine, ddp, depth_shards):
-    flags = train_flags(depth_shards, ddp, *RECIPE, f"--val-config={ddp / 'val.yaml'}", *ENGINES[engine])
+def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, depth_shards):
+    flags = train_flags(depth_shards, ddp, *RECIPE, f"--val-config={ddp / 'val.yaml'}", f"--name={engine}")
     resume = f"--resume={ddp / 'ddp/checkpoints/step_00000003.pt'}"
-    runs(2, ddp, [*flags, f"--name={engine}"], [*flags, f"--name={engine}-resumed", resume])
-    expected = losses(ddp, "ddp")
-    later = {step: loss for step, loss in expected.items() if step > 3}
+    runs(2, ddp, [*flags, *ENGINES[engine], resume, "--save-every-n-steps=1"])
+    expected = {step: loss for step, loss in losses(ddp, "ddp").items() if step > 3}
     assert losses(ddp, engine) == pytest.approx(expected, abs=2e-4)
-    assert losses(ddp, f"{engine}-resumed") == pytest.approx(later, abs=2e-4)
     assert metrics(ddp, engine)[-1]["stripes/top1"] == pytest.approx(metrics(ddp, "ddp")[-1]["stripes/top1"], abs=0.03)
     ours, theirs = checkpoint(ddp, engine, 6), checkpoint(ddp, "ddp", 6)
     assert ours["optimizer"].keys() == theirs["optimizer"].keys()
     for key, value in theirs["model"].items():
         torch.testing.assert_close(ours["model"][key], value, atol=2e-3, rtol=0)
-    # In one process, with twice the batch: the same steps but for their samples
-    resume = f"--resume={ddp / engine / 'checkpoints/step_00000003.pt'}"
+    # One process goes on from the middle, with twice the batch: the same steps but for their samples.
+    resume = f"--resume={ddp / engine / 'checkpoints/step_00000004.pt'}"
     main(train_flags(depth_shards, ddp, *RECIPE, f"--name={engine}-alone", resume, "--batch-size=8"))
-    assert losses(ddp, f"{engine}-alone").keys() == later.keys()
+    assert losses(ddp, f"{engine}-alone").keys() == {5, 6}
     assert load(ddp / engine).encode(text=["a wall"]).shape == (1, 384)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine=fsdp"], "start it with torchrun"),
+        (["--engine=deepspeed"], "start it with torchrun"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_path):
+    with pytest.raises(UserError, match=message):
+        main(train_flags(depth_shards, tmp_path, *flags, "--workers=0"))
+
+
+def test_a_deepspeed_config_cannot_decide_what_flags_decide(tmp_path):
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
+    with pytest.raises(UserError, match="sets bf16: use this library's own flags"):
+        read_options(tmp_path / "own.json")
+    for path in sorted((ROOT / "configs/deepspeed").glob("*.json")):
+        assert read_options(path)["zero_optimization"]["stage"] in (1, 2, 3)

@@ -86,9 +86,9 @@ def checkpoint_content(state: TrainState, config: dict, text_fingerprint: str) -
         "versions": {name: _version(name) for name in ("languagebind", "torch", "open_clip_torch", "transformers")},
     }
     if state.ema is not None:
-        with state.ema.applied():
+        with state.ema.applied():  # cloned, as these tensors are the weights again right after
             averages = state.engine.model_state()
-        content["ema"] = {name: averages[name] for name in state.ema.averages}
+            content["ema"] = {name: averages[name].clone() for name in state.ema.averages}
         content["ema_steps"] = state.ema.steps
     return content
 

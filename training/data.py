@@ -57,7 +57,8 @@ class DataConfig:
     shuffle_buffer: int = 1000
     """samples that wait in each worker to be drawn at random; 0: the order of the shards"""
     positives: Literal["pair", "caption", "id"] = "pair"
-    """what matches in the loss: a sample and its own caption, or also others of the same caption, or of the same id"""
+    """what matches in the loss: a sample and its own caption, or also others of the same caption (which changes siglip
+    alone: a softmax gives equal captions equal shares anyway), or of the same id"""
     max_bad_share: float = 0.1
     """stop when more than this share of the samples cannot be used"""
 

@@ -4,6 +4,7 @@ An engine holds the model and its optimizers. State goes in and out of it whole 
 checkpoint of one engine goes on in any other, and in one process.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,9 @@ from languagebind.distributed import Precision, Process, autocast
 from languagebind.model import DualEncoder
 
 from .optim import OptimConfig, build_optimizer, grad_scaler
+
+# Some of timm's optimizers count their steps in the group rather than with each parameter.
+GROUP_STEP = "group_step"
 
 State = dict[str, Tensor]
 OptimizerState = dict[str, dict[str, Any]]
@@ -132,12 +136,14 @@ class Engine:
 
     def optimizer_state(self) -> OptimizerState:
         """The averages, whole and by parameter name. Every rank has to ask."""
-        states = [optimizer.state for optimizer in self.optimizers]
+        names = {parameter: name for name, parameter in (self.trained() | self.scalars).items()}
         return {
-            name: {key: _whole_on_cpu(value) for key, value in state[parameter].items()}
-            for name, parameter in (self.trained() | self.scalars).items()
-            for state in states
-            if parameter in state
+            names[parameter]: {key: _whole_on_cpu(value) for key, value in optimizer.state[parameter].items()}
+            | ({GROUP_STEP: group["step"]} if "step" in group else {})
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter in optimizer.state
         }
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
@@ -239,10 +245,16 @@ def load_by_name(
     names = {parameter: name for name, parameter in parameters.items()}
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        number: {key: divided_like(parameter, value) for key, value in saved[names[parameter]].items()}
+        number: {
+            key: divided_like(parameter, value) for key, value in saved[names[parameter]].items() if key != GROUP_STEP
+        }
         for number, parameter in enumerate(own)
         if names[parameter] in saved
     }
+    for group in optimizer.param_groups:
+        first = saved.get(names[group["params"][0]], {})
+        if GROUP_STEP in first:
+            group["step"] = copy.deepcopy(first[GROUP_STEP])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
