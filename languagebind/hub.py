@@ -1,19 +1,34 @@
 """Models with their preprocessing, from checkpoints of our training and from published ones."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .config import UserError, first_line, from_dict
 from .lora import merge_lora
 from .modalities import Modality, modality_class, modality_name
 from .model import DualEncoder, ModelConfig
-from .text import build_text
+from .text import TextConfig, build_text, text_tokens
 from .weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
 
+ORGANISATION = "LanguageBind"
+PUBLISHED = (
+    "LanguageBind_Audio",
+    "LanguageBind_Audio_FT",
+    "LanguageBind_Depth",
+    "LanguageBind_Image",
+    "LanguageBind_Thermal",
+    "LanguageBind_Video",
+    "LanguageBind_Video_FT",
+    "LanguageBind_Video_Huge_V1.5_FT",
+    "LanguageBind_Video_V1.5_FT",
+    "LanguageBind_Video_merge",
+)
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -66,6 +81,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path = latest_checkpoint(path / "checkpoints") or path
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    if path.suffix in (".safetensors", ".bin"):
+        raise UserError(f"{path} holds weights alone: name its folder, {path.parent}, where config.json is")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -79,6 +96,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of a training checkpoint's text tower, `list[str] -> (B, context length)` ids.
+
+    Raises:
+        UserError: as `read_checkpoint`; the tower cannot be found.
+    """
+    return text_tokens(from_dict(TextConfig, read_checkpoint(path)["config"]["model"]["text"]))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step; a half-written one has another name and is not seen."""
     found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
@@ -88,7 +114,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def is_training_checkpoint(source: str | Path) -> bool:
     """Whether it is a file or a run's folder, rather than a folder in the published layout or a hub id."""
     path = Path(source)
-    return path.is_file() or path.suffix == ".pt" or (path.is_dir() and not (path / "config.json").is_file())
+    if path.is_dir():
+        return not (path / "config.json").is_file()
+    return path.is_file() or path.suffix == ".pt"
 
 
 def load_model(
@@ -97,15 +125,18 @@ def load_model(
     like: DualEncoder | None = None,
     modality: str | None = None,
     num_frames: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a checkpoint of our training, or of a published one.
 
     Args:
-        source: a file that training wrote, a run's folder, a folder in the published layout, or a hub id.
+        source: a file that training wrote, a run's folder, a folder in the published layout, or a hub id; of
+            `LanguageBind`'s own models the name alone.
         device: where to put the model.
         like: a model whose text tower this one is to share.
         modality: what it should be.
         num_frames: as for `load_checkpoint`.
+        cache_dir: where downloads are kept.
 
     Raises:
         UserError: it cannot be used, or is of another modality.
@@ -115,7 +146,8 @@ def load_model(
     else:
         from .published.native import load_published
 
-        model, found = load_published(source, device, like, num_frames)
+        model, found = load_published(source, device, like, num_frames, cache_dir)
     if modality not in (None, modality_name(found)):
-        raise UserError(f"{source} is for {modality_name(found)}, not {modality}")
+        hint = " (the original's thermal)" if modality == "thermal" else ""
+        raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
     return model, found

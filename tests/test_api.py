@@ -104,7 +104,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (ValueError, "takes lists by modality: audio, depth, image, infrared, video or text", {}),
         (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
         (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
-        (ValueError, "truncate_dim 0", {"text": ["a"], "truncate_dim": 0}),
+        (ValueError, "truncate_dim should be a whole number, at least 1, not 0", {"text": ["a"], "truncate_dim": 0}),
         (TypeError, r"takes a list: depth=\[...\], not one str", {"depth": files["depth"][0]}),
         (TypeError, "texts should be strings", {"text": [1]}),
         (DecodeError, "No such file", {"depth": ["none.png"]}),

@@ -1,8 +1,11 @@
 """The published model classes, with the original's names and call signatures."""
 
 import copy
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,15 +15,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from ..config import UserError
 from ..hub import is_training_checkpoint
 from ..loss import contrastive_loss
 from ..text import ClipText
 from ..transformer import Attention
 from ..vit import VisionTransformer
-from ..weights import State, interpolate_frames, load_strict
+from ..weights import State, dtype_of, interpolate_frames, load_strict
 from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, LanguageBindVisionConfig
 from .files import HUB_OPTIONS, read_weights
 
+INDEX = "model.safetensors.index.json"
+SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 INITIAL_STD = 0.02  # of token and position embeddings of a text tower without weights
 
 
@@ -120,6 +126,17 @@ class LanguageBindModel(PreTrainedModel):
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
+        self._use_attention()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **options: Any) -> None:
+        """`sdpa`, PyTorch's fused kernel, or `eager`."""
+        super().set_attn_implementation(attn_implementation, **options)
+        self._use_attention()
+
+    def _use_attention(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.eager = self.config._attn_implementation == "eager"
 
     def _init_weights(self, module: nn.Module) -> None:
         """Each module gave itself its first weights."""
@@ -138,6 +155,8 @@ class LanguageBindModel(PreTrainedModel):
         """Unit-norm `text_embeds` (B, D) and `image_embeds` (B, D) of any modality, and their scaled similarities."""
         if position_ids is not None:
             raise ValueError("position_ids: this text tower has positions 0, 1, 2, ... only")
+        if input_ids is None or pixel_values is None:
+            raise UserError("give input_ids and pixel_values; get_text_features and get_image_features take one alone")
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         vision = self.vision_model(pixel_values, **options, return_dict=True)
         text = self.text_model(input_ids, attention_mask, **options, return_dict=True)
@@ -164,41 +183,55 @@ class LanguageBindModel(PreTrainedModel):
         return self.text_projection(self.text_model(input_ids, attention_mask, **options)[1])
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, config: LanguageBindConfig | None = None, **kwargs: Any):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        config: LanguageBindConfig | str | Path | None = None,
+        **kwargs: Any,
+    ):
         """Load a published checkpoint, one that `save_pretrained` wrote, or one of our training.
 
         Args:
-            name: a hub id, a folder, a checkpoint of our training or its run's folder, or with `config` any file of
-                weights.
+            pretrained_model_name_or_path: a hub id, a folder, a checkpoint of our training or its run's folder, or with
+                `config` any file of weights.
+            config: in place of the checkpoint's: one, or where one is.
             num_frames: of the clips, in place of the checkpoint's; temporal embeddings are interpolated.
-            kwargs: as Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
+            kwargs: as Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, variant, ...
 
         Raises:
             UserError: it is not there or cannot be read.
             WeightsError: weights are missing, left over, or do not fit.
         """
-        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        name, hub = pretrained_model_name_or_path, {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        if "state_dict" in kwargs:
+            raise UserError(f"state_dict: call {cls.__name__}(config).load_state_dict, which checks its keys")
+        dtype = kwargs.pop("torch_dtype", None)  # the older name; neither is a matter of the config
+        dtype = dtype_of(kwargs.pop("dtype", dtype))
+        if isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.from_pretrained(config)
         config, state, kwargs = read_pretrained(cls, name, config, hub, kwargs)
         with torch.device("meta"):
             check_state(cls(config), state, name)
-        model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.eager = model.config._attn_implementation == "eager"
-        return model
+        return super().from_pretrained(None, *args, config=config, state_dict=state, dtype=dtype, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write config and weights. Weights that lie there already may be the ones in use: those go last."""
-        old = [path for path in Path(save_directory).glob("model*.safetensors") if path.is_file()]
-        kept = [path.rename(path.with_name(f".{path.name}.old")) for path in old]
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        except BaseException:
-            for path, original in zip(kept, old, strict=True):
-                path.replace(original)
-            raise
-        for path in kept:
-            path.unlink()
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Write config and weights, whole, and then put them in the place of what is there: it may be in use.
+
+        Raises:
+            UserError: there is a file where the folder should be.
+        """
+        folder = Path(save_directory).absolute()
+        if folder.is_file():
+            raise UserError(f"{save_directory} is a file: name a folder")
+        if not is_main_process:
+            super().save_pretrained(folder, is_main_process=False, **kwargs)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+            new = Path(temporary) / folder.name  # a push to the hub takes the last part for the model's name
+            super().save_pretrained(new, **kwargs)
+            _replace(folder, new)
 
 
 class LanguageBindVideo(LanguageBindModel):
@@ -234,7 +267,7 @@ def read_pretrained(
     cls: type[LanguageBindModel], name: str | Path, config: LanguageBindConfig | None, hub: dict, kwargs: dict
 ) -> tuple[LanguageBindConfig, State, dict]:
     """Config, weights by our names with adapters merged, and the options that are not for the config."""
-    num_frames = kwargs.pop("num_frames", None)
+    num_frames, variant = kwargs.pop("num_frames", None), kwargs.pop("variant", None)
     if config is not None:
         config = copy.deepcopy(config)  # it is changed below
     elif not is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
@@ -244,13 +277,26 @@ def read_pretrained(
 
         config, state = training_checkpoint(name, cls.config_class)
     else:
-        state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, **hub)
+        state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, variant, **hub)
     vision = config.vision_config
     vision.lora_r = 0  # from here on there are no adapters
     if num_frames is not None and num_frames != vision.num_frames:
         state = interpolate_frames(state, num_frames)
         vision.num_frames = num_frames
     return config, state, kwargs
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Move what was written over what is there, and weights away that belong to none of it."""
+    written = sorted(path.name for path in new.iterdir())  # shards before their index
+    weights = {name for name in written if SAVED.fullmatch(name)}
+    stale = {path.name for path in folder.iterdir() if SAVED.fullmatch(path.name)} - weights if weights else set()
+    if INDEX in weights:  # it must at no time name the shards of two models
+        (folder / INDEX).unlink(missing_ok=True)
+    for name in written:
+        (new / name).replace(folder / name)
+    for name in stale:
+        (folder / name).unlink()
 
 
 def check_state(model: nn.Module, state: State, name: str | Path) -> None:
