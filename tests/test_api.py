@@ -119,7 +119,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         load()
     with pytest.raises(UserError, match="no checkpoint at"):
         load(tmp_path)
-    with pytest.raises(UserError, match="cannot load nobody/nothing"):
+    with pytest.raises(UserError, match="there is no folder nobody/nothing here, and the Hugging Face hub"):
         load("nobody/nothing")
 
 
