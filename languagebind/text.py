@@ -236,6 +236,8 @@ def _clip_text(tower: nn.Module, tokenizer: Tokenizer) -> tuple[nn.Module, nn.Mo
 def _sentence_encoder_folder(config: TextConfig) -> str | None:
     """Where a sentence encoder is, or its hub id; None for open_clip's towers."""
     schema, _, rest = config.text_tower.partition(":")
+    if schema == "local-dir" and not Path(rest).is_dir():
+        raise UserError(f"--text-tower {config.text_tower}: there is no folder {Path(rest).absolute()}")
     return _package_folder(rest) if schema == "package" else rest if schema == "hf" else None
 
 
