@@ -209,9 +209,9 @@ def test_a_sharded_bin_loads(toys, tmp_path):
     (tmp_path / "b.bin").unlink()
     with pytest.raises(UserError, match=r"names b.bin, which is not there"):
         LanguageBindDepth.from_pretrained(tmp_path)
-    for text in ("[]", '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": null}}'):
+    for text in ("[]", '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": null}}', '{"weight_map": {}}'):
         (tmp_path / "pytorch_model.bin.index.json").write_text(text)
-        with pytest.raises(UserError, match=r"pytorch_model.bin.index.json (is no index|names None)"):
+        with pytest.raises(UserError, match=r"pytorch_model.bin.index.json (is no index|names None|names no weights)"):
             LanguageBindDepth.from_pretrained(tmp_path)
 
 

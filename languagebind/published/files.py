@@ -93,6 +93,8 @@ def _read_sharded(index: Path, name: str, **hub: Any) -> State:
         if path is None:
             raise UserError(f"{index} names {file}, which is not there")
         state |= _read(path)
+    if not state:
+        raise UserError(f"{index} names no weights")
     return state
 
 
