@@ -3,6 +3,7 @@
 import http.server
 import json
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -240,7 +241,8 @@ def clip_folder(tmp_path_factory):
 def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, files, tmp_path):
     tower = f"--text-tower=local-dir:{clip_folder}"
     main([*train_flags(depth_shards, tmp_path, "--name=run", tower, f"--tuning={tuning}"), "--workers=0"])
-    call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}")
+    export = runpy.run_path(str(ROOT / "scripts" / "export.py"))["main"]
+    export([f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}"])
     own, exported = load(tmp_path / "run"), load(tmp_path / "mine")
     direct = LanguageBindDepth.from_pretrained(tmp_path / "run")
     processor = PROCESSORS["depth"].from_pretrained(tmp_path / "mine")
@@ -259,11 +261,9 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     assert 'languagebind.load("ORG/mine")' in card
     assert f"(local-dir:{clip_folder.name})" in card
     assert str(clip_folder) not in "".join(file.read_text() for file in (tmp_path / "mine").glob("*.*[dn]"))
-    (tmp_path / "file").touch()
-    message = call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'file'}", status=2)
-    assert "is a file" in message
-    message = call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}", status=2)
-    assert "is not empty" in message
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "config.json"):
+        with pytest.raises(UserError, match="is a file, or is not empty"):
+            export([f"--checkpoint={tmp_path / 'run'}", f"--output={taken}"])
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
