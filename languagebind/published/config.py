@@ -174,7 +174,8 @@ class LanguageBindConfig(PreTrainedConfig):
         shape, tower = self.vision_config.input_shape, self.text_config.sizes
         if len(shape) != 4 or min(shape) < 1 or self.modality.input_shape != shape:
             raise UserError(f"(channels, frames, height, width) cannot be {shape} for {self.modality_name}")
-        at_least(1, projection_dim=self.projection_dim, width=tower.width, depth=tower.depth, mlp_dim=tower.mlp_dim)
+        at_least(1, projection_dim=self.projection_dim, width=tower.width, depth=tower.depth)
+        at_least(1, num_heads=tower.num_heads, mlp_dim=tower.mlp_dim)
         for kind in (self.vision_config.sizes.activation, tower.activation):
             if kind not in ACTIVATIONS:
                 raise UserError(f"hidden_act {kind!r}: expected one of {', '.join(ACTIVATIONS)}")

@@ -1,6 +1,7 @@
 """Where a checkpoint's files are: a folder, a file, or a repository on the Hugging Face hub."""
 
 import json
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ..lora import merge_lora
 from ..weights import State, WeightsError, published_names, read_file, tensors_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+INDEX = "model.safetensors.index.json"
+SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -121,3 +124,16 @@ def _merge(raw: State, rank: int, alpha: float, name: str) -> State:
         return merge_lora(published_names(raw), alpha)
     except ValueError as error:
         raise WeightsError(f"{name}: {error}") from error
+
+
+def replace_weights(folder: Path, new: Path) -> None:
+    """Move what was written over what is there, and weights away that belong to none of it."""
+    written = sorted(path.name for path in new.iterdir())  # shards before their index
+    weights = {name for name in written if SAVED.fullmatch(name)}
+    stale = {path.name for path in folder.iterdir() if SAVED.fullmatch(path.name)} - weights if weights else set()
+    if INDEX in weights:  # it must at no time name the shards of two models
+        (folder / INDEX).unlink(missing_ok=True)
+    for name in written:
+        (new / name).replace(folder / name)
+    for name in stale:
+        (folder / name).unlink()

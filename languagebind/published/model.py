@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,16 +17,11 @@ from transformers.utils import ModelOutput
 from ..config import UserError
 from ..hub import is_training_checkpoint
 from ..loss import contrastive_loss
-from ..text import ClipText
 from ..transformer import Attention
-from ..vit import VisionTransformer
 from ..weights import State, dtype_of, interpolate_frames, load_strict
-from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, LanguageBindVisionConfig
-from .files import HUB_OPTIONS, read_weights
-
-INDEX = "model.safetensors.index.json"
-SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-INITIAL_STD = 0.02  # of token and position embeddings of a text tower without weights
+from .config import CONFIGS, LanguageBindConfig
+from .files import HUB_OPTIONS, read_weights, replace_weights
+from .modules import TextTower, VisionTower, wants_dict
 
 
 @dataclass
@@ -45,67 +39,6 @@ class LanguageBindOutput(ModelOutput):
     def to_tuple(self) -> tuple[Any, ...]:
         values = (getattr(self, key) for key in self.keys())
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in values)
-
-
-class VisionTower(VisionTransformer):
-    """The encoder, called as Hugging Face models are."""
-
-    def __init__(self, config: LanguageBindVisionConfig):
-        super().__init__(config.input_shape, config.sizes)
-        self.config = config
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
-        """`last_hidden_state` (B*T, 1 + N, D) before the last norm, and `pooler_output` (B, D).
-
-        Args:
-            pixel_values: (B, C, T, H, W); (B, C, H, W) where T is 1; or (B, pairs, T, S, C, H, W), as for retrieval.
-
-        Raises:
-            ValueError: another shape than the config says.
-        """
-        if pixel_values.ndim == 7:
-            pixel_values = pixel_values.permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
-        elif pixel_values.ndim == 4:
-            pixel_values = pixel_values.unsqueeze(2)
-        x, states, attentions = _encode(
-            self, self.embed(pixel_values.to(self.embeddings.patch_embedding.weight.dtype)), False,
-            output_hidden_states, output_attentions,
-        )  # fmt: skip
-        return _output(self.config, x, self.pool(x), states, attentions, return_dict)
-
-
-class TextTower(ClipText):
-    """CLIP's text tower, called as Hugging Face models are."""
-
-    def __init__(self, config: LanguageBindTextConfig):
-        super().__init__(config.sizes)
-        self.config = config
-        for embedding in self.embeddings.values():
-            nn.init.normal_(embedding.weight, std=INITIAL_STD)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
-        """`last_hidden_state` (B, L, D) and `pooler_output` (B, D), the first end-of-text token.
-
-        Padding stands behind that token and attention looks backward, so that `attention_mask` changes nothing there.
-        """
-        x, states, attentions = _encode(
-            self, self.embed(input_ids), True, output_hidden_states, output_attentions
-        )  # fmt: skip
-        x = self.final_layer_norm(x)
-        return _output(self.config, x, self.pool(x, input_ids), states, attentions, return_dict)
 
 
 class LanguageBindModel(PreTrainedModel):
@@ -172,7 +105,7 @@ class LanguageBindModel(PreTrainedModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+        return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
         """(B, D), projected but not normalised, of whatever the modality is."""
@@ -231,7 +164,7 @@ class LanguageBindModel(PreTrainedModel):
         with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
             new = Path(temporary) / folder.name  # a push to the hub takes the last part for the model's name
             super().save_pretrained(new, **kwargs)
-            _replace(folder, new)
+            replace_weights(folder, new)
 
 
 class LanguageBindVideo(LanguageBindModel):
@@ -286,45 +219,6 @@ def read_pretrained(
     return config, state, kwargs
 
 
-def _replace(folder: Path, new: Path) -> None:
-    """Move what was written over what is there, and weights away that belong to none of it."""
-    written = sorted(path.name for path in new.iterdir())  # shards before their index
-    weights = {name for name in written if SAVED.fullmatch(name)}
-    stale = {path.name for path in folder.iterdir() if SAVED.fullmatch(path.name)} - weights if weights else set()
-    if INDEX in weights:  # it must at no time name the shards of two models
-        (folder / INDEX).unlink(missing_ok=True)
-    for name in written:
-        (new / name).replace(folder / name)
-    for name in stale:
-        (folder / name).unlink()
-
-
 def check_state(model: nn.Module, state: State, name: str | Path) -> None:
     """Raise `WeightsError` with the keys unless `state` fits a model on the meta device exactly."""
     load_strict(model, {key: value.to("meta") for key, value in state.items()}, str(name))
-
-
-def _encode(tower: Any, x: Tensor, is_causal: bool, output_hidden_states: bool | None, output_attentions: bool | None):
-    """What the blocks give, and on request what they took and where they looked."""
-    config = tower.config
-    states = [] if _default(output_hidden_states, config.output_hidden_states) else None
-    attentions = [] if _default(output_attentions, config.output_attentions) else None
-    return tower.encoder(x, is_causal, states, attentions), states, attentions
-
-
-def _output(config, x: Tensor, pooled: Tensor, states: list | None, attentions: list | None, return_dict: bool | None):
-    output = BaseModelOutputWithPooling(
-        last_hidden_state=x,
-        pooler_output=pooled,
-        hidden_states=None if states is None else tuple(states),
-        attentions=None if attentions is None else tuple(attentions),
-    )
-    return output if _wants_dict(config, return_dict) else output.to_tuple()
-
-
-def _wants_dict(config, return_dict: bool | None) -> bool:
-    return _default(return_dict, config.return_dict)
-
-
-def _default(value: bool | None, otherwise: bool | None) -> bool:
-    return bool(otherwise if value is None else value)

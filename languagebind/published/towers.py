@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..config import UserError
 from .config import LanguageBindConfig
-from .model import MODELS, VisionTower
+from .model import MODELS
+from .modules import VisionTower
 from .processing import PROCESSORS
 
 
