@@ -19,6 +19,7 @@ _HOME = {
     "LanguageBind": "published.bind",
     "UserError": "config",
     "config_dict": "published.bind",
+    "create_model": "factory",
     "create_model_and_transforms": "factory",
     "create_model_from_pretrained": "factory",
     "get_tokenizer": "factory",

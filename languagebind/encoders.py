@@ -5,10 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from http.client import HTTPException
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -18,42 +17,47 @@ from tqdm import tqdm
 
 from .config import UserError
 from .hub import load_model
-from .modalities import DecodeError, Modality, modality_name
+from .modalities import Modality, modality_name
+from .modalities._fetch import fetch
 from .model import DualEncoder
+from .weights import dtype_of
 
 TEXT = "text"
-LARGEST_DOWNLOAD = 2**31  # bytes
-DOWNLOAD_SECONDS = 60
 
 
 def load(
     *sources: str | Path | Mapping[str, str | Path],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as it is called everywhere
     num_frames: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> "Encoders":
     """Load encoders, one a modality, that share a text tower.
 
     Args:
-        sources: training checkpoints or the folders of runs, folders in the published layout, or hub ids; or a
-            mapping from modality to one of these.
+        sources: training checkpoints or the folders of runs, folders in the published layout, hub ids, or names of
+            `list_models()`; or a mapping from modality to one of these.
         device: where the models go.
-        dtype: of weights and arithmetic; by default that of the files.
+        dtype: of weights and arithmetic (`float16` or `torch.float16`, ...); by default that of the files. Features
+            are float32 all the same.
         compile: run the encoders through `torch.compile`.
         num_frames: of clips, in place of what the encoder was trained with; temporal embeddings are interpolated.
             For encoders with attention over frames alone.
+        cache_dir: where downloads are kept; by default where the Hugging Face hub keeps them.
 
     Raises:
         UserError: a source cannot be used, two are of one modality, or their text towers do not go together.
     """
-    wanted: list[tuple[str | None, str | Path]] = []
+    dtype, wanted = dtype_of(dtype), []
     for source in sources:
+        if not isinstance(source, (str, os.PathLike, Mapping)):
+            raise UserError(f"load takes paths and hub ids, load('a', 'b'), or one mapping, not {source!r}")
         wanted += source.items() if isinstance(source, Mapping) else [(None, source)]
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     for expected, source in wanted:
         first = next(iter(encoders.values()))[0] if encoders else None
-        model, modality = load_model(source, "cpu", first, expected, num_frames)
+        model, modality = load_model(source, "cpu", first, expected, num_frames, cache_dir)
         name = modality_name(modality)
         if name in encoders:
             raise UserError(f"{source} is a second checkpoint for {name}")
@@ -106,8 +110,8 @@ class Encoders:
         """
         if not inputs:
             raise ValueError(f"encode takes lists by modality: {', '.join(self.modalities)} or text")
-        if batch_size < 1 or num_workers < 0 or (truncate_dim is not None and truncate_dim < 1):
-            raise ValueError(f"batch_size {batch_size}, num_workers {num_workers} or truncate_dim {truncate_dim}?")
+        _check_count(1, batch_size=batch_size, truncate_dim=1 if truncate_dim is None else truncate_dim)
+        _check_count(0, num_workers=num_workers)
         if to not in ("torch", "numpy"):
             raise ValueError(f"to should be 'torch' or 'numpy', not {to!r}")
         found = {}
@@ -138,7 +142,8 @@ class Encoders:
         if name == TEXT:
             return next(iter(self.encoders.values()))[0]
         if name not in self.encoders:
-            raise ValueError(f"no encoder for {name!r} is loaded, only {self.modalities} and text")
+            hint = ": the original's thermal is infrared here" if name == "thermal" else ""
+            raise ValueError(f"no encoder for {name!r} is loaded, only {self.modalities} and text{hint}")
         return self.encoders[name][0]
 
     def _checked(self, name: str, items: Any) -> list[Any]:
@@ -164,9 +169,15 @@ class Encoders:
         modality = self.encoders[name][1]
         with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
             for batch in _read(parts, lambda item: modality.preprocess(fetch(item)), pool):
-                inputs = torch.stack(batch).to(weight.device, weight.dtype)
+                inputs = torch.stack(batch).to(weight.device)
                 with torch.inference_mode():
                     yield model.project(inputs).float()
+
+
+def _check_count(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} should be a whole number, at least {least}, not {value!r}")
 
 
 def _read(parts: list[list[Any]], read: Callable[[Any], Tensor], pool: ThreadPoolExecutor | None) -> Iterator[list]:
@@ -181,21 +192,3 @@ def _read(parts: list[list[Any]], read: Callable[[Any], Tensor], pool: ThreadPoo
             yield [future.result() for future in waiting.popleft()]
     while waiting:
         yield [future.result() for future in waiting.popleft()]
-
-
-def fetch(item: Any) -> Any:
-    """The bytes behind an http(s) address; anything else as it is.
-
-    Raises:
-        DecodeError: it cannot be downloaded, or is too large.
-    """
-    if not (isinstance(item, str) and item.startswith(("http://", "https://"))):
-        return item
-    try:
-        with urlopen(item, timeout=DOWNLOAD_SECONDS) as answer:
-            data = answer.read(LARGEST_DOWNLOAD + 1)
-    except (OSError, ValueError, HTTPException) as error:
-        raise DecodeError(item, f"cannot be downloaded: {error}") from error
-    if len(data) > LARGEST_DOWNLOAD:
-        raise DecodeError(item, f"more than {LARGEST_DOWNLOAD} bytes")
-    return data

@@ -1,6 +1,7 @@
 """OpenCLIP's verbs: make a model with its transforms, its tokenizer, and list what there is."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import UserError, from_dict
-from .hub import is_training_checkpoint, load_model, read_checkpoint
+from .config import UserError
+from .hub import ORGANISATION, PUBLISHED, checkpoint_tokens, is_training_checkpoint, load_model
 from .modalities import Modality, modality_name
 from .model import DualEncoder
-from .text import TextConfig, clip_tokens, text_tokens
-
-ORGANISATION = "LanguageBind"
-PUBLISHED = (
-    "LanguageBind_Audio",
-    "LanguageBind_Audio_FT",
-    "LanguageBind_Depth",
-    "LanguageBind_Image",
-    "LanguageBind_Thermal",
-    "LanguageBind_Video",
-    "LanguageBind_Video_FT",
-    "LanguageBind_Video_Huge_V1.5_FT",
-    "LanguageBind_Video_V1.5_FT",
-    "LanguageBind_Video_merge",
-)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .text import clip_tokens
+from .weights import dtype_of
 
 Transform = Callable[[Any], Tensor]
 
@@ -66,32 +53,36 @@ class EncoderModel(nn.Module):
 
 
 def create_model_and_transforms(
-    model_name: str | Path, precision: str = "fp32", device: str | torch.device = "cpu"
+    model_name: str | Path,
+    pretrained: str | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
 ) -> tuple[EncoderModel, Transform, Transform]:
-    """A model, and what makes its inputs (C, T, H, W) of files: augmenting, for training, and plain.
+    """A model, and what makes its inputs (C, T, H, W) of files, T being 1 but for video: augmenting, and plain.
 
     Args:
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
+        pretrained: what `list_pretrained()` names beside the model; every model has its weights without it.
         precision: fp32, bf16 or fp16, of the weights.
 
     Raises:
         UserError: it is not there or cannot be used.
     """
-    if precision not in DTYPES:
-        raise UserError(f"precision {precision!r}: expected one of {', '.join(DTYPES)}")
+    dtype = dtype_of(precision)
+    if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
+        raise UserError(f"pretrained {pretrained!r}: leave it out, {model_name} names the weights")
     model, modality = load_model(source_of(model_name), device)
-
-    def augment(item: Any) -> Tensor:
-        return modality.preprocess(item, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
-
-    return EncoderModel(model.to(DTYPES[precision]), modality).eval(), augment, modality.preprocess
+    return EncoderModel(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
 
 
-def create_model_from_pretrained(
-    model_name: str | Path, precision: str = "fp32", device: str | torch.device = "cpu"
-) -> tuple[EncoderModel, Transform]:
+def create_model(model_name: str | Path, *args: Any, **kwargs: Any) -> EncoderModel:
+    """As `create_model_and_transforms`, without the transforms."""
+    return create_model_and_transforms(model_name, *args, **kwargs)[0]
+
+
+def create_model_from_pretrained(model_name: str | Path, *args: Any, **kwargs: Any) -> tuple[EncoderModel, Transform]:
     """As `create_model_and_transforms`, without the augmenting transform."""
-    model, _, preprocess = create_model_and_transforms(model_name, precision, device)
+    model, _, preprocess = create_model_and_transforms(model_name, *args, **kwargs)
     return model, preprocess
 
 
@@ -103,7 +94,7 @@ def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
     """
     source = source_of(model_name)
     if is_training_checkpoint(source):
-        return text_tokens(from_dict(TextConfig, read_checkpoint(source)["config"]["model"]["text"]))
+        return checkpoint_tokens(source)
     from .published.native import read_config
 
     return clip_tokens(read_config(source).text_config.max_position_embeddings)
@@ -120,9 +111,9 @@ def list_pretrained() -> list[tuple[str, str]]:
 
 
 def source_of(model_name: str | Path) -> str:
-    """What `load_model` takes: names of `list_models()` and OpenCLIP's schemas resolved."""
-    name = str(model_name)
-    for schema in ("hf-hub:", "local-dir:"):
-        if name.startswith(schema):
-            return name.removeprefix(schema)
-    return f"{ORGANISATION}/{name}" if name in PUBLISHED and not Path(name).exists() else name
+    """What `load_model` takes: without OpenCLIP's schemas."""
+    return str(model_name).removeprefix("hf-hub:").removeprefix("local-dir:")
+
+
+def _augment(modality: Modality, item: Any) -> Tensor:
+    return modality.preprocess(item, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))

@@ -1,20 +1,35 @@
 """Models with their preprocessing, from checkpoints of our training and from published ones."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .config import UserError, first_line, from_dict
 from .lora import merge_lora
 from .modalities import Modality, modality_class, modality_name
 from .model import DualEncoder, ModelConfig
 from .remote import is_url, open_url
-from .text import build_text
+from .text import TextConfig, build_text, text_tokens
 from .weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
 
+ORGANISATION = "LanguageBind"
+PUBLISHED = (
+    "LanguageBind_Audio",
+    "LanguageBind_Audio_FT",
+    "LanguageBind_Depth",
+    "LanguageBind_Image",
+    "LanguageBind_Thermal",
+    "LanguageBind_Video",
+    "LanguageBind_Video_FT",
+    "LanguageBind_Video_Huge_V1.5_FT",
+    "LanguageBind_Video_V1.5_FT",
+    "LanguageBind_Video_merge",
+)
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -70,6 +85,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path = latest_checkpoint(path / "checkpoints") or path
     if not remote and not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    if str(path).endswith((".safetensors", ".bin")):
+        raise UserError(f"{path} holds weights alone: name its folder, where config.json is")
     try:
         with open_url(str(path)) if remote else open(path, "rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -86,6 +103,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of a training checkpoint's text tower, `list[str] -> (B, context length)` ids.
+
+    Raises:
+        UserError: as `read_checkpoint`; the tower cannot be found.
+    """
+    return text_tokens(from_dict(TextConfig, read_checkpoint(path)["config"]["model"]["text"]))
+
+
 def checkpoints_by_step(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; a half-written one has another name and is not seen."""
     found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
@@ -100,12 +126,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def is_training_checkpoint(source: str | Path) -> bool:
     """Whether it is a file, a URL or a run's folder, rather than a folder in the published layout or a hub id."""
     path = Path(source)
-    return (
-        is_url(source)
-        or path.is_file()
-        or path.suffix == ".pt"
-        or (path.is_dir() and not (path / "config.json").is_file())
-    )
+    if not is_url(source) and path.is_dir():
+        return not (path / "config.json").is_file()
+    return is_url(source) or path.is_file() or path.suffix == ".pt"
 
 
 def load_model(
@@ -114,15 +137,18 @@ def load_model(
     like: DualEncoder | None = None,
     modality: str | None = None,
     num_frames: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a checkpoint of our training, or of a published one.
 
     Args:
-        source: a file that training wrote, a run's folder, a folder in the published layout, or a hub id.
+        source: a file that training wrote, a run's folder, a folder in the published layout, or a hub id; of
+            `LanguageBind`'s own models the name alone.
         device: where to put the model.
         like: a model whose text tower this one is to share.
         modality: what it should be.
         num_frames: as for `load_checkpoint`.
+        cache_dir: where downloads are kept.
 
     Raises:
         UserError: it cannot be used, or is of another modality.
@@ -132,7 +158,8 @@ def load_model(
     else:
         from .published.native import load_published
 
-        model, found = load_published(source, device, like, num_frames)
+        model, found = load_published(source, device, like, num_frames, cache_dir)
     if modality not in (None, modality_name(found)):
-        raise UserError(f"{source} is for {modality_name(found)}, not {modality}")
+        hint = " (the original's thermal)" if modality == "thermal" else ""
+        raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
     return model, found

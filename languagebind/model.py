@@ -51,6 +51,14 @@ def text_state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in model.state_dict().items() if key.startswith(TEXT_PREFIXES)}
 
 
+def same_text(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have one text tower, compared in the coarser of their types."""
+    a, b = text_state(one), text_state(other)
+    kinds = {x.dtype for x in (*a.values(), *b.values()) if x.is_floating_point()}
+    coarse = max(kinds, key=lambda dtype: torch.finfo(dtype).eps)
+    return a.keys() == b.keys() and all(torch.equal(a[key].to(coarse), b[key].to(coarse)) for key in a)
+
+
 class DualEncoder(nn.Module):
     """Encodes inputs and texts into one space.
 
@@ -84,8 +92,8 @@ class DualEncoder(nn.Module):
         return F.normalize(self.project(inputs).float(), dim=-1)
 
     def project(self, inputs: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, D), in the shared space but of any norm."""
-        return self.visual_projection(self.vision_model(inputs))
+        """(B, C, T, H, W) -> (B, D), in the shared space but of any norm. Inputs take the weights' type."""
+        return self.visual_projection(self.vision_model(inputs.to(self.visual_projection.weight.dtype)))
 
     @torch.no_grad()
     def project_text(self, tokens: dict[str, Tensor]) -> Tensor:

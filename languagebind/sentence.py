@@ -5,9 +5,11 @@
 
     model = SentenceTransformer(modules=[LanguageBindModule({"image": "models/image", "audio": "models/audio"})])
     model.save("folder")
-    SentenceTransformer("folder", trust_remote_code=True).encode(["a dog", "a photo.jpg"])
+    model = SentenceTransformer("folder", trust_remote_code=True)
+    model.similarity(model.encode(["a dog"]), model.encode(["photo.jpg"]))  # one modality a call
 
-Which modality an input is of, sentence-transformers tells by its type: it knows images, audio and video beside text.
+Which modality an input is of, sentence-transformers tells by its type: it knows images, audio and video beside text. A
+path of a file that is not there is a text to it.
 """
 
 import json
@@ -21,7 +23,8 @@ from sentence_transformers.base.modules.input_module import InputModule
 from torch import Tensor, nn
 
 from .config import UserError
-from .encoders import TEXT, fetch, load
+from .encoders import TEXT, load
+from .modalities._fetch import fetch
 
 
 class LanguageBindModule(InputModule):
@@ -29,16 +32,17 @@ class LanguageBindModule(InputModule):
 
     Args:
         sources: modality -> what `languagebind.load` takes.
+        dtype: of the weights, as for `languagebind.load`.
     """
 
     config_file_name = "languagebind.json"
     save_in_root = True
 
-    def __init__(self, sources: Mapping[str, str | Path]):
+    def __init__(self, sources: Mapping[str, str | Path], dtype: str | torch.dtype | None = None):
         super().__init__()
         if unnamed := sorted(set(sources) - set(MULTIMODAL_DICT_KEYS)):
             raise UserError(f"sentence-transformers has no name for {unnamed[0]}: use languagebind.load")
-        self.encoders = load(sources)
+        self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
         self.tokenizer = self._any().text_model.tokenizer
 
@@ -98,7 +102,9 @@ class LanguageBindModule(InputModule):
         hub = {key: options.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, config_filename=cls.config_file_name, **hub)
         folder = Path(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **hub))
-        return cls({name: folder / name for name in config["modalities"]})
+        wanted = options.get("model_kwargs") or {}
+        dtype = wanted.get("dtype", wanted.get("torch_dtype"))
+        return cls({name: folder / name for name in config["modalities"]}, dtype)
 
     def _any(self):
         return next(iter(self.encoders.encoders.values()))[0]

@@ -91,6 +91,8 @@ class ClipText(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, L) -> (B, L, D): what the first block takes."""
+        if input_ids.shape[1] > self.sizes.context_length:
+            raise UserError(f"{input_ids.shape[1]} tokens: the text tower takes {self.sizes.context_length} at most")
         positions = self.embeddings["position_embedding"].weight[: input_ids.shape[1]]  # (L, D)
         return self.embeddings["token_embedding"](input_ids) + positions
 
@@ -154,6 +156,13 @@ def clip_tokens(context_length: int) -> Callable[[list[str]], Tensor]:
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=context_length)
+
+
+def is_clip_tokens(encode: Callable[[list[str]], Tensor]) -> bool:
+    """Whether a tokenizer is CLIP's."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return isinstance(encode, SimpleTokenizer)
 
 
 def text_tokens(config: TextConfig) -> Callable[[list[str]], Tensor]:
@@ -227,6 +236,8 @@ def _clip_text(tower: nn.Module, tokenizer: Tokenizer) -> tuple[nn.Module, nn.Mo
 def _sentence_encoder_folder(config: TextConfig) -> str | None:
     """Where a sentence encoder is, or its hub id; None for open_clip's towers."""
     schema, _, rest = config.text_tower.partition(":")
+    if schema == "local-dir" and not Path(rest).is_dir():
+        raise UserError(f"--text-tower {config.text_tower}: there is no folder {Path(rest).absolute()}")
     return _package_folder(rest) if schema == "package" else rest if schema == "hf" else None
 
 

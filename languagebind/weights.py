@@ -7,6 +7,7 @@ Names follow the published checkpoints: `vision_model.…`, `visual_projection.w
 import logging
 import pickle
 import re
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ TEXT_NAMES = {
 }
 
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # OpenCLIP's names
+
 # What else is in an open_clip tower: the projection has its own place, the mask is made anew.
 UNNAMED = ("proj", "text_projection", "attn_mask")
 
@@ -79,6 +82,20 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
         log.warning("loaded %s only in part:\n%s", what, report)
     fitting = {key: value for key, value in state.items() if key in own and not _misfit(state, own, key)}
     module.load_state_dict(fitting, strict=not report, assign=assign)
+
+
+def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
+    """A type of weights by any of its names (`float16`, `torch.float16`, `fp16`); None, that of the file, for `auto`.
+
+    Raises:
+        UserError: it is none, or holds no fractions.
+    """
+    if name is None or name == "auto":
+        return None
+    found = getattr(torch, DTYPES.get(name, name.removeprefix("torch.")), None) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype {name!r}: give float32, bfloat16 or float16, or torch's own")
+    return found
 
 
 def read_state(path: str | Path) -> State:
@@ -197,10 +214,12 @@ def interpolate_frames(state: State, num_frames: int) -> State:
     """The embeddings of frames, and class tokens where each frame has its own, for another number of frames.
 
     Raises:
-        UserError: the encoder has no attention over frames.
+        UserError: the encoder has no attention over frames, or the number is none of frames.
     """
     if not any(key.endswith("temporal_embedding") for key in state):
         raise UserError(f"num_frames {num_frames}: this encoder has no attention over frames")
+    if not isinstance(num_frames, Integral) or num_frames < 2:  # one frame has nothing to attend to
+        raise UserError(f"num_frames {num_frames!r}: give a whole number from 2 on, or none for the checkpoint's")
     state = dict(state)
     for key, value in state.items():
         if key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2):

@@ -7,6 +7,8 @@ Hugging Face hub as it is.
 """
 
 import logging
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from languagebind.config import UserError, parse, run
+from languagebind.files import temporary_name
 from languagebind.hub import read_checkpoint
 from languagebind.lora import save_adapter
 from languagebind.weights import published_names
@@ -35,7 +38,7 @@ An encoder for {modality} in the space of a frozen text tower ({tower}), trained
 ```python
 import languagebind
 
-model = languagebind.load("{name}")
+model = languagebind.load("ORG/{name}")  # the name that it has on the Hugging Face hub, or its folder
 features = model.encode({modality}=["a file"])  # (1, {dim}), unit norm
 text_features = model.encode(text=["what it may be"])
 print(model.similarity(features, text_features))
@@ -59,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the folder that the command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(ExportOptions, sys.argv[1:] if argv is None else argv, prog="export.py")
-    if options.output.exists() and any(options.output.iterdir()):
-        raise UserError(f"{options.output} is not empty: name another folder")
+    output = options.output.absolute()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{options.output} is a file, or is not empty: name another folder")
     from languagebind.published.config import KIND_OF
     from languagebind.published.model import MODELS
     from languagebind.published.processing import PROCESSORS, TOKENIZERS
@@ -72,22 +76,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if kind is None:
         raise UserError(f"the published layout knows {', '.join(KIND_OF)}, not {modality}")
     model = MODELS[kind].from_pretrained(options.checkpoint)
+    folder = temporary_name(output)  # half an export never has the name of a whole one
+    shutil.rmtree(folder, ignore_errors=True)
     if options.adapter:
-        take_adapter_apart(model, saved, options.output)
-    model.save_pretrained(options.output)
+        take_adapter_apart(model, saved, folder)
+    model.save_pretrained(folder)
     vocabulary, merges = bundled_vocabulary()
     length = model.config.text_config.max_position_embeddings
     tokenizer = TOKENIZERS[kind](vocab=vocabulary, merges=merges, model_max_length=length)
-    PROCESSORS[kind](model.config, tokenizer).save_pretrained(options.output)
+    PROCESSORS[kind](model.config, tokenizer).save_pretrained(folder)
     text = saved["config"]["model"]["text"]
-    (options.output / "README.md").write_text(
+    (folder / "README.md").write_text(
         CARD.format(
-            name=options.output.name, modality=modality, dim=model.config.projection_dim, steps=saved["step"],
-            tower=" ".join(filter(None, (text["text_tower"], text["text_pretrained"]))),
+            name=output.name, modality=modality, dim=model.config.projection_dim, steps=saved["step"],
+            tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
             tuning=saved["config"]["model"]["tuning"]["tuning"],
         )
     )  # fmt: skip
+    folder.rename(output)
     log.info("wrote %s, %.1f M parameters", options.output, model.num_parameters() / 1e6)
+
+
+def public(source: str) -> str:
+    """Where weights come from, without the folders of this machine: `local-dir:/data/clip` is `local-dir:clip`."""
+    return source if source.startswith("hf-hub:") else re.sub(r"[^:]*/", "", source)
 
 
 def take_adapter_apart(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:

@@ -81,7 +81,8 @@ def test_optimizers_of_timm_train_and_go_on(depth_shards, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "message"), [("sgdx", "expected adamw"), ("timm/none_such", "timm has"), ("adamw8bit", "bitsandbytes")]
+    ("optimizer", "message"),
+    [("sgdx", "expected adamw"), ("timm/none_such", "timm has"), ("adamw8bit", "bitsandbytes")],
 )
 def test_optimizers_that_are_not_there_are_named(depth_shards, tmp_path, optimizer, message):
     with pytest.raises(UserError, match=message):

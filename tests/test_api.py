@@ -2,6 +2,9 @@
 
 import http.server
 import json
+import pickle
+import runpy
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +21,9 @@ from torch.nn import functional as F
 import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
 from languagebind.published.processing import PROCESSORS
+from languagebind.text import TextConfig, build_text
 from training.main import main
+from training.params import parse_args
 
 NAMES = {"video": "video", "audio": "audio", "depth": "depth", "infrared": "thermal", "image": "image"}
 TEXTS = ["a dog runs", "two cats sleep on a red sofa"]
@@ -104,9 +109,14 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (ValueError, "takes lists by modality: audio, depth, image, infrared, video or text", {}),
         (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
         (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
-        (ValueError, "truncate_dim 0", {"text": ["a"], "truncate_dim": 0}),
+        (ValueError, "truncate_dim should be a whole number, at least 1, not 0", {"text": ["a"], "truncate_dim": 0}),
         (TypeError, r"takes a list: depth=\[...\], not one str", {"depth": files["depth"][0]}),
         (TypeError, "texts should be strings", {"text": [1]}),
+        (ValueError, "batch_size should be a whole number", {"text": ["a"], "batch_size": 1.5}),
+        (ValueError, "num_workers should be a whole number, at least 0", {"text": ["a"], "num_workers": None}),
+        (ValueError, "the original's thermal is infrared here", {"thermal": files["thermal"]}),
+        (DecodeError, "floats are metres, divide millimetres by 1000", {"depth": [np.full((60, 80), 900.0)]}),
+        (DecodeError, "complex numbers", {"depth": [np.full((60, 80), 1j)]}),
         (DecodeError, "No such file", {"depth": ["none.png"]}),
     ):
         with pytest.raises(error, match=message):
@@ -117,19 +127,53 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         load(toys / "depth", toys / "depth")
     with pytest.raises(UserError, match="at least one checkpoint"):
         load()
-    with pytest.raises(UserError, match="no checkpoint at"):
-        load(tmp_path)
-    with pytest.raises(UserError, match="cannot load nobody/nothing"):
+    for source, message in (
+        (tmp_path, "no checkpoint at"),
+        (toys / "depth" / "model.safetensors", "holds weights alone: name its folder"),
+        ([toys / "depth"], "load takes paths and hub ids"),
+        ({"thermal": toys / "thermal"}, r"is for infrared \(the original's thermal\), not thermal"),
+        (tmp_path / "nothing" / "here", "there is no folder .*here$"),
+        ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(source)
+    with pytest.raises(UserError, match="dtype 'int8'"):
+        load(toys / "depth", dtype="int8")
+    with pytest.raises(UserError, match="there is no folder nobody/nothing here, and the Hugging Face hub"):
         load("nobody/nothing")
 
 
 def test_half_precision(toys, files):
     sources = {"depth": toys / "depth", "audio": toys / "audio"}
     inputs = {name: files[name] for name in sources}
-    full, half = load(sources).encode(**inputs), load(sources, dtype=torch.bfloat16).encode(**inputs)
+    full, half = load(sources).encode(**inputs), load(sources, dtype="bfloat16").encode(**inputs)
     for name in sources:
         assert half[name].dtype == torch.float32
         close(half[name], full[name], 2e-2)
+
+
+def test_encoders_in_half_and_in_full_precision_share_a_text_tower(toys, files, tmp_path):
+    LanguageBindDepth.from_pretrained(toys / "depth", dtype="float16").save_pretrained(tmp_path)
+    for sources in ((toys / "audio", tmp_path), (tmp_path, toys / "audio")):
+        found = load(*sources).encode(depth=files["depth"], audio=files["audio"], text=TEXTS)
+        close(found["text"], load(toys / "audio").encode(text=TEXTS), 1e-2)
+
+
+def test_a_folder_may_be_named_as_a_file(toys, tmp_path):
+    shutil.copytree(toys / "depth", tmp_path / "v1.pt")
+    assert load(tmp_path / "v1.pt").modalities == ["depth"]
+
+
+def test_what_workers_are_handed_pickles(toys, files):
+    _, augment, preprocess = languagebind.create_model_and_transforms(toys / "depth")
+    for transform in (augment, preprocess):
+        copy = pickle.loads(pickle.dumps(transform))  # noqa: S301 - our own
+        torch.manual_seed(0)
+        expected = transform(files["depth"][0])
+        torch.manual_seed(0)
+        assert torch.equal(copy(files["depth"][0]), expected)
+    error = pickle.loads(pickle.dumps(DecodeError(b"abc", "not a picture")))  # noqa: S301
+    assert (str(error), error.reason) == ("<3 bytes>: not a picture", "not a picture")
 
 
 def test_encoders_of_another_text_tower_are_refused(toys, tmp_path):
@@ -164,10 +208,16 @@ def test_the_verbs_of_open_clip(toys, trained, files):
             model.encode_audio  # noqa: B018
     model, preprocess = languagebind.create_model_from_pretrained(toys / "depth", precision="bf16")
     assert model.logit_scale.dtype == torch.bfloat16
+    assert model.encode_depth(preprocess(files["depth"][0])[None]).dtype == torch.bfloat16
+    x = torch.randn(1, 3, 1, 56, 56, requires_grad=True)
+    languagebind.create_model(toys / "depth").encode_depth(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="pretrained 'laion2b': leave it out"):
+        languagebind.create_model(toys / "depth", "laion2b")
     assert "LanguageBind_Video_FT" in languagebind.list_models()
     assert ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth") in languagebind.list_pretrained()
     with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
-        languagebind.create_model_and_transforms("LanguageBind_Depth")  # offline
+        languagebind.create_model_and_transforms("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth")  # offline
     with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
         languagebind.get_tokenizer("LanguageBind_Depth")
 
@@ -191,7 +241,8 @@ def clip_folder(tmp_path_factory):
 def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, files, tmp_path):
     tower = f"--text-tower=local-dir:{clip_folder}"
     main([*train_flags(depth_shards, tmp_path, "--name=run", tower, f"--tuning={tuning}"), "--workers=0"])
-    call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}")
+    export = runpy.run_path(str(ROOT / "scripts" / "export.py"))["main"]
+    export([f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}"])
     own, exported = load(tmp_path / "run"), load(tmp_path / "mine")
     direct = LanguageBindDepth.from_pretrained(tmp_path / "run")
     processor = PROCESSORS["depth"].from_pretrained(tmp_path / "mine")
@@ -206,9 +257,13 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     ):
         assert torch.equal(own.encode(**features), exported.encode(**features))
         close(own.encode(**features), published)
-    assert "languagebind.load" in (tmp_path / "mine" / "README.md").read_text()
-    message = call("scripts/export.py", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}", status=2)
-    assert "is not empty" in message
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert 'languagebind.load("ORG/mine")' in card
+    assert f"(local-dir:{clip_folder.name})" in card
+    assert str(clip_folder) not in "".join(file.read_text() for file in (tmp_path / "mine").glob("*.*[dn]"))
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "config.json"):
+        with pytest.raises(UserError, match="is a file, or is not empty"):
+            export([f"--checkpoint={tmp_path / 'run'}", f"--output={taken}"])
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
@@ -243,6 +298,20 @@ def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_pa
 def test_what_the_published_layout_cannot_hold_is_not_exported(trained):
     with pytest.raises(UserError, match=r"another one: use languagebind\.load"):
         LanguageBindDepth.from_pretrained(trained)
+    with pytest.raises(UserError, match=r"another text tower than CLIP's: languagebind\.get_tokenizer"):
+        languagebind.LanguageBindDepthTokenizer.from_pretrained(trained)
+
+
+def test_a_run_names_its_text_tower_by_where_it_lies(clip_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(clip_folder.parent)
+    flags = ["--modality=depth", f"--text-pretrained={clip_folder.name}/open_clip_pytorch_model.bin"]
+    text = parse_args([*flags, f"--text-tower=local-dir:{clip_folder.name}"]).model.text
+    assert text.text_tower == f"local-dir:{clip_folder}"
+    assert text.text_pretrained == str(clip_folder / "open_clip_pytorch_model.bin")
+    assert parse_args([*flags, "--text-tower=ViT-L-14"]).model.text.text_tower == "ViT-L-14"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path / clip_folder.name}"):
+        build_text(TextConfig(f"local-dir:{clip_folder.name}"))
 
 
 def test_sentence_transformers_encodes_what_it_can_name(toys, files, tmp_path):
@@ -260,6 +329,11 @@ def test_sentence_transformers_encodes_what_it_can_name(toys, files, tmp_path):
         for model in (made, saved):
             close(torch.from_numpy(model.encode(inputs)), expected)
     close(torch.from_numpy(saved.encode([Image.open(files["image"][0])])), own.encode(image=files["image"][:1]))
+    options = {"trust_remote_code": True, "device": "cpu"}
+    half = SentenceTransformer(str(tmp_path / "saved"), model_kwargs={"dtype": "float16"}, **options)
+    for model in (half, saved.half()):
+        assert model.dtype == torch.float16
+        close(torch.from_numpy(model.encode(files["image"])), own.encode(image=files["image"]), 1e-2)
     with pytest.raises(UserError, match="sentence-transformers has no name for depth"):
         LanguageBindModule({"depth": toys / "depth"})
 

@@ -1,10 +1,12 @@
 """The published classes: the original's numbers, its call signatures, and errors in place of silence."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,15 @@ from helpers import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose
+from transformers import AutoModel
 
 import languagebind
-from languagebind import LanguageBind, LanguageBindDepth, LanguageBindVideo, to_device, transform_dict
+from languagebind import DecodeError, LanguageBind, LanguageBindDepth, LanguageBindVideo, to_device, transform_dict
 from languagebind.config import UserError
 from languagebind.published.config import CONFIGS
 from languagebind.published.model import MODELS
 from languagebind.published.processing import PROCESSORS, TOKENIZERS
+from languagebind.transformer import Attention
 from languagebind.weights import WeightsError
 
 CASES = ["audio_ft", "audio_lora", "depth_lora", "image", "thermal_lora", "video_ft", "video_lora", "video_v15_ft"]
@@ -130,9 +134,66 @@ def test_what_is_saved_loads_with_the_same_bits(toys, tmp_path, name):
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         assert all(torch.equal(value, other[key]) for key, value in state.items())
     assert len(list((tmp_path / "1").glob("*.safetensors"))) > 1
-    (tmp_path / "0" / "adapter_model.safetensors").write_bytes(b"someone else's")
-    model.save_pretrained(tmp_path / "0")
-    assert (tmp_path / "0" / "adapter_model.safetensors").read_bytes() == b"someone else's"
+
+
+KILLED = """
+import os, sys
+import transformers.modeling_utils
+from languagebind import LanguageBindDepth
+model = LanguageBindDepth.from_pretrained(sys.argv[1])
+transformers.modeling_utils.safe_save_file = lambda *a, **k: os._exit(9)
+model.save_pretrained(sys.argv[1])
+"""
+
+
+def test_saving_takes_nothing_away_but_the_weights_that_it_replaces(toys, tmp_path):
+    def kept():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    model = LanguageBindDepth.from_pretrained(toys / "depth")
+    model.save_pretrained(tmp_path)
+    for name in ("model_ema.safetensors", "model.fp16.safetensors", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"someone else's")
+    before = kept()
+    model.save_pretrained(tmp_path, is_main_process=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == 9
+    assert kept() == before
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert "model.safetensors" not in kept()
+    LanguageBindDepth.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert kept() == before
+    with pytest.raises(UserError, match="is a file: name a folder"):
+        model.save_pretrained(tmp_path / "config.json")
+
+
+def test_a_variant_of_the_weights(toys, tmp_path):
+    LanguageBindDepth.from_pretrained(toys / "depth", dtype="float16").save_pretrained(tmp_path, variant="fp16")
+    found = LanguageBindDepth.from_pretrained(pretrained_model_name_or_path=tmp_path, variant="fp16")
+    assert found.dtype == torch.float16
+    with pytest.raises(UserError, match=r"holds no weights: none of model\.safetensors"):
+        LanguageBindDepth.from_pretrained(tmp_path)
+
+
+def resaved(toys, folder, change):
+    """The depth toy with changed tensors."""
+    shutil.copytree(toys / "depth", folder, dirs_exist_ok=True)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_weights_of_several_types_become_one(toys, tmp_path, files):
+    name = "visual_projection.weight"
+    mixed = resaved(toys, tmp_path / "mixed", lambda state: state.update({name: state[name].half()}))
+    assert LanguageBindDepth.from_pretrained(mixed).dtype == torch.float32
+    assert languagebind.load(mixed).encode(depth=files["depth"]).shape == (2, 16)
+    whole = resaved(toys, tmp_path / "whole", lambda state: state.update({name: state[name].int()}))
+    for load in (LanguageBindDepth.from_pretrained, languagebind.load):
+        with pytest.raises(WeightsError, match=r"hold no fractions: visual_projection.weight torch.int32"):
+            load(whole)
 
 
 def test_a_sharded_bin_loads(toys, tmp_path):
@@ -148,6 +209,10 @@ def test_a_sharded_bin_loads(toys, tmp_path):
     (tmp_path / "b.bin").unlink()
     with pytest.raises(UserError, match=r"names b.bin, which is not there"):
         LanguageBindDepth.from_pretrained(tmp_path)
+    for text in ("[]", '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": null}}', '{"weight_map": {}}'):
+        (tmp_path / "pytorch_model.bin.index.json").write_text(text)
+        with pytest.raises(UserError, match=r"pytorch_model.bin.index.json (is no index|names None|names no weights)"):
+            LanguageBindDepth.from_pretrained(tmp_path)
 
 
 def test_pickled_code_is_never_run(toys, tmp_path):
@@ -167,10 +232,25 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
 def test_configs_that_do_not_fit(toys, tmp_path):
     with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindThermal"):
         MODELS["thermal"].from_pretrained(toys / "depth")  # the same shapes, but read in another way
-    for text, message in (("{", "cannot load the config"), ('{"vision_config": {"num_frames": "a"}}', "num_frames")):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError, match=message):
-            LanguageBindDepth.from_pretrained(tmp_path)
+    config = json.loads((toys / "depth" / "config.json").read_text())
+    for damaged, message in (
+        ("{", "is not a valid JSON"),
+        ([], "no JSON object"),
+        (config | {"vision_config": {"num_frames": "a"}}, "num_frames"),
+        (config | {"vision_config": "x"}, "vision_config"),
+        (config | {"vision_config": config["vision_config"] | {"hidden_act": "tanh"}}, "hidden_act 'tanh': expected"),
+        (config | {"vision_config": config["vision_config"] | {"image_size": [56, 56, 56]}}, r"cannot be \(3, 1, 56"),
+        (
+            config | {"vision_config": config["vision_config"] | {"num_frames": 0}},
+            r"cannot be \(3, 0, 56, 56\)",
+        ),
+        (config | {"vision_config": config["vision_config"] | {"num_mel_bins": 28, "target_length": 56}}, "cannot be"),
+        (config | {"projection_dim": 0}, "projection_dim"),
+    ):
+        (tmp_path / "config.json").write_text(damaged if damaged == "{" else json.dumps(damaged))
+        for load in (LanguageBindDepth.from_pretrained, languagebind.load):
+            with pytest.raises(UserError, match=message):
+                load(tmp_path)
     (tmp_path / "config.json").write_text((toys / "depth" / "config.json").read_text())
     with pytest.raises(UserError, match=r"holds no weights: none of model\.safetensors, "):
         LanguageBindDepth.from_pretrained(tmp_path)
@@ -251,6 +331,10 @@ def test_states_attention_and_tuples(toys):
 def test_devices_and_kinds_of_numbers(toys):
     model = LanguageBindDepth.from_pretrained(toys / "depth", device_map={"": "cpu"}, dtype="float16")
     assert (model.dtype, model.device.type) == (torch.float16, "cpu")
+    for options, dtype in (({"dtype": "auto"}, torch.float32), ({"torch_dtype": "bf16"}, torch.bfloat16)):
+        assert LanguageBindDepth.from_pretrained(toys / "depth", **options).dtype == dtype
+    with pytest.raises(UserError, match="dtype 'foo': give float32, bfloat16 or float16"):
+        LanguageBindDepth.from_pretrained(toys / "depth", dtype="foo")
     assert model.vision_model(torch.randn(1, 3, 56, 56)).pooler_output.dtype == torch.float16
 
 
@@ -259,6 +343,30 @@ def test_gradients_reach_the_input(toys):
     x = torch.randn(1, 3, 56, 56, requires_grad=True)
     model.get_image_features(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_the_way_of_attention_follows_the_config(toys):
+    def eager(model):
+        return {module.eager for module in model.modules() if isinstance(module, Attention)}
+
+    model = LanguageBindDepth.from_pretrained(toys / "depth")
+    assert eager(model) == {False}
+    model.set_attn_implementation("eager")
+    assert eager(model) == {True}
+    assert eager(AutoModel.from_config(model.config, attn_implementation="eager")) == {True}
+    assert eager(AutoModel.from_config(model.config, attn_implementation="sdpa")) == {False}
+
+
+def test_options_of_transformers(toys):
+    model, info = LanguageBindDepth.from_pretrained(toys / "depth", config=toys / "depth", output_loading_info=True)
+    assert isinstance(model, LanguageBindDepth)
+    assert not info["missing_keys"]
+    with pytest.raises(UserError, match="state_dict: call LanguageBindDepth"):
+        LanguageBindDepth.from_pretrained(toys / "depth", state_dict={})
+    with pytest.raises(UserError, match="give input_ids and pixel_values"):
+        model(pixel_values=torch.zeros(1, 3, 56, 56))
+    with pytest.raises(UserError, match="200 tokens: the text tower takes 77 at most"):
+        model.get_text_features(torch.ones(1, 200, dtype=torch.long))
 
 
 def test_a_sample_has_the_same_features_in_any_batch(toys):
@@ -287,6 +395,9 @@ def test_another_number_of_frames_is_taken_only_when_asked_for(toys):
     encoders = languagebind.load(toys / "video", num_frames=4)
     with torch.inference_mode():
         close(encoders.encoders["video"][0].project(clips), fewer.get_image_features(clips))
+    for wrong in (0, -1, 1, 1.5, "8"):
+        with pytest.raises(UserError, match="give a whole number from 2 on"):
+            languagebind.load(toys / "video", num_frames=wrong)
     with pytest.raises(UserError, match="no attention over frames"):
         LanguageBindDepth.from_pretrained(toys / "depth", num_frames=4)
 
@@ -301,15 +412,30 @@ def test_processors_take_files_and_what_is_in_memory(toys, files, name):
     if name in ("image", "thermal"):
         found = processor.transform(Image.open(files[name][0]))
     elif name == "depth":  # OpenCV's floats, in millimetres
-        found = processor.transform(np.asarray(Image.open(files[name][0])).astype(np.float32))
+        millimetres = np.asarray(Image.open(files[name][0])).astype(np.float32)
+        found = processor.transform(millimetres)
+        assert torch.equal(found, processor.transform(Image.fromarray(millimetres)))
     elif name == "audio":
         import soundfile
 
-        found = processor.transform((torch.from_numpy(soundfile.read(files[name][0], dtype="float32")[0])[None], 16000))
+        sound = torch.from_numpy(soundfile.read(files[name][0], dtype="float32")[0])[None]
+        found = processor.transform((sound, 16000))
+        close(processor((sound, 16000.0))["pixel_values"][0], found, 1e-6)
     else:
         clip = processor.modality.decode(files[name][0])  # (T, C, H, W)
         found = processor.transform(clip.transpose(0, 1).float())
     close(found, both[0], 1e-6)
+    copied = pickle.loads(pickle.dumps(processor))  # noqa: S301 - our own
+    assert torch.equal(copied(files[name], return_tensors="pt")["pixel_values"], both)
+    for arguments, message in (
+        (([],), "no images"),
+        ((None, []), "no texts"),
+        ((None, "a", 200), "context_length 200: the text tower takes 77 tokens at most"),
+    ):
+        with pytest.raises(UserError, match=message):
+            processor(*arguments)
+    with pytest.raises(DecodeError, match="cannot be downloaded"):
+        processor(["HTTP://127.0.0.1:1/a.png"])
     with pytest.raises(ValueError, match="give texts, images, or both"):
         processor()
     assert processor.decode(processor(text="a dog")["input_ids"], skip_special_tokens=True).strip() == "a dog"
@@ -329,6 +455,26 @@ def test_tokens_are_those_of_clip(toys, tmp_path):
         assert set(ids[0][length:]) <= {49407}
 
 
+def test_tokenizers_mend_texts_in_every_place_and_are_shared_by_threads(toys, tmp_path):
+    tokenizer = TOKENIZERS["image"].from_pretrained(pretrained_model_name_or_path=toys / "image")
+    broken, right = "it\u00e2\u20ac\u2122s", "it's"
+    assert tokenizer.encode(broken) == tokenizer.encode(right) == tokenizer(right)["input_ids"]
+    assert tokenizer("x", broken)["input_ids"] == tokenizer("x", right)["input_ids"]
+    with pytest.raises(TypeError, match="takes a text or a list of texts, not 3"):
+        tokenizer(3)
+
+    def length(i):
+        options = {"padding": "max_length", "truncation": True, "max_length": 10 + i % 5}
+        return len(tokenizer(["a " * 50], **options)["input_ids"][0]) == 10 + i % 5
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(length, range(300)))
+    shutil.copytree(toys / "image", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the tokenizer's files in .* cannot be used"):
+        TOKENIZERS["image"].from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_towers_give_the_tokens_of_a_layer(toys, name):
     kind = getattr(languagebind, f"LanguageBind{name.title()}Tower")
@@ -336,6 +482,11 @@ def test_towers_give_the_tokens_of_a_layer(toys, name):
     tower = kind(str(toys / name), args, delay_load=True)
     assert not tower.is_loaded
     assert (tower.hidden_size, tower.num_patches) == (32, 14 if name == "audio" else 16)
+    assert isinstance(tower.image_processor, PROCESSORS[name])
+    with pytest.raises(UserError, match="is not loaded yet: call load_model"):
+        tower.dtype  # noqa: B018
+    with pytest.raises(UserError, match="has the states 0 to 2"):
+        kind(toys / name, Namespace(mm_vision_select_layer=3))
     tower.load_model()
     x = torch.randn(2, *tower.config.input_shape)
     x = x if name == "video" else x[:, :, 0]

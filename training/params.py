@@ -1,13 +1,14 @@
 """The command line of training: `--config` and `--model` files first, then flags; the last one wins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from languagebind.config import UserError, at_least, expand_config, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
+from languagebind.text import TextConfig
 
 from .checkpoint import CheckpointConfig
 from .data import DataConfig
@@ -80,7 +81,18 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
         modality = modality_class(names[-1])
     except ValueError as error:
         raise UserError(str(error)) from error
-    return parse(TrainConfig[modality], [f"--modality={names[-1]}", *argv], prog="training.main")
+    config = parse(TrainConfig[modality], [f"--modality={names[-1]}", *argv], prog="training.main")
+    return replace(config, model=replace(config.model, text=found_from_anywhere(config.model.text)))
+
+
+def found_from_anywhere(text: TextConfig) -> TextConfig:
+    """The same text tower by absolute paths: the run may be loaded from another folder than it was started in."""
+    schema, _, folder = text.text_tower.partition(":")
+    if schema in ("local-dir", "hf") and Path(folder).is_dir():
+        text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
+    if text.text_pretrained and Path(text.text_pretrained).is_file():
+        text = replace(text, text_pretrained=str(Path(text.text_pretrained).absolute()))
+    return text
 
 
 def model_file(name: str) -> Path:

@@ -26,6 +26,10 @@ class DecodeError(ValueError):
     def __init__(self, source: Source | Sequence[Source], reason: str):
         super().__init__(f"{describe(source)}: {reason}")
         self.reason = reason
+        self.source = describe(source)
+
+    def __reduce__(self):
+        return type(self), (self.source, self.reason)  # by default, the message alone
 
 
 @dataclass(frozen=True)

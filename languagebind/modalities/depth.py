@@ -22,8 +22,9 @@ class Depth(ImageModality):
     """Distance in one channel, clipped to 0.01 m .. `max_depth`, scaled to 0..1 and shown as a grey picture.
 
     Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres; 8-bit values are refused, because they
-    hold a picture of depth, not depth. A pixel that is not finite counts as a hole, like 0 in a PNG: it becomes the
-    least depth. A map without any finite pixel is refused.
+    hold a picture of depth, not depth. A pixel that is not finite or below 0 counts as a hole, like 0 in a PNG: it
+    becomes the least depth. A map without any finite pixel is refused, and floats without any below 100, which must be
+    millimetres.
 
     Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
     """
@@ -57,6 +58,8 @@ class Depth(ImageModality):
         """(1, H, W) of any number type to (H, W) metres."""
         if x.shape[0] != 1:
             raise DecodeError(source, f"depth has one channel, this has {x.shape[0]}")
+        if x.is_complex():
+            raise DecodeError(source, "complex numbers")
         if x.dtype in (torch.uint8, torch.int8, torch.bool):
             raise DecodeError(source, "8 bits cannot hold millimetres; this is a picture of depth")
         depth = x[0]
@@ -64,7 +67,10 @@ class Depth(ImageModality):
             depth = depth.float()
             if not bool(depth.isfinite().any()):
                 raise DecodeError(source, "no pixel is finite")
-            return depth.nan_to_num(0.0, 0.0, 0.0)
+            depth = depth.nan_to_num(0.0, 0.0, 0.0)
+            if bool((depth > 0).any()) and depth[depth > 0].min() > 100:  # metres
+                raise DecodeError(source, "nothing is nearer than 100 m: floats are metres, divide millimetres by 1000")
+            return depth
         if self.sun_rgbd:
             depth = depth.long() & 0xFFFF
             depth = ((depth >> 3) | (depth << 13)) & 0xFFFF

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UserError
-from ..model import text_state
+from ..model import same_text, text_state
 from ..weights import load_strict
 from .config import CONFIGS, LanguageBindConfig
 from .model import MODELS, LanguageBindModel, read_pretrained
@@ -110,7 +110,7 @@ def _check_text(first: str, model: LanguageBindModel, second: str, other: Langua
             f"the text towers of {first} and {second} differ in size, so that their features lie in different spaces:"
             " load them apart"
         )
-    if not all(torch.equal(old[key], new[key]) for key in old):
+    if not same_text(model, other):
         log.warning("the text towers of %s and %s differ in their weights: that of %s is used", first, second, second)
 
 

@@ -7,13 +7,13 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from ..config import UserError
+from ..config import UserError, at_least
 from ..hub import is_training_checkpoint
 from ..modalities import Modality, modality_class
 from ..text import ClipTextConfig
-from ..transformer import LAYER_NORM_EPS
+from ..transformer import ACTIVATIONS, LAYER_NORM_EPS
 from ..vit import EncoderConfig
-from .files import HUB_OPTIONS, repository
+from .files import HUB_OPTIONS, not_there, repository
 
 
 @strict
@@ -145,26 +145,40 @@ class LanguageBindConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
         """The config of a folder, a hub id, or a checkpoint of our training; options as in transformers.
 
         Raises:
             UserError: it is not there, is damaged, or is of another modality.
         """
-        name, hub = repository(name), {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        name = repository(pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         if is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
             from .native import training_checkpoint
 
             config = training_checkpoint(name, cls)[0]
             unused = {key: value for key, value in kwargs.items() if key not in hub}
             return (config, unused) if unused.pop("return_unused_kwargs", False) else config
+        said = model_type(name, **hub)
+        if said != cls.model_type and said in {config.model_type for config in CONFIGS.values()}:
+            raise UserError(f"{name} is a {said}, not a {cls.model_type}")
         try:
-            said = cls.get_config_dict(name, **hub)[0].get("model_type")
-            if said != cls.model_type and said in {config.model_type for config in CONFIGS.values()}:
-                raise UserError(f"{name} is a {said}, not a {cls.model_type}")
-            return super().from_pretrained(name, **kwargs)
-        except (OSError, StrictDataclassError) as error:
-            raise UserError(f"cannot load the config of {name}: {' '.join(str(error).split())}") from error
+            found = super().from_pretrained(name, **kwargs)
+            (found[0] if isinstance(found, tuple) else found)._check()
+        except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the config.json of {name}: {' '.join(str(error).split())}") from error
+        return found
+
+    def _check(self) -> None:
+        """Raise an error unless the values make a model and its preprocessing."""
+        shape, tower = self.vision_config.input_shape, self.text_config.sizes
+        if len(shape) != 4 or min(shape) < 1 or self.modality.input_shape != shape:
+            raise UserError(f"(channels, frames, height, width) cannot be {shape} for {self.modality_name}")
+        at_least(1, projection_dim=self.projection_dim, width=tower.width, depth=tower.depth)
+        at_least(1, num_heads=tower.num_heads, mlp_dim=tower.mlp_dim)
+        for kind in (self.vision_config.sizes.activation, tower.activation):
+            if kind not in ACTIVATIONS:
+                raise UserError(f"hidden_act {kind!r}: expected one of {', '.join(ACTIVATIONS)}")
 
     @property
     def modality(self) -> Modality:
@@ -182,6 +196,22 @@ class LanguageBindConfig(PreTrainedConfig):
             )
         options = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
         return kind(image_size=height, **options.get(self.modality_name, {}))
+
+
+def model_type(name: str, **hub) -> str | None:
+    """What the config.json of a folder or hub id says that it is.
+
+    Raises:
+        UserError: it is not there, or damaged.
+    """
+    try:
+        return LanguageBindConfig.get_config_dict(name, **hub)[0].get("model_type")
+    except OSError as error:
+        if not Path(name).exists():
+            raise not_there(name, error) from error
+        raise UserError(f"cannot load the config of {name}: {' '.join(str(error).split())}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"cannot load the config of {name}: it is no JSON object") from error
 
 
 def _check_eps(eps: float) -> None:

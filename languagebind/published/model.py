@@ -1,8 +1,10 @@
 """The published model classes, with the original's names and call signatures."""
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,16 +14,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from ..config import UserError
 from ..hub import is_training_checkpoint
 from ..loss import contrastive_loss
-from ..text import ClipText
 from ..transformer import Attention
-from ..vit import VisionTransformer
-from ..weights import State, interpolate_frames, load_strict
-from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, LanguageBindVisionConfig
-from .files import HUB_OPTIONS, read_weights
-
-INITIAL_STD = 0.02  # of token and position embeddings of a text tower without weights
+from ..weights import State, dtype_of, interpolate_frames, load_strict
+from .config import CONFIGS, LanguageBindConfig
+from .files import HUB_OPTIONS, read_weights, replace_weights
+from .modules import TextTower, VisionTower, wants_dict
 
 
 @dataclass
@@ -39,67 +39,6 @@ class LanguageBindOutput(ModelOutput):
     def to_tuple(self) -> tuple[Any, ...]:
         values = (getattr(self, key) for key in self.keys())
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in values)
-
-
-class VisionTower(VisionTransformer):
-    """The encoder, called as Hugging Face models are."""
-
-    def __init__(self, config: LanguageBindVisionConfig):
-        super().__init__(config.input_shape, config.sizes)
-        self.config = config
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
-        """`last_hidden_state` (B*T, 1 + N, D) before the last norm, and `pooler_output` (B, D).
-
-        Args:
-            pixel_values: (B, C, T, H, W); (B, C, H, W) where T is 1; or (B, pairs, T, S, C, H, W), as for retrieval.
-
-        Raises:
-            ValueError: another shape than the config says.
-        """
-        if pixel_values.ndim == 7:
-            pixel_values = pixel_values.permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
-        elif pixel_values.ndim == 4:
-            pixel_values = pixel_values.unsqueeze(2)
-        x, states, attentions = _encode(
-            self, self.embed(pixel_values.to(self.embeddings.patch_embedding.weight.dtype)), False,
-            output_hidden_states, output_attentions,
-        )  # fmt: skip
-        return _output(self.config, x, self.pool(x), states, attentions, return_dict)
-
-
-class TextTower(ClipText):
-    """CLIP's text tower, called as Hugging Face models are."""
-
-    def __init__(self, config: LanguageBindTextConfig):
-        super().__init__(config.sizes)
-        self.config = config
-        for embedding in self.embeddings.values():
-            nn.init.normal_(embedding.weight, std=INITIAL_STD)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
-        """`last_hidden_state` (B, L, D) and `pooler_output` (B, D), the first end-of-text token.
-
-        Padding stands behind that token and attention looks backward, so that `attention_mask` changes nothing there.
-        """
-        x, states, attentions = _encode(
-            self, self.embed(input_ids), True, output_hidden_states, output_attentions
-        )  # fmt: skip
-        x = self.final_layer_norm(x)
-        return _output(self.config, x, self.pool(x, input_ids), states, attentions, return_dict)
 
 
 class LanguageBindModel(PreTrainedModel):
@@ -120,6 +59,17 @@ class LanguageBindModel(PreTrainedModel):
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
+        self._use_attention()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **options: Any) -> None:
+        """`sdpa`, PyTorch's fused kernel, or `eager`."""
+        super().set_attn_implementation(attn_implementation, **options)
+        self._use_attention()
+
+    def _use_attention(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.eager = self.config._attn_implementation == "eager"
 
     def _init_weights(self, module: nn.Module) -> None:
         """Each module gave itself its first weights."""
@@ -138,6 +88,8 @@ class LanguageBindModel(PreTrainedModel):
         """Unit-norm `text_embeds` (B, D) and `image_embeds` (B, D) of any modality, and their scaled similarities."""
         if position_ids is not None:
             raise ValueError("position_ids: this text tower has positions 0, 1, 2, ... only")
+        if input_ids is None or pixel_values is None:
+            raise UserError("give input_ids and pixel_values; get_text_features and get_image_features take one alone")
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         vision = self.vision_model(pixel_values, **options, return_dict=True)
         text = self.text_model(input_ids, attention_mask, **options, return_dict=True)
@@ -153,7 +105,7 @@ class LanguageBindModel(PreTrainedModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+        return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
         """(B, D), projected but not normalised, of whatever the modality is."""
@@ -164,41 +116,55 @@ class LanguageBindModel(PreTrainedModel):
         return self.text_projection(self.text_model(input_ids, attention_mask, **options)[1])
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, config: LanguageBindConfig | None = None, **kwargs: Any):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        config: LanguageBindConfig | str | Path | None = None,
+        **kwargs: Any,
+    ):
         """Load a published checkpoint, one that `save_pretrained` wrote, or one of our training.
 
         Args:
-            name: a hub id, a folder, a checkpoint of our training or its run's folder, or with `config` any file of
-                weights.
+            pretrained_model_name_or_path: a hub id, a folder, a checkpoint of our training or its run's folder, or with
+                `config` any file of weights.
+            config: in place of the checkpoint's: one, or where one is.
             num_frames: of the clips, in place of the checkpoint's; temporal embeddings are interpolated.
-            kwargs: as Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
+            kwargs: as Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, variant, ...
 
         Raises:
             UserError: it is not there or cannot be read.
             WeightsError: weights are missing, left over, or do not fit.
         """
-        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        name, hub = pretrained_model_name_or_path, {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        if "state_dict" in kwargs:
+            raise UserError(f"state_dict: call {cls.__name__}(config).load_state_dict, which checks its keys")
+        dtype = kwargs.pop("torch_dtype", None)  # the older name; neither is a matter of the config
+        dtype = dtype_of(kwargs.pop("dtype", dtype))
+        if isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.from_pretrained(config)
         config, state, kwargs = read_pretrained(cls, name, config, hub, kwargs)
         with torch.device("meta"):
             check_state(cls(config), state, name)
-        model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.eager = model.config._attn_implementation == "eager"
-        return model
+        return super().from_pretrained(None, *args, config=config, state_dict=state, dtype=dtype, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write config and weights. Weights that lie there already may be the ones in use: those go last."""
-        old = [path for path in Path(save_directory).glob("model*.safetensors") if path.is_file()]
-        kept = [path.rename(path.with_name(f".{path.name}.old")) for path in old]
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        except BaseException:
-            for path, original in zip(kept, old, strict=True):
-                path.replace(original)
-            raise
-        for path in kept:
-            path.unlink()
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Write config and weights, whole, and then put them in the place of what is there: it may be in use.
+
+        Raises:
+            UserError: there is a file where the folder should be.
+        """
+        folder = Path(save_directory).absolute()
+        if folder.is_file():
+            raise UserError(f"{save_directory} is a file: name a folder")
+        if not is_main_process:
+            super().save_pretrained(folder, is_main_process=False, **kwargs)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+            new = Path(temporary) / folder.name  # a push to the hub takes the last part for the model's name
+            super().save_pretrained(new, **kwargs)
+            replace_weights(folder, new)
 
 
 class LanguageBindVideo(LanguageBindModel):
@@ -234,7 +200,7 @@ def read_pretrained(
     cls: type[LanguageBindModel], name: str | Path, config: LanguageBindConfig | None, hub: dict, kwargs: dict
 ) -> tuple[LanguageBindConfig, State, dict]:
     """Config, weights by our names with adapters merged, and the options that are not for the config."""
-    num_frames = kwargs.pop("num_frames", None)
+    num_frames, variant = kwargs.pop("num_frames", None), kwargs.pop("variant", None)
     if config is not None:
         config = copy.deepcopy(config)  # it is changed below
     elif not is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
@@ -244,7 +210,7 @@ def read_pretrained(
 
         config, state = training_checkpoint(name, cls.config_class)
     else:
-        state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, **hub)
+        state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, variant, **hub)
     vision = config.vision_config
     vision.lora_r = 0  # from here on there are no adapters
     if num_frames is not None and num_frames != vision.num_frames:
@@ -256,29 +222,3 @@ def read_pretrained(
 def check_state(model: nn.Module, state: State, name: str | Path) -> None:
     """Raise `WeightsError` with the keys unless `state` fits a model on the meta device exactly."""
     load_strict(model, {key: value.to("meta") for key, value in state.items()}, str(name))
-
-
-def _encode(tower: Any, x: Tensor, is_causal: bool, output_hidden_states: bool | None, output_attentions: bool | None):
-    """What the blocks give, and on request what they took and where they looked."""
-    config = tower.config
-    states = [] if _default(output_hidden_states, config.output_hidden_states) else None
-    attentions = [] if _default(output_attentions, config.output_attentions) else None
-    return tower.encoder(x, is_causal, states, attentions), states, attentions
-
-
-def _output(config, x: Tensor, pooled: Tensor, states: list | None, attentions: list | None, return_dict: bool | None):
-    output = BaseModelOutputWithPooling(
-        last_hidden_state=x,
-        pooler_output=pooled,
-        hidden_states=None if states is None else tuple(states),
-        attentions=None if attentions is None else tuple(attentions),
-    )
-    return output if _wants_dict(config, return_dict) else output.to_tuple()
-
-
-def _wants_dict(config, return_dict: bool | None) -> bool:
-    return _default(return_dict, config.return_dict)
-
-
-def _default(value: bool | None, otherwise: bool | None) -> bool:
-    return bool(otherwise if value is None else value)

@@ -4,15 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from ..config import UserError
 from ..hub import load_checkpoint
 from ..modalities import Modality, modality_name
-from ..model import DualEncoder, text_state
+from ..model import DualEncoder, same_text
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import State, WeightsError, load_strict
-from .config import CONFIGS, KIND_OF, LanguageBindConfig
+from .config import CONFIGS, KIND_OF, LanguageBindConfig, model_type
 from .files import repository
 from .model import MODELS, read_pretrained
 
@@ -25,6 +24,7 @@ def load_published(
     device: str | torch.device = "cpu",
     like: DualEncoder | None = None,
     num_frames: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """The model and the modality of a folder in the published layout, or of a hub id.
 
@@ -32,9 +32,10 @@ def load_published(
         UserError: it is not there, of another kind, or its text tower is of another size than that of `like`.
         WeightsError: its weights do not fit.
     """
-    name, config = repository(source), read_config(source)
+    name, hub = repository(source), {"cache_dir": cache_dir}
+    config = read_config(source, cache_dir)
     config, state, _ = read_pretrained(
-        MODELS[KIND_OF[config.modality_name]], name, config, {}, {"num_frames": num_frames}
+        MODELS[KIND_OF[config.modality_name]], name, config, hub, {"num_frames": num_frames}
     )
     with torch.device("meta"):
         tower = ClipText(config.text_config.sizes, Tokenizer(clip_tokens(config.text_config.max_position_embeddings)))
@@ -44,28 +45,23 @@ def load_published(
         )
     load_strict(model, state, name, assign=True)
     if like is not None:
-        own, shared = text_state(model), text_state(like)
-        if own.keys() != shared.keys() or not all(torch.equal(own[key], shared[key]) for key in own):
+        if not same_text(model, like):
             raise WeightsError(f"{name} has another text tower than those before it: load it apart")
         model.text_model, model.text_projection = like.text_model, like.text_projection
     return model.eval().requires_grad_(False).to(device), config.modality
 
 
-def read_config(source: str | Path) -> LanguageBindConfig:
+def read_config(source: str | Path, cache_dir: str | Path | None = None) -> LanguageBindConfig:
     """The config of a folder in the published layout, or of a hub id, whichever of the five it is.
 
     Raises:
         UserError: it is not there, or none of them.
     """
-    name = repository(source)
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name}: {' '.join(str(error).split())}") from error
-    if not isinstance(config, LanguageBindConfig):
-        kinds = ", ".join(kind.model_type for kind in CONFIGS.values())
-        raise UserError(f"{name} is a {config.model_type}, not one of {kinds}")
-    return config
+    name, kinds = repository(source), {kind.model_type: kind for kind in CONFIGS.values()}
+    said = model_type(name, cache_dir=cache_dir)
+    if said not in kinds:
+        raise UserError(f"{name} is a {said}, not one of {', '.join(kinds)}")
+    return kinds[said].from_pretrained(name, cache_dir=cache_dir)
 
 
 def training_checkpoint(source: str | Path, kind: type[LanguageBindConfig]) -> tuple[LanguageBindConfig, State]:

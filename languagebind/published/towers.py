@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import UserError
 from .config import LanguageBindConfig
-from .model import MODELS, VisionTower
+from .model import MODELS
+from .modules import VisionTower
 from .processing import PROCESSORS
 
 
@@ -15,11 +17,19 @@ class Tower(nn.Module):
     """The token features of one layer of a frozen encoder.
 
     Args:
-        name: hub id or folder of a checkpoint.
+        name: hub id or folder of a checkpoint, or a run of our training.
         args: `mm_vision_select_layer`, the hidden state to take (-2: before the last block), and
-            `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token).
-        delay_load: read only the config until `load_model()`.
+            `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token; clips have it either way).
+        delay_load: read only the config until `load_model()`; until then there is no `encoder`.
         cache_dir: where downloads are kept.
+
+    Attributes:
+        image_processor, video_processor: one and the same, of the tower's own modality.
+        image_tower, video_tower: the encoder of the towers for images and for video.
+        hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or has no such layer.
     """
 
     modality = ""
@@ -35,6 +45,10 @@ class Tower(nn.Module):
         self.cfg_only: LanguageBindConfig = MODELS[self.modality].config_class.from_pretrained(
             name, cache_dir=cache_dir
         )
+        self.processor = PROCESSORS[self.modality](self.cfg_only)
+        depth = self.cfg_only.vision_config.num_hidden_layers
+        if not -depth - 1 <= self.select_layer <= depth:
+            raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has the states 0 to {depth}")
         if not delay_load:
             self.load_model()
 
@@ -44,8 +58,12 @@ class Tower(nn.Module):
             return
         model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
         self.encoder: VisionTower = model.vision_model.requires_grad_(False).eval()
-        self.processor = PROCESSORS[self.modality](model.config)
         self.is_loaded = True
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "encoder" and not self.is_loaded:
+            raise UserError(f"{self.name} is not loaded yet: call load_model()")
+        return super().__getattr__(name)
 
     def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
         """(B, N, D) of one frame, without the class token unless asked for; (B, T, 1 + N, D) of clips, with it."""
