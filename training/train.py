@@ -1,5 +1,7 @@
 """The step loop."""
 
+from __future__ import annotations
+
 import logging
 import math
 import time
@@ -7,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +18,12 @@ from languagebind.config import UserError
 from languagebind.distributed import Process, autocast, gather_objects, mean_over_ranks, on_every_rank
 from languagebind.loss import contrastive_loss
 
-from .checkpoint import TrainState
-from .data import Batch, Skipped
-from .logger import Logger
 from .optim import set_lr
+
+if TYPE_CHECKING:  # a step needs PyTorch alone: none of what reads data or writes logs
+    from .checkpoint import TrainState
+    from .data import Batch, Skipped
+    from .logger import Logger
 
 log = logging.getLogger(__name__)
 
