@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from languagebind.config import UserError, at_least, first_line
+from languagebind.data.vidal import media_paths, read_annotation
 from languagebind.data.world import WorldOptions, make_world
 from languagebind.modalities import DecodeError, Modality, modality_class, modality_names
 from languagebind.modalities._video_backends import BACKENDS
@@ -24,7 +25,7 @@ from .report import Row, progress, spread
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of this benchmark."""
     add = parser.add_argument
-    add("--modality", nargs="+", choices=modality_names(), help="by default all for which there are files")
+    add("--modality", nargs="+", choices=modality_names(), help="by default all that can be rendered")
     add("--files", nargs="+", type=Path, help="files of --modality, in place of rendered ones")
     add("--num-frames", type=int, default=8, help="taken from a clip")
     add("--size", type=int, default=256, help="pixels a side of what is rendered")
@@ -53,14 +54,15 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def render(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
-    """Files of the sample world by modality; the sentences and splits beside them are not used."""
-    make_world(WorldOptions(folder, num_train=options.samples, num_test=8, size=options.size))
-    found = {}
-    for name in options.modality or modality_names():
-        endings = tuple(f".{extension}" for extension in modality_class(name).extensions)
-        media = (path for path in sorted((folder / "train").rglob("*")) if f"/{name}" in str(path.parent))
-        if paths := [path for path in media if path.name.endswith((*endings, ".png", ".jpg"))]:
-            found[name] = paths[: options.samples]
+    """Files of the sample world by modality; of a scene's frames the first."""
+    default = WorldOptions(folder)
+    names = options.modality or default.modalities
+    make_world(dataclasses.replace(default, num_train=options.samples, num_test=8, size=options.size, modalities=names))
+    root, found = folder / "train", {name: [] for name in names}
+    for key, entry in read_annotation(root / "vidal.json", options.samples):
+        for name in names:
+            places = media_paths(root, key, entry["folder"], name)
+            found[name].append(next(paths[0] for paths in places if paths[0].exists()))
     return found
 
 

@@ -59,10 +59,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
 def measure_loader(config: TrainConfig, data: DataConfig, pause: float, options: argparse.Namespace) -> Row:
     """Read batches; what a step waited for, and what the processes held at the beginning and at the end."""
     steps = options.warmup_batches + max(2, -(-options.samples // data.batch_size))
-    batches, waited, memory, skipped = open_loader(config, data, steps), [], [], 0
+    batches, waited, seconds, memory, skipped = open_loader(config, data, steps), [], 0.0, [], 0
     for number in range(steps):
-        if number == options.warmup_batches:
-            begin = time.perf_counter()
         asked = time.perf_counter()
         batch = next(batches)
         if number < options.warmup_batches:
@@ -70,9 +68,9 @@ def measure_loader(config: TrainConfig, data: DataConfig, pause: float, options:
         waited.append(time.perf_counter() - asked)
         skipped += len(batch.skipped)
         time.sleep(pause)
+        seconds += time.perf_counter() - asked  # without reading the memory
         if number == steps - 1 or (number - options.warmup_batches) % max(1, steps // 20) == 0:
             memory.append(all_memory())
-    seconds = time.perf_counter() - begin
     batches.close()
     samples = len(waited) * data.batch_size
     return {
