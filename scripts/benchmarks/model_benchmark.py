@@ -146,7 +146,7 @@ def measure_case(case: Case) -> Row:
         _synchronize(device)
         if number >= case.warmup_steps:
             times.append(time.perf_counter() - begin)
-    rate = case.batch_size / statistics.median(times)
+    rate, peak_bytes = case.batch_size / statistics.median(times), memory.peak()
     return {
         "samples_per_second": rate,
         "step_ms": statistics.median(times) * 1e3,
@@ -156,8 +156,8 @@ def measure_case(case: Case) -> Row:
         "mfu_share": rate * flops["step"] / peak,
         "peak_tflops": peak / 1e12,
         "model_bytes": memory.before,
-        "peak_bytes": memory.peak(),
-        "above_model_bytes": memory.peak() - memory.before,
+        "peak_bytes": peak_bytes,
+        "above_model_bytes": peak_bytes - memory.before,
     }
 
 
