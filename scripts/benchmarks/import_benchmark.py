@@ -1,10 +1,10 @@
-"""What `import languagebind` costs: seconds of new processes, in turn with ones that import torch, or nothing.
+"""What `import languagebind` costs after `import torch`: seconds in new processes, the statements in turn.
 
-`extra_seconds` is the time over the base. With the default base, `import torch`, the library is imported after it, so
-that the figure is the library's own.
+`import_seconds` is the clock's, `import_cpu_seconds` the processor's: other work on the machine does not lengthen it.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -13,44 +13,50 @@ from languagebind.config import UserError, at_least
 
 from .report import Row, spread
 
-CODE = "import time; begin = time.perf_counter(); {}; print(time.perf_counter() - begin)"
+CODE = """
+import time
+{base}
+wall, cpu = time.perf_counter(), time.process_time()
+{statement}
+print([time.perf_counter() - wall, time.process_time() - cpu])
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of this benchmark."""
     parser.add_argument(
-        "--statement", nargs="+", help="measured beside `import languagebind`",
-        default=["from languagebind import load", "from languagebind import contrastive_loss"],
+        "--statement", nargs="+",
+        default=["import languagebind", "from languagebind import contrastive_loss", "from languagebind import load"],
     )  # fmt: skip
     parser.add_argument("--base", default="import torch", help="what is imported before (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="processes for each statement")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """A row for each statement, medians over the rounds."""
+    """A row for each statement, medians over the rounds; the base itself is the first."""
     at_least(1, rounds=options.rounds)
-    statements = [options.base, *(f"{options.base}; {s}" for s in ("import languagebind", *options.statement))]
-    times = {statement: [] for statement in statements}
+    pairs = [("pass", options.base), *((options.base, statement) for statement in options.statement)]
+    times = {pair: [] for pair in pairs}
     for _ in range(options.rounds):
-        for statement in statements:
-            times[statement].append(seconds(statement))
-    base = statistics.median(times[options.base])
-    return [
-        {
-            "statement": statement,
-            "total_seconds": statistics.median(found),
-            "extra_seconds": statistics.median(found) - base,
-            "spread_share": spread(found),
-            "all": found,
-        }
-        for statement, found in times.items()
-    ]
+        for pair in pairs:
+            times[pair].append(seconds(*pair))
+    rows = []
+    for (base, statement), found in times.items():
+        wall, cpu = zip(*found, strict=True)
+        row = {"after": base.replace("pass", "-"), "statement": statement}
+        row |= {"import_seconds": statistics.median(wall), "import_cpu_seconds": statistics.median(cpu)}
+        rows.append(row | {"cpu_spread_share": spread(cpu), "rounds": found})
+    return rows
 
 
-def seconds(statement: str) -> float:
-    """How long a new process takes over a statement, without its own start. Raises `UserError` where it fails."""
-    command = [sys.executable, "-c", CODE.format(statement)]
+def seconds(base: str, statement: str) -> list[float]:
+    """How long a new process takes over a statement, by the clock and by the processor.
+
+    Raises:
+        UserError: the statement fails.
+    """
+    command = [sys.executable, "-c", CODE.format(base=base, statement=statement)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{statement!r} failed: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout)
+        raise UserError(f"{base!r}, {statement!r} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
