@@ -173,7 +173,7 @@ def test_compare(tmp_path):
     assert [row["variant"] for row in rows] == ["original", "ours", "ours, amp_bf16, cached text"]
     assert rows[0]["step_ratio"] == 1
     for row in rows:
-        assert row["gradient_difference"] < 1e-3
+        assert row["about"]["gradient_difference"] < 1e-3
         assert row["step_ratio"] > 0
 
 

@@ -172,5 +172,5 @@ def summarise(rounds: dict[str, list[Row]], about: Row) -> list[Row]:
                 "embedding_cpu_ratio": "embeddings_per_cpu_second",
             }.items()
         }
-        rows.append({"variant": variant, **found, **ratios, **about, "rounds": rounds[variant]})
+        rows.append({"variant": variant, **found, **ratios, "about": about, "rounds": rounds[variant]})
     return rows
