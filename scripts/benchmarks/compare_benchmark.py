@@ -1,6 +1,7 @@
 """The original's package and this library on the same random weights, batch and recipe, in turn.
 
-LoRA training with the text tower frozen, as the original's recipes do. Three variants: the original in float32; ours in
+LoRA training with the text tower frozen, as the original's recipes do; captions as each side's tokenizer gives them,
+padded to 77 tokens by the original's, cut after the longest by ours. Three variants: the original in float32; ours in
 float32 with the text tower at each step; ours in bfloat16 with the features of the captions computed beforehand.
 Each measurement is a process of its own, A B C A B C ...; the figures are medians over the rounds. Losses and gradients
 of both sides are compared first, without patch dropout.
