@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
 T = TypeVar("T")
 
 
@@ -87,8 +85,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is no YAML, or holds no mapping.
     """
+    import yaml  # when it is needed: models and losses need PyTorch alone
+
+    from ._yaml import PlainLoader
+
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -155,23 +157,6 @@ def _options(cls: Any):
             yield from _options(kind)
         else:
             yield origin.__name__, option.name
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Reads booleans and nulls; leaves numbers and dates as the text that was written. Refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-_PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag.endswith((":bool", ":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def _leaves(mapping: dict[str, Any]):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .config import UserError
+
 
 def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
     """Put adapters on the four attention projections of every block: over frames where there are any, else over tokens.
@@ -13,8 +15,14 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
         encoder: the `Transformer` of a vision encoder, changed in place.
         rank: inner size of an adapter; its output is scaled by alpha / rank.
         dropout: share of an adapter's inputs zeroed in training.
+
+    Raises:
+        UserError: PEFT cannot be imported.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError(f"LoRA tuning needs PEFT: pip install peft ({error})") from error
 
     attention = "temporal_attn" if hasattr(encoder.layers[0], "temporal_attn") else "self_attn"
     targets = rf".*\.{attention}\.(q|k|v|out)_proj"

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import random
 import shutil
 import time
 import zipfile
@@ -22,6 +21,7 @@ from languagebind.remote import is_url
 
 from .ema import Ema
 from .engine import Engine
+from .rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
 
@@ -254,18 +254,6 @@ def _check_same(path: Path | str, before: dict[str, Any], now: dict[str, Any]) -
 def rank_state(state: TrainState) -> dict[str, Any]:
     """What is this rank's own: random generators, places in the shards, samples left out."""
     return {"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}
-
-
-def rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    random.setstate(state["python"])
 
 
 def _version(package: str) -> str:

@@ -1,5 +1,7 @@
 """The step loop."""
 
+from __future__ import annotations
+
 import logging
 import math
 import time
@@ -8,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +21,14 @@ from languagebind.distributed import Precision, Process, autocast, gather_object
 from languagebind.loss import contrastive_loss, sigmoid_loss
 from languagebind.model import DualEncoder
 
-from .checkpoint import TrainState, rng_state, set_rng_state
-from .data import Batch, Skipped
-from .engine import Engine
-from .logger import Logger
 from .optim import set_lr
+from .rng import rng_state, set_rng_state
+
+if TYPE_CHECKING:  # a step needs PyTorch alone: none of what reads data or writes logs
+    from .checkpoint import TrainState
+    from .data import Batch, Skipped
+    from .engine import Engine
+    from .logger import Logger
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,53 @@
+"""How fast, how large: the model, the loss, the loader, decoding, importing, and all of it beside the original.
+
+    python scripts/benchmark.py NAME --help
+    python scripts/benchmark.py model --model vit-l-14 --tuning lora --batch-size 1 8 64 --output model.json
+
+prints a table, and with --output writes it as JSON. `model` and `loss` need PyTorch alone. docs/performance.md says
+what each figure means.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = {
+    "model": "training steps of an encoder on random data",
+    "loss": "the contrastive loss of one rank of many",
+    "loader": "batches from shards, and the memory of the processes that make them",
+    "decode": "one file of each modality to a tensor, by every decoder",
+    "import": "import languagebind",
+    "compare": "the original's package and this one, in turn",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark that the command line names."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in BENCHMARKS:
+        names = "\n".join(f"    {name:8} {what}" for name, what in BENCHMARKS.items())
+        print(f"{__doc__}\n{names}")
+        sys.exit(0 if argv in (["-h"], ["--help"]) else 2)
+    from scripts.benchmarks.report import show
+
+    name, flags = argv[0], argv[1:]
+    benchmark = importlib.import_module(f"scripts.benchmarks.{name}_benchmark")
+    parser = argparse.ArgumentParser(
+        prog=f"benchmark.py {name}",
+        description=benchmark.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    benchmark.add_options(parser)
+    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    options = parser.parse_args(flags)
+    show(name, argv, benchmark.measure(options), options.output)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+    from languagebind.config import run
+
+    run(main)

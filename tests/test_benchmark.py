@@ -1,0 +1,192 @@
+"""The benchmarks at toy size: they run, figures that can be counted are right, and two need PyTorch alone."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, call
+
+from languagebind.vit import EncoderConfig
+from scripts.benchmarks.flops import recipe_flops
+from scripts.benchmarks.loader_benchmark import memory_figures
+from scripts.benchmarks.report import spread, table
+
+TINY = ["--model=vit-tiny-demo", "--width=32", "--depth=1", "--num-heads=2", "--mlp-dim=128", "--embed-dim=16",
+        "--input-shape=3,1,32,32", "--steps=2", "--warmup-steps=1", "--device=cpu"]  # fmt: skip
+# What PyTorch brings along; of other packages nothing may be imported.
+WITH_TORCH = {"torch", "functorch", "torchgen", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2",
+              "markupsafe", "filelock", "fsspec", "triton", "nvidia", "cuda"}  # fmt: skip
+
+
+def benchmark(tmp_path: Path, *flags: str) -> list[dict]:
+    output = tmp_path / "figures.json"
+    call("scripts/benchmark.py", flags[0], f"--output={output}", *flags[1:])
+    content = json.loads(output.read_text())
+    assert content["benchmark"] == flags[0]
+    assert content["torch"] == torch.__version__
+    assert content["threads"] >= 1
+    return content["rows"]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """Every Python process that is started from here finds PyTorch and no other package."""
+    folder, packages = tmp_path / "alone", Path(torch.__file__).parent.parent
+    found = {path.name.partition(".")[0] for path in packages.iterdir() if path.suffix in ("", ".py", ".so")}
+    refused = sorted(name for name in found - WITH_TORCH if name.isidentifier() and not name.startswith("_"))
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({refused}))\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    for package in ("numpy", "yaml", "tyro", "peft", "safetensors"):
+        assert package in refused
+
+
+SIZES = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 48}
+
+
+def forward_by_hand(tokens: int) -> int:
+    """SIZES over 32 x 32 pixels, of which `tokens` enter the blocks, and a projection to 10."""
+    d, mlp = 16, 48
+    block = 2 * tokens * (4 * d * d + 2 * d * mlp) + 4 * tokens * tokens * d
+    return 2 * block + 2 * 16 * (3 * 8 * 8) * d + 2 * d * 10
+
+
+def test_flops_are_those_counted_by_hand():
+    forward = forward_by_hand(tokens=1 + 4 * 4)
+    for tuning, step in {"full": 3 * forward, "lora": 2 * forward}.items():
+        found = recipe_flops((3, 1, 32, 32), EncoderConfig(**SIZES), tuning, embed_dim=10)
+        assert found == {"forward": forward, "step": step}
+    # The gradient of the projection's weight, and of its input for the norm before it.
+    head = recipe_flops((3, 1, 32, 32), EncoderConfig(**SIZES), "head", embed_dim=10)
+    assert head["step"] == forward + 2 * 2 * 16 * 10
+    partial = recipe_flops((3, 1, 32, 32), EncoderConfig(**SIZES), "partial", embed_dim=10)
+    assert forward < partial["step"] < 3 * forward
+
+
+def test_flops_of_the_published_size_are_open_clips():
+    found = recipe_flops((3, 1, 224, 224), EncoderConfig(grad_checkpointing=True), "full", embed_dim=768)
+    assert found["forward"] / 1e9 == pytest.approx(162.0, rel=0.01)  # ViT-L/14's in open_clip's docs/model_profile.csv
+    assert found["step"] == 3 * found["forward"]
+
+
+def test_frames_and_patch_dropout_change_the_flops():
+    half = recipe_flops((3, 1, 32, 32), EncoderConfig(**SIZES, patch_dropout=0.5), "lora", 10)["forward"]
+    assert half == forward_by_hand(tokens=1 + 8)
+    clip = recipe_flops((3, 4, 32, 32), EncoderConfig(**SIZES), "lora", 10)["forward"]
+    assert clip == 4 * forward_by_hand(tokens=17) - 3 * 2 * 16 * 10  # one projection for all frames
+
+
+def test_model(tmp_path, alone):
+    rows = benchmark(tmp_path, "model", *TINY, "--tuning=full", "--batch-size", "1", "4", "--num-frames", "1", "2")
+    assert [(row["batch_size"], row["num_frames"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    for row in rows:
+        assert row["samples_per_second"] == pytest.approx(row["batch_size"] / row["step_ms"] * 1e3)
+        assert row["mfu_share"] == pytest.approx(
+            row["samples_per_second"] * row["sample_flops"] / row["peak_tflops"] / 1e12
+        )
+        assert row["above_model_bytes"] == row["peak_bytes"] - row["model_bytes"] >= 0
+    assert rows[1]["sample_flops"] > 1.9 * rows[0]["sample_flops"]
+
+
+def test_model_with_adapters_says_that_it_needs_peft(tmp_path, alone):
+    output = call("scripts/benchmark.py", "model", *TINY, "--tuning=lora", status=2)
+    assert output.splitlines()[-1].startswith("error: LoRA tuning needs PEFT: pip install peft")
+
+
+def test_model_with_a_text_tower_and_adapters(tmp_path):
+    text = ["--text=live", "--text-width=16", "--text-depth=1", "--text-heads=2", "--precision=fp32"]
+    (live,) = benchmark(tmp_path, "model", *TINY, *text)
+    (cached,) = benchmark(tmp_path, "model", *TINY, "--precision=fp32")
+    assert live["sample_flops"] > cached["sample_flops"] == 2 * cached["forward_flops"]
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    assert "no model 'nothing'" in call("scripts/benchmark.py", "model", "--model=nothing", status=2)
+    output = call("scripts/benchmark.py", "loss", "--local-batch=3", "--global-batch=8", status=2)
+    assert output.splitlines() == ["error: --global-batch 8 is no whole number of --local-batch 3"]
+
+
+def test_loss(tmp_path, alone):
+    sizes = ["--local-batch=64", "--global-batch=1024", "--embed-dim=8", "--device=cpu", "--steps=2"]
+    whole, chunks = benchmark(tmp_path, "loss", *sizes, "--chunk-size", "0", "16")
+    assert whole["ranks"] == chunks["ranks"] == 16
+    assert whole["loss"] == pytest.approx(chunks["loss"])
+    assert whole["step_ms"] > 0
+
+
+def test_loader(tmp_path, depth_shards):
+    training = ["--modality=depth", "--image-size=32", f"--train-data={depth_shards}", "--caption-source=raw",
+                "--batch-size=8", "--text-pretrained=none"]  # fmt: skip
+    rows = benchmark(
+        tmp_path, "loader", "--samples=32", "--workers", "0", "1", "--step-seconds=0.02", "--", *training
+    )  # fmt: skip
+    assert [row["workers"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["samples"] == 32
+        assert 0 < row["data_wait_share"] < 1
+        assert row["samples_per_second"] < 8 / 0.02
+        assert row["main_uss_bytes"] > 2**20
+    assert rows[0]["workers_uss_bytes"] == 0 < rows[1]["workers_uss_bytes"]
+
+
+def test_growth_is_that_of_the_second_half():
+    own = os.getpid()
+    readings = [{own: (1, 10)}, {own: (1, 10)}, {own: (1, 14), 7: (2, 6)}, {own: (1, 14), 7: (2, 6)}]
+    found = memory_figures(readings)
+    assert found["growth_bytes"] == 10
+    assert (found["main_uss_bytes"], found["workers_uss_bytes"], found["all_pss_bytes"]) == (1, 2, 20)
+
+
+def test_decode(tmp_path, files):
+    rows = benchmark(tmp_path, "decode", "--modality=video", "--rounds=1", "--num-frames=2", "--files", *files["video"])
+    by_packing = {(row["packed"], row.get("backend")): row for row in rows}
+    assert {("mp4", "pyav"), ("mp4", "opencv"), ("2 jpg", None)} <= by_packing.keys()
+    assert by_packing["mp4", "pyav"]["sample_ms"] > 0
+    assert all("sample_ms" in row or row["error"] for row in rows)
+
+
+def test_decode_renders_files_of_its_own(tmp_path):
+    rows = benchmark(tmp_path, "decode", "--modality", "depth", "audio", "--rounds=1", "--samples=2", "--size=32")
+    assert [(row["modality"], row["packed"]) for row in rows] == [("depth", "png"), ("audio", "wav")]
+    assert all(row["sample_ms"] > 0 for row in rows)
+
+
+def test_import(tmp_path):
+    statements = ["import languagebind", "import languagebind.loss"]
+    rows = benchmark(tmp_path, "import", "--rounds=1", "--base=import json", "--statement", *statements)
+    base, light, loss = rows
+    assert (base["statement"], light["after"], loss["statement"]) == ("import json", "import json", statements[1])
+    assert light["import_cpu_seconds"] < loss["import_cpu_seconds"]  # the loss needs PyTorch
+
+
+def test_compare(tmp_path):
+    python = os.environ.get("ORIGINAL_PYTHON", ROOT / ".venv-original" / "bin" / "python")
+    if not Path(python).is_file():
+        pytest.skip("no environment with the original's package: scripts/setup_original.sh makes one")
+    rows = benchmark(
+        tmp_path, "compare", f"--original-python={python}", "--width=32", "--depth=1", "--num-heads=2",
+        "--image-size=28", "--num-frames=2", "--text-width=32", "--text-depth=1", "--embed-dim=16", "--batch-size=2",
+        "--rounds=1", "--steps=1",
+    )  # fmt: skip
+    assert [row["variant"] for row in rows] == ["original", "ours", "ours, amp_bf16, cached text"]
+    assert rows[0]["step_ratio"] == 1
+    for row in rows:
+        assert row["about"]["gradient_difference"] < 1e-3
+        assert row["step_ratio"] > 0
+
+
+def test_compare_says_how_to_get_the_original(tmp_path):
+    output = call("scripts/benchmark.py", "compare", "--original-python=/nothing", status=2)
+    assert "scripts/setup_original.sh" in output
+
+
+def test_table_aligns_and_names_units():
+    lines = table([{"name": "a", "step_ms": 12.5, "peak_bytes": 3 * 2**20}, {"name": "bb", "error": "none"}]).split(
+        "\n"
+    )
+    assert lines[0].split() == ["name", "step", "ms", "peak", "MiB", "error"]
+    assert lines[1].split() == ["a", "12.5", "3", "-"]
+    assert spread([1.0]) == 0
+    assert spread([1.0, 2.0, 3.0]) == 0.5
