@@ -37,9 +37,19 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None) -> Tensor:
-        """`attentions` collects what each token takes from which, (B, heads, L, L)."""
-        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(
+        self,
+        x: Tensor,
+        is_causal: bool = False,
+        attentions: list[Tensor] | None = None,
+        num_queries: int | None = None,
+    ) -> Tensor:
+        """What each token, or each of the first `num_queries`, takes from all.
+
+        `attentions` collects the shares, (B, heads, L, L).
+        """
+        q = self._split(self.q_proj(x[:, :num_queries]))
+        k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
         # PyTorch's fused kernel for the CPU is 3 to 9 times slower than the plain products in bfloat16.
         if self.eager or attentions is not None or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
             weights = _attention_weights(q, k, is_causal)
@@ -90,11 +100,18 @@ class Block(nn.Module):
             self.temporal_attn = Attention(width, num_heads)
             self.temporal_layer_norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
-    def forward(self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None) -> Tensor:
-        """(B*T, L, D) -> (B*T, L, D); the T frames of a clip lie next to each other."""
+    def forward(
+        self,
+        x: Tensor,
+        is_causal: bool = False,
+        attentions: list[Tensor] | None = None,
+        num_outputs: int | None = None,
+    ) -> Tensor:
+        """(B*T, L, D) -> (B*T, L, D), or the first `num_outputs` tokens; the T frames of a clip lie side by side."""
         if self.num_frames > 1:
             x = self._attend_over_frames(x)
-        x = x + self.self_attn(self.layer_norm1(x), is_causal, attentions)
+        y = self.self_attn(self.layer_norm1(x), is_causal, attentions, num_outputs)
+        x = x[:, :num_outputs] + y
         return x + self.mlp(self.layer_norm2(x))
 
     def init_weights(self, depth: int) -> None:
@@ -133,15 +150,20 @@ class Transformer(nn.Module):
         is_causal: bool = False,
         hidden_states: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
+        num_outputs: int | None = None,
     ) -> Tensor:
-        """Lists that are given collect the input of each block and the last one's output, and attention over tokens."""
+        """(B, L, D) -> (B, L, D), or the first `num_outputs` tokens, for which the last block then works alone.
+
+        Lists that are given collect the input of each block and the last one's output, and attention over tokens.
+        """
         for number, block in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
+            wanted = num_outputs if number == len(self.layers) - 1 else None
             if number < self.checkpointed and self.training and attentions is None:
-                x = checkpoint(block, x, is_causal, use_reentrant=False)
+                x = checkpoint(block, x, is_causal, None, wanted, use_reentrant=False)
             else:
-                x = block(x, is_causal, attentions)
+                x = block(x, is_causal, attentions, wanted)
         if hidden_states is not None:
             hidden_states.append(x)
         return x

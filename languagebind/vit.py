@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the inputs are not (B, *input_shape).
         """
-        return self.pool(self.encoder(self.embed(inputs)))
+        return self.pool(self.encoder(self.embed(inputs), num_outputs=1))
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B*T, 1 + N, D): what the first block takes."""

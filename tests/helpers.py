@@ -65,7 +65,7 @@ def train_flags(shards: Path, logs: Path, *more: str) -> list[str]:
 def start(*command: str, **options) -> subprocess.Popen:
     """A Python process in the repository, offline, its output as text."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])}  # fmt: skip
+                   "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}  # fmt: skip
     return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,

@@ -255,7 +255,7 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
         ({"depth": files["depth"]}, out.image_embeds),
         ({"text": TEXTS}, out.text_embeds),
     ):
-        assert torch.equal(own.encode(**features), exported.encode(**features))
+        close(own.encode(**features), exported.encode(**features), 1e-6)  # bits depend on where the weights lie
         close(own.encode(**features), published)
     card = (tmp_path / "mine" / "README.md").read_text()
     assert 'languagebind.load("ORG/mine")' in card

@@ -96,6 +96,9 @@ class Original:
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], **ADAM)
         return self.model
 
+    def gradients(self) -> dict[str, torch.Tensor]:
+        return {key: value.grad for key, value in self.named_parameters() if value.grad is not None}
+
     def named_parameters(self):
         return ((key.replace("base_model.model.", ""), value) for key, value in self.model.named_parameters())
 
@@ -154,8 +157,10 @@ class Ours:
         )
         return self.model
 
-    def named_parameters(self):
-        return self.model.named_parameters()
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Of the first step, which has dropped them: AdamW's first average is a share of them."""
+        state = self.state.engine.optimizer_state()
+        return {key: value["exp_avg"] / (1 - ADAM["betas"][0]) for key, value in state.items()}
 
     def step(self, batch: dict) -> float:
         from training.train import train_step
@@ -213,8 +218,7 @@ def check(side: Original | Ours, batch: dict) -> dict:
     """Loss and gradients of the first step, without patch dropout; the gradients go to a file."""
     side.trainer(patch_dropout=False)
     loss = side.step(batch)
-    gradients = {key: value.grad for key, value in side.named_parameters() if value.grad is not None}
-    torch.save(gradients, side.folder / f"{type(side).__name__}.gradients.pt")
+    torch.save(side.gradients(), side.folder / f"{type(side).__name__}.gradients.pt")
     return {"loss": loss}
 
 
