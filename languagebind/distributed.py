@@ -123,6 +123,13 @@ def on_every_rank(failure: str | None, device: torch.device) -> str | None:
     return next(message for message in gather_objects(failure) if message)
 
 
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone or does not answer."""
+    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, kinds) or any(sign in str(error) for sign in signs)
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
     """bfloat16, float16 (amp) or, for fp32, nothing."""
     dtype = torch.float16 if precision == "amp" else torch.bfloat16

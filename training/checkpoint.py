@@ -154,13 +154,14 @@ class Clock:
         self.since = time.monotonic()
 
 
-def latest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that is not damaged; says which ones are passed over."""
+def latest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is not damaged, and what is wrong with those after it."""
+    faults = []
     for path in reversed(checkpoints_by_step(folder)):
         if (fault := damage(path)) is None:
-            return path
-        log.warning("%s is damaged (%s): trying the one before it", path, fault)
-    return None
+            return path, faults
+        faults.append(f"{path} is damaged ({fault}): it is passed over")
+    return None, faults
 
 
 def damage(path: Path) -> str | None:

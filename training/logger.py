@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from languagebind.config import at_least
+from languagebind.config import at_least, first_line
 from languagebind.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,16 @@ class Logger:
             kept = folder / "wandb_id"
             if not kept.exists():
                 kept.write_text(secrets.token_hex(4))
-            self.wandb = wandb.init(
-                project=options.wandb_project_name, name=folder.name, id=kept.read_text(), resume="allow",
-                dir=folder, config=config,
-            )  # fmt: skip
+            about = {"project": options.wandb_project_name, "name": folder.name, "id": kept.read_text(), "dir": folder}
+            try:
+                self.wandb = wandb.init(**about, config=config, resume="allow")
+            except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+                log.warning(
+                    "cannot reach Weights & Biases (%s): its log stays in %s, upload it with wandb sync",
+                    first_line(error), folder / "wandb",
+                )  # fmt: skip
+                wandb.teardown()  # or the name of the run would still be taken
+                self.wandb = wandb.init(**about, config=config, mode="offline")
             self.wandb.define_metric("*", step_metric="step")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:

@@ -18,13 +18,14 @@ import torch
 import yaml
 from torch import nn
 
-from languagebind.config import UserError, run, to_dict
+from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
 from languagebind.distributed import (
     Process,
     close_process,
     gather_objects,
     init_process,
+    is_lost_rank,
     on_any_rank,
     on_every_rank,
 )
@@ -75,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         log_to_file(error)
         raise
+    except RuntimeError as error:
+        if process.world_size == 1 or not is_lost_rank(error):
+            raise
+        lost = UserError(
+            f"rank {process.rank} lost another rank, which says itself why it ended, unless it was killed. When that is"
+            f" mended, go on with --resume latest. ({first_line(error)})"
+        )
+        log_to_file(lost)
+        raise lost from error
     finally:
         close_process()
 
@@ -239,13 +249,14 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
     Raises:
         UserError: the folder is there already and nothing says to go on; or there is no such checkpoint.
     """
-    options, failure, folder, resume = config.checkpoint, None, None, None
+    options, failure, resume, faults = config.checkpoint, None, None, []
     name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
     folder = options.logs / gather_objects(name)[0]
     if options.resume == "latest" and options.name is None:
         failure = "--resume latest needs --name: the run that it is the latest of"
     elif options.resume == "latest":
-        resume = gather_objects(latest_whole(folder / "checkpoints") if process.is_main else None)[0]
+        found = latest_whole(folder / "checkpoints") if process.is_main else None
+        resume, faults = gather_objects(found)[0]  # one rank looks, so that all go on from the same one
         resume = resume or latest_remote(config.remote, folder, process.is_main)
     elif options.resume and is_url(options.resume):
         resume = options.resume
@@ -265,6 +276,8 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
     if failure := on_every_rank(failure, process.device):  # from here, the folder is there for every rank
         raise UserError(failure)
     setup_logging(folder if process.is_main else None)
+    for fault in faults if process.is_main else ():
+        log.warning(fault)
     if options.resume == "latest" and resume is None:
         log.warning("no checkpoint in %s: starting from step 0", folder)
     return folder, resume

@@ -1,0 +1,231 @@
+"""What ends a training early, and what is left of it then: signals, damaged files, lost ranks, shards and services."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, call, start, torchrun, train_flags, write_shards
+from test_training import checkpoint, losses
+
+from languagebind.config import UserError
+from training.checkpoint import checkpoint_path, damage
+from training.main import main
+
+
+def same_end(logs: Path, name: str, other: str, step: int) -> None:
+    assert losses(logs, name) == losses(logs, other)
+    ours, theirs = checkpoint(logs, name, step)["model"], checkpoint(logs, other, step)["model"]
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+def test_a_run_killed_twenty_times_ends_as_one_never_stopped(resampled, depth_shards, tmp_path):
+    flags = train_flags(
+        depth_shards, tmp_path, "--batch-size=4", "--epochs=3", "--patch-dropout=0.3", "--workers=2",
+        "--save-every-n-steps=3", "--keep-last=2", "--shuffle-buffer=16",
+        *(["--dataset-resampled"] if resampled else []),
+    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTHONPATH"] = str(ROOT)
+    forker = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/forker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+
+    def begin(name: str) -> int:
+        print(json.dumps([*flags, f"--name={name}", *(["--resume=latest"] if (tmp_path / name).exists() else [])]),
+              file=forker.stdin, flush=True)  # fmt: skip
+        return int(forker.stdout.readline())
+
+    begin("whole")
+    assert int(forker.stdout.readline()) == 0
+    rng, kills, written = random.Random(0), 0, tmp_path / "killed/metrics.jsonl"
+    while kills < (6 if resampled else 20):
+        child, before = begin("killed"), lines(written)
+        # Once it writes again, at any moment of a step or of a checkpoint.
+        wait_for(lambda before=before: lines(written) != before)
+        time.sleep(rng.uniform(0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        kills += 1
+        assert int(forker.stdout.readline()) == -signal.SIGKILL
+        for path in (tmp_path / "killed/checkpoints").glob("step_*.pt"):
+            assert damage(path) is None  # under its name it is whole
+    begin("killed")
+    assert int(forker.stdout.readline()) == 0
+    forker.stdin.close()
+    forker.wait(60)
+    same_end(tmp_path, "killed", "whole", 72)
+    assert len(list((tmp_path / "killed/checkpoints").glob("step_*.pt"))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_ends_with_status_0(number, depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--epochs=40", "--workers=2", "--save-every-n-steps=0")
+    process = start("-m", "training.main", *flags, "--name=run", start_new_session=True)
+    wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 2)
+    os.killpg(process.pid, number)  # a scheduler tells all processes of a job, the loader's too
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert f"stopped by {number.name} after step" in output
+    assert "go on with --name run --resume latest" in output
+    saved = list((tmp_path / "run/checkpoints").iterdir())
+    assert len(saved) == 1
+    step = max(losses(tmp_path, "run"))
+    assert saved[0].name == checkpoint_path(Path(), step).name
+    main([*flags, "--name=run", "--resume=latest", "--epochs=1", "--lr-scheduler=const"])
+
+
+def test_two_ranks_stop_together_when_one_is_told(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--epochs=40", "--save-every-n-steps=0", "--batch-size=4")
+    process = start(*torchrun(2, "-m", "training.main", "--", *flags, "--name=run"))
+    wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 2)
+    own = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(own[-1]), signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
+
+
+def test_a_rank_that_dies_ends_the_others_with_a_reason(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--epochs=40", "--save-every-n-steps=2", "--batch-size=4")
+    process = start(*torchrun(2, "-m", "training.main", "--", *flags, "--name=run"))
+    wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 3)
+    own = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    begin = time.monotonic()
+    os.kill(int(own[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - begin < 45
+    assert "lost another rank" in output
+    assert "--resume latest" in output
+    for path in (tmp_path / "run/checkpoints").glob("step_*.pt"):
+        assert damage(path) is None
+
+
+@pytest.mark.parametrize("how", ["cut", "bits", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(how, depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--workers=0", "--save-every-n-steps=4")
+    main([*flags, "--name=run"])
+    last = checkpoint_path(tmp_path / "run/checkpoints", 12)
+    whole = losses(tmp_path, "run")
+    data = bytearray(last.read_bytes())
+    if how == "bits":
+        data[len(data) // 2] ^= 1
+    last.write_bytes({"cut": data[: len(data) // 2], "bits": data, "empty": b""}[how])
+    with pytest.raises(UserError, match="is damaged"):
+        main([*flags, "--name=other", f"--resume={last}"])
+    main([*flags, "--name=run", "--resume=latest"])
+    log = (tmp_path / "run/out.log").read_text()
+    assert "step_00000012.pt is damaged" in log
+    assert "resumed from" in log
+    assert "step_00000008.pt at step 8 of 12" in log
+    assert losses(tmp_path, "run") == whole
+
+
+def test_checkpoints_by_minutes_the_last_ones_and_the_best(depth_shards, tmp_path):
+    (tmp_path / "val.yaml").write_text(f"name: stripes\ntask: retrieval\ndata: {depth_shards}\ncaption_source: raw\n")
+    flags = ["--workers=0", "--save-every-n-steps=0", f"--val-config={tmp_path / 'val.yaml'}", "--val-every-n-steps=4"]
+    metric = "--keep-best=stripes/text_to_modality/median_rank"
+    main(train_flags(depth_shards, tmp_path, *flags, metric, "--keep-last=1", "--name=run"))
+    folder = tmp_path / "run/checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"step_00000012.pt", "best.pt", "best.json"}
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    ranks = {row["step"]: row[metric.split("=")[1]] for row in rows if metric.split("=")[1] in row}
+    best = json.loads((folder / "best.json").read_bytes())
+    assert best["value"] == min(ranks.values()) == ranks[best["step"]]
+    assert torch.load(folder / "best.pt", weights_only=True)["step"] == best["step"]
+    with pytest.raises(UserError, match="is none of the metrics: stripes/"):
+        main(train_flags(depth_shards, tmp_path, *flags, "--keep-best=stripes/none", "--name=none"))
+    with pytest.raises(UserError, match="needs evaluation data"):
+        main(train_flags(depth_shards, tmp_path, "--keep-best=a"))
+    main(train_flags(depth_shards, tmp_path, *flags[:2], "--save-every-minutes=1e-9", "--keep-last=3", "--name=timed"))
+    assert sorted(path.name for path in (tmp_path / "timed/checkpoints").iterdir()) == [
+        f"step_{step:08d}.pt" for step in (10, 11, 12)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_vanishes_costs_its_samples_or_stops_the_run(workers, tmp_path, monkeypatch):
+    import training.main
+
+    new_model = training.main.new_model
+    for name, share in (("goes-on", "0.9"), ("stops", "0.1")):
+        shards = write_shards(tmp_path / name, [40, 40, 40, 40])
+
+        def and_remove(config, shards=shards):
+            (shards / "00002.tar").unlink()
+            return new_model(config)
+
+        monkeypatch.setattr("training.main.new_model", and_remove)
+        flags = train_flags(shards, tmp_path, f"--workers={workers}", f"--max-bad-share={share}", f"--name=run-{name}")
+        if name == "goes-on":
+            main(flags)
+            assert len(losses(tmp_path, "run-goes-on")) == 20
+            assert "00002.tar" in (tmp_path / "run-goes-on/skipped.jsonl").read_text()
+        else:
+            with pytest.raises(UserError, match="samples cannot be used, more than --max-bad-share 10%"):
+                main(flags)
+
+
+def test_weights_and_biases_out_of_reach_is_said_and_the_run_goes_on(depth_shards, tmp_path, monkeypatch):
+    for name, value in {
+        "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3",
+        "WANDB_MODE": "online",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    flags = train_flags(
+        depth_shards, tmp_path, "--workers=0", "--report-to=wandb", "--train-num-samples=16", "--name=run"
+    )
+    output = call("-m", "training.main", *flags)
+    assert "cannot reach Weights & Biases" in output
+    assert "wandb sync" in output
+    assert len(losses(tmp_path, "run")) == 2
+
+
+def test_a_second_signal_while_saving_changes_nothing(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--epochs=40", "--save-every-n-steps=0", "--workers=1")
+    process = start("-m", "training.main", *flags, "--name=run")
+    wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 2)
+    for delay in (0, 0.05, 0.1, 0.2):
+        threading.Timer(delay, lambda: process.poll() is None and process.send_signal(signal.SIGTERM)).start()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM), output  # after its work, a late one may find the default again
+    assert damage(next((tmp_path / "run/checkpoints").glob("step_*.pt"))) is None
+
+
+def test_srun_starts_the_ranks_without_torchrun(depth_shards, tmp_path, monkeypatch):
+    flags = train_flags(depth_shards, tmp_path, "--batch-size=4", "--train-num-samples=32")
+    call(*torchrun(2, "-m", "training.main", "--", *flags, "--name=torchrun"))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29731")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    ranks = []
+    for number in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        monkeypatch.setenv("SLURM_LOCALID", str(number))
+        ranks.append(start("-m", "training.main", *flags, "--name=srun"))
+    for process in ranks:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert losses(tmp_path, "srun") == losses(tmp_path, "torchrun")
+    monkeypatch.delenv("MASTER_ADDR")
+    assert "set MASTER_ADDR" in call("-m", "training.main", *flags, "--name=without", status=2)
