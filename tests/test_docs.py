@@ -1,10 +1,11 @@
 """The documents say what is true: every Python example runs."""
 
 import re
+import shlex
 import shutil
 
 import pytest
-from helpers import ROOT, call
+from helpers import ROOT, call, train_flags
 from PIL import Image
 
 from languagebind.data.vidal import media_paths, read_annotation
@@ -37,6 +38,31 @@ def test_the_examples_of_the_api_page_run(folder):
         exec(compile(example, "docs/api.md", "exec"), names)
     assert names["both"].shape == (2, 16)
     assert names["tokens"].shape == (1, 8, 17, 32)
+
+
+TOY = {
+    "--standalone": "",
+    "--nproc_per_node 8": "--nproc_per_node 1",
+    "node0:29500": "127.0.0.1:29571",
+    "--nnodes 4": "--nnodes 1",
+}
+
+
+def commands(page: str) -> list[str]:
+    """The training commands of a page, in a table, an indented line or a sentence."""
+    found = re.findall(r"(?:python|torchrun [^`\n]*?) ?-m training\.main[^`\n]*", page)
+    return sorted({line.strip() for line in found if "--train-data" in line})
+
+
+@pytest.mark.parametrize("line", commands((ROOT / "TRAIN_AND_VALIDATE.md").read_text()))
+def test_the_training_commands_run_at_toy_size(line, depth_shards, tmp_path):
+    for there, here in {**TOY, "--remote-sync s3://bucket/runs": f"--remote-sync file://{tmp_path}/store"}.items():
+        line = line.replace(there, here)
+    words = shlex.split(line)
+    more = train_flags(depth_shards, tmp_path, "--lora-rank=2", "--workers=0", "--encoder-tower", "none", "--epochs=1")
+    module = words[1:] if words[0] == "python" else ["-m", "torch.distributed.run", *words[1:]]
+    call(*module, *more, "--text-pretrained=none")
+    assert list(tmp_path.glob("*/checkpoints/step_*.pt"))
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)

@@ -315,7 +315,7 @@ def test_a_full_disk_while_saving_is_named_and_leaves_nothing_half_written(depth
 
 
 def test_evaluation_is_not_counted_as_training_time(depth_shards, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.main.Run.validate", lambda *args: time.sleep(2) or {})
+    monkeypatch.setattr("training.run.Run.validate", lambda *args: time.sleep(2) or {})
     flags = ["--name=slow", "--train-num-samples=32", "--val-every-n-steps=2", f"--val-config={run / 'val.yaml'}"]
     main(train_flags(depth_shards, tmp_path, *flags))
     assert all(row["train/batch_time"] < 1 for row in metrics(tmp_path, "slow")[1:] if "train/loss" in row)

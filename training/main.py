@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -20,35 +20,14 @@ from torch import nn
 
 from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
-from languagebind.distributed import (
-    Process,
-    close_process,
-    gather_objects,
-    init_process,
-    is_lost_rank,
-    on_any_rank,
-    on_every_rank,
-)
-from languagebind.eval import DatasetConfig, check_dataset, evaluate, load_dataset_config
+from languagebind.distributed import Process, close_process, gather_objects, init_process, is_lost_rank, on_every_rank
+from languagebind.eval import check_dataset, load_dataset_config
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
 from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
-from .checkpoint import (
-    Clock,
-    TrainState,
-    checkpoint_content,
-    checkpoint_path,
-    latest_whole,
-    load_weights,
-    note_best,
-    rank_state,
-    read_resumable,
-    remove_old,
-    restore,
-    write_checkpoint,
-)
+from .checkpoint import TrainState, latest_whole, load_weights, read_resumable, restore
 from .data import Plan, train_batches
 from .ema import Ema
 from .engine import make_engine
@@ -57,6 +36,7 @@ from .logger import Logger, log_to_file, setup_logging
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk
 from .remote_sync import latest_remote, refuse_overwriting, syncing
+from .run import Run
 from .scheduler import make_schedule
 from .train import StepOptions, train
 
@@ -150,99 +130,6 @@ def fit(config: TrainConfig, process: Process) -> None:
         logger.close()
 
 
-class Run:
-    """What happens between the steps: checkpoints, evaluation, and stopping when a scheduler says so."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        process: Process,
-        folder: Path,
-        fingerprint: str,
-        val_datasets: list[DatasetConfig],
-        total_steps: int,
-    ):
-        self.config, self.process, self.folder, self.fingerprint = config, process, folder, fingerprint
-        self.val_datasets, self.total_steps = val_datasets, total_steps
-        self.clock = Clock(config.checkpoint.save_every_minutes)
-
-    def checkpoints_kept(self, first_step: int) -> int:
-        """How many checkpoints lie on the disk at once, at most, of those that steps decide."""
-        steps = range(first_step + 1, self.total_steps + 1)
-        planned = sum(self._saves_at(step) for step in steps)
-        kept = planned if self.config.checkpoint.keep_last is None else self.config.checkpoint.keep_last + 1
-        return min(planned, kept) + (self.config.checkpoint.keep_best is not None)
-
-    def after_step(self, state: TrainState, logger: Logger, interrupts: Interrupts) -> bool:
-        """Save and evaluate where it is time to; whether to stop here."""
-        stop, minutes_over = on_any_rank(
-            [interrupts.received is not None, self.process.is_main and self.clock.due()], self.process.device
-        )
-        # The checkpoint comes first: should the evaluation fail, nothing is lost.
-        if self._saves_at(state.step) or stop or minutes_over:
-            self.save(state)
-        if stop and state.step < self.total_steps:
-            name = self.folder.name
-            log.info(
-                "stopped by %s after step %d: go on with --name %s --resume latest",
-                interrupts.received or "a signal to another rank", state.step, name,
-            )  # fmt: skip
-            return True
-        if self._validates_at(state.step):
-            metrics = self.validate(state)
-            logger.metrics(state.step, metrics)
-            if self.process.is_main and self.config.checkpoint.keep_best is not None:
-                note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
-        return False
-
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint on the main rank, with every rank's own state in it."""
-        content = checkpoint_content(state, to_dict(self.config), self.fingerprint)
-        content["ranks"], failure = gather_objects(rank_state(state)), None
-        path = checkpoint_path(self.folder / "checkpoints", state.step)
-        if self.process.is_main:
-            if not all(x.isfinite().all() for x in content["model"].values()):
-                failure = f"weights are not finite after step {state.step}: no checkpoint was written"
-            if state.engine.model.text_fingerprint() != self.fingerprint:
-                raise RuntimeError("the text tower has changed: a frozen one must not; no checkpoint was written")
-            try:
-                if failure is None:
-                    write_checkpoint(path, content)
-                    remove_old(path.parent, self.config.checkpoint.keep_last)
-                    log.info("saved %s", path)
-            except UserError as error:
-                failure = str(error)
-        if failure := on_every_rank(failure, self.process.device):
-            raise UserError(failure)
-        self.clock.restart()
-
-    def validate(self, state: TrainState) -> dict[str, float]:
-        """Evaluate on every data set; `{"<dataset>/<metric>": value}`."""
-        metrics = {}
-        with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
-            for dataset in self.val_datasets:
-                result = evaluate(
-                    model,
-                    self.config.inputs,
-                    dataset,
-                    batch_size=self.config.eval.val_batch_size,
-                    workers=self.config.data.workers,
-                    device=self.process.device,
-                    precision=self.config.optim.precision,
-                )
-                found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
-                log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
-                metrics |= found
-        return metrics
-
-    def _validates_at(self, step: int) -> bool:
-        return bool(self.val_datasets) and (step == self.total_steps or due(step, self.config.eval.val_every_n_steps))
-
-    def _saves_at(self, step: int) -> bool:
-        every = self.config.checkpoint.save_every_n_steps
-        return step == self.total_steps or due(step, every) or self._validates_at(step)
-
-
 def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | None]:
     """The run's folder, made and with logging into it, and the checkpoint to go on from.
 
@@ -302,10 +189,6 @@ def new_state(config: TrainConfig, model: DualEncoder, process: Process) -> Trai
     torch.manual_seed(config.seed + process.rank)  # each rank drops patches of its own
     decay = config.optim.ema_decay
     return TrainState(engine, None if decay is None else Ema(engine.trained() | engine.scalars, decay))
-
-
-def due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_epoch: int, total_steps: int) -> None:

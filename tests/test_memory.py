@@ -1,0 +1,52 @@
+"""Memory does not grow with the samples that were read."""
+
+import io
+import json
+import os
+
+import av
+import numpy as np
+import pytest
+from helpers import call
+
+from languagebind.data.shards import ShardWriter, write_index
+
+# A frame of 64 x 64 that stayed behind with each sample would be 12 kB: 14 MB here.
+SAMPLES = int(os.environ.get("MEMORY_SAMPLES", "1200"))
+BOUND = 6e6
+
+
+def clip(rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(8):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (64, 64, 3), np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    with ShardWriter(folder / "00000.tar") as writer:
+        for number in range(48):
+            writer.add(f"s{number}", {"mp4": clip(rng)}, {"id": str(number), "captions": {"raw": "noise"}})
+    write_index(folder, [writer.info])
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["torchcodec", "decord", "pyav", "opencv"])
+def test_the_loader_holds_as_much_after_many_clips_as_after_a_few(backend, shards, tmp_path):
+    training = ["--modality=video", "--image-size=64", "--num-frames=4", f"--video-backend={backend}", "--batch-size=8",
+                f"--train-data={shards}", "--caption-source=raw", "--text-pretrained=none"]  # fmt: skip
+    out = tmp_path / "row.json"
+    loader = ["loader", f"--samples={SAMPLES}", "--warmup-batches=60", "--workers=1", f"--output={out}"]
+    call("scripts/benchmark.py", *loader, "--", *training)
+    (row,) = json.loads(out.read_bytes())["rows"]
+    assert row["samples"] == SAMPLES
+    assert row["skipped"] == 0
+    assert row["growth_bytes"] < BOUND
