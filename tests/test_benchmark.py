@@ -11,6 +11,7 @@ from helpers import ROOT, call
 from languagebind.vit import EncoderConfig
 from scripts.benchmarks.flops import recipe_flops
 from scripts.benchmarks.loader_benchmark import memory_figures
+from scripts.benchmarks.memory import Held
 from scripts.benchmarks.report import spread, table
 
 TINY = ["--model=vit-tiny-demo", "--width=32", "--depth=1", "--num-heads=2", "--mlp-dim=128", "--embed-dim=16",
@@ -139,7 +140,8 @@ def test_loader(tmp_path, depth_shards):
 
 def test_growth_is_that_of_the_second_half():
     own = os.getpid()
-    readings = [{own: (1, 10)}, {own: (1, 10)}, {own: (1, 14), 7: (2, 6)}, {own: (1, 14), 7: (2, 6)}]
+    later = {own: Held(1, 14, 20), 7: Held(2, 6, 10)}
+    readings = [{own: Held(1, 10, 20)}, {own: Held(1, 10, 20)}, later, later]
     found = memory_figures(readings)
     assert found["growth_bytes"] == 10
     assert (found["main_uss_bytes"], found["workers_uss_bytes"], found["all_pss_bytes"]) == (1, 2, 20)

@@ -18,7 +18,7 @@ from training.data import Batch, DataConfig, Plan, train_batches
 from training.params import TrainConfig, parse_args
 from training.preflight import check_data
 
-from .memory import private_and_shared
+from .memory import Held, held_by
 from .report import Row, progress
 
 
@@ -94,12 +94,12 @@ def open_loader(config: TrainConfig, data: DataConfig, steps: int) -> Iterator[B
     return train_batches(shards, config.inputs, tokenizer, data, plan)
 
 
-def all_memory() -> dict[int, tuple[int, int]]:
-    """(USS, PSS) in bytes of this process and its children."""
+def all_memory() -> dict[int, Held]:
+    """Of this process and its children."""
     found = {}
     for pid in [os.getpid(), *children(os.getpid())]:
         try:
-            found[pid] = private_and_shared(pid)
+            found[pid] = held_by(pid)
         except (OSError, KeyError):  # a worker that has just ended
             continue
     return found
@@ -114,17 +114,18 @@ def children(pid: int) -> list[int]:
     return [found for child in direct for found in (child, *children(child))]
 
 
-def memory_figures(memory: list[dict[int, tuple[int, int]]]) -> Row:
+def memory_figures(memory: list[dict[int, Held]]) -> Row:
     """Sums over processes, and how the second half of the run compares with the first; every reading in the JSON."""
     main, half = os.getpid(), max(1, len(memory) // 2)
-    own = [reading[main][0] for reading in memory]
-    workers = [sum(uss for pid, (uss, _) in reading.items() if pid != main) for reading in memory]
-    everything = [sum(pss for _, pss in reading.values()) for reading in memory]
+    own = [reading[main].uss for reading in memory]
+    workers = [sum(held.uss for pid, held in reading.items() if pid != main) for reading in memory]
+    everything = [sum(held.pss for held in reading.values()) for reading in memory]
+    resident = [sum(held.rss for held in reading.values()) for reading in memory]
     return {
         "main_uss_bytes": own[-1],
         "workers_uss_bytes": workers[-1],
         "all_pss_bytes": everything[-1],
         "peak_pss_bytes": max(everything),
-        "growth_bytes": statistics.median(everything[half:] or everything) - statistics.median(everything[:half]),
+        "growth_bytes": statistics.median(resident[half:] or resident) - statistics.median(resident[:half]),
         "readings": [{str(pid): list(pair) for pid, pair in reading.items()} for reading in memory],
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,10 +33,21 @@ class PeakMemory:
         return _status("self", "VmHWM")
 
 
-def private_and_shared(pid: int) -> tuple[int, int]:
-    """USS and PSS of a process, in bytes: what it alone holds, and with it its part of what it shares."""
+class Held(NamedTuple):
+    """Memory of a process, in bytes."""
+
+    uss: int
+    """what it alone holds"""
+    pss: int
+    """with its part of what it shares"""
+    rss: int
+    """with all of what it shares: a page that a worker copies because it touched it does not count as growth"""
+
+
+def held_by(pid: int) -> Held:
+    """The memory of a process."""
     fields = _fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
-    return fields["Private_Clean"] + fields["Private_Dirty"], fields["Pss"]
+    return Held(fields["Private_Clean"] + fields["Private_Dirty"], fields["Pss"], fields["Rss"])
 
 
 def in_fresh_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
