@@ -2,12 +2,13 @@
 
 import json
 import random
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from helpers import depth_png, train_flags, write_shards
+from helpers import call, depth_png, train_flags, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.shards import ShardWriter, count_samples, expand_shards, read_captions
@@ -202,3 +203,19 @@ def test_captions_are_read_from_json_or_text():
     for broken in (b"{", b"[]", b"{}"):
         with pytest.raises(MissingCaption, match=r"unreadable \.json"):
             read_captions({"json": broken})
+
+
+def test_a_caller_that_fails_is_not_held_by_its_workers(depth_shards):
+    code = f"""
+from languagebind.modalities import modality_class
+from training.data import DataConfig, Plan, train_batches
+shards = {{"{depth_shards}/00000.tar": 24}}
+tokens = lambda texts: {{}}
+config = DataConfig(caption_source="raw", batch_size=4)
+batches = train_batches(shards, modality_class("depth")(image_size=16), tokens, config, Plan(0, 0, 1, 6, 60))
+next(batches)
+raise SystemExit(3)
+"""
+    begin = time.monotonic()
+    call("-c", code, status=3)
+    assert time.monotonic() - begin < 60

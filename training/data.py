@@ -8,6 +8,7 @@ rank ever waits for another that has run out. A sample that cannot be used is le
 counted.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -142,6 +143,8 @@ def train_batches(
         UserError: too many samples cannot be used.
     """
     closing = RawValue("b", 0)
+    close = partial(setattr, closing, "value", 1)
+    atexit.register(close)  # should the caller fail and never close this generator
     loader = DataLoader(
         ShardBatches(shards, modality, tokenizer, config, plan, features),
         batch_size=None,
@@ -157,7 +160,8 @@ def train_batches(
                 raise UserError(batch)
             yield batch
     finally:
-        closing.value = 1
+        close()
+        atexit.unregister(close)
 
 
 def _outlive_signals(closing, worker: int) -> None:

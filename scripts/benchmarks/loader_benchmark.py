@@ -109,8 +109,11 @@ def children(pid: int) -> list[int]:
     """Processes below one, at any depth."""
     direct = []
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children") as file:
-            direct += map(int, file.read().split())
+        try:
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                direct += map(int, file.read().split())
+        except FileNotFoundError:  # the thread has just ended
+            continue
     return [found for child in direct for found in (child, *children(child))]
 
 
@@ -120,12 +123,12 @@ def memory_figures(memory: list[dict[int, Held]]) -> Row:
     own = [reading[main].uss for reading in memory]
     workers = [sum(held.uss for pid, held in reading.items() if pid != main) for reading in memory]
     everything = [sum(held.pss for held in reading.values()) for reading in memory]
-    resident = [sum(held.rss for held in reading.values()) for reading in memory]
+    anonymous = [sum(held.anonymous for held in reading.values()) for reading in memory]
     return {
         "main_uss_bytes": own[-1],
         "workers_uss_bytes": workers[-1],
         "all_pss_bytes": everything[-1],
         "peak_pss_bytes": max(everything),
-        "growth_bytes": statistics.median(resident[half:] or resident) - statistics.median(resident[:half]),
+        "growth_bytes": statistics.median(anonymous[half:] or anonymous) - statistics.median(anonymous[:half]),
         "readings": [{str(pid): list(pair) for pid, pair in reading.items()} for reading in memory],
     }

@@ -40,14 +40,15 @@ class Held(NamedTuple):
     """what it alone holds"""
     pss: int
     """with its part of what it shares"""
-    rss: int
-    """with all of what it shares: a page that a worker copies because it touched it does not count as growth"""
+    anonymous: int
+    """neither of files nor of batches that go from one process to another. A page that a worker copies because it
+    touched it was counted before, and is no growth"""
 
 
 def held_by(pid: int) -> Held:
     """The memory of a process."""
     fields = _fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
-    return Held(fields["Private_Clean"] + fields["Private_Dirty"], fields["Pss"], fields["Rss"])
+    return Held(fields["Private_Clean"] + fields["Private_Dirty"], fields["Pss"], fields["Anonymous"])
 
 
 def in_fresh_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
