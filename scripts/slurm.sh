@@ -3,7 +3,7 @@
 #   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 scripts/slurm.sh configs/depth.yaml --train-data /data/depth --name depth-1
 # Give a --name: it is what the next part of the run goes on from. The environment is that of VENV (.venv).
 #SBATCH --job-name=languagebind
-#SBATCH --signal=USR1@120
+#SBATCH --signal=B:USR1@420
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
@@ -14,9 +14,11 @@ shift
 nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
 export MASTER_ADDR="${nodes%%$'\n'*}"
 export MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
-# Each rank saves and ends with status 0 when SIGUSR1 comes, two minutes before the end; then the job queues again.
+# SIGUSR1 comes to this shell seven minutes before the end. srun passes it on; the ranks save, end with status 0, and
+# the job queues again.
 requeue=0
-trap 'requeue=1' USR1
+step=
+trap 'requeue=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
 srun --kill-on-bad-exit=1 "${VENV:-.venv}/bin/python" -m training.main --config "$config" --resume latest "$@" &
 step=$!
 status=0

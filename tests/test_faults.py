@@ -139,6 +139,39 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(how, depth_shard
     assert "resumed from" in log
     assert "step_00000008.pt at step 8 of 12" in log
     assert losses(tmp_path, "run") == whole
+    assert last.with_suffix(".pt.left").exists()
+
+
+def test_a_course_that_was_left_is_not_gone_on_from(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--workers=0", "--save-every-n-steps=4", "--name=run")
+    main(flags)
+    early = checkpoint_path(tmp_path / "run/checkpoints", 4)
+    short = ["--train-num-samples=48", "--keep-last=1", "--save-every-n-steps=1"]
+    main([*flags, f"--resume={early}", *short])
+    names = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert names == {"step_00000006.pt", "step_00000008.pt.left", "step_00000012.pt.left"}
+
+
+def test_an_overflow_in_float16_skips_the_whole_step(depth_shards, tmp_path, monkeypatch):
+    import training.train
+
+    score, calls = training.train._loss, []
+
+    def overflows_once(model, features, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            features.register_hook(lambda grad: grad * float("inf"))
+        return score(model, features, *args)
+
+    monkeypatch.setattr("training.train._loss", overflows_once)
+    flags = ["--workers=0", "--precision=amp", "--train-num-samples=32", "--save-every-n-steps=1", "--ema-decay=0.9"]
+    main(train_flags(depth_shards, tmp_path, *flags, "--name=amp"))
+    before, skipped, after = (checkpoint(tmp_path, "amp", step) for step in (1, 2, 3))
+    assert all(torch.equal(before["model"][key], skipped["model"][key]) for key in before["model"])
+    assert skipped["ema_steps"] == before["ema_steps"]
+    assert after["model"]["logit_scale"].isfinite()
+    assert not torch.equal(after["model"]["logit_scale"], skipped["model"]["logit_scale"])
+    assert skipped["scaler"]["scale"] < before["scaler"]["scale"]
 
 
 def test_checkpoints_by_minutes_the_last_ones_and_the_best(depth_shards, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -118,6 +119,17 @@ def remove_old(folder: Path, keep_last: int | None) -> None:
             path.unlink(missing_ok=True)
 
 
+def set_aside_later(folder: Path, step: int) -> None:
+    """Rename the checkpoints after a step that a run goes on from: they are damaged, or of a course it leaves."""
+    for path in checkpoints_by_step(folder):
+        if path != checkpoint_path(folder, step) and path.name > checkpoint_path(folder, step).name:
+            path.replace(path.with_suffix(".pt.left"))
+            log.warning("%s is of a later step than this run goes on from: renamed to end in .left", path)
+    record = folder / "best.json"
+    if record.exists() and json.loads(record.read_bytes())["step"] > step:
+        record.unlink()
+
+
 def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -> None:
     """Keep the checkpoint of this step as the best one, if it is.
 
@@ -128,7 +140,8 @@ def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -
         raise UserError(f"--keep-best {metric} is none of the metrics: {', '.join(sorted(metrics))}")
     record, value = folder / "best.json", metrics[metric]
     sign = -1 if "rank" in metric.rpartition("/")[2] else 1  # a lower rank is better
-    if record.exists() and sign * value <= sign * json.loads(record.read_bytes())["value"]:
+    before = json.loads(record.read_bytes()) if record.exists() else {}
+    if math.isnan(value) or (before.get("metric") == metric and sign * value <= sign * before["value"]):
         return
     new = temporary_name(folder / BEST)
     new.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ class DeepSpeed(Engine):
     def backward(self, loss: Tensor) -> None:
         self.forward.backward(loss)
 
-    def update(self, check: Callable[[Tensor], None]) -> None:
+    def update(self, check: Callable[[Tensor], None]) -> bool:
         """As in `Engine`, but the norm is known only after the step; a refused step ends the run unsaved."""
         self._average_scalars()
         for optimizer in self.optimizers[1:]:
@@ -65,6 +65,7 @@ class DeepSpeed(Engine):
             optimizer.zero_grad(set_to_none=True)
         self.forward.step()
         check(torch.as_tensor(self.forward.get_global_grad_norm(), device=self.process.device))
+        return True
 
     def model_state(self) -> State:
         if self.stage < 3:
@@ -89,7 +90,7 @@ class DeepSpeed(Engine):
         averages = [key for key, value in states[0].items() if torch.is_tensor(value) and value.ndim]
         rest = {key: value for key, value in states[0].items() if key not in averages}
         own = {
-            name: {key: safe_get_full_optimizer_state(parameter, key) for key in averages} | rest
+            name: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in averages} | rest
             for name, parameter in self.trained().items()
         }
         apart = {
@@ -109,7 +110,7 @@ class DeepSpeed(Engine):
             return
         for flat in self._flat_parts():
             self.optimizers[0].optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if torch.is_tensor(value) and value.ndim else copy.deepcopy(value)
+                key: torch.zeros_like(flat) if torch.is_tensor(value) and value.ndim else _own(value, flat)
                 for key, value in first.items()
             }
         self._link_states()
@@ -124,7 +125,10 @@ class DeepSpeed(Engine):
             yield self.model
             return
         self.replica.load_state_dict(self.model_state(), strict=False)  # the text tower is the same one
-        yield self.replica.to(self.process.device)
+        try:
+            yield self.replica.to(self.process.device)
+        finally:
+            _put_aside(self.replica)
 
     def _flat_parts(self) -> list[Tensor]:
         """What this rank's optimizer steps: flat parts of the parameters, one a group."""
@@ -157,6 +161,18 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _copy(model: DualEncoder) -> DualEncoder:
-    """A copy that shares the text tower."""
+    """A copy that shares the text tower, and takes no memory of the device until it is used."""
     shared = {id(module): module for module in (model.text_model, model.text_projection)}
-    return copy.deepcopy(model, shared)
+    replica = copy.deepcopy(model, shared)
+    _put_aside(replica)
+    return replica
+
+
+def _put_aside(model: DualEncoder) -> None:
+    model.vision_model.cpu()
+    model.visual_projection.cpu()
+
+
+def _own(value: Any, like: Tensor) -> Any:
+    """A copy; the fused optimizer counts its steps on the device."""
+    return value.to(like.device, copy=True) if torch.is_tensor(value) else value

@@ -113,22 +113,29 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def update(self, check: Callable[[Tensor], None]) -> None:
+    def update(self, check: Callable[[Tensor], None]) -> bool:
         """Clip the gradients, take the optimizers' step, and drop the gradients.
 
         Args:
             check: is given the gradients' norm, and refuses the step by raising.
+
+        Returns:
+            Whether the step was taken: float16 gradients may overflow, which lowers the scale of the loss instead.
         """
         self._average_scalars()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = self._clip([*self.trained().values(), *self.scalars.values()])
-        if not self.scaler.is_enabled():  # with a scaler, overflow is expected: it skips the step and lowers the scale
+        if not self.scaler.is_enabled():
             check(norm)
+        # The scaler alone would skip the optimizer that overflowed, and step the other with gradients clipped to NaN.
+        steps = bool(norm.isfinite())
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if steps:
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
+        return steps
 
     def model_state(self) -> State:
         """All but the text tower, whole. Every rank has to ask."""
@@ -203,7 +210,7 @@ class Fsdp(Engine):
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         kinds = [[x for x in parameters if isinstance(x, DTensor) is divided] for divided in (True, False)]
         norms = [nn.utils.get_total_norm([x.grad for x in kind if x.grad is not None]) for kind in kinds]
-        norm = torch.linalg.vector_norm(torch.stack([_whole(x) for x in norms]))
+        norm = torch.linalg.vector_norm(torch.stack([_whole(x).to(self.process.device) for x in norms]))
         for kind in kinds:
             nn.utils.clip_grads_with_norm_(kind, self.max_norm, norm)
         return norm
@@ -221,6 +228,9 @@ def make_engine(model: DualEncoder, optim: OptimConfig, process: Process, config
         raise UserError(f"--engine {config.engine} divides a model over ranks: start it with torchrun")
     if optim.precision == "amp":
         raise UserError(f"--engine {config.engine} has no loss scaling: use --precision amp_bf16")
+    if optim.optimizer != "adamw" and (config.engine == "deepspeed" or optim.optimizer == "adamw8bit"):
+        # ZeRO steps flat parts of many parameters, where an optimizer that looks at shapes is another one
+        raise UserError(f"--optimizer {optim.optimizer} cannot step divided parameters: use --engine ddp, or adamw")
     if config.engine == "fsdp":
         return Fsdp(model, optim, process, config)
     if optim.ema_decay is not None:

@@ -27,7 +27,7 @@ from languagebind.model import DualEncoder, build_model
 from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
-from .checkpoint import TrainState, latest_whole, load_weights, read_resumable, restore
+from .checkpoint import TrainState, latest_whole, load_weights, read_resumable, restore, set_aside_later
 from .data import Plan, train_batches
 from .ema import Ema
 from .engine import make_engine
@@ -102,6 +102,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         log.info("resumed from %s at step %d of %d", resume, state.step, total_steps)
         del checkpoint
     if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
+        set_aside_later(folder / "checkpoints", state.step)
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
     logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)

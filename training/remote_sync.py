@@ -125,7 +125,7 @@ class RemoteSync(threading.Thread):
 
     def remove_outdated(self, fs, root: str) -> None:
         """Of the checkpoints that this run copied, remove those that are gone from its folder, if a newer one stays."""
-        ours = sorted((name for name in self.copied if name.startswith("checkpoints/")), key=_step)
+        ours = sorted((name for name in self.copied if CHECKPOINT_NAME.fullmatch(name.rpartition("/")[2])), key=_step)
         for name in ours[:-1]:
             if not (self.folder / name).exists():
                 fs.rm_file(join(root, name))

@@ -66,8 +66,14 @@ class Run:
         if self._validates_at(state.step):
             metrics = self.validate(state)
             logger.metrics(state.step, metrics)
+            failure = None
             if self.process.is_main and self.config.checkpoint.keep_best is not None:
-                note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
+                try:
+                    note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
+                except (UserError, OSError) as error:
+                    failure = str(error)
+            if failure := on_every_rank(failure, self.process.device):
+                raise UserError(failure)
         return False
 
     def save(self, state: TrainState) -> None:

@@ -64,8 +64,6 @@ def train(
     for micro_batches in _together(batches, options.accum_freq, meter, process.device):
         set_lr(state.engine.optimizers, options.schedule(state.step))
         loss = train_step(state, micro_batches, options, process.device)
-        if state.ema is not None:
-            state.ema.update()
         state.step += 1
         for batch in micro_batches:
             state.skipped += len(batch.skipped)
@@ -102,11 +100,13 @@ def train_step(state: TrainState, batches: list[Batch], options: StepOptions, de
             engine.backward((features * leaf.grad).sum())
     else:
         mean_loss = _accumulate(engine, batches, score, device)
-    engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
+    stepped = engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
     if engine.scaler.is_enabled() and engine.scaler.get_scale() < 1:
         raise UserError(f"float16 gradients overflow at step {state.step} at any scale: use --precision amp_bf16")
     with torch.no_grad():
         engine.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+    if stepped and state.ema is not None:
+        state.ema.update()
     return mean_loss
 
 
