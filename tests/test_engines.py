@@ -56,7 +56,6 @@ def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, 
     [
         (["--engine=fsdp"], "start it with torchrun"),
         (["--engine=deepspeed"], "start it with torchrun"),
-        (["--ema-decay=2"], "ema_decay should be in"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_path):
