@@ -153,7 +153,7 @@ class Ours:
         config = OptimConfig(lr=ADAM["lr"], eps=ADAM["eps"], wd=ADAM["weight_decay"], precision=case["precision"])
         self.options = StepOptions(lambda step: 1.0, case["precision"], 1, "clip", 1, 1, 1, 1.0)
         self.state = SimpleNamespace(
-            engine=Engine(self.model.train(), config, Process(0, 1, CPU), EngineConfig()), step=0
+            engine=Engine(self.model.train(), config, Process(0, 1, CPU), EngineConfig()), ema=None, step=0
         )
         return self.model
 

@@ -166,7 +166,7 @@ def build_state(case: Case) -> SimpleNamespace:
     apply_tuning(model, case.tuning)
     optim = OptimConfig(precision=case.precision, lr=1e-5)
     engine = Engine(model.train(), optim, init_process(case.device), EngineConfig(torchcompile=case.torchcompile))
-    return SimpleNamespace(engine=engine, step=0)
+    return SimpleNamespace(engine=engine, ema=None, step=0)
 
 
 def random_batch(case: Case, device: torch.device) -> SimpleNamespace:
