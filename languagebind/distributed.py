@@ -113,14 +113,16 @@ def on_any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return mean_over_ranks(torch.tensor([float(flag) for flag in flags], device=device)).gt(0).tolist()
 
 
-def on_every_rank(failure: str | None, device: torch.device) -> str | None:
-    """The first rank's failure, so that all of them stop together; None if there is none.
+def fail_together(failure: str | None, device: torch.device) -> None:
+    """Nothing where no rank has a failure; otherwise all of them stop, with the first rank's.
 
-    Without a failure this costs one small reduction, so that it can be asked at each step.
+    Without a failure this costs one small reduction, so that it can be called at each step.
+
+    Raises:
+        UserError: on every rank, if one has a failure.
     """
-    if not on_any_rank([failure is not None], device)[0]:
-        return None
-    return next(message for message in gather_objects(failure) if message)
+    if on_any_rank([failure is not None], device)[0]:
+        raise UserError(next(message for message in gather_objects(failure) if message))
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

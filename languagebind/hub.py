@@ -114,8 +114,14 @@ def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; a half-written one has another name and is not seen."""
-    found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]))
+    found = (path for path in folder.glob("step_*.pt") if checkpoint_step(path.name) is not None)
+    return sorted(found, key=lambda path: checkpoint_step(path.name))
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step in the name of a checkpoint's file; None for another file."""
+    match = CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

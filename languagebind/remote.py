@@ -186,7 +186,8 @@ def local_copy(url: str) -> Path:
     fs, path = locate(url)
     with reaching(url):
         # What changes when the object does: s3's ETag, gs's generation, else size and time.
-        version = repr((url, [fs.info(path).get(key) for key in ("ETag", "generation", "size", "mtime", "created")]))
+        info = fs.info(path)
+        version = repr((url, [info.get(key) for key in ("ETag", "generation", "size", "mtime", "created")]))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "languagebind"
         copy = cache / hashlib.sha256(version.encode()).hexdigest()[:24] / url.rpartition("/")[2]
         if not copy.is_file():

@@ -1,7 +1,6 @@
 """What the tests share: shards of real files, command lines, processes."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -51,6 +50,16 @@ def write_shards(
     return folder
 
 
+def stripes_config(folder: Path, shards: Path) -> Path:
+    """Classification of what `write_shards` wrote, as an evaluation's config."""
+    path = folder / "val.yaml"
+    path.write_text(
+        f"name: stripes\ntask: classification\ndata: {shards}\ncaption_source: raw\n"
+        "class_names:\n" + "".join(f'  "{i}": {text}\n' for i, text in enumerate(CAPTIONS))
+    )
+    return path
+
+
 def train_flags(shards: Path, logs: Path, *more: str) -> list[str]:
     """A run of a few seconds; later flags win."""
     return [
@@ -78,16 +87,6 @@ def call(*command: str, status: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == status, output
     return output
-
-
-RUNS = "import json, sys; from training.main import main; [main(argv) for argv in json.load(open(sys.argv[1]))]"
-
-
-def runs(ranks: int, folder: Path, *command_lines: list[str]) -> str:
-    """Trainings one after another in the same processes, which saves their start; what they print."""
-    (folder / "runs.py").write_text(RUNS)
-    (folder / "runs.json").write_text(json.dumps(command_lines))
-    return call(*torchrun(ranks, str(folder / "runs.py"), str(folder / "runs.json")))
 
 
 def torchrun(ranks: int, *command: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import CAPTIONS, ROOT, runs, train_flags
+from helpers import ROOT, call, stripes_config, torchrun, train_flags
 from test_training import checkpoint, losses, metrics
 
 from languagebind.config import UserError
@@ -24,11 +24,8 @@ RECIPE = ["--tuning=lora", "--patch-dropout=0.25", "--lr=3e-3", "--grad-clip-nor
 def ddp(depth_shards, tmp_path_factory):
     """Six steps under DDP on two ranks; the folder of its logs."""
     logs = tmp_path_factory.mktemp("engines")
-    (logs / "val.yaml").write_text(
-        f"name: stripes\ntask: classification\ndata: {depth_shards}\ncaption_source: raw\n"
-        "class_names:\n" + "".join(f'  "{i}": {text}\n' for i, text in enumerate(CAPTIONS))
-    )
-    runs(2, logs, train_flags(depth_shards, logs, *RECIPE, f"--val-config={logs / 'val.yaml'}", "--name=ddp"))
+    val = f"--val-config={stripes_config(logs, depth_shards)}"
+    call(*torchrun(2, "-m", "training.main", "--", *train_flags(depth_shards, logs, *RECIPE, val, "--name=ddp")))
     return logs
 
 
@@ -36,7 +33,8 @@ def ddp(depth_shards, tmp_path_factory):
 def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, depth_shards):
     flags = train_flags(depth_shards, ddp, *RECIPE, f"--val-config={ddp / 'val.yaml'}", f"--name={engine}")
     resume = f"--resume={ddp / 'ddp/checkpoints/step_00000003.pt'}"
-    runs(2, ddp, [*flags, *ENGINES[engine], resume, "--save-every-n-steps=1"])
+    more = [*ENGINES[engine], resume, "--save-every-n-steps=1"]
+    call(*torchrun(2, "-m", "training.main", "--", *flags, *more))
     expected = {step: loss for step, loss in losses(ddp, "ddp").items() if step > 3}
     assert losses(ddp, engine) == pytest.approx(expected, abs=2e-4)
     assert metrics(ddp, engine)[-1]["stripes/top1"] == pytest.approx(metrics(ddp, "ddp")[-1]["stripes/top1"], abs=0.03)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CAPTIONS, ROOT, call, start, torchrun, train_flags, write_shards
+from helpers import CAPTIONS, ROOT, call, start, stripes_config, torchrun, train_flags, write_shards
 from webdataset.tariterators import tarfile_samples
 
 import languagebind.modalities
@@ -39,12 +39,9 @@ def checkpoint(logs: Path, name: str, step: int) -> dict:
 def run(depth_shards, tmp_path_factory):
     """A run of two epochs (24 steps) with evaluation on the way; the folder of its logs."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "val.yaml").write_text(
-        f"name: stripes\ntask: classification\ndata: {depth_shards}\ncaption_source: raw\n"
-        "class_names:\n" + "".join(f'  "{i}": {text}\n' for i, text in enumerate(CAPTIONS))
-    )
+    val = stripes_config(folder, depth_shards)
     flags = ["--name=run", "--epochs=2", "--patch-dropout=0.25", "--save-every-n-steps=5", "--lr=3e-3",
-             f"--val-config={folder / 'val.yaml'}", "--val-every-n-steps=10", "--workers=2",
+             f"--val-config={val}", "--val-every-n-steps=10", "--workers=2",
              "--report-to=tensorboard", "--tuning=full"]  # fmt: skip
     call("-m", "training.main", *train_flags(depth_shards, folder, *flags))
     return folder

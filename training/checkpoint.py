@@ -17,7 +17,7 @@ import torch
 from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import world_size
 from languagebind.files import atomic_file, temporary_name, write_atomic
-from languagebind.hub import checkpoints_by_step, read_checkpoint
+from languagebind.hub import checkpoint_step, checkpoints_by_step, read_checkpoint
 from languagebind.remote import is_url
 
 from .ema import Ema
@@ -122,7 +122,7 @@ def remove_old(folder: Path, keep_last: int | None) -> None:
 def set_aside_later(folder: Path, step: int) -> None:
     """Rename the checkpoints after a step that a run goes on from: they are damaged, or of a course it leaves."""
     for path in checkpoints_by_step(folder):
-        if path != checkpoint_path(folder, step) and path.name > checkpoint_path(folder, step).name:
+        if checkpoint_step(path.name) > step:
             path.replace(path.with_suffix(".pt.left"))
             log.warning("%s is of a later step than this run goes on from: renamed to end in .left", path)
     record = folder / "best.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 from languagebind.config import UserError, first_line
 from languagebind.model import DualEncoder
 
-from .engine import Engine, EngineConfig, OptimizerState, State, load_by_name
+from .engine import Engine, EngineConfig, OptimizerState, State, load_by_name, save_by_name
 from .optim import OptimConfig, build_optimizer
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "deepspeed"
@@ -93,12 +93,7 @@ class DeepSpeed(Engine):
             name: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in averages} | rest
             for name, parameter in self.trained().items()
         }
-        apart = {
-            name: dict(optimizer.state[parameter])
-            for optimizer in self.optimizers[1:]
-            for name, parameter in self.scalars.items()
-        }
-        return own | apart
+        return own | save_by_name(self.optimizers[1:], self.scalars)
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state

@@ -6,7 +6,7 @@ checkpoint of one engine goes on in any other, and in one process.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ class Engine:
 
     Attributes:
         forward: inputs (B, C, T, H, W) to unit-norm features (B, D), with gradient.
+        parameters: all that train, by name.
         optimizers: whose `param_groups` hold the learning rates.
     """
 
@@ -91,6 +92,7 @@ class Engine:
         self.optimizers = [build_optimizer(self.scalars, optim)] if self.scalars else []
         self.scaler = grad_scaler(process.device, optim.precision)
         self._spread(optim, config)
+        self.parameters = self.trained() | self.scalars
 
     def _spread(self, optim: OptimConfig, config: EngineConfig) -> None:
         """Set `forward`, and put the optimizer of the trained side in front of the other."""
@@ -125,7 +127,7 @@ class Engine:
         self._average_scalars()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = self._clip([*self.trained().values(), *self.scalars.values()])
+        norm = self._clip(list(self.parameters.values()))
         if not self.scaler.is_enabled():
             check(norm)
         # The scaler alone would skip the optimizer that overflowed, and step the other with gradients clipped to NaN.
@@ -143,20 +145,12 @@ class Engine:
 
     def optimizer_state(self) -> OptimizerState:
         """The averages, whole and by parameter name. Every rank has to ask."""
-        names = {parameter: name for name, parameter in (self.trained() | self.scalars).items()}
-        return {
-            names[parameter]: {key: _whole_on_cpu(value) for key, value in optimizer.state[parameter].items()}
-            | ({GROUP_STEP: group["step"]} if "step" in group else {})
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter in optimizer.state
-        }
+        return save_by_name(self.optimizers, self.parameters)
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
         """Averages as `optimizer_state` gives them; learning rates and decay stay those of this run."""
         for optimizer in self.optimizers:
-            load_by_name(optimizer, self.trained() | self.scalars, saved)
+            load_by_name(optimizer, self.parameters, saved)
 
     @contextmanager
     def whole_model(self) -> Iterator[DualEncoder]:
@@ -249,9 +243,23 @@ def _whole_on_cpu(value: Any) -> Any:
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
+def save_by_name(optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
+    """What optimizers keep of each parameter, whole."""
+    names = {parameter: name for name, parameter in parameters.items()}
+    return {
+        names[parameter]: {key: _whole_on_cpu(value) for key, value in optimizer.state[parameter].items()}
+        | ({GROUP_STEP: group["step"]} if "step" in group else {})
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter in optimizer.state
+    }
+
+
 def load_by_name(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: OptimizerState
 ) -> None:
+    """What `save_by_name` gave, into an optimizer of some of the parameters."""
     names = {parameter: name for name, parameter in parameters.items()}
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {

@@ -20,8 +20,8 @@ from torch import nn
 
 from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
-from languagebind.distributed import Process, close_process, gather_objects, init_process, is_lost_rank, on_every_rank
-from languagebind.eval import check_dataset, load_dataset_config
+from languagebind.distributed import Process, close_process, fail_together, gather_objects, init_process, is_lost_rank
+from languagebind.eval import DatasetConfig, check_dataset, load_dataset_config
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
 from languagebind.remote import file_size, is_url
@@ -76,14 +76,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         UserError: what the config asks for cannot be done; or the run had to stop, with the reason.
     """
     shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
-    val_datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
-    names = [dataset.name for dataset in val_datasets]
-    if config.checkpoint.keep_best is not None and not names:
-        raise UserError("--keep-best needs evaluation data: --val-config")
-    if len(set(names)) < len(names):
-        raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their figures would mix")
-    for dataset in val_datasets:
-        check_dataset(dataset, config.inputs)
+    val_datasets = open_val_datasets(config)
     folder, resume = open_run(config, process)
     model = new_model(config)
     fingerprint = model.text_fingerprint()
@@ -131,6 +124,23 @@ def fit(config: TrainConfig, process: Process) -> None:
         logger.close()
 
 
+def open_val_datasets(config: TrainConfig) -> list[DatasetConfig]:
+    """The data sets of the evaluation, checked.
+
+    Raises:
+        UserError: one is not there or cannot be read, two have one name, or there are none and they are needed.
+    """
+    val_datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
+    names = [dataset.name for dataset in val_datasets]
+    if config.checkpoint.keep_best is not None and not names:
+        raise UserError("--keep-best needs evaluation data: --val-config")
+    if len(set(names)) < len(names):
+        raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their figures would mix")
+    for dataset in val_datasets:
+        check_dataset(dataset, config.inputs)
+    return val_datasets
+
+
 def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | None]:
     """The run's folder, made and with logging into it, and the checkpoint to go on from.
 
@@ -161,8 +171,7 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             failure = f"cannot make {folder}: {error.strerror}"
-    if failure := on_every_rank(failure, process.device):  # from here, the folder is there for every rank
-        raise UserError(failure)
+    fail_together(failure, process.device)  # from here, the folder is there for every rank
     setup_logging(folder if process.is_main else None)
     for fault in faults if process.is_main else ():
         log.warning(fault)
@@ -189,7 +198,7 @@ def new_state(config: TrainConfig, model: DualEncoder, process: Process) -> Trai
     engine = make_engine(model, config.optim, process, config.engine)
     torch.manual_seed(config.seed + process.rank)  # each rank drops patches of its own
     decay = config.optim.ema_decay
-    return TrainState(engine, None if decay is None else Ema(engine.trained() | engine.scalars, decay))
+    return TrainState(engine, None if decay is None else Ema(engine.parameters, decay))
 
 
 def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_epoch: int, total_steps: int) -> None:

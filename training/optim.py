@@ -69,12 +69,13 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig)
     Raises:
         UserError: there is no such optimizer.
     """
-    num_layers = 1 + max((_layer(name) for name in parameters), default=0)
+    layers = {name: _layer(name) for name in parameters}
+    above = 1 + max((layer for layer in layers.values() if layer is not None), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         lr = config.lr if "lora_" in name else config.lr * config.coef_lr
         decays = parameter.ndim >= 2 and not any(word in name for word in NO_DECAY)
-        lr *= config.layer_decay ** (num_layers - _layer(name, num_layers))
+        lr *= config.layer_decay ** (0 if layers[name] is None else above - layers[name])
         groups.setdefault((lr, config.wd if decays else 0.0), []).append(parameter)
     options = [
         {"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
@@ -106,13 +107,12 @@ def _of_timm(name: str, options: list[dict], config: OptimConfig) -> torch.optim
         return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd)
 
 
-def _layer(name: str, num_layers: int | None = None) -> int:
-    """The block of a parameter, from 1; 0 for what comes before the blocks, `num_layers` for what comes after."""
+def _layer(name: str) -> int | None:
+    """The block of a parameter, from 1; 0 for what comes before the blocks, None for what comes after."""
     block = re.search(r"vision_model\.encoder\.layers\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1
-    before = name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm."))
-    return 0 if before or num_layers is None else num_layers
+    return 0 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm.")) else None
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:

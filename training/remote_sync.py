@@ -1,16 +1,15 @@
 """Copies a run's folder to a store while it trains, in a thread that never holds up or ends the run."""
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from languagebind.config import UserError, at_least, first_line
-from languagebind.hub import CHECKPOINT_NAME
+from languagebind.hub import checkpoint_step, checkpoints_by_step
 from languagebind.remote import is_url, join, locate, reaching
 
 log = logging.getLogger(__name__)
@@ -107,7 +106,7 @@ class RemoteSync(threading.Thread):
             UserError: the store failed.
         """
         fs, root = locate(self.url)
-        checkpoints = [f"checkpoints/{name}" for name in _checkpoints(self.folder / "checkpoints")]
+        checkpoints = [f"checkpoints/{path.name}" for path in checkpoints_by_step(self.folder / "checkpoints")]
         with reaching(self.url):
             for name in [*checkpoints, *RECORDS]:
                 try:
@@ -125,7 +124,7 @@ class RemoteSync(threading.Thread):
 
     def remove_outdated(self, fs, root: str) -> None:
         """Of the checkpoints that this run copied, remove those that are gone from its folder, if a newer one stays."""
-        ours = sorted((name for name in self.copied if CHECKPOINT_NAME.fullmatch(name.rpartition("/")[2])), key=_step)
+        ours = _by_step(self.copied)
         for name in ours[:-1]:
             if not (self.folder / name).exists():
                 fs.rm_file(join(root, name))
@@ -165,8 +164,8 @@ def remote_checkpoints(config: RemoteConfig, run: str) -> list[str]:
     fs, path = locate(url)
     with reaching(url):
         fs.invalidate_cache()
-        names = (entry.rpartition("/")[2] for entry in (fs.ls(path, detail=False) if fs.exists(path) else ()))
-        return sorted((name for name in names if CHECKPOINT_NAME.fullmatch(name)), key=_step)
+        entries = fs.ls(path, detail=False) if fs.exists(path) else ()
+        return [name.rpartition("/")[2] for name in _by_step(entries)]
 
 
 def refuse_overwriting(config: RemoteConfig, run: str) -> str | None:
@@ -182,10 +181,7 @@ def refuse_overwriting(config: RemoteConfig, run: str) -> str | None:
     return None
 
 
-def _checkpoints(folder: Path) -> list[str]:
-    names = os.listdir(folder) if folder.is_dir() else ()
-    return sorted((name for name in names if CHECKPOINT_NAME.fullmatch(name)), key=_step)
-
-
-def _step(name: str) -> int:
-    return int(CHECKPOINT_NAME.fullmatch(name.rpartition("/")[2])[1])
+def _by_step(names: Iterable[str]) -> list[str]:
+    """Those that are checkpoints, in whatever folder, the oldest first."""
+    steps = {name: checkpoint_step(name.rpartition("/")[2]) for name in names}
+    return sorted((name for name, step in steps.items() if step is not None), key=steps.get)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from languagebind.config import UserError, to_dict
-from languagebind.distributed import Process, gather_objects, on_any_rank, on_every_rank
+from languagebind.distributed import Process, fail_together, gather_objects, on_any_rank
 from languagebind.eval import DatasetConfig, evaluate
 
 from .checkpoint import (
@@ -72,8 +72,7 @@ class Run:
                     note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
                 except (UserError, OSError) as error:
                     failure = str(error)
-            if failure := on_every_rank(failure, self.process.device):
-                raise UserError(failure)
+            fail_together(failure, self.process.device)
         return False
 
     def save(self, state: TrainState) -> None:
@@ -93,8 +92,7 @@ class Run:
                     log.info("saved %s", path)
             except UserError as error:
                 failure = str(error)
-        if failure := on_every_rank(failure, self.process.device):
-            raise UserError(failure)
+        fail_together(failure, self.process.device)
         self.clock.restart()
 
     def validate(self, state: TrainState) -> dict[str, float]:

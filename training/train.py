@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from languagebind.config import UserError
-from languagebind.distributed import Precision, Process, autocast, gather_objects, mean_over_ranks, on_every_rank
+from languagebind.distributed import Precision, Process, autocast, fail_together, gather_objects, mean_over_ranks
 from languagebind.loss import contrastive_loss, sigmoid_loss
 from languagebind.model import DualEncoder
 
@@ -26,9 +26,9 @@ from .rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:  # a step needs PyTorch alone: none of what reads data or writes logs
     from .checkpoint import TrainState
-    from .data import Batch, Skipped
     from .engine import Engine
     from .logger import Logger
+    from .stream import Batch, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -249,8 +249,7 @@ def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: t
         except UserError as error:
             failure = str(error)
         meter.got_batch(begin)
-        if failure := on_every_rank(failure, device):
-            raise UserError(failure)
+        fail_together(failure, device)
         if not found:
             return
         yield found
