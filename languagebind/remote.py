@@ -27,6 +27,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
+# What changes when an object does: s3's and http's ETag, gs's generation, the hub's blob_id, else size and time.
+_VERSION = ("ETag", "generation", "blob_id", "size", "mtime", "created")
+
 # Bytes of a read ahead: a shard is read from its beginning to its end.
 _BLOCK = 8 * 2**20
 
@@ -185,9 +188,8 @@ def local_copy(url: str) -> Path:
     """
     fs, path = locate(url)
     with reaching(url):
-        # What changes when the object does: s3's ETag, gs's generation, else size and time.
         info = fs.info(path)
-        version = repr((url, [info.get(key) for key in ("ETag", "generation", "size", "mtime", "created")]))
+        version = repr((url, [info.get(key) for key in _VERSION]))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "languagebind"
         copy = cache / hashlib.sha256(version.encode()).hexdigest()[:24] / url.rpartition("/")[2]
         if not copy.is_file():

@@ -101,7 +101,8 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
 def read_state(path: str | Path) -> State:
     """The tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file, by our names. Never runs pickled code.
 
-    Adapters in a checkpoint of this library are merged: it says how they are scaled.
+    Adapters in a checkpoint of this library are merged: it says how they are scaled. Where it holds a moving average of
+    the weights, these are that average.
 
     Raises:
         UserError: the file is missing, damaged, or holds something other than tensors.
@@ -110,6 +111,7 @@ def read_state(path: str | Path) -> State:
     alpha = None
     if isinstance(content, dict) and "text_fingerprint" in content:
         alpha = content["config"]["model"]["tuning"]["lora_alpha"]
+        content = content["model"] | content.get("ema", {})
     state = published_names(tensors_of(content, path))
     return state if alpha is None else merge_lora(state, alpha)
 

@@ -9,7 +9,6 @@ config="$1"
 shift
 bin="${VENV:-.venv}/bin"
 [ -x "$bin/torchrun" ] || { echo "error: no environment in ${VENV:-.venv}: run bash scripts/setup.sh" >&2; exit 2; }
-gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"
-nproc="${NPROC:-$((gpus > 0 ? gpus : 1))}"
+nproc="${NPROC:-$("$bin/python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 # `--` keeps torchrun from taking our flags (--logs) for its own.
 exec "$bin/torchrun" --standalone --nproc_per_node "$nproc" -m training.main -- --config "$config" "$@"

@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -81,3 +82,18 @@ def files(tmp_path_factory):
             container.mux(stream.encode())
         found["video"].append(str(folder / f"{i}.mp4"))
     return found
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A small CLIP as open_clip saves it."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    sizes = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes, "preprocess_cfg": {}}))
+    torch.save(open_clip.CLIP(**sizes).state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,13 @@ def call(*command: str, status: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == status, output
     return output
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def torchrun(ranks: int, *command: str) -> list[str]:

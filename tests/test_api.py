@@ -1,7 +1,6 @@
 """Loading by any name, encoding of any form, OpenCLIP's verbs."""
 
 import http.server
-import json
 import pickle
 import runpy
 import shutil
@@ -220,21 +219,6 @@ def test_the_verbs_of_open_clip(toys, trained, files):
         languagebind.create_model_and_transforms("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth")  # offline
     with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
         languagebind.get_tokenizer("LanguageBind_Depth")
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A small CLIP as open_clip saves it."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("clip")
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
-    sizes = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    torch.manual_seed(0)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes, "preprocess_cfg": {}}))
-    torch.save(open_clip.CLIP(**sizes).state_dict(), folder / "open_clip_pytorch_model.bin")
-    return folder
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -1,11 +1,17 @@
 """The documents say what is true: every Python example runs."""
 
+import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
-from helpers import ROOT, call, train_flags
+from helpers import ROOT, call, train_flags, wait_for
 from PIL import Image
 
 from languagebind.data.vidal import media_paths, read_annotation
@@ -40,21 +46,39 @@ def test_the_examples_of_the_api_page_run(folder):
     assert names["tokens"].shape == (1, 8, 17, 32)
 
 
+PAGE = (ROOT / "TRAIN_AND_VALIDATE.md").read_text()
+
 TOY = {
     "--standalone": "",
     "--nproc_per_node 8": "--nproc_per_node 1",
     "node0:29500": "127.0.0.1:29571",
     "--nnodes 4": "--nnodes 1",
+    "--nodes 4 --gpus-per-node 8 --ntasks-per-node 8": "--ntasks-per-node 2",
 }
+# Two tests of their own: what makes the environment of these tests, and the demo, which takes a quarter of an hour.
+ELSEWHERE = {"bash scripts/setup.sh", "bash scripts/demo.sh"}
 
 
 def commands(page: str) -> list[str]:
-    """The training commands of a page, in a table, an indented line or a sentence."""
-    found = re.findall(r"(?:python|torchrun [^`\n]*?) ?-m training\.main[^`\n]*", page)
-    return sorted({line.strip() for line in found if "--train-data" in line})
+    """The commands of a page, in a table, an indented line or a sentence."""
+    found = re.findall(r"(?:(?<=`)|^|(?<=    ))((?:python|torchrun --|bash|sbatch)[^`\n]*)", page, re.MULTILINE)
+    return sorted({line.strip() for line in found if " " in line and "…" not in line} - ELSEWHERE)
 
 
-@pytest.mark.parametrize("line", commands((ROOT / "TRAIN_AND_VALIDATE.md").read_text()))
+TRAINING = [line for line in commands(PAGE) if "-m training.main" in line and "--train-data" in line]
+FOLLOWING = {
+    "embed": "python scripts/embed_text.py",
+    "help": "python -m training.main --modality depth --help",
+    "script": "bash scripts/train_depth.sh",
+    "resume": "python -m training.main --config logs/depth-1/config.yaml --resume latest",
+    "export": "python scripts/export.py",
+    "eval": "python -m languagebind.eval",
+    "eval all": "bash scripts/eval_depth.sh",
+    "slurm": "sbatch",
+}
+
+
+@pytest.mark.parametrize("line", TRAINING)
 def test_the_training_commands_run_at_toy_size(line, depth_shards, tmp_path):
     for there, here in {**TOY, "--remote-sync s3://bucket/runs": f"--remote-sync file://{tmp_path}/store"}.items():
         line = line.replace(there, here)
@@ -63,6 +87,98 @@ def test_the_training_commands_run_at_toy_size(line, depth_shards, tmp_path):
     module = words[1:] if words[0] == "python" else ["-m", "torch.distributed.run", *words[1:]]
     call(*module, *more, "--text-pretrained=none")
     assert list(tmp_path.glob("*/checkpoints/step_*.pt"))
+
+
+def test_the_commands_around_a_training_run_at_toy_size(depth_shards, clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VENV", sys.prefix)
+    monkeypatch.delenv("NPROC", raising=False)
+    shutil.copytree(depth_shards, tmp_path / "data/depth")
+    for number, scene in enumerate(("bedroom", "kitchen", "office")):
+        place = tmp_path / "data/Depth/nyuv2/data/val" / scene / "0.png"
+        place.parent.mkdir(parents=True)
+        Image.fromarray(np.full((60, 80), 1000 * (1 + number), np.uint16)).save(place)
+    lines = {what: [line for line in commands(PAGE) if line.startswith(start)] for what, start in FOLLOWING.items()}
+    assert sorted(sum(lines.values(), TRAINING)) == commands(PAGE), "a command of the page that no test runs"
+
+    def run(what: str, *more: str) -> str:
+        (line,) = lines[what]
+        for there, here in {
+            "step_00002949": "step_00000012", "logs/": f"{tmp_path}/logs/", "results/": f"{tmp_path}/results/",
+            "exports/": f"{tmp_path}/exports/", " /data": f" {tmp_path}/data",
+        }.items():  # fmt: skip
+            line = line.replace(there, here)
+        words = shlex.split(line)
+        if words[0] == "python":
+            return call(*words[1:], *more)
+        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    small = train_flags(tmp_path / "data/depth", tmp_path / "logs", "--encoder-tower=none", "--epochs=1")
+    tower = [f"--text-tower=local-dir:{clip_folder}", "--text-pretrained=none"]
+    run("script", *small, *tower)
+    assert "--patch-dropout" in run("help")
+    assert "nothing to do: 12 steps are done" in run("resume")
+    run("embed", "--caption-source=raw", *tower)
+    assert "text features" in run("resume")
+    run("export")
+    assert (tmp_path / "exports/depth-1/config.json").is_file()
+    run("eval")
+    one = json.loads(next((tmp_path / "results").glob("*.json")).read_bytes())
+    assert one["dataset"] == "nyu_v2"
+    run("eval all", f"--output={tmp_path / 'again'}")
+    assert json.loads(next((tmp_path / "again").glob("*.json")).read_bytes()) == one
+
+
+SBATCH = """#!/bin/bash
+# What SLURM does for a job of one node: its variables, and the script's own copy of the environment.
+while [[ "$1" == --* ]]; do [ "$1" = --ntasks-per-node ] && tasks="$2"; shift 2; done
+export SLURM_JOB_ID=7 SLURM_JOB_NODELIST=localhost SLURM_NTASKS="$tasks" SLURM_SUBMIT_DIR="$PWD"
+exec bash "$@"
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo localhost; else echo "$@" > "$(dirname "$0")/scontrol.log"; fi
+"""
+SRUN = """#!/usr/bin/env python3
+import os, signal, subprocess, sys
+command = sys.argv[2:]
+tasks = [
+    subprocess.Popen(command, env={**os.environ, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+    for rank in range(int(os.environ["SLURM_NTASKS"]))
+]
+signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def test_the_job_of_slurm_saves_queues_again_and_goes_on(depth_shards, tmp_path, monkeypatch):
+    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("VENV", sys.prefix)
+    (line,) = [line for line in commands(PAGE) if line.startswith("sbatch")]
+    for there, here in TOY.items():
+        line = line.replace(there, here)
+    flags = train_flags(depth_shards, tmp_path, "--epochs=500", "--encoder-tower=none", "--save-every-n-steps=0")
+    command, log = [*shlex.split(line), *flags, "--text-pretrained=none"], tmp_path / "depth-1/out.log"
+
+    def part(until: str) -> None:
+        """Run the job until its log says something; then SLURM's signal comes to the batch script alone."""
+        job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: log.exists() and until in log.read_text())
+            job.send_signal(signal.SIGUSR1)
+            assert job.wait(60) == 0
+        finally:
+            job.kill()
+
+    part("| step 2 ")
+    (step,) = [path.stem for path in (tmp_path / "depth-1/checkpoints").iterdir()]
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
+    assert "stopped by SIGUSR1 after step" in log.read_text()
+    part(f"{step}.pt at step")
+    assert len(list((tmp_path / "depth-1/checkpoints").iterdir())) == 2
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)

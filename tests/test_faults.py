@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, call, start, torchrun, train_flags, write_shards
+from helpers import ROOT, call, start, torchrun, train_flags, wait_for, write_shards
 from test_training import checkpoint, losses
 
 from languagebind.config import UserError
@@ -24,13 +24,6 @@ def same_end(logs: Path, name: str, other: str, step: int) -> None:
     assert losses(logs, name) == losses(logs, other)
     ours, theirs = checkpoint(logs, name, step)["model"], checkpoint(logs, other, step)["model"]
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def lines(path: Path) -> int:
@@ -190,10 +183,34 @@ def test_checkpoints_by_minutes_the_last_ones_and_the_best(depth_shards, tmp_pat
         main(train_flags(depth_shards, tmp_path, *flags, "--keep-best=stripes/none", "--name=none"))
     with pytest.raises(UserError, match="needs evaluation data"):
         main(train_flags(depth_shards, tmp_path, "--keep-best=a"))
+    with pytest.raises(UserError, match="names none of --val-config: it is like stripes/"):
+        main(train_flags(depth_shards, tmp_path, *flags, "--keep-best=strips/top1"))
     main(train_flags(depth_shards, tmp_path, *flags[:2], "--save-every-minutes=1e-9", "--keep-last=3", "--name=timed"))
     assert sorted(path.name for path in (tmp_path / "timed/checkpoints").iterdir()) == [
         f"step_{step:08d}.pt" for step in (10, 11, 12)
     ]
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up(depth_shards, tmp_path):
+    (tmp_path / "val.yaml").write_text(f"name: stripes\ntask: retrieval\ndata: {depth_shards}\ncaption_source: raw\n")
+    flags = ["--workers=0", f"--val-config={tmp_path / 'val.yaml'}", "--val-every-n-steps=4", "--name=run",
+             "--keep-best=stripes/text_to_modality/R@1"]  # fmt: skip
+    main(train_flags(depth_shards, tmp_path, *flags))
+    folder = tmp_path / "run"
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    best = (folder / "checkpoints/best.json").read_bytes()
+    # As a kill within the evaluation after the checkpoint of step 8 leaves it.
+    (folder / "checkpoints/step_00000012.pt").unlink()
+    before = [row for row in rows if json.loads(row)["step"] <= 8]
+    assert '{"step": 8, "stripes/' in before[-1]
+    (folder / "metrics.jsonl").write_text("".join(before[:-1]))
+    main(train_flags(depth_shards, tmp_path, *flags, "--resume=latest"))
+    assert "step 8 was not evaluated before the run was stopped" in (folder / "out.log").read_text()
+    again = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row for row in again if "train/loss" not in row] == [
+        json.loads(row) for row in rows if "train/loss" not in row
+    ]
+    assert (folder / "checkpoints/best.json").read_bytes() == best
 
 
 @pytest.mark.parametrize("workers", [0, 1])

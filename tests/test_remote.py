@@ -1,6 +1,7 @@
 """Shards, text features and checkpoints behind URLs, with an S3 server of this machine; a run copied there."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from helpers import call, train_flags, write_shards
+from helpers import call, stripes_config, torchrun, train_flags, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
@@ -24,6 +25,7 @@ from languagebind.eval.shards import list_shards, read_shard
 from languagebind.hub import read_checkpoint
 from languagebind.modalities import modality_class
 from languagebind.remote import is_url, local_copy
+from training.checkpoint import damage
 from training.data import DataConfig, Plan, train_batches
 from training.main import main
 from training.remote_sync import RemoteSync
@@ -132,11 +134,41 @@ def test_a_run_goes_on_from_the_store_on_another_machine(runs, s3, tmp_path, sha
         main(flags)
     main([*flags, "--resume=latest"])
     log = (tmp_path / "moved/out.log").read_text()
-    assert "resumed from s3://data/runs/moved/checkpoints/step_00000002.pt at step 2 of 4" in log
+    assert "fetched s3://data/runs/moved/checkpoints/step_00000002.pt" in log
+    assert "step_00000002.pt at step 2 of 4" in log
     assert losses(tmp_path / "moved") == losses(runs / "local")
     whole = torch.load(runs / "local/checkpoints/step_00000004.pt", weights_only=True)["model"]
     ours = torch.load(tmp_path / "moved/checkpoints/step_00000004.pt", weights_only=True)["model"]
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
+
+
+def test_a_damaged_checkpoint_of_the_store_is_passed_over(runs, s3, tmp_path, shards):
+    for step in (2, 4):
+        name = f"checkpoints/step_{step:08d}.pt"
+        s3.copy(f"data/runs/remote/{name}", f"data/runs/hurt/{name}")
+    content = bytearray(s3.cat_file("data/runs/remote/checkpoints/step_00000004.pt"))
+    content[len(content) // 2] ^= 1
+    s3.pipe_file("data/runs/hurt/checkpoints/step_00000004.pt", bytes(content))
+    flags = train_flags(shards[0], tmp_path, "--name=hurt", "--remote-sync=s3://data/runs", "--resume=latest")
+    call(*torchrun(2, "-m", "training.main", "--", *flags, "--batch-size=4"))
+    log = (tmp_path / "hurt/out.log").read_text()
+    assert re.search(r"step_00000004.pt is damaged \(.*\): it is passed over", log)
+    assert "at step 2 of 4" in log
+    assert damage(tmp_path / "hurt/checkpoints/step_00000004.pt") is None
+    assert not list((tmp_path / "hurt/checkpoints").glob(".*"))
+
+
+def test_the_best_checkpoint_is_copied_and_comes_back(s3, tmp_path, shards):
+    val = stripes_config(tmp_path, shards[0])
+    flags = ["--name=best", "--remote-sync=s3://data/runs", f"--val-config={val}", "--keep-best=stripes/top1",
+             "--keep-last=1", "--val-every-n-steps=1"]  # fmt: skip
+    main(train_flags(shards[0], tmp_path / "here", *flags))
+    record = json.loads((tmp_path / "here/best/checkpoints/best.json").read_bytes())
+    s3.invalidate_cache()
+    assert json.loads(s3.cat_file("data/runs/best/checkpoints/best.json")) == record
+    main(train_flags(shards[0], tmp_path / "there", *flags, "--resume=latest"))
+    assert json.loads((tmp_path / "there/best/checkpoints/best.json").read_bytes()) == record
+    assert read_checkpoint(tmp_path / "there/best/checkpoints/best.pt")["step"] == record["step"]
 
 
 def test_a_checkpoint_loads_from_its_url(runs, shards, tmp_path):

@@ -18,7 +18,6 @@ from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import world_size
 from languagebind.files import atomic_file, temporary_name, write_atomic
 from languagebind.hub import checkpoint_step, checkpoints_by_step, read_checkpoint
-from languagebind.remote import is_url
 
 from .ema import Ema
 from .engine import Engine
@@ -198,8 +197,6 @@ def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: s
     Raises:
         UserError: it is damaged, or belongs to another model, text tower or precision.
     """
-    if not is_url(path) and (fault := damage(path)):
-        raise UserError(f"{path} is damaged: {fault}")
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise UserError(f"{path} holds a model but no optimizer state: it cannot be resumed from")

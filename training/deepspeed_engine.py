@@ -14,7 +14,7 @@ from torch import Tensor
 from languagebind.config import UserError, first_line
 from languagebind.model import DualEncoder
 
-from .engine import Engine, EngineConfig, OptimizerState, State, load_by_name, save_by_name
+from .engine import Engine, EngineConfig, OptimizerState, State, kept_by_main, load_by_name, save_by_name
 from .optim import OptimConfig, build_optimizer
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "deepspeed"
@@ -90,7 +90,7 @@ class DeepSpeed(Engine):
         averages = [key for key, value in states[0].items() if torch.is_tensor(value) and value.ndim]
         rest = {key: value for key, value in states[0].items() if key not in averages}
         own = {
-            name: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in averages} | rest
+            name: {key: kept_by_main(safe_get_full_optimizer_state(parameter, key)) for key in averages} | rest
             for name, parameter in self.trained().items()
         }
         return own | save_by_name(self.optimizers[1:], self.scalars)

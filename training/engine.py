@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError
-from languagebind.distributed import Precision, Process, autocast
+from languagebind.distributed import Precision, Process, autocast, rank
 from languagebind.model import DualEncoder
 
 from .optim import OptimConfig, build_optimizer, grad_scaler
@@ -140,11 +140,11 @@ class Engine:
         return steps
 
     def model_state(self) -> State:
-        """All but the text tower, whole. Every rank has to ask."""
+        """All but the text tower, whole on the main rank. Every rank has to ask."""
         return {name: _whole_on_cpu(value) for name, value in self.model.encoder_state().items()}
 
     def optimizer_state(self) -> OptimizerState:
-        """The averages, whole and by parameter name. Every rank has to ask."""
+        """The averages by parameter name, whole on the main rank. Every rank has to ask."""
         return save_by_name(self.optimizers, self.parameters)
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
@@ -239,8 +239,13 @@ def _whole(value: Any) -> Any:
 
 
 def _whole_on_cpu(value: Any) -> Any:
-    """A GPU that holds a part of each tensor may have no room for all of them whole."""
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+    """A GPU that holds a part of each tensor may have no room for all of them whole; the main rank alone keeps them."""
+    return kept_by_main(value.full_tensor()) if isinstance(value, DTensor) else value
+
+
+def kept_by_main(whole: Tensor) -> Tensor:
+    """A whole tensor on the CPU of the main rank, and an empty one elsewhere: a node has no memory for one a rank."""
+    return whole.cpu() if rank() == 0 else whole.new_empty(0)
 
 
 def save_by_name(optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]) -> OptimizerState:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,15 @@ class Logger:
                 self.tensorboard.add_scalar(name, value, step)
         if self.wandb:
             self.wandb.log({"step": step, **values})
+
+    def evaluated(self, step: int, datasets: Sequence[str]) -> bool:
+        """Whether metrics.jsonl has an evaluation of each of these sets at a step; True on the other ranks."""
+        if self.folder is None:
+            return True
+        path = self.folder / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = [name for row in rows if row["step"] == step for name in row]
+        return all(any(name.startswith(f"{dataset}/") for name in found) for dataset in datasets)
 
     def skipped(self, step: int, samples: list[tuple[str, str, str]]) -> None:
         """Append the samples that were left out to skipped.jsonl."""

@@ -20,14 +20,23 @@ from torch import nn
 
 from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
-from languagebind.distributed import Process, close_process, fail_together, gather_objects, init_process, is_lost_rank
+from languagebind.distributed import (
+    Process,
+    close_process,
+    fail_together,
+    gather_objects,
+    init_process,
+    is_lost_rank,
+    world_size,
+)
 from languagebind.eval import DatasetConfig, check_dataset, load_dataset_config
+from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
 from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
-from .checkpoint import TrainState, latest_whole, load_weights, read_resumable, restore, set_aside_later
+from .checkpoint import TrainState, damage, latest_whole, load_weights, read_resumable, restore, set_aside_later
 from .data import Plan, train_batches
 from .ema import Ema
 from .engine import make_engine
@@ -35,7 +44,7 @@ from .interrupt import Interrupts
 from .logger import Logger, log_to_file, setup_logging
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk
-from .remote_sync import latest_remote, refuse_overwriting, syncing
+from .remote_sync import fetch_run, refuse_overwriting, syncing
 from .run import Run
 from .scheduler import make_schedule
 from .train import StepOptions, train
@@ -87,7 +96,8 @@ def fit(config: TrainConfig, process: Process) -> None:
     if checkpoint:
         load_weights(model, checkpoint, resume)
     run = Run(config, process, folder, fingerprint, val_datasets, total_steps)
-    check_disk(folder, model, run.checkpoints_kept(checkpoint["step"] if checkpoint else 0))
+    averages = 3 if config.optim.ema_decay is not None else 2  # AdamW keeps two for each weight that trains
+    check_disk(folder, model, averages, run.checkpoints_kept(checkpoint["step"] if checkpoint else 0))
     report_start(config, model, process.world_size, steps_per_epoch, total_steps)
     state = new_state(config, model, process)
     if checkpoint:
@@ -96,7 +106,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         del checkpoint
     if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
         set_aside_later(folder / "checkpoints", state.step)
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
     k = config.optim.accum_freq
@@ -118,6 +128,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
     batches = train_batches(shards, config.inputs, model.text_model.tokenizer, config.data, plan, features)
     with Interrupts() as interrupts, syncing(folder, config.remote, process.is_main), closing(batches):
+        run.make_up(state, logger)
         for _ in train(state, batches, options, process, logger):
             if run.after_step(state, logger, interrupts):
                 break
@@ -132,8 +143,11 @@ def open_val_datasets(config: TrainConfig) -> list[DatasetConfig]:
     """
     val_datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
     names = [dataset.name for dataset in val_datasets]
-    if config.checkpoint.keep_best is not None and not names:
+    best = config.checkpoint.keep_best
+    if best is not None and not names:
         raise UserError("--keep-best needs evaluation data: --val-config")
+    if best is not None and not any(best.startswith(f"{name}/") for name in names):
+        raise UserError(f"--keep-best {best} names none of --val-config: it is like {names[0]}/top1")
     if len(set(names)) < len(names):
         raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their figures would mix")
     for dataset in val_datasets:
@@ -147,25 +161,22 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
     Raises:
         UserError: the folder is there already and nothing says to go on; or there is no such checkpoint.
     """
-    options, failure, resume, faults = config.checkpoint, None, None, []
+    options, failure, resume, warnings = config.checkpoint, None, None, []
     name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
     folder = options.logs / gather_objects(name)[0]
     if options.resume == "latest" and options.name is None:
         failure = "--resume latest needs --name: the run that it is the latest of"
     elif options.resume == "latest":
-        found = latest_whole(folder / "checkpoints") if process.is_main else None
-        resume, faults = gather_objects(found)[0]  # one rank looks, so that all go on from the same one
-        resume = resume or latest_remote(config.remote, folder, process.is_main)
-    elif options.resume and is_url(options.resume):
-        resume = options.resume
-        failure = None if file_size(resume) is not None else f"no checkpoint at {resume}"
+        # One rank looks, so that all go on from the same one.
+        resume, warnings, failure = gather_objects(find_latest(config, folder) if process.is_main else None)[0]
     elif options.resume:
-        resume = Path(options.resume)
-        failure = None if resume.is_file() else f"no checkpoint at {resume}"
+        resume = options.resume if is_url(options.resume) else Path(options.resume)
     elif process.is_main and ((folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()):
         failure = f"{folder} exists: choose another --name, or go on from it with --resume latest"
     elif process.is_main:
         failure = refuse_overwriting(config.remote, folder.name)
+    if resume is not None and failure is None:
+        failure = _unusable(resume, process.is_main and options.resume != "latest")
     if process.is_main and failure is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -173,11 +184,39 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
             failure = f"cannot make {folder}: {error.strerror}"
     fail_together(failure, process.device)  # from here, the folder is there for every rank
     setup_logging(folder if process.is_main else None)
-    for fault in faults if process.is_main else ():
-        log.warning(fault)
+    for warning in warnings if process.is_main else ():
+        log.warning(warning)
     if options.resume == "latest" and resume is None:
         log.warning("no checkpoint in %s: starting from step 0", folder)
     return folder, resume
+
+
+def find_latest(config: TrainConfig, folder: Path) -> tuple[Path | None, list[str], str | None]:
+    """The newest whole checkpoint of a run, from its folder or else from the store, what to warn of, and a failure."""
+    try:
+        path, warnings = latest_whole(folder / "checkpoints")
+        if path is None:
+            path, more = fetch_run(config.remote, folder)
+            warnings += more
+    except (UserError, OSError) as error:
+        return None, [], str(error)
+    return path, warnings, None
+
+
+def _unusable(checkpoint: Path | str, check: bool) -> str | None:
+    """Why this rank cannot go on from a checkpoint; None: it can.
+
+    Args:
+        check: look at its checksums, too, which takes seconds: one rank is enough.
+    """
+    if is_url(checkpoint):
+        return None if file_size(checkpoint) is not None else f"no checkpoint at {checkpoint}"
+    if not checkpoint.is_file():
+        return f"no checkpoint at {checkpoint}" + (
+            " on every node: --logs should be a folder that all nodes see" if world_size() > 1 else ""
+        )
+    fault = damage(checkpoint) if check else None
+    return fault and f"{checkpoint} is damaged: {fault}"
 
 
 def new_model(config: TrainConfig) -> DualEncoder:

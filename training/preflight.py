@@ -53,14 +53,18 @@ def check_data(
     return counts, num_samples // batch
 
 
-def check_disk(folder: Path, model: nn.Module, checkpoints: int) -> None:
+def check_disk(folder: Path, model: nn.Module, averages: int, checkpoints: int) -> None:
     """Refuse when the run's checkpoints would not fit.
+
+    Args:
+        averages: numbers kept beside each weight that trains.
+        checkpoints: how many there will be at once, beside those that are there.
 
     Raises:
         UserError: there is too little space.
     """
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    size = sum(value.nbytes for value in model.encoder_state().values()) + 2 * trained  # AdamW keeps two averages
+    size = sum(value.nbytes for value in model.encoder_state().values()) + averages * trained
     free = shutil.disk_usage(folder).free
     if free < size * checkpoints:
         raise UserError(

@@ -4,13 +4,16 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from languagebind.config import UserError, at_least, first_line
+from languagebind.files import temporary_name
 from languagebind.hub import checkpoint_step, checkpoints_by_step
-from languagebind.remote import is_url, join, locate, reaching
+from languagebind.remote import MissingFile, is_url, join, locate, reaching
+
+from .checkpoint import damage
 
 log = logging.getLogger(__name__)
 
@@ -131,25 +134,46 @@ class RemoteSync(threading.Thread):
                 del self.copied[name]
 
 
-def latest_remote(config: RemoteConfig, folder: Path, is_main: bool) -> str | None:
-    """The URL of the latest checkpoint in the store of a run that has none in its folder; None where there is none.
+def fetch_run(config: RemoteConfig, folder: Path) -> tuple[Path | None, list[str]]:
+    """Fetch the newest whole checkpoint of a run, and its records, so that these go on rather than begin anew.
 
-    The main rank fetches the run's records, so that they go on rather than begin anew.
+    Returns:
+        The checkpoint in the run's folder, None where the store has none; and what there is to say of it.
 
     Raises:
-        UserError: the store cannot be reached.
+        UserError: the store cannot be reached, or what it has cannot be written.
     """
-    names = remote_checkpoints(config, folder.name)
-    if not names:
-        return None
-    url = join(config.remote_sync, folder.name)
-    fs, root = locate(url)
-    with reaching(url):
-        for name in RECORDS if is_main else ():
-            if not (folder / name).exists() and fs.exists(join(root, name)):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(join(root, name), str(folder / name))
-    return join(url, "checkpoints", names[-1])
+    notes = []
+    for name in reversed(remote_checkpoints(config, folder.name)):
+        url = join(config.remote_sync, folder.name, "checkpoints", name)
+        path = _fetch(config, folder, f"checkpoints/{name}")
+        if (fault := damage(path)) is None:
+            notes.append(f"no checkpoint in {folder}: fetched {url}")
+            break
+        path.unlink()
+        notes.append(f"{url} is damaged ({fault}): it is passed over")
+    else:
+        return None, notes
+    for record in RECORDS:
+        if not (folder / record).exists():
+            with suppress(MissingFile):
+                _fetch(config, folder, record)
+    return path, notes
+
+
+def _fetch(config: RemoteConfig, folder: Path, name: str) -> Path:
+    """One file of the run in the store: whole under its name, or not there."""
+    url, path = join(config.remote_sync, folder.name, name), folder / name
+    fs, source = locate(url)
+    part = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with reaching(url):
+            fs.get_file(source, str(part))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def remote_checkpoints(config: RemoteConfig, run: str) -> list[str]:

@@ -64,16 +64,16 @@ class Run:
             )  # fmt: skip
             return True
         if self._validates_at(state.step):
-            metrics = self.validate(state)
-            logger.metrics(state.step, metrics)
-            failure = None
-            if self.process.is_main and self.config.checkpoint.keep_best is not None:
-                try:
-                    note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
-                except (UserError, OSError) as error:
-                    failure = str(error)
-            fail_together(failure, self.process.device)
+            self.validate(state, logger)
         return False
+
+    def make_up(self, state: TrainState, logger: Logger) -> None:
+        """Evaluate at the step that a run goes on from, where that was due and the run ended before it was done."""
+        names = [dataset.name for dataset in self.val_datasets]
+        missed = state.step > 0 and self._validates_at(state.step) and not logger.evaluated(state.step, names)
+        if on_any_rank([self.process.is_main and missed], self.process.device)[0]:
+            log.info("step %d was not evaluated before the run was stopped: that comes first", state.step)
+            self.validate(state, logger)
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint on the main rank, with every rank's own state in it."""
@@ -95,8 +95,20 @@ class Run:
         fail_together(failure, self.process.device)
         self.clock.restart()
 
-    def validate(self, state: TrainState) -> dict[str, float]:
-        """Evaluate on every data set; `{"<dataset>/<metric>": value}`."""
+    def validate(self, state: TrainState, logger: Logger) -> None:
+        """Evaluate on every data set, and keep the checkpoint of this step as the best one, if it is."""
+        metrics, failure = self._evaluate(state), None
+        if self.process.is_main and self.config.checkpoint.keep_best is not None:
+            try:
+                note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
+            except (UserError, OSError) as error:
+                failure = str(error)
+        # Last: a run that was killed before evaluates this step again, and so mends a half-noted best one.
+        logger.metrics(state.step, metrics)
+        fail_together(failure, self.process.device)
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        """`{"<dataset>/<metric>": value}`."""
         metrics = {}
         with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
             for dataset in self.val_datasets:
