@@ -14,7 +14,7 @@ from languagebind.config import UserError
 from languagebind.data.shards import ShardWriter, count_samples, expand_shards, read_captions
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
-from training.data import DataConfig, Plan, train_batches
+from training.data import DataConfig, Plan, copied_ahead, train_batches
 from training.main import main
 from training.stream import select_input
 
@@ -220,3 +220,16 @@ raise SystemExit(3)
     begin = time.monotonic()
     call("-c", code, status=3)
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_copied_ahead_are_the_same_ones_in_order(device, tmp_path):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("copies to a GPU need one")
+    write_shards(tmp_path, [24])
+    expected, own = batches(tmp_path, steps=3), batches(tmp_path, steps=3)
+    ahead = copied_ahead(iter(own), torch.device(device))
+    for before, after in zip(expected, ahead, strict=True):
+        assert after.keys == before.keys
+        assert {tensor.device.type for tensor in after.tensors()} == {device}
+        assert all(torch.equal(x, y.cpu()) for x, y in zip(before.tensors(), after.tensors(), strict=True))

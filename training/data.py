@@ -110,6 +110,34 @@ def train_batches(
         atexit.unregister(close)
 
 
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Each batch on the GPU, copied from pinned memory while the step before it runs; on a CPU the batches as they are.
+
+    Two batches lie on the GPU at once.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying, ahead = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            following = batch.to(device), copying.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = following
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """The step waits for the copy; and its memory is free again only when the step is done with it."""
+    stream = torch.cuda.current_stream(batch.inputs.device)
+    stream.wait_event(copied)
+    for tensor in batch.tensors():
+        tensor.record_stream(stream)
+    return batch
+
+
 def _outlive_signals(closing, worker: int) -> None:
     """A scheduler that stops a job tells all of its processes; the trainer needs its batches until it has saved."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)

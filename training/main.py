@@ -37,7 +37,7 @@ from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
 from .checkpoint import TrainState, damage, latest_whole, load_weights, read_resumable, restore, set_aside_later
-from .data import Plan, train_batches
+from .data import Plan, copied_ahead, train_batches
 from .ema import Ema
 from .engine import make_engine
 from .interrupt import Interrupts
@@ -126,8 +126,10 @@ def fit(config: TrainConfig, process: Process) -> None:
     )
     if state.step >= total_steps:
         log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
-    batches = train_batches(shards, config.inputs, model.text_model.tokenizer, config.data, plan, features)
-    with Interrupts() as interrupts, syncing(folder, config.remote, process.is_main), closing(batches):
+    loaded = train_batches(shards, config.inputs, model.text_model.tokenizer, config.data, plan, features)
+    # Batches that are scored together stay in the host's memory until each has its turn.
+    batches = copied_ahead(loaded, process.device) if k == 1 else loaded
+    with Interrupts() as interrupts, syncing(folder, config.remote, process.is_main), closing(loaded):
         run.make_up(state, logger)
         for _ in train(state, batches, options, process, logger):
             if run.after_step(state, logger, interrupts):

@@ -4,8 +4,8 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,10 +64,20 @@ class Batch:
     """samples the worker has drawn in this epoch"""
 
     def pin_memory(self) -> "Batch":
-        self.inputs = self.inputs.pin_memory()
-        self.text = {key: value.pin_memory() for key, value in self.text.items()}
-        self.groups = None if self.groups is None else self.groups.pin_memory()
-        return self
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        """On a device; from pinned memory without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All there are."""
+        return [self.inputs, *self.text.values(), *([] if self.groups is None else [self.groups])]
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        text = {key: change(value) for key, value in self.text.items()}
+        groups = None if self.groups is None else change(self.groups)
+        return replace(self, inputs=change(self.inputs), text=text, groups=groups)
 
 
 class WorkerStream:
