@@ -10,8 +10,7 @@ from helpers import call
 
 from languagebind.data.shards import ShardWriter, write_index
 
-# A frame of 64 x 64 that stayed behind with each sample would be 12 kB: 61 MB from the middle of one half to that of the
-# other.
+# A frame of 64 x 64 that stayed behind with each sample would be 12 kB: 61 MB between the middles of the halves.
 SAMPLES = 10_000
 BOUND = 30e6
 
