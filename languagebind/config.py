@@ -42,18 +42,20 @@ def expand_config(argv: Sequence[str]) -> list[str]:
     return [flag for file in files for flag in yaml_to_argv(Path(file))] + rest
 
 
-def take_flag(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
-    """Every value of one flag (`--flag a`, `--flag=a`), and the arguments without it.
+def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[list[str], list[str]]:
+    """Every value of one flag (`--flag a`, `--flag=a`, and with `several` also `--flag a b`), and the other arguments.
 
     Some flags decide what the others are (`--config`, `--modality`), so they are read before the rest can be parsed.
     """
-    values, rest, words = [], [], iter(argv)
-    for word in words:
+    values, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
         if word == flag:
-            value = next(words, None)
-            if value is None:
+            if not words:
                 raise UserError(f"{flag} needs a value")
-            values.append(value)
+            values.append(words.pop(0))
+            while several and words and not words[0].startswith("-"):
+                values.append(words.pop(0))
         elif word.startswith(flag + "="):
             values.append(word.removeprefix(flag + "="))
         else:

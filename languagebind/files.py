@@ -1,10 +1,15 @@
 """Files that are whole, or not there."""
 
+import errno
+import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,6 +36,23 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees all of it or none of it."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system drops when this process ends, however it ends; forked processes do not hold it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, error.strerror, str(path)) from error
+            log.warning("%s cannot be locked (%s): nothing keeps a second run out", path, error.strerror)
+        yield
 
 
 def temporary_name(path: Path) -> Path:

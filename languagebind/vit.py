@@ -48,6 +48,10 @@ class EncoderConfig:
         at_least(1, patch_size=self.patch_size, width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads)
         at_least(0, grad_checkpointing_blocks=self.grad_checkpointing_blocks)
+        if (self.grad_checkpointing_blocks or 0) > self.depth:
+            raise ValueError(
+                f"grad_checkpointing_blocks {self.grad_checkpointing_blocks} is more than the {self.depth} blocks"
+            )
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.patch_dropout < 1:

@@ -52,6 +52,8 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"  {name}: {reason['count']}")
         for example in reason["examples"]:
             print(f"    {example['id']}: {example['detail']}")
+    if not report["samples"]:
+        raise UserError("nothing was packed: are --root and --modality those of these files?")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ def commands(page: str) -> list[str]:
     return sorted({line.strip() for line in found if " " in line and "…" not in line} - ELSEWHERE)
 
 
-TRAINING = [line for line in commands(PAGE) if "-m training.main" in line and "--train-data" in line]
+FIRST_RUN = re.search(r"```bash\n(python -m languagebind.data.world.*?)```", PAGE, re.DOTALL)[1].splitlines()
+TRAINING = [
+    line for line in commands(PAGE) if "-m training.main" in line and "--train-data" in line and line not in FIRST_RUN
+]
 FOLLOWING = {
     "embed": "python scripts/embed_text.py",
     "help": "python -m training.main --modality depth --help",
@@ -89,6 +92,14 @@ def test_the_training_commands_run_at_toy_size(line, depth_shards, tmp_path):
     assert list(tmp_path.glob("*/checkpoints/step_*.pt"))
 
 
+def test_the_first_run_of_the_page(tmp_path):
+    for number, line in enumerate(FIRST_RUN):
+        words = shlex.split(line.replace("world/", f"{tmp_path}/world/").replace("shards/", f"{tmp_path}/shards/"))
+        here = {0: [f"--output={tmp_path}/world"], len(FIRST_RUN) - 1: [f"--logs={tmp_path}/logs", "--depth=1"]}
+        call(*words[1:], *here.get(number, []))
+    assert (tmp_path / "logs/first/checkpoints/step_00000012.pt").is_file()
+
+
 def test_the_commands_around_a_training_run_at_toy_size(depth_shards, clip_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("VENV", sys.prefix)
     monkeypatch.delenv("NPROC", raising=False)
@@ -98,7 +109,9 @@ def test_the_commands_around_a_training_run_at_toy_size(depth_shards, clip_folde
         place.parent.mkdir(parents=True)
         Image.fromarray(np.full((60, 80), 1000 * (1 + number), np.uint16)).save(place)
     lines = {what: [line for line in commands(PAGE) if line.startswith(start)] for what, start in FOLLOWING.items()}
-    assert sorted(sum(lines.values(), TRAINING)) == commands(PAGE), "a command of the page that no test runs"
+    assert sorted(sum(lines.values(), TRAINING + FIRST_RUN)) == commands(PAGE), (
+        "a command of the page that no test runs"
+    )
 
     def run(what: str, *more: str) -> str:
         (line,) = lines[what]

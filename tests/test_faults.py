@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -211,6 +213,90 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_up(depth_shards, tmp_path):
         json.loads(row) for row in rows if "train/loss" not in row
     ]
     assert (folder / "checkpoints/best.json").read_bytes() == best
+
+
+def test_the_best_one_is_found_again_when_a_run_goes_back(depth_shards, tmp_path):
+    (tmp_path / "val.yaml").write_text(f"name: stripes\ntask: retrieval\ndata: {depth_shards}\ncaption_source: raw\n")
+    flags = ["--workers=0", f"--val-config={tmp_path / 'val.yaml'}", "--val-every-n-steps=4", "--name=run",
+             "--keep-best=stripes/text_to_modality/mean_rank", "--save-every-n-steps=2"]  # fmt: skip
+    main(train_flags(depth_shards, tmp_path, *flags))
+    folder = tmp_path / "run"
+    assert json.loads((folder / "checkpoints/best.json").read_bytes())["step"] > 4, "it has learnt nothing"
+    # As `--keep-best` of an evaluation after the step that the run goes back to.
+    again = ["--train-num-samples=48", "--lr=0", "--val-every-n-steps=100", "--save-every-n-steps=100"]
+    main(train_flags(depth_shards, tmp_path, *flags, *again, f"--resume={folder / 'checkpoints/step_00000004.pt'}"))
+    best = json.loads((folder / "checkpoints/best.json").read_bytes())
+    assert torch.load(folder / "checkpoints/best.pt", weights_only=True)["step"] == best["step"] in (4, 6)
+    assert {path.name for path in (folder / "checkpoints").glob("*.left")} >= {"step_00000012.pt.left", "best.pt.left"}
+
+
+def test_one_name_one_run(depth_shards, tmp_path):
+    with locked_elsewhere(tmp_path / "busy/.lock"), pytest.raises(UserError, match="another process trains in"):
+        main(train_flags(depth_shards, tmp_path, "--name=busy"))
+    main(train_flags(depth_shards, tmp_path, "--name=one", "--workers=0", "--train-num-samples=16"))
+    main(train_flags(depth_shards, tmp_path, "--name=two", "--workers=0", "--train-num-samples=16"))
+    rows = (tmp_path / "two/metrics.jsonl").read_bytes()
+    resume = f"--resume={tmp_path / 'one/checkpoints/step_00000002.pt'}"
+    with pytest.raises(UserError, match=r"two exists, and .*one/checkpoints/step_00000002.pt is not of it"):
+        main(train_flags(depth_shards, tmp_path, "--name=two", resume))
+    assert (tmp_path / "two/metrics.jsonl").read_bytes() == rows
+
+
+@contextmanager
+def locked_elsewhere(path: Path):
+    """A file that another process has locked."""
+    path.parent.mkdir()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        yield
+    finally:
+        process.communicate(b"\n")
+
+
+def test_what_changed_under_a_run_is_said(tmp_path):
+    shards, logs = write_shards(tmp_path / "shards", [16, 16]), tmp_path / "logs"
+    flags = ["--name=run", "--workers=0", "--ema-decay=0.9"]
+    main(train_flags(shards, logs, *flags))
+    shutil.rmtree(shards)
+    write_shards(tmp_path / "shards", [40, 8])
+    with open(logs / "run/metrics.jsonl", "ab") as file:
+        file.write(b"\0\0\0\n")
+    main(train_flags(shards, logs, *flags[:2], "--epochs=2", "--batch-size=4", "--resume=latest"))
+    log = (logs / "run/out.log").read_text()
+    for said in (
+        "batch_size, what the shards hold changed since", "a line that cannot be read is left out",
+        "holds a moving average of the weights, which ends here",
+        "the global batch was 8 and is 4: the 4 steps that are done, 0.67 epochs of samples, count as 0.33 of 2 epochs."
+        " --epochs 2 ends after 2 epochs of samples",
+    ):  # fmt: skip
+        assert said in log
+    with pytest.raises(UserError, match=r"the global batch was 4 and is 16: .* count as 8.00 of 3 epochs. --epochs 9 "):
+        main(train_flags(shards, logs, *flags[:2], "--epochs=3", "--batch-size=16", "--resume=latest"))
+
+
+@pytest.mark.parametrize("offset", [10, 20])
+def test_a_wrong_bit_in_the_directory_is_damage_too(offset, depth_shards, tmp_path):
+    main(train_flags(depth_shards, tmp_path, "--name=run", "--workers=0", "--train-num-samples=8"))
+    path = tmp_path / "run/checkpoints/step_00000001.pt"
+    assert damage(path) is None
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] ^= 8 if offset == 10 else 1
+    path.write_bytes(content)
+    assert damage(path)
+
+
+def test_a_worker_that_is_killed_is_named_in_the_log(depth_shards, tmp_path):
+    process = start("-m", "training.main", *train_flags(depth_shards, tmp_path, "--name=run", "--epochs=400"))
+    log = tmp_path / "run/out.log"
+    wait_for(lambda: log.exists() and "| step 2 " in log.read_text())
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(max(map(int, children)), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "Traceback" not in output
+    assert "when memory runs out: use fewer --workers" in log.read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

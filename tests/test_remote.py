@@ -158,6 +158,16 @@ def test_a_damaged_checkpoint_of_the_store_is_passed_over(runs, s3, tmp_path, sh
     assert not list((tmp_path / "hurt/checkpoints").glob(".*"))
 
 
+def test_what_a_run_has_left_is_set_aside_in_the_store(s3, tmp_path, shards):
+    flags = train_flags(shards[0], tmp_path, "--name=left", "--remote-sync=s3://data/runs", "--save-every-n-steps=1")
+    main(flags)
+    back = f"--resume={tmp_path / 'left/checkpoints/step_00000002.pt'}"
+    main([*flags, back, "--train-num-samples=24"])
+    s3.invalidate_cache()
+    names = {name.rpartition("/")[2] for name in s3.ls("data/runs/left/checkpoints")}
+    assert names == {f"step_{step:08d}.pt" for step in (1, 2, 3)} | {f"step_{step:08d}.pt.left" for step in (3, 4)}
+
+
 def test_the_best_checkpoint_is_copied_and_comes_back(s3, tmp_path, shards):
     val = stripes_config(tmp_path, shards[0])
     flags = ["--name=best", "--remote-sync=s3://data/runs", f"--val-config={val}", "--keep-best=stripes/top1",

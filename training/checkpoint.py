@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, loaded without running pickled code."""
 
+import itertools
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from languagebind.hub import checkpoint_step, checkpoints_by_step, read_checkpoi
 
 from .ema import Ema
 from .engine import Engine
+from .logger import read_rows
 from .rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout"
 SAME_SAMPLES = ("text_features", "max_bad_share", "positives")
 
 BEST = "best.pt"
+
+# Bytes of a run's name: file systems take 255, with what is put before and after it.
+MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,9 @@ class CheckpointConfig:
     def __post_init__(self):
         at_least(0, save_every_n_steps=self.save_every_n_steps, save_every_minutes=self.save_every_minutes)
         at_least(1, keep_last=self.keep_last)
-        if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..")):
-            raise ValueError(f"name becomes a folder in --logs, so it cannot be {self.name!r}")
+        name = self.name
+        if name is not None and (not name or "/" in name or name in (".", "..") or len(name.encode()) > MAX_NAME):
+            raise ValueError(f"name becomes a folder in --logs, so it cannot be {name!r}")
 
 
 @dataclass
@@ -122,11 +128,29 @@ def set_aside_later(folder: Path, step: int) -> None:
     """Rename the checkpoints after a step that a run goes on from: they are damaged, or of a course it leaves."""
     for path in checkpoints_by_step(folder):
         if checkpoint_step(path.name) > step:
-            path.replace(path.with_suffix(".pt.left"))
-            log.warning("%s is of a later step than this run goes on from: renamed to end in .left", path)
+            aside = _left(path)
+            path.replace(aside)
+            log.warning("%s is of a later step than this run goes on from: it is %s now", path, aside.name)
     record = folder / "best.json"
-    if record.exists() and json.loads(record.read_bytes())["step"] > step:
+    best = json.loads(record.read_bytes()) if record.exists() else {"step": 0}
+    if best["step"] > step:
         record.unlink()
+        if (folder / BEST).exists():
+            (folder / BEST).replace(_left(folder / BEST))
+        _best_before(folder, step, best["metric"])
+
+
+def _best_before(folder: Path, step: int, metric: str) -> None:
+    """Find the best checkpoint again among those that are left."""
+    for row in read_rows(folder.parent / "metrics.jsonl"):
+        if metric in row and row["step"] <= step and checkpoint_path(folder, row["step"]).exists():
+            note_best(folder, row["step"], metric, row)
+
+
+def _left(path: Path) -> Path:
+    """A free name for a file that is set aside."""
+    names = (path.with_name(f"{path.name}.left{number or ''}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -> None:
@@ -140,7 +164,11 @@ def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -
     record, value = folder / "best.json", metrics[metric]
     sign = -1 if "rank" in metric.rpartition("/")[2] else 1  # a lower rank is better
     before = json.loads(record.read_bytes()) if record.exists() else {}
-    if math.isnan(value) or (before.get("metric") == metric and sign * value <= sign * before["value"]):
+    if (
+        value is None
+        or math.isnan(value)
+        or (before.get("metric") == metric and sign * value <= sign * before["value"])
+    ):
         return
     new = temporary_name(folder / BEST)
     new.unlink(missing_ok=True)
@@ -181,9 +209,12 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-        return None if broken is None else f"the checksum of {broken} is wrong"
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        if broken is not None:
+            return f"the checksum of {broken} is wrong"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the directory its own way
+    except Exception as error:  # a wrong bit in the directory can raise anything
         return first_line(error) or type(error).__name__
+    return None
 
 
 def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
@@ -218,33 +249,70 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path 
     model.load_state_dict(saved, strict=False)  # the text tower is not in it
 
 
-def restore(path: Path | str, checkpoint: dict[str, Any], state: TrainState, rank: int, config: dict[str, Any]) -> None:
+def restore(
+    path: Path | str,
+    checkpoint: dict[str, Any],
+    state: TrainState,
+    rank: int,
+    config: dict[str, Any],
+    shards_digest: str,
+) -> None:
     """Put all but the weights into `state`. Where the options differ from the checkpoint's, the new ones hold."""
     before = checkpoint["config"]
     if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
         state.engine.load_optimizer_state(checkpoint["optimizer"])
-    else:
+    elif rank == 0:
         log.warning("--optimizer changed since %s: its averages begin anew", path)
     state.engine.scaler.load_state_dict(checkpoint["scaler"])
     if state.ema is not None and "ema" in checkpoint:
         state.ema.load(checkpoint["ema"], checkpoint["ema_steps"])
+    elif rank == 0 and "ema" in checkpoint:
+        log.warning("%s holds a moving average of the weights, which ends here: there is no --ema-decay", path)
+    elif rank == 0 and state.ema is not None:
+        log.warning("%s holds no moving average of the weights: it begins here", path)
     state.step = checkpoint["step"]
     # The sum goes on with the first rank: there may be another number of ranks now.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
     differing = {name for name in before["data"] if before["data"][name] != config["data"].get(name)}
     changed = sorted(differing.difference(SAME_SAMPLES))
+    changed += [] if checkpoint.get("shards", shards_digest) == shards_digest else ["what the shards hold"]
     changed += [] if before["seed"] == config["seed"] else ["seed"]
     changed += [] if before["optim"]["accum_freq"] == config["optim"]["accum_freq"] else ["accum_freq"]
     changed += [] if len(checkpoint["ranks"]) == world_size() else ["number of ranks"]
-    if changed:
+    if not changed:
+        state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
+        set_rng_state(checkpoint["ranks"][rank]["rng"])
+    elif rank == 0:
         log.warning(
             "%s changed since %s: this epoch begins anew, so some of its samples come twice and others not at all,"
             " and patches are dropped by other draws",
             ", ".join(changed), path,
         )  # fmt: skip
-    else:
-        state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
-        set_rng_state(checkpoint["ranks"][rank]["rng"])
+
+
+def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per_epoch: int) -> str | None:
+    """What another global batch makes of the steps that are done, which are counted in place of samples.
+
+    Raises:
+        UserError: they are as many as the run now has: it would end before all of its epochs are done.
+    """
+    before = _global_batch(checkpoint["config"], len(checkpoint["ranks"]))
+    now, step, epochs = _global_batch(config, world_size()), checkpoint["step"], config["optim"]["epochs"]
+    if before == now:
+        return None
+    counted, done = step / steps_per_epoch, step * before / (steps_per_epoch * now)
+    message = (
+        f"the global batch was {before} and is {now}: the {step} steps that are done, {done:.2f} epochs of samples,"
+        f" count as {counted:.2f} of {epochs} epochs. --epochs {math.ceil(counted + max(0, epochs - done))} ends after"
+        f" {epochs} epochs of samples"
+    )
+    if done < epochs <= counted:
+        raise UserError(message)
+    return message
+
+
+def _global_batch(config: dict[str, Any], ranks: int) -> int:
+    return config["data"]["batch_size"] * config["optim"]["accum_freq"] * ranks
 
 
 def _check_same(path: Path | str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -19,6 +19,13 @@ from .optim import OptimConfig, build_optimizer
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "deepspeed"
 
+# Of DeepSpeed's options, those that this library's own flags decide, or that it needs as they are.
+DECIDED = {
+    "optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast", "gradient_clipping", "train_batch_size",
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+}  # fmt: skip
+
 
 class DeepSpeed(Engine):
     """ZeRO 1 to 3, with this library's optimizer, schedule and checkpoints. Clipping leaves the logit scale out."""
@@ -36,17 +43,19 @@ class DeepSpeed(Engine):
             raise UserError(f"{config.deepspeed_config}: zero_optimization.stage should be 1, 2 or 3, is {self.stage}")
         # Under ZeRO 3 all ranks have to call a module together, which evaluation does not promise.
         self.replica = _copy(self.model) if self.stage == 3 else None
-        self.forward, zero, _, _ = deepspeed.initialize(
-            model=self.side,
-            optimizer=build_optimizer(self.trained(), optim),
-            config=options | {
-                "train_micro_batch_size_per_gpu": 1,  # not used: the loader decides
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": optim.grad_clip_norm or 0.0,
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-            },
-        )  # fmt: skip
+        options |= {
+            "train_micro_batch_size_per_gpu": 1,  # not used: the loader decides
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": optim.grad_clip_norm or 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        try:
+            deepspeed.DeepSpeedConfig(options)
+        except Exception as error:  # pydantic's and DeepSpeed's own
+            raise UserError(f"DeepSpeed refuses {config.deepspeed_config or 'its config'}: {error}") from error
+        optimizer = build_optimizer(self.trained(), optim)
+        self.forward, zero, _, _ = deepspeed.initialize(model=self.side, optimizer=optimizer, config=options)
         self.optimizers.insert(0, zero)
 
     @contextmanager
@@ -64,7 +73,8 @@ class DeepSpeed(Engine):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.forward.step()
-        check(torch.as_tensor(self.forward.get_global_grad_norm(), device=self.process.device))
+        self.grad_norm = torch.as_tensor(self.forward.get_global_grad_norm(), device=self.process.device)
+        check(self.grad_norm)
         return True
 
     def model_state(self) -> State:
@@ -149,8 +159,9 @@ def read_options(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read --deepspeed-config {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"--deepspeed-config {path} is no JSON: {first_line(error)}") from error
-    decided = {"optimizer", "scheduler", "fp16", "bf16", "torch_autocast", "gradient_clipping", "train_batch_size"}
-    if twice := sorted(decided & options.keys()):
+    if not isinstance(options, dict) or not isinstance(options.get("zero_optimization", {}), dict):
+        raise UserError(f"--deepspeed-config {path} should be an object, and its zero_optimization another one")
+    if twice := sorted(DECIDED & options.keys()):
         raise UserError(f"--deepspeed-config {path} sets {', '.join(twice)}: use this library's own flags for it")
     return options
 

@@ -45,6 +45,10 @@ class EngineConfig:
     torchcompile: Literal["no", "encoder", "step"] = "no"
     """compile the encoder's blocks, or all that a step calls from inputs to features as one graph"""
 
+    def __post_init__(self):
+        if self.deepspeed_config is not None and self.engine != "deepspeed":
+            raise UserError("--deepspeed-config is for --engine deepspeed")
+
 
 class TrainedSide(nn.Module):
     """All that trains but the logit scale, as one module: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
@@ -73,6 +77,7 @@ class Engine:
         forward: inputs (B, C, T, H, W) to unit-norm features (B, D), with gradient.
         parameters: all that train, by name.
         optimizers: whose `param_groups` hold the learning rates.
+        grad_norm: of the last step, before it was clipped.
     """
 
     def __init__(self, model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig):
@@ -127,7 +132,7 @@ class Engine:
         self._average_scalars()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = self._clip(list(self.parameters.values()))
+        self.grad_norm = norm = self._clip(list(self.parameters.values()))
         if not self.scaler.is_enabled():
             check(norm)
         # The scaler alone would skip the optimizer that overflowed, and step the other with gradients clipped to NaN.
@@ -210,25 +215,35 @@ class Fsdp(Engine):
         return norm
 
 
-def make_engine(model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig) -> Engine:
-    """The engine that the config names, around a model with its weights in it.
+def check_engine(config: EngineConfig, optim: OptimConfig) -> None:
+    """Refuse what an engine cannot do.
 
     Raises:
-        UserError: it cannot do what the options ask for.
+        UserError: with what to do instead.
     """
     if config.engine == "ddp":
-        return Engine(model, optim, process, config)
-    if not dist.is_initialized():
-        raise UserError(f"--engine {config.engine} divides a model over ranks: start it with torchrun")
+        return
     if optim.precision == "amp":
         raise UserError(f"--engine {config.engine} has no loss scaling: use --precision amp_bf16")
     if optim.optimizer != "adamw" and (config.engine == "deepspeed" or optim.optimizer == "adamw8bit"):
         # ZeRO steps flat parts of many parameters, where an optimizer that looks at shapes is another one
         raise UserError(f"--optimizer {optim.optimizer} cannot step divided parameters: use --engine ddp, or adamw")
+    if config.engine == "deepspeed" and optim.ema_decay is not None:
+        raise UserError("--ema-decay works with --engine ddp and fsdp")
+
+
+def make_engine(model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig) -> Engine:
+    """The engine that the config names, around a model with its weights in it.
+
+    Raises:
+        UserError: there is one process alone, and nothing to divide the model over.
+    """
+    if config.engine == "ddp":
+        return Engine(model, optim, process, config)
+    if not dist.is_initialized():
+        raise UserError(f"--engine {config.engine} divides a model over ranks: start it with torchrun")
     if config.engine == "fsdp":
         return Fsdp(model, optim, process, config)
-    if optim.ema_decay is not None:
-        raise UserError("--ema-decay works with --engine ddp and fsdp")
     from .deepspeed_engine import DeepSpeed
 
     return DeepSpeed(model, optim, process, config)

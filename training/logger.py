@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from languagebind.config import at_least, first_line
+from languagebind.config import UserError, at_least, first_line
 from languagebind.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -71,11 +71,9 @@ class Logger:
         """Append one object to metrics.jsonl and send the numbers on."""
         if self.folder is None:
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            finite = {
-                name: value if math.isfinite(value) else None for name, value in values.items()
-            }  # as JSON has no NaN
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        # JSON has no NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        _append(self.folder / "metrics.jsonl", [{"step": step, **finite}])
         if self.tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
@@ -86,8 +84,7 @@ class Logger:
         """Whether metrics.jsonl has an evaluation of each of these sets at a step; True on the other ranks."""
         if self.folder is None:
             return True
-        path = self.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = read_rows(self.folder / "metrics.jsonl")
         found = [name for row in rows if row["step"] == step for name in row]
         return all(any(name.startswith(f"{dataset}/") for name in found) for dataset in datasets)
 
@@ -95,9 +92,8 @@ class Logger:
         """Append the samples that were left out to skipped.jsonl."""
         if self.folder is None or not samples:
             return
-        with open(self.folder / "skipped.jsonl", "a") as file:
-            for shard, key, reason in samples:
-                file.write(json.dumps({"step": step, "shard": shard, "key": key, "reason": reason}) + "\n")
+        rows = [{"step": step, "shard": shard, "key": key, "reason": reason} for shard, key, reason in samples]
+        _append(self.folder / "skipped.jsonl", rows)
 
     def close(self) -> None:
         if self.tensorboard:
@@ -106,14 +102,37 @@ class Logger:
             self.wandb.finish()
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file that a run wrote; empty where there is none.
+
+    Lines that cannot be read are left out: a kill cuts off the last one, and a power cut may leave anything.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            log.warning("%s: a line that cannot be read is left out", path)
+    return rows
+
+
 def _keep_until(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    # A last line without its end was cut off when the run was killed.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept != lines:
-        write_atomic(path, "".join(kept).encode())
+    """Take out what a run that was stopped wrote after a step, and what cannot be read."""
+    if path.exists():
+        kept = [row for row in read_rows(path) if row["step"] <= step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        with open(path, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def log_to_file(error: Exception) -> None:
@@ -131,6 +150,8 @@ def setup_logging(folder: Path | None) -> None:
     if folder:
         handlers.append(logging.FileHandler(folder / "out.log"))
     for handler in handlers:
+        # open_clip and others write what they do to the root logger itself.
+        handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
         handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-%m-%d,%H:%M:%S"))
     for old in root.handlers[:]:
         root.removeHandler(old)

@@ -8,16 +8,18 @@ torchrun --nproc_per_node 8 -m training.main -- --config configs/depth.yaml --tr
 """
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
 
+import languagebind
 from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
 from languagebind.distributed import (
@@ -30,20 +32,29 @@ from languagebind.distributed import (
     world_size,
 )
 from languagebind.eval import DatasetConfig, check_dataset, load_dataset_config
-from languagebind.files import write_atomic
+from languagebind.files import locked, write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
 from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
-from .checkpoint import TrainState, damage, latest_whole, load_weights, read_resumable, restore, set_aside_later
+from .checkpoint import (
+    TrainState,
+    check_progress,
+    damage,
+    latest_whole,
+    load_weights,
+    read_resumable,
+    restore,
+    set_aside_later,
+)
 from .data import Plan, copied_ahead, train_batches
 from .ema import Ema
 from .engine import make_engine
 from .interrupt import Interrupts
 from .logger import Logger, log_to_file, setup_logging
 from .params import TrainConfig, parse_args
-from .preflight import check_data, check_disk
+from .preflight import check_data, check_disk, shards_digest
 from .remote_sync import fetch_run, refuse_overwriting, syncing
 from .run import Run
 from .scheduler import make_schedule
@@ -65,17 +76,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         log_to_file(error)
         raise
-    except RuntimeError as error:
-        if process.world_size == 1 or not is_lost_rank(error):
+    except Exception as error:
+        known = _known_failure(error, process)
+        log_to_file(known or error)
+        if known is None:
             raise
-        lost = UserError(
+        raise known from error
+    finally:
+        close_process()
+
+
+def _known_failure(error: Exception, process: Process) -> UserError | None:
+    """What an error of PyTorch's means to a user; None where it is a fault of the code."""
+    if process.world_size > 1 and is_lost_rank(error):
+        return UserError(
             f"rank {process.rank} lost another rank, which says itself why it ended, unless it was killed. When that is"
             f" mended, go on with --resume latest. ({first_line(error)})"
         )
-        log_to_file(lost)
-        raise lost from error
-    finally:
-        close_process()
+    if isinstance(error, RuntimeError) and re.match(r"DataLoader worker .*(killed|exited)", str(error)):
+        return UserError(
+            f"{first_line(error)} The system does that when memory runs out: use fewer --workers or a smaller"
+            " --shuffle-buffer, and go on with --resume latest"
+        )
+    return None
 
 
 def fit(config: TrainConfig, process: Process) -> None:
@@ -84,9 +107,16 @@ def fit(config: TrainConfig, process: Process) -> None:
     Raises:
         UserError: what the config asks for cannot be done; or the run had to stop, with the reason.
     """
+    with ExitStack() as held:
+        _fit(config, process, held)
+
+
+def _fit(config: TrainConfig, process: Process, held: ExitStack) -> None:
+    """`held` keeps the run's lock, and signals from ending the process, to the end."""
+    interrupts = held.enter_context(Interrupts())
     shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
     val_datasets = open_val_datasets(config)
-    folder, resume = open_run(config, process)
+    folder, resume = open_run(config, process, held)
     model = new_model(config)
     fingerprint = model.text_fingerprint()
     features = open_text_features(config.data.text_features, shards, config.data.caption_source, fingerprint)
@@ -94,14 +124,18 @@ def fit(config: TrainConfig, process: Process) -> None:
     total_steps = steps_per_epoch * config.optim.epochs
     checkpoint = read_resumable(resume, to_dict(config), fingerprint) if resume else None
     if checkpoint:
+        note = check_progress(checkpoint, to_dict(config), steps_per_epoch)
+        if note and process.is_main:
+            log.warning(note)
         load_weights(model, checkpoint, resume)
-    run = Run(config, process, folder, fingerprint, val_datasets, total_steps)
+    digest = shards_digest(shards)
+    run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
     averages = 3 if config.optim.ema_decay is not None else 2  # AdamW keeps two for each weight that trains
     check_disk(folder, model, averages, run.checkpoints_kept(checkpoint["step"] if checkpoint else 0))
-    report_start(config, model, process.world_size, steps_per_epoch, total_steps)
+    report_start(config, model, process, shards, total_steps)
     state = new_state(config, model, process)
     if checkpoint:
-        restore(resume, checkpoint, state, process.rank, to_dict(config))
+        restore(resume, checkpoint, state, process.rank, to_dict(config), digest)
         log.info("resumed from %s at step %d of %d", resume, state.step, total_steps)
         del checkpoint
     if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
@@ -124,12 +158,12 @@ def fit(config: TrainConfig, process: Process) -> None:
         log_every_n_steps=config.log.log_every_n_steps,
         max_bad_share=config.data.max_bad_share,
     )
-    if state.step >= total_steps:
+    if state.step >= total_steps and process.is_main:
         log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
     loaded = train_batches(shards, config.inputs, model.text_model.tokenizer, config.data, plan, features)
     # Batches that are scored together stay in the host's memory until each has its turn.
     batches = copied_ahead(loaded, process.device) if k == 1 else loaded
-    with Interrupts() as interrupts, syncing(folder, config.remote, process.is_main), closing(loaded):
+    with syncing(folder, config.remote, process.is_main), closing(loaded):
         run.make_up(state, logger)
         for _ in train(state, batches, options, process, logger):
             if run.after_step(state, logger, interrupts):
@@ -157,7 +191,7 @@ def open_val_datasets(config: TrainConfig) -> list[DatasetConfig]:
     return val_datasets
 
 
-def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | None]:
+def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
     """The run's folder, made and with logging into it, and the checkpoint to go on from.
 
     Raises:
@@ -173,6 +207,8 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
         resume, warnings, failure = gather_objects(find_latest(config, folder) if process.is_main else None)[0]
     elif options.resume:
         resume = options.resume if is_url(options.resume) else Path(options.resume)
+        if process.is_main and _is_anothers(resume, folder):
+            failure = f"{folder} exists, and {resume} is not of it: choose another --name"
     elif process.is_main and ((folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()):
         failure = f"{folder} exists: choose another --name, or go on from it with --resume latest"
     elif process.is_main:
@@ -182,10 +218,14 @@ def open_run(config: TrainConfig, process: Process) -> tuple[Path, Path | str | 
     if process.is_main and failure is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock"))
+        except BlockingIOError:
+            failure = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
         except OSError as error:
             failure = f"cannot make {folder}: {error.strerror}"
     fail_together(failure, process.device)  # from here, the folder is there for every rank
     setup_logging(folder if process.is_main else None)
+    log.info("run %s", folder)
     for warning in warnings if process.is_main else ():
         log.warning(warning)
     if options.resume == "latest" and resume is None:
@@ -203,6 +243,12 @@ def find_latest(config: TrainConfig, folder: Path) -> tuple[Path | None, list[st
     except (UserError, OSError) as error:
         return None, [], str(error)
     return path, warnings, None
+
+
+def _is_anothers(checkpoint: Path | str, folder: Path) -> bool:
+    """Whether a run's folder has checkpoints, and this is none of them."""
+    own = (folder / "checkpoints").absolute()
+    return own.exists() and any(own.iterdir()) and Path(checkpoint).absolute().parent != own
 
 
 def _unusable(checkpoint: Path | str, check: bool) -> str | None:
@@ -226,11 +272,6 @@ def new_model(config: TrainConfig) -> DualEncoder:
     torch.manual_seed(config.seed)
     model = build_model(config.model, config.inputs.input_shape)
     apply_tuning(model, config.model.tuning)
-    if (config.optim.loss == "siglip") != (model.logit_bias is not None):
-        raise UserError(
-            "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
-            " --init-logit-bias -10 --init-temperature 0.1"
-        )
     return model
 
 
@@ -242,7 +283,18 @@ def new_state(config: TrainConfig, model: DualEncoder, process: Process) -> Trai
     return TrainState(engine, None if decay is None else Ema(engine.parameters, decay))
 
 
-def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_epoch: int, total_steps: int) -> None:
+def report_start(config: TrainConfig, model: nn.Module, process: Process, shards: dict, total_steps: int) -> None:
+    """What a reader of the log asks first."""
+    init, ranks = config.model.init, process.world_size
+    log.info(
+        "languagebind %s, torch %s, %s x %d, %s, %s",
+        languagebind.__version__, torch.__version__, process.device.type, ranks, config.engine.engine,
+        config.optim.precision,
+    )  # fmt: skip
+    samples = "an unknown number of" if None in shards.values() else sum(shards.values())
+    names = [name for name in (init.encoder_tower, init.encoder_pretrained) if name]
+    start = "random weights" if "none" in names else " ".join(names)
+    log.info("%s samples in %d shards; the encoder starts from %s", samples, len(shards), start)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in model.parameters())
     log.info(
@@ -251,7 +303,7 @@ def report_start(config: TrainConfig, model: nn.Module, ranks: int, steps_per_ep
     batch, accum = config.data.batch_size, config.optim.accum_freq
     log.info(
         "batch %d x %d accumulated x %d ranks = %d, %d steps an epoch, %d steps",
-        batch, accum, ranks, batch * accum * ranks, steps_per_epoch, total_steps,
+        batch, accum, ranks, batch * accum * ranks, total_steps // config.optim.epochs, total_steps,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from languagebind.config import UserError, at_least
+from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import Precision
 
 NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")  # the original's, beside what is 1-D
@@ -96,15 +96,20 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig)
 
 
 def _of_timm(name: str, options: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     if name not in list_optimizers():
         raise UserError(f"--optimizer timm/{name}: timm has {', '.join(list_optimizers())}")
+    if get_optimizer_info(name).second_order:
+        raise UserError(f"--optimizer timm/{name} needs second derivatives, which training does not take")
     own = {"betas": (config.beta1, config.beta2), "eps": config.eps}
     try:
-        return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd, **own)
-    except TypeError:  # not every optimizer has these two
-        return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd)
+        try:
+            return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd, **own)
+        except (TypeError, IndexError, ValueError):  # not every optimizer has these two, or has two betas
+            return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd)
+    except Exception as error:  # some need packages or a GPU, and say so with an AssertionError
+        raise UserError(f"--optimizer timm/{name} cannot be made here: {first_line(error)}") from error
 
 
 def _layer(name: str) -> int | None:

@@ -12,7 +12,7 @@ from languagebind.text import TextConfig
 
 from .checkpoint import CheckpointConfig
 from .data import DataConfig
-from .engine import EngineConfig
+from .engine import EngineConfig, check_engine
 from .logger import LogConfig
 from .optim import OptimConfig
 from .remote_sync import RemoteConfig
@@ -62,6 +62,12 @@ class TrainConfig(Generic[M]):
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed should be in [0, 2^63), got {self.seed}")
+        check_engine(self.engine, self.optim)
+        if (self.optim.loss == "siglip") != (self.model.init.init_logit_bias is not None):
+            raise UserError(
+                "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
+                " --init-logit-bias -10 --init-temperature 0.1"
+            )
 
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:

@@ -1,5 +1,7 @@
 """What can be known before the first step is checked before it, and refused with the arithmetic."""
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -9,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from languagebind.config import UserError, first_line
-from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions
+from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions, split_shard
 from languagebind.data.streaming import stream_samples
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
@@ -47,10 +49,17 @@ def check_data(
         raise UserError(
             f"{num_samples} samples do not fill one batch of"
             f" --batch-size {config.batch_size} x {f'--accum-freq {accum_freq} x ' if accum_freq > 1 else ''}"
-            f"{world_size} ranks = {batch}"
+            f"{world_size} ranks = {batch}: use a smaller --batch-size"
         )
     _check_samples(shards, modality, config.caption_source)
     return counts, num_samples // batch
+
+
+def shards_digest(shards: dict[str, int | None]) -> str:
+    """What names the samples: a run that goes on with other shards under the same path does not go on exactly."""
+    return hashlib.sha256(
+        json.dumps([[split_shard(name)[1], count] for name, count in shards.items()]).encode()
+    ).hexdigest()
 
 
 def check_disk(folder: Path, model: nn.Module, averages: int, checkpoints: int) -> None:

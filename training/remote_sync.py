@@ -78,6 +78,7 @@ class RemoteSync(threading.Thread):
         self.ending = threading.Event()
 
     def run(self) -> None:
+        self.attempt()  # at once: what this run has left must not be taken for it by the next one
         while not self.ending.wait(self.every):
             self.attempt()
         self.attempt()
@@ -111,6 +112,7 @@ class RemoteSync(threading.Thread):
         fs, root = locate(self.url)
         checkpoints = [f"checkpoints/{path.name}" for path in checkpoints_by_step(self.folder / "checkpoints")]
         with reaching(self.url):
+            self.set_aside(fs, root)
             for name in [*checkpoints, *RECORDS]:
                 try:
                     found = (self.folder / name).stat()
@@ -124,6 +126,13 @@ class RemoteSync(threading.Thread):
                     if (self.folder / name).exists():
                         raise
             self.remove_outdated(fs, root)
+
+    def set_aside(self, fs, root: str) -> None:
+        """Rename in the store what `set_aside_later` renamed in the folder."""
+        for path in sorted((self.folder / "checkpoints").glob("*.left*")):
+            name = f"checkpoints/{path.name.partition('.left')[0]}"
+            if not (self.folder / name).exists() and name not in self.copied and fs.exists(join(root, name)):
+                fs.mv(join(root, name), join(root, f"checkpoints/{path.name}"))
 
     def remove_outdated(self, fs, root: str) -> None:
         """Of the checkpoints that this run copied, remove those that are gone from its folder, if a newer one stays."""

@@ -1,6 +1,7 @@
 """What happens between the steps of a run."""
 
 import logging
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,17 +35,23 @@ class Run:
         process: Process,
         folder: Path,
         fingerprint: str,
+        shards_digest: str,
         val_datasets: list[DatasetConfig],
         total_steps: int,
     ):
-        self.config, self.process, self.folder, self.fingerprint = config, process, folder, fingerprint
+        self.config, self.process, self.folder = config, process, folder
+        self.fingerprint, self.shards_digest = fingerprint, shards_digest
         self.val_datasets, self.total_steps = val_datasets, total_steps
         self.clock = Clock(config.checkpoint.save_every_minutes)
 
     def checkpoints_kept(self, first_step: int) -> int:
         """How many checkpoints lie on the disk at once, at most, of those that steps decide."""
-        steps = range(first_step + 1, self.total_steps + 1)
-        planned = sum(self._saves_at(step) for step in steps)
+        a, b = self.config.checkpoint.save_every_n_steps, self.config.eval.val_every_n_steps if self.val_datasets else 0
+
+        def times(every: int) -> int:
+            return (self.total_steps - 1) // every - first_step // every if every else 0
+
+        planned = 1 + max(0, times(a) + times(b) - times(math.lcm(a, b)))  # the last step is always saved
         kept = planned if self.config.checkpoint.keep_last is None else self.config.checkpoint.keep_last + 1
         return min(planned, kept) + (self.config.checkpoint.keep_best is not None)
 
@@ -79,6 +86,7 @@ class Run:
         """Write a checkpoint on the main rank, with every rank's own state in it."""
         content = checkpoint_content(state, to_dict(self.config), self.fingerprint)
         content["ranks"], failure = gather_objects(rank_state(state)), None
+        content["shards"] = self.shards_digest
         path = checkpoint_path(self.folder / "checkpoints", state.step)
         if self.process.is_main:
             if not all(x.isfinite().all() for x in content["model"].values()):

@@ -206,6 +206,7 @@ class Meter:
             "train/loss": loss,
             "train/lr": state.engine.optimizers[0].param_groups[0]["lr"],
             "train/logit_scale": state.engine.model.logit_scale.exp().item(),
+            **_state_figures(state.engine),
             "train/samples_per_second": self.samples / seconds,
             "train/batch_time": seconds / self.steps,
             "train/data_time": self.waited / self.steps,
@@ -238,6 +239,18 @@ class Meter:
             f" Contrastive_loss: {values['train/loss']:.4f} ({self.loss:.4f})"
             f" | step {step} data wait {values['train/data_wait']:.0%} ETA {timedelta(seconds=round(left))}"
         )
+
+
+def _state_figures(engine: Engine) -> dict[str, float]:
+    """What is worth watching, where there is such a thing."""
+    figures = {"train/grad_norm": engine.grad_norm.item()}
+    if engine.model.logit_bias is not None:
+        figures["train/logit_bias"] = engine.model.logit_bias.item()
+    if engine.scaler.is_enabled():
+        figures["train/loss_scale"] = engine.scaler.get_scale()
+    if engine.process.device.type == "cuda":
+        figures["train/max_memory_mib"] = torch.cuda.max_memory_allocated(engine.process.device) / 2**20
+    return figures
 
 
 def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: torch.device) -> Iterator[list[Batch]]:

@@ -56,7 +56,9 @@ def expand_shards(spec: str | os.PathLike) -> list[str]:
     shards = []
     for part in os.fspath(spec).split("::"):
         try:
-            found = [shard for name in braceexpand(part) for shard in _find(name)]
+            # A folder may well have braces in its name.
+            names = [part] if os.path.exists(part) else braceexpand(part)
+            found = [shard for name in names for shard in _find(name)]
         except UnbalancedBracesError as error:
             raise UserError(f"shards {part}: a brace is not closed") from error
         if not found:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,7 @@ def write_text_features(
         sources |= written
     texts = sorted(_texts_of(shard, sources), key=len)  # a batch of texts of one length holds the least padding
     if not texts:
-        raise UserError(f"{shard} has no caption of source {source!r}")
+        raise UserError(f"{shard} has no caption of source {source!r}, only of {_sources_in(shard)}")
     features = torch.cat([encode(texts[i : i + batch_size]).half().cpu() for i in range(0, len(texts), batch_size)])
     hashes = np.array([_hash(text) for text in texts], np.uint64)
     order = np.argsort(hashes)
@@ -144,6 +145,14 @@ def _texts_of(shard: str, sources: set[str]) -> set[str]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {shard}: {first_line(error)}") from error
     return texts
+
+
+def _sources_in(shard: str) -> list[str]:
+    """The caption sources of its first sample that has any."""
+    for sample in stream_samples(shard, select_files=lambda name: name.endswith((".json", ".txt"))):
+        with suppress(MissingCaption):
+            return sorted(read_captions(sample))
+    return []
 
 
 def _is_there(path: Path | str) -> bool:

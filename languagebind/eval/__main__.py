@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate a checkpoint on each --config FILE.yaml (required, may be repeated; see configs/eval/)."""
+    """Evaluate a checkpoint on each --config FILE.yaml (required, one or several; see configs/eval/)."""
 
     checkpoint: str
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
@@ -33,7 +33,7 @@ class EvalConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    files, rest = take_flag(sys.argv[1:] if argv is None else argv, "--config")
+    files, rest = take_flag(sys.argv[1:] if argv is None else argv, "--config", several=True)
     config = parse(EvalConfig, rest, prog="python -m languagebind.eval", description=EvalConfig.__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     datasets = _datasets(files, config)

@@ -5,11 +5,12 @@ number, so that an evaluation in the middle of training leaves training as it wa
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -26,7 +27,7 @@ from .samples import Sample
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30
-BAD_SAMPLES_LISTED = 20
+BAD_SAMPLES_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class EncodeOptions:
 
     batch_size: int = 64
     """samples, or prompts, at a time on each device"""
-    workers: int = 4
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     """processes that read samples; 0 reads in the main one"""
     precision: Precision = "fp32"
     """of the encoders: amp autocasts to float16, amp_bf16 to bfloat16; features are always compared in float32"""

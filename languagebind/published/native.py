@@ -87,7 +87,8 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
         raise UserError(f"the published layout knows {', '.join(sorted(KIND_OF))}, not {name}")
     if not isinstance(model.text_model, ClipText):
         raise UserError(
-            "the published layout holds CLIP's text tower, and this model has another one: use languagebind.load"
+            "the published layout holds CLIP's text tower, and this model has another one: share its checkpoint file,"
+            " which languagebind.load takes"
         )
     vision, text = model.vision_model.sizes, model.text_model.sizes
     _, num_frames, height, width = model.vision_model.input_shape
