@@ -62,19 +62,13 @@ class TrainConfig(Generic[M]):
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed should be in [0, 2^63), got {self.seed}")
-        check_engine(self.engine, self.optim)
-        if (self.optim.loss == "siglip") != (self.model.init.init_logit_bias is not None):
-            raise UserError(
-                "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
-                " --init-logit-bias -10 --init-temperature 0.1"
-            )
 
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:
     """The options of a run.
 
     Raises:
-        UserError: no modality, or an unknown one; an unreadable config file.
+        UserError: no modality, or an unknown one; an unreadable config file; options that exclude each other.
     """
     argv = expand_config(argv)
     models, argv = take_flag(argv, "--model")
@@ -88,6 +82,12 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     except ValueError as error:
         raise UserError(str(error)) from error
     config = parse(TrainConfig[modality], [f"--modality={names[-1]}", *argv], prog="training.main")
+    check_engine(config.engine, config.optim)
+    if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
+        raise UserError(
+            "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
+            " --init-logit-bias -10 --init-temperature 0.1"
+        )
     return replace(config, model=replace(config.model, text=found_from_anywhere(config.model.text)))
 
 
