@@ -105,12 +105,14 @@ def test_llvip_persons_and_backgrounds_to_the_pixel(tmp_path):
         assert (tmp_path / "again" / row["path"]).read_bytes() == (tmp_path / "out" / row["path"]).read_bytes()
 
 
-def test_boxes_that_cannot_be_cropped_are_counted(tmp_path):
+def test_boxes_that_cannot_be_cropped_are_counted_and_told(tmp_path, caplog):
+    caplog.set_level("INFO")
     boxes = [(5, 5, 5, 9), (200, 5, 220, 9), (0, 0, 2, 9), (1, 1, 95, 63)]
     llvip(tmp_path, {"190001": voc(boxes), "190002": voc([(1, 2, 30, 40)], name="dog")})
     rows, counts = run(crops, tmp_path, LLVIP | {"min_size": "3", "background_tries": "20"})
     assert [row["path"] for row in rows] == ["person/190001_3.png"]
     assert counts == {"no area": 1, "outside": 1, "small": 1, "no place for a background": 1, "category dog": 1}
+    assert "boxes left out or clipped: 1 category dog, 1 no area, 1 no place" in caplog.text
 
 
 def test_a_background_fills_the_one_hole_between_boxes_that_are_not_cropped(tmp_path):
@@ -213,14 +215,14 @@ def test_flir_v1_crops_by_the_numbers_of_categories(tmp_path):
     assert counts == {"category other vehicle": 1, "clipped": 1}
 
 
-def test_a_missing_picture_of_flir_is_an_error_or_listed(tmp_path):
+def test_rows_of_a_missing_picture_have_no_file_and_say_so(tmp_path):
     flir(tmp_path, *V1)
     (tmp_path / "val/thermal_8_bit/FLIR_08863.jpeg").unlink()
-    with pytest.raises(UserError, match=r"FLIR_08863\.jpeg is missing; --skip-missing"):
-        run(crops, tmp_path, FLIR_V1)
-    rows, counts = run(crops, tmp_path, FLIR_V1 | {"skip_missing": True})
-    assert [row["path"] for row in rows] == ["person/FLIR_08864_6.png"]
-    assert counts["missing"] == [str(tmp_path / "val/thermal_8_bit/FLIR_08863.jpeg")]
+    rows, _ = run(crops, tmp_path, FLIR_V1)
+    assert [row["path"] for row in rows] == ["person/FLIR_08863_5.png", "person/FLIR_08864_6.png"]
+    assert "thermal_annotations.json: the picture" in rows[0]["where"]
+    assert rows[0]["where"].endswith("val/thermal_8_bit/FLIR_08863.jpeg is missing")
+    assert [(tmp_path / "out" / row["path"]).exists() for row in rows] == [False, True]
 
 
 BOX = {"id": 5, "image_id": 0, "category_id": 1, "bbox": [0, 0, 3, 9]}
@@ -301,7 +303,7 @@ def test_nyu_depth_in_millimetres_by_class(tmp_path):
         {"path": "home_office/0003.png", "label": "home_office"},
         {"path": "others/0004.png", "label": "others"},
     ]
-    assert counts == {"others: office_kitchen": 1, "others: study": 1}
+    assert counts == {"office_kitchen": 1, "study": 1}
     for row, depth in zip(rows, depths[1:], strict=True):
         assert stored(tmp_path, row).dtype == np.uint16
         np.testing.assert_array_equal(stored(tmp_path, row), np.rint(depth.T.astype(float) * 1000))
@@ -379,7 +381,7 @@ def test_sun_rgbd_is_written_in_millimetres(tmp_path):
         {"path": "bedroom/kv2__kinect2data__000002_2014-05-26_14-23-37.png", "label": "bedroom"},
         {"path": "rest_space/realsense__lg__2014_10_21-18.png", "label": "rest_space"},
     ]
-    assert counts == {"class idk": 1}
+    assert counts == {"idk": 1}
     for row in rows:
         np.testing.assert_array_equal(stored(tmp_path, row), MILLIMETRES)
 
@@ -387,11 +389,10 @@ def test_sun_rgbd_is_written_in_millimetres(tmp_path):
 def test_sun_rgbd_s_own_files_are_read_with_its_option(tmp_path):
     sun_release(tmp_path)
     rows, _ = run(sunrgbd, tmp_path, {"files": "original"})
-    first = "../SUNRGBD/kv2/kinect2data/000002_2014-05-26_14-23-37/depth_bfx/0000103.png"
-    assert rows[0] == {"path": first, "label": "bedroom"}
+    first = "SUNRGBD/kv2/kinect2data/000002_2014-05-26_14-23-37/depth_bfx/0000103.png"
+    assert rows[0] == {"path": first, "label": "bedroom"}  # from --source
     assert not (tmp_path / "out").exists()
-    (tmp_path / "out").mkdir()
-    metres = Depth(sun_rgbd=True).decode(tmp_path / "out" / first)
+    metres = Depth(sun_rgbd=True).decode(tmp_path / first)
     np.testing.assert_allclose(metres.numpy(), MILLIMETRES / 1000, rtol=1e-6)
 
 
@@ -401,8 +402,10 @@ def test_mistakes_in_sun_rgbd_are_named(tmp_path):
     depth = folder / "depth_bfx" / "0000103.png"
     with pytest.raises(UserError, match="depth is depth_bfx or depth, files millimetres or original"):
         run(sunrgbd, tmp_path, {"files": "mm"})
-    with pytest.raises(UserError, match=r"/depth should hold one depth map, but holds 0 PNGs"):
-        run(sunrgbd, tmp_path, {"depth": "depth"})
+    (folder / "depth_bfx" / "0000104.png").write_bytes(depth.read_bytes())
+    with pytest.raises(UserError, match=r"/depth_bfx should hold one depth map, but holds 2 PNGs"):
+        run(sunrgbd, tmp_path, {})
+    (folder / "depth_bfx" / "0000104.png").unlink()
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(depth)
     with pytest.raises(UserError, match=r"0000103\.png is L, .* 16 bits"):
         run(sunrgbd, tmp_path, {})
@@ -410,9 +413,9 @@ def test_mistakes_in_sun_rgbd_are_named(tmp_path):
     with pytest.raises(UserError, match=r"0000103\.png cannot be read"):
         run(sunrgbd, tmp_path, {})
     depth.unlink()
-    rows, counts = run(sunrgbd, tmp_path, {"skip_missing": True})
-    assert [row["label"] for row in rows] == ["rest_space"]
-    assert counts["missing"] == [str(depth.parent)]
+    rows, _ = run(sunrgbd, tmp_path, {})
+    assert rows[0].pop("where") == f"{depth.parent} holds no PNG"
+    assert [(tmp_path / "out" / row["path"]).exists() for row in rows] == [False, True]
     (folder / "scene.txt").unlink()
     with pytest.raises(UserError, match=r"allsplit\.mat names .*scene\.txt cannot be read: unpack SUNRGBD\.zip"):
         run(sunrgbd, tmp_path, {})

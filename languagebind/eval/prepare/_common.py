@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import io
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from PIL import Image
 
 from ...config import UserError, first_line
 
+log = logging.getLogger(__name__)
+
 
 def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Raise `UserError` for an option that is not among `known`; `kind` and `skip_missing` are every kind's."""
-    known = (*known, "kind", "skip_missing")
+    """Raise `UserError` for an option that is not among `known`; `kind` is every kind's."""
+    known = (*known, "kind")
     for option in options:
         if option not in known:
             nearest = difflib.get_close_matches(option, known, n=1)
@@ -63,3 +67,9 @@ def write_png(image: Image.Image, target: Path) -> None:
         target.write_bytes(data.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from error
+
+
+def log_counts(what: str, counts: Mapping[str, int]) -> None:
+    """Say what does not become a row as it is, so that no count is smaller in silence."""
+    if counts:
+        log.info("%s: %s", what, ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))

@@ -32,7 +32,7 @@ from PIL import Image
 
 from ...config import UserError, first_line
 from ._boxes import Box, Picture, read_coco, read_voc
-from ._common import check_options, write_png
+from ._common import check_options, log_counts, write_png
 
 KNOWN = ("format", "annotations", "images", "classes", "min_size", "background", "background_tries")
 MODES = ("L", "RGB", "RGBA", "P", "I;16")  # what PNG stores as it is
@@ -40,18 +40,20 @@ MODES = ("L", "RGB", "RGBA", "P", "I;16")  # what PNG stores as it is
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, Any]]:
-    """Write the crops below `output`; yields {"path", "label"} rows and returns what was left out, by reason.
+def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, int]]:
+    """Write the crops below `output`; yields {"path", "label"} rows, returns what was left out or clipped.
+
+    Where a picture is missing, its rows are yielded without a file and say in "where" whose they are.
 
     Raises:
-        UserError: an option, an annotation or a picture is wrong or missing.
+        UserError: an option, an annotation or a picture is wrong.
     """
     classes, min_size, tries = _check(options)
     counts: Counter[str] = Counter()
-    missing: list[str] = []
     for picture in _pictures(Path(source), options, classes):
-        if not picture.path.is_file() and options.get("skip_missing"):
-            missing.append(str(picture.path))
+        if not picture.path.is_file():
+            where = f"{picture.annotation}: the picture {picture.path} is missing"
+            yield from ({**_row(picture, box, box.label), "where": where} for box in picture.boxes if box.label)
             continue
         image = _open(picture)
         for box in picture.boxes:
@@ -65,7 +67,8 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
                     counts["no place for a background"] += 1
                 else:
                     yield _write(image, place, picture, box, background, output)
-    return dict(counts) | ({"missing": missing} if missing else {})
+    log_counts("boxes left out or clipped", counts)
+    return dict(counts)
 
 
 def _check(options: dict[str, Any]) -> tuple[dict[str, str], int, int]:
@@ -102,8 +105,6 @@ def _pictures(source: Path, options: dict[str, Any], classes: dict[str, str]) ->
 
 
 def _open(picture: Picture) -> Image.Image:
-    if not picture.path.is_file():
-        raise UserError(f"{picture.annotation}: its picture {picture.path} is missing; --skip-missing leaves it out")
     try:
         with Image.open(picture.path) as image:
             image.load()
@@ -153,12 +154,14 @@ def _background(picture: Picture, box: Box, crop: Rectangle, size: tuple[int, in
     return None
 
 
-def _write(
-    image: Image.Image, crop: Rectangle, picture: Picture, box: Box, label: str | None, output: Path
-) -> dict[str, str]:
+def _write(image: Image.Image, crop: Rectangle, picture: Picture, box: Box, label: str, output: Path) -> dict[str, str]:
     """Store one crop; its row."""
-    path = f"{label}/{picture.path.stem}_{box.id}.png"
+    row = _row(picture, box, label)
     part = image.crop(crop)
     part.info = {}  # nothing but pixels: no colour profile, no orientation
-    write_png(part, Path(output, path))
-    return {"path": path, "label": label}
+    write_png(part, Path(output, row["path"]))
+    return row
+
+
+def _row(picture: Picture, box: Box, label: str) -> dict[str, str]:
+    return {"path": f"{label}/{picture.path.stem}_{box.id}.png", "label": label}

@@ -15,15 +15,15 @@ import numpy as np
 from PIL import Image
 
 from ...config import UserError, first_line
-from ._common import check_options, load_mat, need, write_png
+from ._common import check_options, load_mat, log_counts, need, write_png
 
 CLASSES = (
     "bathroom", "bedroom", "bookstore", "classroom", "dining_room", "home_office", "kitchen", "living_room", "office",
 )  # fmt: skip
 
 
-def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, Any]]:
-    """Write the depth maps below `output`; yields {"path", "label"} rows, returns the types that became `others`.
+def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, int]]:
+    """Write the depth maps below `output`; yields {"path", "label"} rows, returns the scene types that became `others`.
 
     Raises:
         UserError: a package or a file is missing, or a file does not hold what the release does.
@@ -51,7 +51,8 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
                 yield {"path": path, "label": label}
     except OSError as error:  # what h5py raises for a file that is cut off or is no HDF5
         raise UserError(f"{file} cannot be read as HDF5: {first_line(error)}; download it again") from error
-    return {f"others: {scene}": count for scene, count in sorted(others.items())}
+    log_counts("scenes that became others", others)
+    return others
 
 
 def _variables(release: Any, file: Path) -> tuple[Any, np.ndarray]:

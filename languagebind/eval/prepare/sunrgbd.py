@@ -10,7 +10,6 @@ plain millimetres, `<class>/<path of the scene with __ for />.png`, and nothing 
 read as millimetres, everything is eight times as far.
 """
 
-import os
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ...config import UserError, first_line
-from ._common import check_options, load_mat, write_png
+from ._common import check_options, load_mat, log_counts, write_png
 
 CLASSES = (
     "bathroom", "bedroom", "classroom", "computer_room", "conference_room", "corridor", "dining_area", "dining_room",
@@ -29,37 +28,38 @@ CLASSES = (
 )  # fmt: skip
 
 
-def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, Any]]:
+def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, int]]:
     """Yields {"path", "label"} rows and returns the number of scenes left out, by class.
 
+    Paths start at `output` for written files, at `source` for original ones. A scene without a depth map is a row
+    without a file, and says so in "where".
+
     Raises:
-        UserError: the split, a scene's folder, its class or its depth map is missing or wrong.
+        UserError: the split, a scene's folder or its class is missing, or its depth map is wrong.
     """
     check_options(options, ("split", "depth", "files"))
     depth, files = options.get("depth", "depth_bfx"), options.get("files", "millimetres")
     if depth not in ("depth_bfx", "depth") or files not in ("millimetres", "original"):
         raise UserError(f"prepare: depth is depth_bfx or depth, files millimetres or original; got {depth}, {files}")
-    source = Path(source).resolve()
-    split = source / options.get("split", "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat")
+    split = Path(source, options.get("split", "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"))
     counts: Counter[str] = Counter()
-    missing: list[str] = []
     for key in _keys(split):
-        folder = source / "SUNRGBD" / key
-        if options.get("skip_missing") and not any((folder / depth).glob("*.png")):
-            missing.append(str(folder / depth))
-            continue
+        folder = Path(source, "SUNRGBD", key)
         label = _scene(folder, split)
         if label not in CLASSES:
-            counts[f"class {label}"] += 1
+            counts[label] += 1
             continue
         file = _depth_map(folder / depth)
-        if files == "original":
-            yield {"path": Path(os.path.relpath(file, Path(output).resolve())).as_posix(), "label": label}
+        row = {"path": f"{label}/{key.replace('/', '__')}.png", "label": label}
+        if file is None:
+            row["where"] = f"{folder / depth} holds no PNG"
+        elif files == "original":
+            row["path"] = file.relative_to(source).as_posix()
         else:
-            path = f"{label}/{key.replace('/', '__')}.png"
-            write_png(_millimetres(file), Path(output, path))
-            yield {"path": path, "label": label}
-    return dict(counts) | ({"missing": missing} if missing else {})
+            write_png(_millimetres(file), Path(output, row["path"]))
+        yield row
+    log_counts("scenes of other classes, left out", counts)
+    return dict(counts)
 
 
 def _keys(split: Path) -> list[str]:
@@ -81,18 +81,18 @@ def _scene(folder: Path, split: Path) -> str:
     try:
         label = (folder / "scene.txt").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        hint = "unpack SUNRGBD.zip into --source; --skip-missing leaves out what has no depth map"
-        raise UserError(f"{split} names {folder}, of which scene.txt cannot be read: {hint}") from error
+        message = f"{split} names {folder}, of which scene.txt cannot be read: unpack SUNRGBD.zip into --source"
+        raise UserError(message) from error
     if not label:
         raise UserError(f"{folder / 'scene.txt'} is empty: take it from the release again")
     return label
 
 
-def _depth_map(folder: Path) -> Path:
+def _depth_map(folder: Path) -> Path | None:
     files = sorted(file for file in folder.glob("*.png") if not file.name.startswith("."))
-    if len(files) != 1:
+    if len(files) > 1:
         raise UserError(f"{folder} should hold one depth map, but holds {len(files)} PNGs: take it from the release")
-    return files[0]
+    return files[0] if files else None
 
 
 def _millimetres(file: Path) -> Image.Image:
