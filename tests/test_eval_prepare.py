@@ -336,9 +336,11 @@ def test_broken_files_of_nyu_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"splits\.mat cannot be read as a MATLAB file"):
         run(nyu, tmp_path, {})
     splits.write_bytes(data)
-    release.write_bytes(release.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"labeled\.mat cannot be read as HDF5: .*download it again"):
-        run(nyu, tmp_path, {})
+    whole = release.read_bytes()
+    for broken in (whole[:700], whole.replace(b"SNOD", b"SNOT")):
+        release.write_bytes(broken)
+        with pytest.raises(UserError, match=r"labeled\.mat cannot be read as HDF5: .*download it again"):
+            run(nyu, tmp_path, {})
     release.unlink()
     with pytest.raises(UserError, match=r"labeled\.mat does not exist"):
         run(nyu, tmp_path, {})

@@ -49,7 +49,7 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
                 millimetres = _millimetres(depths[number - 1], f"{file}: depths {number}")
                 write_png(Image.fromarray(millimetres), Path(output, path))
                 yield {"path": path, "label": label}
-    except OSError as error:  # what h5py raises for a file that is cut off or is no HDF5
+    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for a file that is cut off, or broken inside
         raise UserError(f"{file} cannot be read as HDF5: {first_line(error)}; download it again") from error
     log_counts("scenes that became others", others)
     return others
@@ -58,7 +58,7 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
 def _variables(release: Any, file: Path) -> tuple[Any, np.ndarray]:
     """`depths`, to be read a map at a time, and the references to the names in `sceneTypes` (N,)."""
     for name in ("depths", "sceneTypes"):
-        if name not in release:
+        if name not in release or not hasattr(release[name], "shape"):
             raise UserError(f"{file} has no variable {name}: is it nyu_depth_v2_labeled.mat of the release?")
     depths, types = release["depths"], release["sceneTypes"][()].ravel()
     if depths.ndim != 3 or depths.dtype.kind != "f" or depths.shape[0] != len(types) or types.dtype.kind != "O":
