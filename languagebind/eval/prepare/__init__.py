@@ -1,0 +1,1 @@
+"""Public downloads to manifests that evaluation reads; a module a kind of download."""
