@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import DecodeError, Source, describe
@@ -75,8 +76,10 @@ class Video(ImageModality):
         if count < 4:
             return to_bytes(raw[count // 2]), f"frame {count // 2 + 1} of {count}"
         chosen = [(2 * quarter + 1) * count // 8 for quarter in range(4)]
-        rows = [torch.cat([to_bytes(raw[i]) for i in pair], dim=2) for pair in (chosen[:2], chosen[2:])]
-        return torch.cat(rows, dim=1), f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
+        gap = max(1, raw.shape[3] // 60)  # a grey line between them
+        frames = [F.pad(to_bytes(raw[i]), (0, gap, 0, gap), value=128) for i in chosen]
+        grid = torch.cat([torch.cat(frames[:2], dim=2), torch.cat(frames[2:], dim=2)], dim=1)
+        return grid[:, :-gap, :-gap], f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
 
     def frame_indices(self, count: int) -> np.ndarray:
         """The frames that a clip of `count` frames gives, as the original chose them."""

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .markup import Markup, shorten, tag
+from .markup import Markup, columns, shorten, tag
 
-ROW, LABEL, BAR = 19, 230, 400  # pixels
+ROW, BAR, LETTER = 19, 400, 7  # pixels
+LABEL = 32  # letters
 SHOWN_BARS = 40
 SHOWN_CLASSES = 30
-CELL, SIDE_LABEL = 26, 190
+CELL = 28
 PLOT_WIDTH, PLOT_HEIGHT, LEFT = 620, 300, 56
 COLOURS = 4  # that the style sheet has for lines
 
@@ -33,28 +34,29 @@ def bars(values: Sequence[tuple[str, float, int]], metric: str, chance: float | 
     shown: list[tuple[str, float, int] | None] = list(ordered)
     if left_out:
         shown = [*ordered[:half], None, *ordered[-half:]]
+    left = _room([name for name, _, _ in values])
     top, bottom = 24, 24 + ROW * len(shown)
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
-        x = LABEL + BAR * tick
+        x = left + BAR * tick
         parts += [_line(x, top, x, bottom, "grid"), _text(x, 14, f"{tick:g}", "middle", "axis")]
+    if chance is not None:
+        x = left + BAR * chance
+        parts += [_line(x, top, x, bottom, "chance"), _text(x + 4, bottom + 14, f"chance {chance:.3g}", class_="axis")]
     for row, item in enumerate(shown):
         y = top + row * ROW
         if item is None:
-            parts.append(_text(LABEL + 8, y + 14, f"… {left_out} classes between these …", class_="axis"))
+            parts.append(_text(left + 8, y + 14, f"… {left_out} classes between these …", class_="axis halo"))
             continue
         name, value, samples = item
         width = f"{BAR * min(max(value, 0), 1):.1f}"
-        parts.append(_text(LABEL - 8, y + 14, shorten(name, 32), "end", title=name))
-        parts.append(tag("rect", x=LABEL, y=y + 3, width=width, height=ROW - 6, class_="bar"))
-        parts.append(_text(LABEL + BAR + 8, y + 14, f"{value:.4f}  ({samples})"))
-    if chance is not None:
-        x = LABEL + BAR * chance
-        parts += [_line(x, top, x, bottom, "chance"), _text(x + 4, bottom + 14, f"chance {chance:.3g}", class_="axis")]
+        parts.append(_text(left - 8, y + 14, shorten(name, LABEL), "end", title=name))
+        parts.append(tag("rect", x=left, y=y + 3, width=width, height=ROW - 6, class_="bar"))
+        parts.append(_text(left + BAR + 8, y + 14, f"{value:.4f}  ({samples})"))
     caption = f"{metric} of each class, with its samples in brackets"
     if left_out:
         caption = f"{metric} of the {half} best and the {half} worst classes, with their samples in brackets"
-    return _figure(parts, LABEL + BAR + 120, bottom + 22, caption)
+    return _figure(parts, left + BAR + 120, bottom + 22, caption)
 
 
 def heat_map(names: Sequence[str], counts: Mapping[tuple[int, int], int]) -> Markup:
@@ -72,8 +74,8 @@ def heat_map(names: Sequence[str], counts: Mapping[tuple[int, int], int]) -> Mar
             wrong[found] += count
     shown = sorted(range(len(names)), key=lambda k: (-wrong[k], k))[:SHOWN_CLASSES]
     places = {k: place for place, k in enumerate(sorted(shown))}
-    size, top = CELL * len(places), SIDE_LABEL
-    left = SIDE_LABEL + 24
+    size, room = CELL * len(places), _room([names[k] for k in places])
+    left, top = room + 24, room + 20
     parts = [
         _text(left + size / 2, 14, "found", "middle", "axis-title"),
         _turned(14, top + size / 2, "true", "axis-title"),
@@ -81,8 +83,8 @@ def heat_map(names: Sequence[str], counts: Mapping[tuple[int, int], int]) -> Mar
     parts.append(tag("rect", x=left, y=top, width=size, height=size, class_="frame"))
     for k, place in places.items():
         middle = place * CELL + CELL / 2
-        parts.append(_text(left - 6, top + middle + 4, shorten(names[k], 26), "end", title=names[k]))
-        parts.append(_turned(left + middle + 4, top - 6, shorten(names[k], 24), title=names[k], anchor="start"))
+        parts.append(_text(left - 6, top + middle + 4, shorten(names[k], LABEL), "end", title=names[k]))
+        parts.append(_turned(left + middle + 4, top - 6, shorten(names[k], LABEL), title=names[k], anchor="start"))
     for (true, found), count in sorted(counts.items()):
         if true in places and found in places and count:
             title = f"{names[true]} taken for {names[found]}: {count} of {totals[true]}"
@@ -130,8 +132,13 @@ def curves(lines: Sequence[Line]) -> Markup:
     return _figure(parts, LEFT + PLOT_WIDTH + 24, bottom + 56 + ROW * len(lines), "Recall curves")
 
 
+def _room(names: Sequence[str]) -> int:
+    """The pixels that the longest of some labels needs, once shortened."""
+    return 16 + LETTER * min(LABEL, max(map(columns, names)))
+
+
 def _cell(x: float, y: float, count: int, share: float, title: str) -> list[Markup]:
-    dark = "count strong" if share > 0.5 else "count"
+    dark = "count strong" if share > 0.65 else "count"
     text = str(count) if count < 10_000 else f"{count // 1000}k"
     rect = tag(
         "rect",

@@ -39,18 +39,26 @@ def table(caption: Any, header: Sequence[Any], groups: Sequence[tuple[str, Seque
     return tag("div", tag("table", tag("caption", caption), top, *bodies), class_="scroll", tabindex=0)
 
 
+def breakable(name: str) -> Markup:
+    """A name without spaces that may be broken after its underscores and slashes, when a column is narrow."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", _escape(name)))
+
+
 def details(summary: str, *children: Any) -> Markup:
     return tag("details", tag("summary", summary), *children)
 
 
 def shorten(text: str, width: int) -> str:
     """Text cut to `width` columns of a terminal, where a Chinese or Japanese character fills two."""
-    used = 0
-    for i, character in enumerate(text):
-        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if used > width:
-            return text[: max(i - 1, 1)] + "…"
-    return text
+    if columns(text) <= width:
+        return text
+    while columns(text) > width - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _escape(value: Any) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, groupby
 from typing import Any
 
-from .markup import Markup, details, join, table, tag
-from .results import DatasetNotes, Result, headline, interval, lower_is_better, model_name
+from .markup import Markup, breakable, details, join, table, tag
+from .results import DatasetNotes, Published, Result, headline, interval, lower_is_better, model_name
 from .sections import dataset_section, figure_cell
 from .style import STYLE
 
@@ -25,12 +25,10 @@ def make_page(results: Sequence[Result], notes: Mapping[str, DatasetNotes], conf
     datasets = {name: list(group) for name, group in groupby(results, key=lambda result: result["dataset"])}
     models = list(dict.fromkeys(model_name(result) for result in results))
     known = {name: notes.get(name, DatasetNotes()) for name in datasets}
-    links = [tag("a", name, href=f"#{name}") for name in datasets]
     body = [
         tag("h1", "Zero-shot evaluation"),
         tag("p", f"{_count(len(models), 'model')} on {_count(len(datasets), 'dataset')}. Values are fractions, not "
             f"percent; in brackets their 95 % bootstrap intervals. {configs}", class_="lead"),
-        tag("nav", *(join([link, " "]) for link in links), aria_label="Datasets"),
         _overview(datasets, models, known),
         *_comparisons(datasets, known),
         _origins(known),
@@ -48,28 +46,31 @@ def make_page(results: Sequence[Result], notes: Mapping[str, DatasetNotes], conf
 
 
 def _overview(datasets: Mapping[str, list[Result]], models: Sequence[str], notes: Mapping[str, DatasetNotes]) -> Markup:
-    """Models by datasets: the headline metric of each, those measured here above the published ones."""
-    metrics = {name: headline(notes[name], group[0]["task"]) for name, group in datasets.items()}
-    header = ["model", *(join([name, tag("span", metrics[name], class_="range")]) for name in datasets)]
-    found = {(name, model_name(result)): result for name, group in datasets.items() for result in group}
-    here = [[model, *(figure_cell(found.get((name, model)), metrics[name]) for name in datasets)] for model in models]
-    papers = list(dict.fromkeys(entry.model for note in notes.values() for entry in note.published))
-    there = [[model, *(_published_cell(notes[name], model, metrics[name]) for name in datasets)] for model in papers]
-    there = [row for row in there if any(row[1:])]
-    groups = [("Evaluated here" if there else "", here), *([("Published", there)] if there else [])]
-    caption = "Headline metric of each dataset with its 95 % interval"
-    return table(caption + ("; ★ is the best published figure" if there else ""), header, groups)
+    """Datasets by models: the headline metric of each, and what was published, best first."""
+    rows = []
+    for name, group in datasets.items():
+        metric = headline(notes[name], group[0]["task"])
+        found = {model_name(result): result for result in group}
+        title = join([tag("a", name, href=f"#{name}"), tag("span", metric, class_="range")])
+        rows.append([title, *(figure_cell(found.get(model), metric) for model in models)])
+        rows[-1].append(_published_cell(notes[name].published, metric))
+    caption = "Headline metric of each dataset, with its 95 % interval"
+    if not any(row[-1] for row in rows):
+        return table(caption, ["dataset", *map(breakable, models)], [("", [row[:-1] for row in rows])])
+    return table(
+        caption + "; ★ is the best published figure", ["dataset", *map(breakable, models), "published"], [("", rows)]
+    )
 
 
-def _published_cell(note: DatasetNotes, model: str, metric: str) -> Markup | None:
-    figures = [(entry.model, entry.values[metric]) for entry in note.published if metric in entry.values]
-    best = (min if lower_is_better(metric) else max)((value for _, value in figures), default=None)
-    cells = [
-        tag("span", f"{value:.4f}", class_="best" if value == best else None)
-        for name, value in figures
-        if name == model
+def _published_cell(published: Sequence[Published], metric: str) -> Markup | None:
+    figures = [(entry.values[metric], entry.model) for entry in published if metric in entry.values]
+    figures.sort(key=lambda figure: figure[0], reverse=not lower_is_better(metric))
+    best = figures[0][0] if figures else None
+    lines = [
+        tag("div", f"{'★ ' if value == best else ''}{value:.4f} {model}", class_="best" if value == best else None)
+        for value, model in figures
     ]
-    return Markup(" ".join(cells)) if cells else None
+    return tag("div", *lines, class_="published") if lines else None
 
 
 def _comparisons(datasets: Mapping[str, list[Result]], notes: Mapping[str, DatasetNotes]) -> list[Markup]:
@@ -77,13 +78,16 @@ def _comparisons(datasets: Mapping[str, list[Result]], notes: Mapping[str, Datas
     lines = []
     for name, group in datasets.items():
         metric = headline(notes[name], group[0]["task"])
-        pairs = [pair for pair in combinations(group, 2) if _overlap(*pair, metric)]
-        if pairs:
-            texts = ", ".join(f"{model_name(a)} and {model_name(b)}" for a, b in pairs)
-            lines.append(f"{name}: the intervals of {texts} overlap, so the difference is not significant.")
+        partners: dict[str, list[str]] = {}
+        for first, second in combinations(group, 2):
+            if _overlap(first, second, metric):
+                partners.setdefault(model_name(first), []).append(model_name(second))
+        if partners:
+            texts = "; ".join(f"{first} with {', '.join(others)}" for first, others in partners.items())
+            lines.append(f"{name}: intervals overlap, so the difference is not significant: {texts}")
         for key in COMPARED:
             if len({str(result["protocol"].get(key)) for result in group}) > 1:
-                lines.append(f"{name}: the models differ in {key}, so their values cannot be compared.")
+                lines.append(f"{name}: the models differ in {key}, so their values cannot be compared")
                 break
     if not lines:
         return []

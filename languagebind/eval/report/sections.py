@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import charts
-from .markup import Markup, details, join, table, tag
+from .markup import Markup, breakable, details, join, table, tag
 from .results import DatasetNotes, Result, headline, interval, model_name, shown_metrics
 from .thumbnails import Thumbnails
 
@@ -54,10 +54,12 @@ def _metrics(name: str, results: Sequence[Result]) -> Markup:
     for metric in metrics:
         chance = dict.fromkeys(result["protocol"].get("chance", {}).get(metric) for result in results)
         texts = [_number(value) for value in chance if value is not None]
-        rows.append([metric, *(figure_cell(result, metric) for result in results), " or ".join(texts) or "–"])
+        rows.append(
+            [breakable(metric), *(figure_cell(result, metric) for result in results), " or ".join(texts) or "–"]
+        )
     if any("ties" in result for result in results):
         rows.append(["ties", *(result.get("ties", "–") for result in results), "–"])
-    header = ["metric", *map(model_name, results), "chance"]
+    header = ["metric", *(breakable(model_name(result)) for result in results), "chance"]
     return table(f"All metrics on {name}, with 95 % intervals, and what guessing gives", header, [("", rows)])
 
 
@@ -97,7 +99,13 @@ def _classes(result: Result) -> list[Markup]:
         ["class", "label", "samples", metric, *extra],
         [("", rows)],
     )
-    return [tag("h4", "Classes"), charts.bars(values, metric, chance) if values else None, details("All classes", full)]
+    absent = len(classes) - len(values)
+    return [
+        tag("h4", "Classes"),
+        charts.bars(values, metric, chance) if values else None,
+        tag("p", f"Not drawn: {absent} without a sample", class_="lead") if absent else None,
+        details("All classes", full),
+    ]
 
 
 def _known(value: float | None) -> str:
@@ -158,7 +166,7 @@ def _protocols(name: str, results: Sequence[Result]) -> Markup:
     differing = [row for row in rows if len(set(row[1:])) > 1]
     same = [row for row in rows if len(set(row[1:])) == 1]
     groups = [("The models differ in", differing), ("The same for all", same)] if differing else [("", same)]
-    header = ["setting", *map(model_name, results)]
+    header = ["setting", *(breakable(model_name(result)) for result in results)]
     return details("Protocol", table(f"How {name} was evaluated", header, [group for group in groups if group[1]]))
 
 
