@@ -31,30 +31,28 @@ def bars(values: Sequence[tuple[str, float, int]], metric: str, chance: float | 
     ordered = sorted(values, key=lambda value: (-value[1], value[0]))
     left_out = max(0, len(ordered) - SHOWN_BARS)
     half = SHOWN_BARS // 2
-    shown: list[tuple[str, float, int] | None] = list(ordered)
+    rows = list(enumerate(ordered))
     if left_out:
-        shown = [*ordered[:half], None, *ordered[-half:]]
+        rows = [*rows[:half], *enumerate(ordered[-half:], half + 1)]
     left = _room([name for name, _, _ in values])
-    top, bottom = 24, 24 + ROW * len(shown)
+    top, bottom = 24, 24 + ROW * (rows[-1][0] + 1)
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x = left + BAR * tick
         parts += [_line(x, top, x, bottom, "grid"), _text(x, 14, f"{tick:g}", "middle", "axis")]
-    if chance is not None:
-        x = left + BAR * chance
-        parts += [_line(x, top, x, bottom, "chance"), _text(x + 4, bottom + 14, f"chance {chance:.3g}", class_="axis")]
-    for row, item in enumerate(shown):
+    for row, (name, value, samples) in rows:
         y = top + row * ROW
-        if item is None:
-            parts.append(_text(left + 8, y + 14, f"… {left_out} classes between these …", class_="axis halo"))
-            continue
-        name, value, samples = item
         width = f"{BAR * min(max(value, 0), 1):.1f}"
         parts.append(_text(left - 8, y + 14, shorten(name, LABEL), "end", title=name))
         parts.append(tag("rect", x=left, y=y + 3, width=width, height=ROW - 6, class_="bar"))
         parts.append(_text(left + BAR + 8, y + 14, f"{value:.4f}  ({samples})"))
+    if chance is not None:
+        x = left + BAR * chance
+        parts += [_line(x, top, x, bottom, "chance"), _text(x + 4, bottom + 14, f"chance {chance:.3g}", class_="axis")]
     caption = f"{metric} of each class, with its samples in brackets"
-    if left_out:
+    if left_out:  # above the line of chance
+        gap = f"… {left_out} classes between these …"
+        parts.append(_text(left + 8, top + half * ROW + 14, gap, class_="axis halo"))
         caption = f"{metric} of the {half} best and the {half} worst classes, with their samples in brackets"
     return _figure(parts, left + BAR + 120, bottom + 22, caption)
 

@@ -27,16 +27,12 @@ def join(children: Iterable[Any]) -> Markup:
     return Markup("".join(c if isinstance(c, Markup) else _escape(c) for c in children if c is not None))
 
 
-def table(caption: Any, header: Sequence[Any], groups: Sequence[tuple[str, Sequence[Sequence[Any]]]]) -> Markup:
-    """A table whose first column names the rows, in groups, each with a title unless that is empty."""
-    bodies = []
-    for title, rows in groups:
-        head = tag("tr", tag("th", title, colspan=len(header), scope="rowgroup")) if title else None
-        lines = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
-        bodies.append(tag("tbody", head, *lines))
+def table(caption: Any, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markup:
+    """A table whose first row names the columns and whose first column names the rows."""
+    lines = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
     top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
     # What scrolls sideways has to be reachable with the keyboard
-    return tag("div", tag("table", tag("caption", caption), top, *bodies), class_="scroll", tabindex=0)
+    return tag("div", tag("table", tag("caption", caption), top, tag("tbody", *lines)), class_="scroll", tabindex=0)
 
 
 def breakable(name: str) -> Markup:

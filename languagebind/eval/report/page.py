@@ -56,10 +56,8 @@ def _overview(datasets: Mapping[str, list[Result]], models: Sequence[str], notes
         rows[-1].append(_published_cell(notes[name].published, metric))
     caption = "Headline metric of each dataset, with its 95 % interval"
     if not any(row[-1] for row in rows):
-        return table(caption, ["dataset", *map(breakable, models)], [("", [row[:-1] for row in rows])])
-    return table(
-        caption + "; ★ is the best published figure", ["dataset", *map(breakable, models), "published"], [("", rows)]
-    )
+        return table(caption, ["dataset", *map(breakable, models)], [row[:-1] for row in rows])
+    return table(caption + "; ★ is the best published figure", ["dataset", *map(breakable, models), "published"], rows)
 
 
 def _published_cell(published: Sequence[Published], metric: str) -> Markup | None:
@@ -91,7 +89,12 @@ def _comparisons(datasets: Mapping[str, list[Result]], notes: Mapping[str, Datas
                 break
     if not lines:
         return []
-    return [tag("h3", "Before comparing"), tag("ul", *(tag("li", line) for line in lines))]
+    about = "Overlap is a cautious test: one of each sample under both models can be sharper."
+    return [
+        tag("h3", "Before comparing"),
+        tag("p", about, class_="lead"),
+        tag("ul", *(tag("li", line) for line in lines)),
+    ]
 
 
 def _overlap(first: Result, second: Result, metric: str) -> bool:
@@ -112,7 +115,7 @@ def _origins(notes: Mapping[str, DatasetNotes]) -> Markup | None:
     if not rows:
         return None
     header = ["dataset", "model", "metric", "value", "where"]
-    return details("Where the published figures are from", table("Published figures", header, [("", rows)]))
+    return details("Where the published figures are from", table("Published figures", header, rows))
 
 
 def _count(number: int, noun: str) -> str:

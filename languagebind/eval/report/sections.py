@@ -60,7 +60,7 @@ def _metrics(name: str, results: Sequence[Result]) -> Markup:
     if any("ties" in result for result in results):
         rows.append(["ties", *(result.get("ties", "–") for result in results), "–"])
     header = ["metric", *(breakable(model_name(result)) for result in results), "chance"]
-    return table(f"All metrics on {name}, with 95 % intervals, and what guessing gives", header, [("", rows)])
+    return table(f"All metrics on {name}, with 95 % intervals, and what guessing gives", header, rows)
 
 
 def _curves(results: Sequence[Result]) -> list[Markup]:
@@ -97,7 +97,7 @@ def _classes(result: Result) -> list[Markup]:
     full = table(
         f"Every class of {result['dataset']}, {model_name(result)}",
         ["class", "label", "samples", metric, *extra],
-        [("", rows)],
+        rows,
     )
     absent = len(classes) - len(values)
     return [
@@ -130,7 +130,7 @@ def _confusion(result: Result) -> list[Markup]:
     listing = table(
         f"The most frequent confusions on {result['dataset']}, {model_name(result)}",
         ["true", "found", "samples", "share of the true class"],
-        [("", rows)],
+        rows,
     )
     return [
         tag("h4", "Confusion"),
@@ -159,15 +159,18 @@ def _card(example: Mapping[str, Any], thumbnails: Thumbnails, result: Result) ->
 
 
 def _protocols(name: str, results: Sequence[Result]) -> Markup:
-    """Every setting, a column a model; those in which the models differ first."""
+    """Every setting: those in which the models differ with a column a model, then those they share."""
     flat = [dict(_leaves(result["protocol"] | {"statistics": result.get("statistics", {})})) for result in results]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
     rows = [[key, *(settings.get(key, "–") for settings in flat)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    same = [row for row in rows if len(set(row[1:])) == 1]
-    groups = [("The models differ in", differing), ("The same for all", same)] if differing else [("", same)]
+    same = [row[:2] for row in rows if len(set(row[1:])) == 1]
     header = ["setting", *(breakable(model_name(result)) for result in results)]
-    return details("Protocol", table(f"How {name} was evaluated", header, [group for group in groups if group[1]]))
+    return details(
+        "Protocol",
+        table(f"Settings on {name} in which the models differ", header, differing) if differing else None,
+        table(f"How {name} was evaluated", ["setting", "value"], same),
+    )
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = ""):

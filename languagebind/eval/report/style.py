@@ -19,15 +19,15 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.35rem; margin: 2.
 h4 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 h2, h3, h4, td, th, figcaption, dd, summary { overflow-wrap: break-word; }
 a { color: var(--accent); }
-.lead, .meaning, .where { color: var(--faint); } .warn { color: var(--warn); }
+.lead, .meaning { color: var(--faint); }
 .scroll { overflow-x: auto; } .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--faint); padding: .2rem 0; }
 th, td { border-bottom: 1px solid var(--rule); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   min-width: 5.5rem; }
 thead th { border-bottom: 2px solid var(--rule); vertical-align: bottom; }
-tbody th { font-weight: 500; min-width: 9rem; } th[scope=rowgroup] { color: var(--faint); padding-top: .9rem; }
-td.text, td pre { max-width: 34rem; white-space: pre-wrap; }
+tbody th { font-weight: 500; min-width: 9rem; }
+td { overflow-wrap: anywhere; }
 .range { display: block; color: var(--faint); font-size: .82em; white-space: nowrap; }
 .best { font-weight: 700; } .published { min-width: 12rem; }
 summary { cursor: pointer; color: var(--accent); margin: .5rem 0; }
@@ -59,4 +59,5 @@ STYLE = f""":root {{ {LIGHT} }}
 {RULES}
 @media print {{ :root {{ {LIGHT} }} body {{ max-width: none; padding: 0; font-size: 11px; }}
   .scroll {{ overflow: visible; }} svg {{ max-width: 100%; height: auto; }} tr, figure {{ break-inside: avoid; }}
-  h2, h3, h4 {{ break-after: avoid; }} * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}"""
+  h2, h3, h4, .lead, caption {{ break-after: avoid; }}
+  * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}"""
