@@ -305,10 +305,16 @@ def test_results_of_older_versions_and_many_classes(tmp_path):
     classes = [{"label": str(k), "name": f"kind {k:03d}", "samples": 4, "top1": k / 100} for k in range(100)]
     confusion = [[k, (k + 1) % 100, 1 + k] for k in range(100)]
     write_result(old, tmp_path / "a.json")
-    write_result(old | {"pretrained": "new", "classes": classes, "confusion": confusion}, tmp_path / "b.json")
+    calibration = {"ece": 0.0712, "bins": [[0.3, 0.25, 12], [0.7, 0.6, 8]]}
+    new = {"pretrained": "new", "classes": classes, "confusion": confusion, "calibration": calibration}
+    new["protocol"] = old["protocol"] | {"limit": 10}
+    write_result(old | new | {"intervals": {"top1": [0.4, None]}}, tmp_path / "b.json")
     main([str(tmp_path), "--configs", str(tmp_path)])
     page = Page((tmp_path / "report.html").read_text())
-    assert page.table("All metrics on esc50")["top1"] == ["0.5000", "0.5000", "0.0200"]
+    assert page.table("All metrics on esc50")["top1"] == ["0.5000 [0.4000, ∞]", "0.5000", "0.0200"]
+    assert "esc50: the models differ in limit, so their values cannot be compared" in page.text
+    assert "Calibration: expected error 0.0712" in page.text
+    assert page.table("How often new is right")["0.3000"] == ["0.2500", "12"]
     assert len([1 for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "bar"]) == 40
     assert "… 60 classes between these …" in page.text
     assert "the 30 of 100 classes that are confused most" in page.text
@@ -329,6 +335,7 @@ def test_mistakes_say_what_to_do(tmp_path):
         ("[]", "no result of an evaluation"),
         ('{"dataset": "d"}', "has no `model`"),
         (json.dumps(good | {"intervals": {"top1": 3}}), "`intervals` is not what"),
+        (json.dumps(good | {"confusion": [[0, 1]]}), "`confusion` is not what"),
         (json.dumps(good | {"task": "clustering"}), "`task` is not what"),
     ):
         (tmp_path / "a.json").write_text(content)

@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--configs {config.configs} is no folder")
     results = read_results(config.results)
     configs = config.configs or CONFIGS
+    notes = read_notes(configs, [result["dataset"] for result in results])
     where = f"Published figures are those of the configs in {configs}."
-    if not configs.is_dir():
-        where = "No published figures: no folder of configs was given."
-    page = make_page(results, read_notes(configs, [result["dataset"] for result in results]), where)
+    if not any(note.published for note in notes.values()):
+        where = f"No published figures: {configs} holds none for these datasets."
+    page = make_page(results, notes, where)
     if not writable(output.parent):
         raise UserError(f"{output.parent} cannot be written: choose another place with --output")
     for path, text in ((output, page), (output.with_suffix(".csv"), to_csv(results))):

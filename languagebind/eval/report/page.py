@@ -75,6 +75,10 @@ def _comparisons(datasets: Mapping[str, list[Result]], notes: Mapping[str, Datas
     """What must not be read out of the table: differences within the intervals, and results of other samples."""
     lines = []
     for name, group in datasets.items():
+        differing = [key for key in COMPARED if len({str(result["protocol"].get(key)) for result in group}) > 1]
+        if differing:
+            lines.append(f"{name}: the models differ in {', '.join(differing)}, so their values cannot be compared")
+            continue
         metric = headline(notes[name], group[0]["task"])
         partners: dict[str, list[str]] = {}
         for first, second in combinations(group, 2):
@@ -83,10 +87,6 @@ def _comparisons(datasets: Mapping[str, list[Result]], notes: Mapping[str, Datas
         if partners:
             texts = "; ".join(f"{first} with {', '.join(others)}" for first, others in partners.items())
             lines.append(f"{name}: intervals overlap, so the difference is not significant: {texts}")
-        for key in COMPARED:
-            if len({str(result["protocol"].get(key)) for result in group}) > 1:
-                lines.append(f"{name}: the models differ in {key}, so their values cannot be compared")
-                break
     if not lines:
         return []
     about = "Overlap is a cautious test: one of each sample under both models can be sharper."

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ HEADLINES = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_t
 NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
 Result = dict[str, Any]
 
-# A type, several types, [what each item is], {str: what each value is}, or the keys that an object has to have
+# A type, several types, [what each item is] or [what one is, the next...], {str: what each value is}, or the keys that
+# an object has to have
 NUMBER, MAYBE = (int, float), (int, float, NoneType)
 EXAMPLE = {"key": str, "source": list, "text": str, "found": str, "rank": int, "score": NUMBER}
 NEEDED = {"dataset": str, "model": str, "task": tuple(HEADLINES), "metrics": {str: MAYBE}, "protocol": dict}
 OPTIONAL = {
     "pretrained": (str, NoneType),
-    "intervals": {str: [MAYBE]},
+    "intervals": {str: [MAYBE, MAYBE]},
     "statistics": dict,
     "ties": int,
     "classes": [{"label": (str, int), "name": str, "samples": int}],
-    "confusion": [[int]],
-    "curves": {str: [[NUMBER]]},
+    "confusion": [[int, int, int]],
+    "calibration": {"ece": NUMBER, "bins": [[NUMBER, NUMBER, NUMBER]]},
+    "curves": {str: [[NUMBER, NUMBER]]},
     "examples": {str: [EXAMPLE]},
 }
 
@@ -87,9 +90,14 @@ def lower_is_better(metric: str) -> bool:
 
 
 def interval(result: Result, metric: str) -> tuple[float, float] | None:
-    """The ends of a metric's 95 % interval, where the result has one."""
-    ends = result.get("intervals", {}).get(metric) or [None]
-    return None if None in ends else (ends[0], ends[1])
+    """The ends of a metric's 95 % interval, where the result has one; JSON holds an infinite end as null."""
+    if metric not in result.get("intervals", {}):
+        return None
+    low, high = result["intervals"][metric]
+    # Where one end alone is infinite, it is known which; where both are, it is above, as of an AUC of 1
+    if low is None:
+        low = math.inf if high is None else -math.inf
+    return low, math.inf if high is None else high
 
 
 def read_notes(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetNotes]:
@@ -118,8 +126,9 @@ def to_csv(results: Sequence[Result]) -> str:
         for metric, value in shown_metrics(result).items():
             ends = interval(result, metric) or (None, None)
             chance = protocol.get("chance", {}).get(metric)
-            row = [model_name(result), result["dataset"], metric, value, *ends, chance, protocol.get("samples")]
-            writer.writerow(["" if cell is None else cell for cell in row])
+            numbers = (value, *ends, chance, protocol.get("samples"))
+            known = ["" if number is None or math.isinf(number) else number for number in numbers]
+            writer.writerow([model_name(result), result["dataset"], metric, *known])
     return text.getvalue()
 
 
@@ -146,15 +155,16 @@ def _read_result(file: Path) -> Result:
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if isinstance(shape, list) and isinstance(value, list):
+        shapes = shape if len(shape) > 1 else shape * len(value)
+        return len(value) == len(shapes) and all(map(_fits, value, shapes))
     if isinstance(shape, dict) and str in shape:
         return isinstance(value, dict) and all(_fits(item, shape[str]) for item in value.values())
     if isinstance(shape, dict):
         return isinstance(value, dict) and all(key in value and _fits(value[key], kind) for key, kind in shape.items())
     if isinstance(shape, tuple) and isinstance(shape[0], str):
         return value in shape
-    return isinstance(value, shape)
+    return not isinstance(shape, list) and isinstance(value, shape)
 
 
 def _published(entry: Any, file: Path) -> Published:

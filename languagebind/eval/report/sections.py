@@ -1,6 +1,7 @@
 """The section of a dataset: metrics, curves and the protocol of all models, then each model's classes and examples."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def _number(value: float | None) -> str:
 
 
 def _range(ends: tuple[float, float]) -> str:
-    return f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+    return "[{}, {}]".format(*(f"{end:.4f}" if math.isfinite(end) else str(end).replace("inf", "∞") for end in ends))
 
 
 def _metrics(name: str, results: Sequence[Result]) -> Markup:
@@ -78,8 +79,8 @@ def _curves(results: Sequence[Result]) -> list[Markup]:
 
 def _model(name: str, result: Result) -> Markup | None:
     """What is known of one model alone: its classes, what it confuses, its best and worst samples."""
-    parts = [*_classes(result), *_confusion(result), *_examples(result)]
-    return tag("section", tag("h3", f"{model_name(result)} on {name}"), *parts) if parts else None
+    parts = [*_classes(result), *_confusion(result), _calibration(result), *_examples(result)]
+    return tag("section", tag("h3", f"{model_name(result)} on {name}"), *parts) if any(parts) else None
 
 
 def _classes(result: Result) -> list[Markup]:
@@ -89,15 +90,12 @@ def _classes(result: Result) -> list[Markup]:
     metric = "AP" if result["task"] == "multilabel" else "top1"
     values = [(each["name"], each[metric], each["samples"]) for each in classes if each.get(metric) is not None]
     chance = result["protocol"].get("chance", {}).get(metric)
-    extra = ["AUC"] if metric == "AP" else []
+    columns = list(dict.fromkeys(key for each in classes for key in each if key not in ("name", "label", "samples")))
     rows = [
-        [each["name"], each["label"], each["samples"], *(_known(each.get(key)) for key in (metric, *extra))]
-        for each in classes
+        [each["name"], each["label"], each["samples"], *(_known(each.get(key)) for key in columns)] for each in classes
     ]
     full = table(
-        f"Every class of {result['dataset']}, {model_name(result)}",
-        ["class", "label", "samples", metric, *extra],
-        rows,
+        f"Every class of {result['dataset']}, {model_name(result)}", ["class", "label", "samples", *columns], rows
     )
     absent = len(classes) - len(values)
     return [
@@ -108,8 +106,8 @@ def _classes(result: Result) -> list[Markup]:
     ]
 
 
-def _known(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _known(value: Any) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _confusion(result: Result) -> list[Markup]:
@@ -137,6 +135,19 @@ def _confusion(result: Result) -> list[Markup]:
         charts.heat_map(names, counts),
         details("The most frequent confusions", listing) if rows else None,
     ]
+
+
+def _calibration(result: Result) -> Markup | None:
+    if "calibration" not in result:
+        return None
+    rows = [
+        [f"{confidence:.4f}", f"{right:.4f}", samples] for confidence, right, samples in result["calibration"]["bins"]
+    ]
+    caption = f"How often {model_name(result)} is right on {result['dataset']} for how sure it is"
+    return details(
+        f"Calibration: expected error {result['calibration']['ece']:.4f}",
+        table(caption, ["mean confidence", "share that is right", "samples"], rows),
+    )
 
 
 def _examples(result: Result) -> list[Markup]:
