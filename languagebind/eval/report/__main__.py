@@ -1,5 +1,6 @@
 """python -m languagebind.eval.report results/ [--output report.html] [--configs configs/eval]"""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ...files import write_atomic
 from . import writable
 from .page import make_page
 from .results import read_notes, read_results, to_csv
+
+log = logging.getLogger(__name__)
 
 CONFIGS = Path("configs/eval")
 
@@ -31,6 +34,7 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     config = parse(
         ReportConfig,
         sys.argv[1:] if argv is None else argv,
@@ -43,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.configs and not config.configs.is_dir():
         raise UserError(f"--configs {config.configs} is no folder")
     results = read_results(config.results)
+    if not writable(output.parent):
+        raise UserError(f"{output.parent} cannot be written: choose another place with --output")
     configs = config.configs or CONFIGS
     notes = read_notes(configs, [result["dataset"] for result in results])
     where = f"Published figures are those of the configs in {configs}."
     if not any(note.published for note in notes.values()):
         where = f"No published figures: {configs} holds none for these datasets."
     page = make_page(results, notes, where)
-    if not writable(output.parent):
-        raise UserError(f"{output.parent} cannot be written: choose another place with --output")
     for path, text in ((output, page), (output.with_suffix(".csv"), to_csv(results))):
         write_atomic(path, text.encode())
-        print(f"wrote {path}")
+        log.info("wrote %s", path)
 
 
 if __name__ == "__main__":

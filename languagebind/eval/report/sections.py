@@ -1,6 +1,7 @@
 """The section of a dataset: metrics, curves and the protocol of all models, then each model's classes and examples."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +11,15 @@ from .markup import Markup, breakable, details, join, table, tag
 from .results import DatasetNotes, Result, headline, interval, model_name, shown_metrics
 from .thumbnails import Thumbnails
 
+log = logging.getLogger(__name__)
+
 DIRECTIONS = {"text_to_modality": "text to {}", "modality_to_text": "{} to text"}
 MODELS_A_CHART = 4
 SHOWN_CONFUSIONS = 50
 
 
 def dataset_section(name: str, results: Sequence[Result], notes: DatasetNotes) -> Markup:
+    log.info("drawing %s", name)  # reading the examples may take a while
     first = results[0]
     protocol = first["protocol"]
     facts = [first["task"], f"{protocol['samples']} samples" if "samples" in protocol else None]
