@@ -199,7 +199,7 @@ def test_results_of_older_versions_and_many_classes(tmp_path):
     calibration = {"ece": 0.0712, "bins": [[0.3, 0.25, 12], [0.7, 0.6, 8]]}
     new = {"pretrained": "new", "classes": classes, "confusion": confusion, "calibration": calibration}
     new["protocol"] = old["protocol"] | {"limit": 10}
-    write_result(old | new | {"intervals": {"top1": [0.4, None]}}, tmp_path / "b.json")
+    (tmp_path / "b.json").write_text(json.dumps(old | new | {"intervals": {"top1": [0.4, None]}}))
     main([str(tmp_path), "--configs", str(tmp_path)])
     page = Page((tmp_path / "report.html").read_text())
     assert page.table("All metrics on esc50")["top1"] == ["0.5000 [0.4000, ∞]", "0.5000", "0.0200"]
