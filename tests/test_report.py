@@ -33,7 +33,7 @@ def world(tmp_path_factory):
     (folder / "configs").mkdir()
     (folder / "configs" / "msrvtt.yaml").write_text(
         "task: retrieval\ndata: x.jsonl\nmetric: text_to_modality/R@1\npublished:\n"
-        "  - {model: LanguageBind, values: {text_to_modality/R@1: 0.448}, where: paper, table 2}\n"
+        "  - {model: LanguageBind, values: {text_to_modality/R@1: 0.448}, where: 'paper, table 2'}\n"
         f'  - {{model: "{EVIL}", values: {{text_to_modality/R@1: 0.36, text_to_modality/R@5: 0.61}}, where: table 3}}\n'
     )
     (folder / "configs" / "other.yaml").write_text(
