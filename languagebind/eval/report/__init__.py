@@ -1,4 +1,4 @@
-"""Result files, one JSON object a run, and the table that is printed at the end."""
+"""Result files, one JSON object a run, and the table that is printed at the end; run as a module, a page of them."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
-from ..files import write_atomic
+from ...config import UserError
+from ...files import write_atomic
 
 
 def result_path(output: Path, dataset: str, checkpoint: str) -> Path:
