@@ -19,7 +19,7 @@ from typing import Any
 
 from ..config import UserError
 from ..modalities import DecodeError, Modality
-from .datasets import DatasetConfig
+from .datasets import DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
 
 Source = Path | Member
@@ -76,7 +76,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 def check_data(config: DatasetConfig) -> None:
     """What can be said without reading the data: raises UserError if it, or one of its shards, is not there."""
     if not list_shards(config.data) and not Path(config.data).exists():
-        raise UserError(f"{config.name}: {config.data} does not exist")
+        raise not_there(config, Path(config.data))
 
 
 def class_names(config: DatasetConfig) -> dict[str, str]:
