@@ -109,9 +109,10 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if not isinstance(values.get("prepare", {}), dict):
         raise UserError(f"{path}: prepare should be `kind: ...` and the options of the kind")
     config = DatasetConfig(**values | {"class_names": None}, data_root=str(data_root) if data_root else None)
-    if "class_names" not in values or not prepared and _find(values["class_names"], folders) is None:
+    names = values.get("class_names")
+    if names is None or (not prepared and isinstance(names, str) and _find(names, folders) is None):
         return config
-    return replace(config, class_names=_class_names(values["class_names"], path, folders, config))
+    return replace(config, class_names=_class_names(names, path, folders, config))
 
 
 def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str) -> None:

@@ -27,14 +27,7 @@ class MediaFinder:
         Raises:
             UserError: the record lacks a column of the pattern, a value leads out of the root, or two files fit.
         """
-        try:
-            path = self.pattern.format_map(record)
-        except KeyError as error:
-            raise UserError(
-                f"{where}: no column {error} for media {self.pattern!r}, it has {columns_of(record)}"
-            ) from None
-        except (ValueError, IndexError, AttributeError, TypeError) as error:
-            raise UserError(f"media {self.pattern!r} is no pattern: {error}") from error
+        path = fill(self.pattern, record, where)
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise UserError(f"{where}: {path!r} leads out of the folder of the download")
         if not path.endswith(".*"):
@@ -61,3 +54,17 @@ class MediaFinder:
             folders.sort()
         self._listings[folder, deep] = names
         return names
+
+
+def fill(pattern: str, record: dict[str, Any], where: str) -> str:
+    """A pattern with a record's columns in it.
+
+    Raises:
+        UserError: the record lacks a column, or the pattern is wrong.
+    """
+    try:
+        return pattern.format_map(record)
+    except KeyError as error:
+        raise UserError(f"{where}: no column {error}, it has {columns_of(record)}") from error
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f"{where}: {pattern!r} cannot be filled in: {error}") from error

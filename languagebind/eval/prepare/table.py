@@ -3,7 +3,8 @@
     prepare:
       kind: table
       table: MSRVTT_JSFUSION_test.csv          # .csv .tsv .json .jsonl .pkl .txt; `format` where the extension lies
-      key: video_id                            # the column that names a sample; `key` in a mapping by name
+      key: video_id                            # the column that names a sample, or a pattern as in media;
+                                               # default: `key`, an entry's name in a mapping
       media: MSRVTT_Videos/{video_id}.*        # any columns, and {key}; `.*` any extension, `**/` any folders
       caption: sentence                        # or several columns; a column may hold a list, of texts or of words
       label: category                          # or `labels`, split at `labels_separator`
@@ -30,7 +31,7 @@ from typing import Any
 from ...config import UserError
 from ..datasets import refuse_unknown
 from ._formats import KEY, Format, Record, read_list, read_records, require
-from ._media import MediaFinder
+from ._media import MediaFinder, fill
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Table:
     repeats: bool = False
     join: str | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
-    form: Format = Format()
+    form: Format = field(default_factory=Format)
 
 
 def prepare(source: Path, output: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -131,11 +132,11 @@ def _selected(source: Path, table: Table) -> Iterator[tuple[str, str, Record]]:
     split = read_list(source / table.split_list, Format()) if table.split_list else None
     left = dict.fromkeys(split or ())
     for where, record in read_records(source / table.table, table.form):
-        require(record, {table.key: 0, **table.where, **table.match}, where)
+        require(record, [*table.where, *table.match], where)
         if any(str(record[column]) not in values for column, values in wanted.items()):
             continue
         record |= {column: _part(pattern, record[column], where) for column, pattern in patterns.items()}
-        key = str(record[table.key]).strip()
+        key = fill(table.key if "{" in table.key else f"{{{table.key}}}", record, where).strip()
         if not key:
             raise UserError(f"{where}: {table.key} is empty")
         if split is None or key in left:
