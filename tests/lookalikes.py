@@ -100,6 +100,8 @@ def vggsound(root: Path) -> Counts:
 
 def audioset(root: Path) -> Counts:
     """Three lines of comment, a space behind each comma, several machine ids in quotes."""
+    for name in ("--4gqARaEJE", "--BfvyPmVMo", "--U7joUcTCo", "-0BIyqJj9ZU"):
+        sound(root / "eval_segments" / f"{name}.wav")
     (root / "eval_segments.csv").write_text(
         "# Segments csv created Sun Mar  5 10:54:25 2017\n"
         "# num_ytids=4, num_segs=4, num_unique_labels=3, num_positive_labels=6\n"
@@ -116,8 +118,6 @@ def audioset(root: Path) -> Counts:
         (2, "/m/03l9g", "Hammer"),
     ]
     table(root / "class_labels_indices.csv", rows)
-    for name in ("--4gqARaEJE", "--BfvyPmVMo", "--U7joUcTCo", "-0BIyqJj9ZU"):
-        sound(root / "eval_segments" / f"{name}.wav")
     return {"samples": 4, "classes": 3}
 
 

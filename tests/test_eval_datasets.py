@@ -14,6 +14,7 @@ from lookalikes import FOLDERS, LOOKALIKES, class_folders, film, picture, sound,
 
 from languagebind.config import UserError, load_yaml
 from languagebind.eval import evaluate, load_dataset_config
+from languagebind.eval import prepare as kinds_package
 from languagebind.eval.prepare.__main__ import main
 from languagebind.eval.samples import class_names, read_samples
 from languagebind.modalities.audio import Audio
@@ -48,8 +49,10 @@ def models(clip_folder):
 
 @pytest.fixture
 def configs(tmp_path):
-    """The configs, to be changed: a look-alike has other counts than the dataset."""
-    return shutil.copytree(CONFIGS, tmp_path / "configs")
+    """The configs, to be changed: a look-alike has other counts, and 80 prompts of 1000 classes take half a minute."""
+    folder = shutil.copytree(CONFIGS, tmp_path / "configs")
+    (folder / "templates" / "openai.txt").write_text("a photo of a {c}.\n")
+    return folder
 
 
 def with_counts(config: Path, counts) -> Path:
@@ -97,10 +100,10 @@ def test_download_to_result(name, models, configs, tmp_path):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_class_folders_to_result(name, models, tmp_path):
+def test_class_folders_to_result(name, models, configs, tmp_path):
     kind, write = FOLDERS[name]
     counts = write(tmp_path)
-    result = score(models, kind, CONFIGS / f"{name}.yaml", tmp_path)
+    result = score(models, kind, configs / f"{name}.yaml", tmp_path)
     assert result["protocol"]["samples"] == counts["samples"]
     assert result["protocol"]["classes_with_samples"] == counts["classes"]
     assert result["protocol"]["classes"] == load_dataset_config(CONFIGS / f"{name}.yaml").expect["classes"]
@@ -172,8 +175,7 @@ def test_a_dataset_that_is_not_there(tmp_path):
     (tmp_path / "msrvtt").mkdir()
     for name in ("kinetics400", "msrvtt", "nyu_v2"):
         with pytest.raises(UserError) as error:
-            config = load_dataset_config(CONFIGS / f"{name}.yaml", tmp_path)
-            read_samples(config, MODALITIES["video"])
+            read_samples(load_dataset_config(CONFIGS / f"{name}.yaml", tmp_path), MODALITIES["video"])
         message, values = str(error.value), load_yaml(CONFIGS / f"{name}.yaml")
         assert values["source"] in message
         assert values["layout"].splitlines()[0] in message
@@ -307,8 +309,53 @@ def test_class_folders_are_whole_or_not_there(tmp_path):
         prepare(config, download, tmp_path / "data", "--overwrite")
 
 
+def test_class_names_that_differ_are_not_replaced(configs, tmp_path):
+    counts = LOOKALIKES["audioset"][1](tmp_path / "download")
+    names = tmp_path / "data" / "Audio" / "audioset" / "class_names.txt"
+    names.parent.mkdir(parents=True)
+    names.write_text("/m/068hy\tpets\n")
+    config = with_counts(configs / "audioset.yaml", counts)
+    with pytest.raises(UserError, match=r"class_names.txt is there and differs"):
+        prepare(config, tmp_path / "download", tmp_path / "data")
+    assert names.read_text() == "/m/068hy\tpets\n"
+    assert not names.with_name("eval.jsonl").exists()
+    prepare(config, tmp_path / "download", tmp_path / "data", "--overwrite")
+    assert names.read_text().startswith("/m/068hy\tDomestic animals, pets\n")
+
+
+def test_a_dataset_that_lacks_samples_says_so(sounds, tmp_path, caplog):
+    (tmp_path / "download" / "clips" / "b.wav").unlink()
+    prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing")
+    read_samples(load_dataset_config(sounds, tmp_path / "data"), MODALITIES["audio"])
+    assert "set: 2 samples, the dataset has 3" in caplog.text
+
+
+def test_a_kind_is_a_module_found_by_name(tmp_path, monkeypatch):
+    """It may write files itself, and return the counts of what it left out."""
+    kinds = tmp_path / "kinds"
+    kinds.mkdir()
+    (kinds / "halves.py").write_text(
+        "def prepare(source, output, options):\n"
+        "    for name in ('a', 'b'):\n"
+        "        (output / name).mkdir()\n"
+        "        (output / name / '1.png').write_bytes((source / f'{name}.png').read_bytes())\n"
+        "        yield {'path': f'{name}/1.png', 'label': name}\n"
+        "    return {options['reason']: 2}\n"
+    )
+    monkeypatch.setattr(kinds_package, "__path__", [*kinds_package.__path__, str(kinds)])
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "x.yaml").write_text(
+        "task: classification\ndata: x/test\nexpect: {samples: 2}\nprepare: {kind: halves, reason: small}\n"
+    )
+    report = prepare(tmp_path / "x.yaml", tmp_path, tmp_path / "data")
+    assert report["left_out"] == {"small": 2}
+    assert not (tmp_path / "data" / "x" / "test" / "a" / "1.png").is_symlink()
+    assert len(read_samples(load_dataset_config(tmp_path / "x.yaml", tmp_path / "data"), MODALITIES["image"])) == 2
+
+
 def test_mistakes_on_the_command_line(sounds, tmp_path):
-    with pytest.raises(UserError, match="--source .*none is no folder"):
+    with pytest.raises(UserError, match=r"--source .*none is no folder"):
         prepare(sounds, tmp_path / "none", tmp_path / "data")
     with pytest.raises(UserError, match="its YAML has no `prepare`"):
         prepare(CONFIGS / "imagenet_v2.yaml", tmp_path, tmp_path / "data")
@@ -333,6 +380,7 @@ def test_mistakes_on_the_command_line(sounds, tmp_path):
         ("id,text\na,one\nb,two\na,three\n", r"list.csv:4: 'a' is there twice, first at .*list.csv:2"),
         ("id,text\na,one\nb,\n", r"list.csv:3: text is empty"),
         ("id,text\na,one\n ,two\n", r"list.csv:3: id is empty"),
+        ("id,text\na,one\n,\n", r"list.csv:3: text is empty|list.csv:3: id is empty"),
         ('id,text\na,"one\nb,two\n', r"list.csv:3: unexpected end of data"),
         ("id,text\na,caf\xe9\n".encode("latin-1"), r"list.csv:2: byte 0xe9 is not utf-8.*encoding"),
         ("id,text\n../../etc/passwd,one\n", r"list.csv:2: .*leads out of the folder"),
@@ -429,6 +477,18 @@ def test_names_in_unicode_and_other_encodings(tmp_path):
     assert read_samples(load_dataset_config(config, tmp_path / "data"), MODALITIES["audio"])[0].captions == ("un thé",)
 
 
+def test_lines_end_where_lines_end(tmp_path):
+    """A caption may hold a character that Unicode calls the end of a line; Windows ends lines with two characters."""
+    texts = ["one\u2028two", "three\x85four", "five\x0csix"]
+    (tmp_path / "l.tsv").write_bytes("".join(f"{k}\t{text}\r\n" for k, text in enumerate(texts)).encode())
+    for k in range(3):
+        sound(tmp_path / "clips" / f"{k}.wav")
+    config = sounds_yaml(tmp_path, table="l.tsv", columns=["id", "text"])
+    prepare(config, tmp_path, tmp_path / "data")
+    rows = (tmp_path / "data" / "set" / "test.jsonl").read_text().split("\n")
+    assert [json.loads(row)["captions"] for row in rows if row] == [[text] for text in texts]
+
+
 def test_two_files_that_fit(sounds, tmp_path):
     sound(tmp_path / "download" / "clips" / "b.flac")
     with pytest.raises(UserError, match=r"list.csv:3: clips/b.flac and clips/b.wav both fit"):
@@ -441,8 +501,8 @@ def test_two_samples_of_one_file_and_labels_that_are_no_classes(tmp_path):
     with pytest.raises(UserError, match=r"list.csv:3: clips/x.png is there twice, first at .*list.csv:2"):
         prepare(sounds_yaml(tmp_path, media="clips/{file}.png"), tmp_path, tmp_path / "data")
     table(tmp_path / "list.csv", [("id", "text", "file"), ("a", "rde", "x")])
-    config = sounds_yaml(tmp_path, media="clips/{file}.png", caption=None, label="text", more="class_names: [red, blue]\n",
-                         expect="{samples: 1}")  # fmt: skip
+    options = {"media": "clips/{file}.png", "caption": None, "label": "text", "expect": "{samples: 1}"}
+    config = sounds_yaml(tmp_path, more="class_names: [red, blue]\n", **options)
     with pytest.raises(UserError, match=r"list.csv:2: 'rde' is no class of set"):
         prepare(config, tmp_path, tmp_path / "data")
 
@@ -471,5 +531,5 @@ def test_mistakes_in_the_yaml(tmp_path, line, message):
 
 def test_class_folders_that_hold_another_class_are_named(models, tmp_path):
     class_folders("Thermal/llvip/val/persons", suffix="jpg")(tmp_path)
-    with pytest.raises(UserError, match="'persons' .*did you mean 'person'"):
+    with pytest.raises(UserError, match=r"'persons' .*did you mean 'person'"):
         score(models, "infrared", CONFIGS / "llvip.yaml", tmp_path)

@@ -11,6 +11,7 @@ A label is a class's label, or its index. Captions are one text, a list, or eith
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from ..config import UserError
 from ..modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
+
+log = logging.getLogger(__name__)
 
 Source = Path | Member
 
@@ -57,6 +60,8 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     samples = _list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
+    if len(samples) != config.expect.get("samples", len(samples)):
+        log.warning("%s: %d samples, the dataset has %d", config.name, len(samples), config.expect["samples"])
     if config.limit is not None and config.limit < len(samples):
         step = len(samples) / config.limit
         samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]

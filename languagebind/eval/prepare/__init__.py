@@ -5,7 +5,8 @@ A kind is a module here, found by name: `prepare: {kind: table, ...}` in a datas
     def prepare(source: Path, output: Path, options: dict) -> Iterator[dict]
 
 which yields the manifest's rows in order: `path` below `source`, or below `output` where the kind writes the file
-itself, with `label`, `labels`, `caption` or `captions`, and where there is one `where`, the place in a table for
-messages. A kind may have `class_names(source, options) -> dict[label, name] | None` for datasets that name their
-classes in a file.
+itself (the manifest's folder, or the one of the class folders), with `label`, `labels`, `caption` or `captions`, and
+where there is one `where`, the place in a table for messages. What the generator returns, if anything, are counts by
+reason of what it left out. A kind may have `class_names(source, options) -> dict[label, name] | None` for datasets that
+name their classes in a file.
 """

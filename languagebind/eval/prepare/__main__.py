@@ -6,7 +6,7 @@ import json
 import logging
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +58,8 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     """Write a dataset's manifest or class folders, its class names where a file of them is asked for, and a report.
 
     Returns:
-        The report, as in `<data>.prepare.json`: data, kind, samples, captions, classes, missing, keys_sha256.
+        The report, as in `<data>.prepare.json`: data, kind, samples, captions, classes, missing, left_out,
+        keys_sha256, version.
 
     Raises:
         UserError: the download is not what the YAML says, or the data is there already.
@@ -81,11 +82,10 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
                 rows, tally, names = _rows(dataset, kind, folder, options)
         else:
             rows, tally, names = _rows(dataset, kind, target, options)
-            write_manifest(rows, target)
         if names is not None:
-            file = options.output / _names_file(options)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, "".join(f"{label}\t{name}\n" for label, name in names.items()).encode())
+            _write_names(names, options)
+        if not by_class:
+            write_manifest(rows, target)
         report = _report(dataset, rows, tally)
         write_atomic(report_path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
@@ -122,6 +122,15 @@ def _names_file(options: PrepareConfig) -> str | None:
     return value if isinstance(value, str) and not (options.config.parent / value).is_file() else None
 
 
+def _write_names(names: Mapping[str, str], options: PrepareConfig) -> None:
+    file = options.output / _names_file(options)
+    contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
+    if file.exists() and file.read_bytes() != contents and not options.overwrite:
+        raise UserError(f"{file} is there and differs: --overwrite makes it again")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, contents)
+
+
 def _report(dataset: DatasetConfig, rows: Sequence[dict[str, Any]], tally: Tally) -> dict[str, Any]:
     keys = json.dumps(sorted(row["path"] for row in rows))
     return {
@@ -131,6 +140,7 @@ def _report(dataset: DatasetConfig, rows: Sequence[dict[str, Any]], tally: Tally
         "captions": sum(map(count_captions, rows)),
         "classes": len(tally.labels),
         "missing": tally.missing,
+        "left_out": dict(tally.left_out),
         "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
         "version": __version__,
     }

@@ -51,12 +51,17 @@ def _text(data: bytes, file: Path, form: Format) -> str:
         raise UserError(f"{file}: there is no encoding {form.encoding!r}") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        wrong = f"byte {data[error.start]:#04x} is not {form.encoding}"
+        wrong = f"byte {data[error.start]:#04x} is not {form.encoding.removesuffix('-sig')}"
         raise UserError(f"{file}:{line}: {wrong}; set `encoding` (latin-1?) or convert the file") from error
 
 
+def _text_lines(data: bytes, file: Path, form: Format) -> list[str]:
+    """Lines with their ends; unlike with `str.splitlines`, a caption's own U+2028 or form feed ends none."""
+    return list(io.StringIO(_text(data, file, form), newline=""))
+
+
 def _csv(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    lines = _text(data, file, form).splitlines(keepends=True)
+    lines = _text_lines(data, file, form)
     head = itertools.takewhile(lambda line: form.comment and line.startswith(form.comment), lines)
     skipped = sum(1 for _ in head)
     # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, where the quotes count only without the space.
@@ -66,7 +71,7 @@ def _csv(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 
 def _tsv(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     """Tabs and no quotes: a sentence may hold a single `"`."""
-    lines = _text(data, file, form).splitlines(keepends=True)
+    lines = _text_lines(data, file, form)
     return _rows(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 0, file, form)
 
 
@@ -74,7 +79,7 @@ def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple
     columns = list(form.columns)
     try:
         for row in reader:
-            if not any(row):
+            if not row:  # a blank line; one of empty cells is a mistake
                 continue
             if not columns:
                 columns = [name.strip() for name in row]
@@ -147,7 +152,7 @@ def _pickle(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record
 
 
 def _lines(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(_text(data, file, form).splitlines(), 1):
+    for number, line in enumerate(_text_lines(data, file, form), 1):
         if line.strip():
             yield f"{file}:{number}", {VALUE: line.strip()}
 

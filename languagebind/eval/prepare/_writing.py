@@ -23,6 +23,7 @@ class Tally:
     captions: int = 0
     labels: dict[str, str] = field(default_factory=dict)  # label -> where it was seen first
     missing: list[str] = field(default_factory=list)  # "path (place in the table)"
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what the kind says it left out: reason -> how many
 
     def check(self, expected: Mapping[str, int], name: str) -> None:
         """Raise `UserError` where the counts are not those that the dataset should have."""
@@ -39,7 +40,7 @@ class Tally:
 
 
 def place_rows(
-    rows: Iterable[dict[str, Any]], source: Path, folder: Path, by_class: bool
+    rows: Iterator[dict[str, Any]], source: Path, folder: Path, by_class: bool
 ) -> tuple[list[dict[str, Any]], Tally]:
     """The manifest's rows, their files below `folder`: as they are there, or as links into the download.
 
@@ -57,7 +58,7 @@ def place_rows(
     """
     seen: dict[str, str] = {}
     kept, tally = [], Tally()
-    for row in rows:
+    for row in _with_result(rows, tally):
         row = dict(row)
         where = row.pop("where", row["path"])
         file = source / row["path"]
@@ -76,6 +77,11 @@ def place_rows(
         else:
             tally.missing.append(f"{path} ({where})")
     return kept, tally
+
+
+def _with_result(rows: Iterator[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+    """The rows; what a kind returns at the end are the counts of what it left out."""
+    tally.left_out = (yield from rows) or {}
 
 
 def count_captions(row: dict[str, Any]) -> int:
