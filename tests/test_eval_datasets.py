@@ -74,6 +74,10 @@ def score(models, kind, config, data_root) -> dict:
     return evaluate(models[kind], MODALITIES[kind], dataset, workers=0, batch_size=8)
 
 
+def as_number(label: str) -> tuple[int, str]:
+    return int(label) if label.isdecimal() else 0, label
+
+
 # ---------------------------------------------------------------------------------------------------- datasets
 
 
@@ -116,8 +120,12 @@ def test_every_config_says_where_its_data_comes_from(name):
     assert config.layout
     assert config.metric == METRIC[config.task]
     assert config.expect
+    assert (config.name, config.data[:9]) == (name, "/nowhere/")
     if config.class_names is not None:
         assert len(config.class_names) == config.expect["classes"]
+        assert list(config.class_names) == sorted(config.class_names, key=as_number), "the order of the sorted folders"
+    if config.task != "retrieval":
+        assert len(config.templates) == (1 if config.templates == ("a sound of {c}.",) else 80)
     assert name in LOOKALIKES or name in FOLDERS, "has no look-alike"
     for figure in config.published:
         assert any(metric == config.metric for metric in figure["values"]), figure
