@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import test_eval_prepare as releases
 from PIL import Image
 
 Counts = dict[str, int]
@@ -284,6 +285,34 @@ def imagenet(root: Path) -> Counts:
     return {"samples": 4, "classes": 3}
 
 
+def llvip(root: Path) -> Counts:
+    releases.llvip(root, {"190001": releases.voc([(10, 20, 22, 50), (40, 5, 52, 30)]), "190002": releases.voc([])})
+    return {"samples": 4, "classes": 2}
+
+
+def flir_v1(root: Path) -> Counts:
+    releases.flir(root, *releases.V1)
+    return {"samples": 2, "classes": 1}
+
+
+def flir_v2(root: Path) -> Counts:
+    names = ["person", "bike", "car", "motor", "bus", "truck", "light", "hydrant", "sign", "skateboard", "stroller"]
+    categories = [{"id": number, "name": name} for number, name in [*enumerate(names, 1), (79, "other vehicle")]]
+    releases.flir(root, *releases.V2, categories=categories)
+    return {"samples": 3, "classes": 2}
+
+
+def nyu_v2(root: Path) -> Counts:
+    root.mkdir()
+    releases.nyu_release(root, ["kitchen", "office_kitchen", "home_office", "study"], [2, 3, 4])
+    return {"samples": 3, "classes": 2}
+
+
+def sun_rgbd(root: Path) -> Counts:
+    releases.sun_release(root)
+    return {"samples": 2, "classes": 2}
+
+
 def class_folders(*folders: str, depth: bool = False, suffix: str = "png") -> Callable[[Path], Counts]:
     """A dataset that is read as it is: its class folders below the data root, two files each."""
 
@@ -312,6 +341,11 @@ LOOKALIKES: dict[str, tuple[str, Callable[[Path], Counts]]] = {
     "lsmdc": ("video", lsmdc),
     "vatex": ("video", vatex),
     "imagenet": ("image", imagenet),
+    "nyu_v2": ("depth", nyu_v2),
+    "sun_rgbd": ("depth", sun_rgbd),
+    "llvip": ("infrared", llvip),
+    "flir_v1": ("infrared", flir_v1),
+    "flir_v2": ("infrared", flir_v2),
 }
 # Class folders as evaluation reads them.
 FOLDERS: dict[str, tuple[str, Callable[[Path], Counts]]] = {
