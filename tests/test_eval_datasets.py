@@ -487,14 +487,26 @@ def test_names_in_unicode_and_other_encodings(tmp_path):
 
 def test_lines_end_where_lines_end(tmp_path):
     """A caption may hold a character that Unicode calls the end of a line; Windows ends lines with two characters."""
-    texts = ["one\u2028two", "three\x85four", "five\x0csix"]
-    (tmp_path / "l.tsv").write_bytes("".join(f"{k}\t{text}\r\n" for k, text in enumerate(texts)).encode())
+    texts, trailing = ["one\u2028two", "three\x85four", "five\x0csix"], ["", "\t", "\t\t"]
+    (tmp_path / "l.tsv").write_bytes("".join(f"{k}\t{text}{trailing[k]}\r\n" for k, text in enumerate(texts)).encode())
     for k in range(3):
         sound(tmp_path / "clips" / f"{k}.wav")
     config = sounds_yaml(tmp_path, table="l.tsv", columns=["id", "text"])
     prepare(config, tmp_path, tmp_path / "data")
     rows = (tmp_path / "data" / "set" / "test.jsonl").read_text().split("\n")
     assert [json.loads(row)["captions"] for row in rows if row] == [[text] for text in texts]
+
+
+def test_a_paragraph_may_have_an_empty_sentence_but_not_be_empty(tmp_path):
+    film(tmp_path / "clips" / "v_a.mp4")
+    options = {"table": "l.json", "key": "key", "media": "clips/{key}.mp4", "caption": "sentences", "join": "paragraph"}
+    config = sounds_yaml(tmp_path, expect="{samples: 1, captions: 1}", **options)
+    write_json(tmp_path / "l.json", {"v_a": {"sentences": [" One.", "", "Two. "]}})
+    prepare(config, tmp_path, tmp_path / "data")
+    assert json.loads((tmp_path / "data" / "set" / "test.jsonl").read_text())["captions"] == ["One. Two."]
+    write_json(tmp_path / "l.json", {"v_a": {"sentences": [" ", ""]}})
+    with pytest.raises(UserError, match="entry 'v_a': the paragraph is empty"):
+        prepare(config, tmp_path, tmp_path / "data", "--overwrite")
 
 
 def test_two_files_that_fit(sounds, tmp_path):

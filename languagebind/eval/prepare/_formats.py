@@ -85,6 +85,8 @@ def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple
                 columns = [name.strip() for name in row]
                 continue
             where = f"{file}:{reader.line_num + skipped}"
+            while len(row) > len(columns) and not row[-1].strip():
+                row.pop()  # a separator at the end of a line
             if len(row) != len(columns):
                 raise UserError(f"{where}: {len(row)} columns, expected {len(columns)}: {', '.join(columns)}")
             yield where, dict(zip(columns, row, strict=True))

@@ -73,7 +73,8 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Iterator[dic
             _add(samples[key], row)
     for row in samples.values():
         if table.join:
-            row["captions"] = [" ".join(row["captions"])]
+            paragraph = " ".join(filter(None, row["captions"]))
+            row["captions"] = [_not_empty(paragraph, "the paragraph", row["where"])]
         yield row
 
 
@@ -179,24 +180,30 @@ def _annotation(record: Record, table: Table, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {table.labels} should be a list or a text, not {values!r}")
         found["labels"] = [_not_empty(value, table.labels, where) for value in values]
     if table.caption:
-        found["captions"] = [text for column in table.caption for text in _captions(record[column], column, where)]
+        texts = [(text, column) for column in table.caption for text in _captions(record[column], column, where)]
+        # A sentence of a paragraph may be empty; a caption is a query, and may not.
+        check = _text if table.join else _not_empty
+        found["captions"] = [check(text, column, where) for text, column in texts]
     return found
 
 
-def _captions(value: Any, column: str, where: str) -> list[str]:
-    """A text, a list of texts, or a list of lists of words."""
+def _captions(value: Any, column: str, where: str) -> list[Any]:
+    """The texts in a text, a list of texts, or a list of lists of words."""
     if not isinstance(value, (list, tuple)):
-        value = [value]
+        return [value]
     if not value:
         raise UserError(f"{where}: {column} is empty")
-    texts = (" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in value)
-    return [_not_empty(text, column, where) for text in texts]
+    return [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in value]
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise UserError(f"{where}: {column} should be text, not {value!r}")
+    return str(value).strip()
 
 
 def _not_empty(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise UserError(f"{where}: {column} should be text, not {value!r}")
-    text = str(value).strip()
+    text = _text(value, column, where)
     if not text:
         raise UserError(f"{where}: {column} is empty")
     return text
