@@ -89,7 +89,8 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         raise ValueError(f"{len(logits)} rows of logits for {len(labels)} labels")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels {int(labels.min())}..{int(labels.max())} for {num_classes} classes")
-    ranks = best_ranks(logits, labels[:, None] == torch.arange(num_classes, device=labels.device))
+    _check_nan(logits)
+    ranks = rank_pairs(logits, torch.arange(len(labels), device=labels.device), labels).ranks
     hits = (ranks == 1).double().cpu()
     counts = labels.cpu().bincount(minlength=num_classes)
     recalls = labels.cpu().bincount(weights=hits, minlength=num_classes) / counts
@@ -225,6 +226,10 @@ def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tup
 def _check(scores: Tensor, mask: Tensor) -> None:
     if scores.ndim != 2 or scores.shape != mask.shape:
         raise ValueError(f"scores {tuple(scores.shape)} and mask {tuple(mask.shape)} should both be (rows, columns)")
+    _check_nan(scores)
+
+
+def _check_nan(scores: Tensor) -> None:
     if scores.isnan().any():
         row, column = scores.isnan().nonzero()[0].tolist()
         raise ValueError(f"the scores hold NaN, first at row {row}, column {column}")
