@@ -75,14 +75,16 @@ class Direction:
 
     def ranks(self, adjust: Callable[[Tensor], Tensor] | None = None) -> Ranked:
         """Of every query, on the CPU; `adjust` makes other scores of the cosines (q, G)."""
-        found = []
+        # Written into: small results that stay between large ones that are freed would keep that memory from use.
+        found = Ranked(*(torch.empty(self.num_queries, dtype=kind) for kind in (torch.long, torch.bool, torch.float)))
         for block in self.blocks():
             scores = self.scores(block)
             here = ((self.queries >= block[0]) & (self.queries <= block[-1])).nonzero()[:, 0]
             pairs = self.queries[here] - block[0], self.items[here]
             ranked = rank_pairs(scores if adjust is None else adjust(scores), *pairs)
-            found.append([value.cpu() for value in ranked])
-        return Ranked(*map(torch.cat, zip(*found, strict=True)))
+            for values, new in zip(found, ranked, strict=True):
+                values[block[0] : block[-1] + 1] = new
+        return found
 
     def ranks_of_dual_softmax(self, logit_scale: Tensor) -> Ranked:
         """Ranks by the product of two softmaxes of the logits: over the gallery, and over the queries (CAMoE, 2021).
