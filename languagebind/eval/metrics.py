@@ -155,11 +155,11 @@ def calibration(logits: Tensor, right: Tensor, bins: int = 15) -> dict[str, Any]
     Returns:
         `ece`, and `bins`: mean confidence, accuracy and number of samples, of the bins that are not empty.
     """
-    confidence = logits.double().softmax(dim=1).amax(dim=1)
+    confidence = logits.softmax(dim=1).amax(dim=1).double().cpu()  # on a GPU the order of a sum is left to chance
     places = (confidence * bins).long().clamp(max=bins - 1)
     counts, sums, hits = (
-        torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add(0, places, values)
-        for values in (torch.ones_like(confidence), confidence, right.double())
+        places.bincount(weights=values, minlength=bins)
+        for values in (torch.ones_like(confidence), confidence, right.double().cpu())
     )
     rows = [
         [total / count, hit / count, int(count)]

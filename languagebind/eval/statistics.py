@@ -44,7 +44,7 @@ def rank_intervals(ranks: Tensor) -> Intervals:
         recalls = {f"R@{k}": _share(drawn <= k) for k in RECALL_AT}
         return recalls | {"median_rank": np.median(drawn, axis=1), "mean_rank": drawn.mean(axis=1)}
 
-    return _intervals(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
+    return _intervals(_gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks))))
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
@@ -69,13 +69,16 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
     counts = counts[counts > 0]
     # The number of hits among n draws from n samples of a class is binomial.
     draws = np.random.default_rng(SEED).binomial(counts, hits / counts, size=(RESAMPLES, len(counts)))
-    per_class = {"mean_per_class": (draws / counts).mean(axis=1)}
-    found = _intervals(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
-    return found | _intervals([per_class])
+    values = _gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
+    return _intervals(values | {"mean_per_class": (draws / counts).mean(axis=1)})
 
 
 def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
     """Intervals of `multilabel_metrics`: samples are resampled; a class that a resample lacks is left out of its mean.
+
+    A right sample that is drawn twice raises the precision at its own place, so that resamples have a higher average
+    precision than the data; where classes are rare, by more than the interval is wide. The resamples of mAP are
+    therefore moved until their mean is the mAP of the data. An interval is left out where a resample has no class with the metric.
 
     Args:
         scores: (N, K), none of them NaN.
@@ -92,8 +95,10 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
         found = {"mAP": precisions.nanmean(dim=0), "mAUC": area, "d_prime": d_prime(area)}
         return {key: value.cpu().numpy() for key, value in found.items()}
 
-    intervals = _intervals(metrics(indices) for indices in _resamples(len(scores)))
-    return {key: value for key, value in intervals.items() if not np.isnan(value).any()}
+    values = _gather(metrics(indices) for indices in _resamples(len(scores)))
+    measured = precisions_and_areas(scores, targets)[0].nanmean().item()
+    values["mAP"] = (values["mAP"] - values["mAP"].mean() + measured).clip(0, 1)
+    return {key: _interval(value) for key, value in values.items() if not np.isnan(value).any()}
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
@@ -133,18 +138,20 @@ def _resamples(count: int) -> Iterator[np.ndarray]:
         yield generator.integers(count, size=(min(size, RESAMPLES - start), count))
 
 
-def _intervals(blocks: Iterable[dict[str, np.ndarray]]) -> Intervals:
+def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Values of blocks of resamples to those of all, (RESAMPLES,) for each metric."""
     blocks = list(blocks)
-    return {key: _interval(np.concatenate([block[key] for block in blocks])) for key in blocks[0]}
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+
+
+def _intervals(values: dict[str, np.ndarray]) -> Intervals:
+    return {key: _interval(value) for key, value in values.items()}
 
 
 def _interval(values: np.ndarray) -> list[float]:
-    """Of the sorted values, those that leave out as many on either side; NaN where the metric is not always defined."""
-    # The products of float arithmetic, such as 24.999..., are rounded: 25 of 1000 on either side.
+    """Of the sorted values, those that leave out as many on either side: the 26th from either end, of 1000."""
     left_out = round(len(values) * (1 - CONFIDENCE) / 2)
     ordered = np.sort(values)
-    if np.isnan(ordered[-1]):
-        return [np.nan, np.nan]
     return [float(ordered[left_out]), float(ordered[-1 - left_out])]
 
 
