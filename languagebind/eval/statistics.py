@@ -78,7 +78,9 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
 
     A right sample that is drawn twice raises the precision at its own place, so that resamples have a higher average
     precision than the data; where classes are rare, by more than the interval is wide. The resamples of mAP are
-    therefore moved until their mean is the mAP of the data. An interval is left out where a resample has no class with the metric.
+    therefore moved until their mean is the mAP of the data.
+
+    A metric has no interval where some resample has no class that it is defined for.
 
     Args:
         scores: (N, K), none of them NaN.
