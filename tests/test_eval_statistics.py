@@ -275,12 +275,11 @@ def test_features_that_are_no_numbers_are_refused():
 
 GALLERY = """
 import sys, torch
-from languagebind.eval.retrieval import Captioned, DIRECTIONS
-queries, gallery = map(int, sys.argv[1:])
+from languagebind.eval import retrieval
 torch.set_num_threads(2)
-generator = torch.Generator().manual_seed(0)
-features = torch.nn.functional.normalize(torch.randn(gallery, 64, generator=generator), dim=1)
-data = Captioned(features, features[:queries], torch.arange(queries), torch.arange(queries))
+queries = int(sys.argv[1])
+features = torch.nn.functional.normalize(torch.randn(100_000, 64), dim=1)
+data = retrieval.Captioned(features, features[:queries], torch.arange(queries), torch.arange(queries))
 direction = data.direction("text_to_modality")
 assert direction.ranks().ranks.max() == 1
 direction.ranks_of_dual_softmax(torch.tensor(2.0))
@@ -289,14 +288,13 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def test_memory_of_retrieval_does_not_grow_with_the_queries():
-    """100,000 x 100,000 takes minutes on a CPU; what it needs beside the features is a block, however many there are.
+    """100,000 x 100,000 takes minutes on a CPU; beside the features it needs one block, however many there are.
 
     500 and 2,000 queries: 0.2 and 0.8 GB of scores, were they whole.
     """
     peaks = []
-    for queries in (500, 2000):
-        command = [sys.executable, "-c", GALLERY, str(queries), "100000"]
-        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    for queries in ("500", "2000"):
+        done = subprocess.run([sys.executable, "-c", GALLERY, queries], cwd=REPO, capture_output=True, check=True)
         peaks.append(int(done.stdout) / 1024)  # MiB
     assert peaks[1] < 1200  # of 2048, a good part of it PyTorch
-    assert peaks[1] - peaks[0] < 100
+    assert peaks[1] - peaks[0] < 150
