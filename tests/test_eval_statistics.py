@@ -36,9 +36,6 @@ def interval(values):
     return [sorted(values)[25], sorted(values)[-26]]
 
 
-# ---------------------------------------------------------------------------------------------- intervals
-
-
 def test_intervals_of_ranks_are_percentiles_of_the_metrics_of_resamples(monkeypatch):
     ranks = torch.from_numpy(np.random.default_rng(1).geometric(0.2, 37))
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
