@@ -13,7 +13,7 @@ from ...config import UserError, parse, run
 from ...files import write_atomic
 from . import writable
 from .page import make_page
-from .results import read_notes, read_results, to_csv
+from .results import read_configs, read_results, to_csv
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not writable(output.parent):
         raise UserError(f"{output.parent} cannot be written: choose another place with --output")
     configs = config.configs or CONFIGS
-    notes = read_notes(configs, [result["dataset"] for result in results])
+    described = read_configs(configs, [result["dataset"] for result in results])
     where = f"Published figures are those of the configs in {configs}."
-    if not any(note.published for note in notes.values()):
+    if not any(config.published for config in described.values()):
         where = f"No published figures: {configs} holds none for these datasets."
-    page = make_page(results, notes, where)
+    page = make_page(results, described, where)
     for path, text in ((output, page), (output.with_suffix(".csv"), to_csv(results))):
         write_atomic(path, text.encode())
         log.info("wrote %s", path)

@@ -4,16 +4,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ...config import UserError, load_yaml
+from ...config import UserError
+from ..datasets import DatasetConfig, load_dataset_config
 
 HEADLINES = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
-NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
 Result = dict[str, Any]
 
 # A type, several types, [what each item is] or [what one is, the next...], {str: what each value is}, or the keys that
@@ -32,23 +31,6 @@ OPTIONAL = {
     "curves": {str: [[NUMBER, NUMBER]]},
     "examples": {str: [EXAMPLE]},
 }
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a paper reports for a model on a dataset, in fractions."""
-
-    model: str
-    values: Mapping[str, float]
-    where: str
-
-
-@dataclass(frozen=True)
-class DatasetNotes:
-    """What a config says that the page needs: the headline metric (None: the task's), published figures."""
-
-    metric: str | None = None
-    published: tuple[Published, ...] = ()
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -81,8 +63,8 @@ def model_name(result: Result) -> str:
     return result.get("pretrained") or result["model"]
 
 
-def headline(notes: DatasetNotes, task: str) -> str:
-    return notes.metric or HEADLINES[task]
+def headline(config: DatasetConfig | None, task: str) -> str:
+    return (config and config.metric) or HEADLINES[task]
 
 
 def lower_is_better(metric: str) -> bool:
@@ -100,20 +82,14 @@ def interval(result: Result, metric: str) -> tuple[float, float] | None:
     return low, math.inf if high is None else high
 
 
-def read_notes(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetNotes]:
+def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetConfig]:
     """By name, those of the wanted datasets that a folder of configs describes.
 
     Raises:
-        UserError: a config is no YAML, or its `metric` or `published` is malformed.
+        UserError: a config is malformed.
     """
-    found = {}
-    for file in sorted(folder.glob("*.yaml")):
-        values = load_yaml(file)
-        name = values.get("name") or file.stem
-        if name in wanted:
-            published = tuple(_published(entry, file) for entry in values.get("published") or [])
-            found[name] = DatasetNotes(values.get("metric"), published)
-    return found
+    configs = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("*.yaml"))]
+    return {config.name: config for config in configs if config.name in wanted}
 
 
 def to_csv(results: Sequence[Result]) -> str:
@@ -165,18 +141,3 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, tuple) and isinstance(shape[0], str):
         return value in shape
     return not isinstance(shape, list) and isinstance(value, shape)
-
-
-def _published(entry: Any, file: Path) -> Published:
-    """One entry of `published`; scalars are text, as every value of a config is."""
-    if not isinstance(entry, dict) or not entry.get("model") or not isinstance(entry.get("values"), dict):
-        raise UserError(f"{file}: an entry of published should have model, values and where; found {entry!r}")
-    values = {}
-    for metric, text in entry["values"].items():
-        try:
-            values[metric] = float(text)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: published {metric} of {entry['model']}: {text!r} is no number") from error
-        if not metric.endswith(NOT_FRACTIONS) and not 0 <= values[metric] <= 1:
-            raise UserError(f"{file}: published {metric} of {entry['model']} is {text}: give a fraction, not percent")
-    return Published(str(entry["model"]), values, str(entry.get("where") or ""))

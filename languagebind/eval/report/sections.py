@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..datasets import DatasetConfig
 from . import charts
 from .markup import Markup, breakable, details, join, table, tag
-from .results import DatasetNotes, Result, headline, interval, model_name, shown_metrics
+from .results import Result, headline, interval, model_name, shown_metrics
 from .thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
@@ -18,13 +19,13 @@ MODELS_A_CHART = 4
 SHOWN_CONFUSIONS = 50
 
 
-def dataset_section(name: str, results: Sequence[Result], notes: DatasetNotes) -> Markup:
+def dataset_section(name: str, results: Sequence[Result], config: DatasetConfig | None) -> Markup:
     log.info("drawing %s", name)  # reading the examples may take a while
     first = results[0]
     protocol = first["protocol"]
     facts = [first["task"], f"{protocol['samples']} samples" if "samples" in protocol else None]
     facts += [f"split {protocol['split']}" if protocol.get("split") else None]
-    facts += [f"headline metric {headline(notes, first['task'])}"]
+    facts += [f"headline metric {headline(config, first['task'])}"]
     return tag(
         "section",
         tag("h2", name, id=name),
