@@ -3,4 +3,4 @@
 #   bash scripts/eval_video.sh CHECKPOINT DATA_ROOT [more flags of languagebind.eval]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec scripts/eval.sh "msrvtt msvd" "$@"
+exec scripts/eval.sh "msrvtt msvd didemo activitynet kinetics400 kinetics600" "$@"

@@ -24,7 +24,7 @@ FORBIDDEN = [
         (),
         CORE | MODALITIES | {"languagebind.hub", "languagebind.eval", "languagebind.data"},
     ),
-    ("languagebind/eval/*.py", (), MODALITIES),
+    ("languagebind/eval/**/*.py", (), MODALITIES),
     ("training/*.py", (), MODALITIES | {"scripts", "tests"}),
 ]
 # A package that one module alone may import, and then only when it is needed.

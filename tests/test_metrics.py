@@ -5,16 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from languagebind.eval.metrics import (
     best_ranks,
+    best_thresholds,
+    calibration,
     chance_at,
     classification_metrics,
     multilabel_metrics,
+    precisions_and_areas,
     rank_metrics,
+    rank_pairs,
     retrieval_metrics,
 )
+
+PROBLEMS = 200  # random ones, for each comparison with brute force
 
 # Ranks of the diagonal, by hand: 1; 2 (one above); 2 (one tie); 4 (all above).
 SCORES = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.8, 0.5, 0.1, 0.0], [0.1, 0.7, 0.7, 0.2], [0.4, 0.3, 0.2, 0.1]])
@@ -49,22 +55,44 @@ def test_median_rank_is_the_mean_of_the_two_middle_ranks():
     assert rank_metrics(torch.tensor([5, 1, 2]))["median_rank"] == 2.0
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_retrieval_matches_brute_force_with_ties(seed):
+def worst_rank(scores, right):
+    """In the worst order that the scores allow: among equals, the wrong ones come first."""
+    order = sorted(range(len(scores)), key=lambda g: (-scores[g], right[g]))
+    return 1 + next(place for place, g in enumerate(order) if right[g])
+
+
+@pytest.mark.parametrize("seed", range(PROBLEMS))
+def test_retrieval_matches_brute_force_with_ties_and_several_positives(seed):
     generator = np.random.default_rng(seed)
-    scores = generator.integers(0, 6, (17, 23)).astype(np.float32)
-    relevant = generator.random((17, 23)) < 0.15
-    relevant[np.arange(17), generator.integers(0, 23, 17)] = True
-    ranks = []
-    for row, good in zip(scores, relevant, strict=True):
-        # Worst order that the scores allow: among equals, the irrelevant come first.
-        order = sorted(range(23), key=lambda g: (-row[g], good[g]))
-        ranks.append(1 + next(place for place, g in enumerate(order) if good[g]))
+    queries, gallery = generator.integers(1, 18), generator.integers(1, 24)
+    scores = generator.integers(0, 6, (queries, gallery)).astype(np.float32)
+    relevant = generator.random((queries, gallery)) < 0.15
+    relevant[np.arange(queries), generator.integers(0, gallery, queries)] = True
+    ranks = [worst_rank(row, good) for row, good in zip(scores, relevant, strict=True)]
     metrics = retrieval_metrics(torch.tensor(scores), torch.tensor(relevant))
     for k in (1, 5, 10):
         assert metrics[f"R@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
     assert metrics["median_rank"] == np.median(ranks)
     assert metrics["mean_rank"] == pytest.approx(np.mean(ranks))
+    # The pairs may come in any order.
+    pairs = torch.tensor(relevant).nonzero()
+    ranked = rank_pairs(torch.tensor(scores), *pairs[torch.from_numpy(generator.permutation(len(pairs)))].T)
+    best = [row[good].max() for row, good in zip(scores, relevant, strict=True)]
+    tied = [(row[~good] == top).any() for row, good, top in zip(scores, relevant, best, strict=True)]
+    assert (ranked.ranks.tolist(), ranked.best.tolist(), ranked.tied.tolist()) == (ranks, best, tied)
+
+
+@pytest.mark.parametrize("seed", range(PROBLEMS))
+def test_classification_matches_brute_force_with_ties_and_empty_classes(seed):
+    generator = np.random.default_rng(seed)
+    samples, classes = generator.integers(1, 30), generator.integers(1, 12)
+    logits = generator.integers(0, 5, (samples, classes)).astype(np.float32)
+    labels = generator.integers(0, classes, samples)
+    ranks = np.array([worst_rank(logits[i], np.arange(classes) == labels[i]) for i in range(samples)])
+    metrics = classification_metrics(torch.tensor(logits), torch.tensor(labels))
+    assert metrics["top1"] == pytest.approx(np.mean(ranks == 1))
+    assert metrics.get("top5") == (pytest.approx(np.mean(ranks <= 5)) if classes >= 5 else None)
+    assert metrics["mean_per_class"] == pytest.approx(np.mean([np.mean(ranks[labels == k] == 1) for k in set(labels)]))
 
 
 def test_classification_by_hand():
@@ -84,23 +112,77 @@ def test_top5_appears_with_five_classes_and_matches_topk_without_ties():
     assert metrics["mean_per_class"] == pytest.approx(np.mean(per_class))
 
 
-@pytest.mark.parametrize("levels", [3, 1000])
-def test_multilabel_matches_scikit_learn_with_ties(levels):
-    generator = np.random.default_rng(levels)
-    scores = (generator.integers(0, levels, (300, 9)) / levels).astype(np.float32)
-    targets = generator.random((300, 9)) < 0.2
-    targets[:, 4] = False  # left out
-    targets[:, 5] = True  # no AUC
-    with_ap = [k for k in range(9) if k != 4]
-    with_auc = [k for k in with_ap if k != 5]
+@pytest.mark.parametrize("seed", range(PROBLEMS))
+def test_multilabel_matches_scikit_learn_with_ties_and_empty_classes(seed):
+    generator = np.random.default_rng(seed)
+    samples, classes = generator.integers(5, 40), generator.integers(3, 7)
+    levels = (3, 1000)[seed % 2]
+    scores = (generator.integers(0, levels, (samples, classes)) / levels).astype(np.float32)
+    targets = generator.random((samples, classes)) < 0.2
+    targets[:, 0] = False  # left out
+    targets[:, 1] = True  # no AUC
+    targets[:2, 2] = (True, False)  # both
     metrics = multilabel_metrics(torch.tensor(scores), torch.tensor(targets))
+    with_ap = [k for k in range(classes) if targets[:, k].any()]
     expected = [average_precision_score(targets[:, k], scores[:, k]) for k in with_ap]
     assert metrics["mAP"] == pytest.approx(np.mean(expected), abs=1e-6)
-    area = np.mean([roc_auc_score(targets[:, k], scores[:, k]) for k in with_auc])
+    area = np.mean([roc_auc_score(targets[:, k], scores[:, k]) for k in with_ap if not targets[:, k].all()])
     assert metrics["mAUC"] == pytest.approx(area, abs=1e-6)
     from scipy.stats import norm
 
-    assert metrics["d_prime"] == pytest.approx(math.sqrt(2) * norm.ppf(area), abs=1e-6)
+    expected = math.sqrt(2) * norm.ppf(area)
+    assert metrics["d_prime"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(PROBLEMS))
+def test_weights_are_how_often_a_sample_occurs(seed):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 8, 20).astype(np.float32)
+    targets = generator.random(20) < 0.3
+    weights = generator.integers(0, 3, (20, 4))
+    found = precisions_and_areas(
+        torch.tensor(scores)[:, None], torch.tensor(targets)[:, None], torch.tensor(weights, dtype=torch.float32)
+    )
+    precisions, areas = (values[0].tolist() for values in found)
+    for times, precision, area in zip(weights.T, precisions, areas, strict=True):
+        drawn_targets, drawn_scores = np.repeat(targets, times), np.repeat(scores, times)
+        if not drawn_targets.any():
+            assert math.isnan(precision)
+            continue
+        assert precision == pytest.approx(average_precision_score(drawn_targets, drawn_scores))
+        expected = math.nan if drawn_targets.all() else roc_auc_score(drawn_targets, drawn_scores)
+        assert area == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(PROBLEMS))
+def test_best_thresholds_match_brute_force(seed):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 9, (15, 3)).astype(np.float32)
+    targets = generator.random((15, 3)) < 0.3
+    for k, found in enumerate(best_thresholds(torch.tensor(scores), torch.tensor(targets))):
+        if not targets[:, k].any():
+            assert found is None
+            continue
+        f1 = {x: f1_score(targets[:, k], scores[:, k] >= x) for x in sorted(set(scores[:, k].tolist()), reverse=True)}
+        best = max(f1.values())
+        assert found == next(x for x in f1 if f1[x] >= best - 1e-12)
+
+
+def test_calibration_by_hand_and_by_brute_force():
+    # Confidences 0.75 (right and wrong) and 0.9 (right).
+    logits = torch.tensor([[3.0, 1], [1, 3], [9, 1]]).log()
+    found = calibration(logits, torch.tensor([True, False, True]), bins=10)
+    assert found["ece"] == pytest.approx((0.25 * 2 + 0.1) / 3)
+    assert found["bins"] == [pytest.approx([0.75, 0.5, 2]), pytest.approx([0.9, 1, 1])]
+    generator = np.random.default_rng(0)
+    logits, right = generator.normal(0, 2, (500, 7)), generator.random(500) < 0.5
+    confidence = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
+    within = [(confidence >= b / 15) & (confidence < (b + 1) / 15) for b in range(15)]
+    expected = sum(abs(confidence[w].mean() - right[w].mean()) * w.mean() for w in within if w.any())
+    found = calibration(torch.tensor(logits), torch.tensor(right))
+    assert found["ece"] == pytest.approx(expected)
+    assert sum(count for *_, count in found["bins"]) == 500
+    assert calibration(torch.tensor([[1e4, 0.0]]), torch.tensor([True])) == {"ece": 0.0, "bins": [[1.0, 1.0, 1]]}
 
 
 def test_multilabel_extremes():

@@ -268,5 +268,28 @@ def test_a_new_file_is_a_new_modality(tmp_path, monkeypatch):
     imu = make("imu", axes=2)
     assert modality_name(imu) == "imu"
     assert imu.preprocess(bytes(range(8))).flatten().tolist() == list(range(8))
+    picture, meaning = imu.picture(imu.decode(bytes(range(8))))  # without a method of its own
+    assert (picture.dtype, len(picture)) == (torch.uint8, 3)
+    assert "(black) to" in meaning
     with pytest.raises(ValueError, match=r"unknown modality 'smell'.*imu"):
         modality_class("smell")
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_a_picture_for_people(name, files):
+    modality = make(name)
+    picture, meaning = modality.picture(modality.decode(files[name]))
+    assert (picture.dtype, picture.ndim, len(picture)) == (torch.uint8, 3, 3)
+    assert picture.float().std() > 20
+    assert bool(meaning) == (name in ("audio", "depth", "video"))  # the colours of the others are what they seem
+
+
+def test_a_picture_says_what_its_colours_mean():
+    depth, meaning = make("depth").picture(torch.tensor([[0.0, 1.0], [4.5, 20.0]]))
+    assert depth.flatten(1).T.tolist() == [[0, 0, 0], [68, 1, 84], [43, 116, 142], [253, 231, 37]]
+    assert meaning == "1.00 m (dark) to 10.00 m (bright); black: not measured"
+    assert make("depth").picture(torch.zeros(2, 2))[1] == "no distance was measured"
+    infrared, meaning = make("infrared").picture(torch.tensor([[[7000.0, 7400.0]]]))
+    assert (infrared[:, 0].T.tolist(), meaning) == ([[0] * 3, [255] * 3], "7000 (black) to 7400 (white)")
+    clip = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    assert make("video", num_frames=3).picture(clip)[0].unique().tolist() == [1]

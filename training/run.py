@@ -124,6 +124,7 @@ class Run:
                     model,
                     self.config.inputs,
                     dataset,
+                    statistics=False,
                     batch_size=self.config.eval.val_batch_size,
                     workers=self.config.data.workers,
                     device=self.process.device,

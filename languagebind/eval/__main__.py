@@ -29,6 +29,8 @@ class EvalConfig:
     """replace result files that exist"""
     skip_existing: bool = False
     """leave out the datasets whose result file exists"""
+    dual_softmax: bool = False
+    """for retrieval, the metrics of the dual softmax too, which needs all queries at once; named dual_softmax/..."""
     encode: EncodeOptions = field(default_factory=EncodeOptions)
 
 
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, modality = load_model(config.checkpoint, process.device)
         results = []
         for dataset in datasets:
-            result = evaluate(model, modality, dataset, **asdict(replace(config.encode, device=str(process.device))))
+            options = asdict(replace(config.encode, device=str(process.device)))
+            result = evaluate(model, modality, dataset, dual_softmax=config.dual_softmax, **options)
             results.append(result | {"pretrained": checkpoint_name(config.checkpoint)})
             if process.is_main:
                 path = result_path(config.output, dataset.name, config.checkpoint)

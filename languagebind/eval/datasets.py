@@ -6,6 +6,12 @@
     split: val                          # for the record
     templates: templates/depth.txt      # one prompt a line with {c} for the class; default: the bare class name
     class_names: [bathroom, bedroom]    # or a file, one a line, `label` or `label<TAB>name`; or `label: name` lines
+    metric: top1                        # the one to quote
+    source: https://...                 # where to get the data; and `licence`, `layout`: what should lie where
+    expect: {samples: 654, classes: 10} # and captions; `prepare` refuses other counts
+    published:                          # what others report, fractions
+    - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
+    prepare: {kind: table, ...}         # how `python -m languagebind.eval.prepare` makes `data` of the download
 
 Data is looked for under the data root where there is one, else beside the YAML file; text files beside the YAML
 file first. `samples.py` says what the three kinds of data look like.
@@ -14,8 +20,8 @@ file first. `samples.py` says what the three kinds of data look like.
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,11 @@ from ..config import UserError, load_yaml
 from ..remote import is_url
 
 TASKS = ("classification", "multilabel", "retrieval")
+COUNTS = ("samples", "captions", "classes")
+# Metrics that are no fractions; every other published value lies in 0 to 1.
+UNBOUNDED = ("median_rank", "mean_rank", "d_prime")
+# As many entries of a folder as tell what it is.
+SHOWN_ENTRIES = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,13 @@ class DatasetConfig:
     language: str = "en"
     caption_source: str | None = None  # which captions, where the samples hold several sources
     limit: int | None = None  # this many samples, evenly spaced over the data
+    metric: str | None = None  # the metric to quote, a key of the result's `metrics`
+    source: str | None = None  # where to get the data
+    licence: str | None = None
+    layout: str | None = None  # the files that are expected below the data root
+    expect: Mapping[str, int] = field(default_factory=dict)  # how many samples, captions, classes
+    published: tuple[Mapping[str, Any], ...] = ()  # {model, values: {metric: fraction}, where}
+    prepare: Mapping[str, Any] = field(default_factory=dict)  # kind, and the options of the kind
     data_root: str | None = None  # where the paths in a manifest are looked for, after the manifest's own folder
 
     def __post_init__(self):
@@ -56,8 +74,13 @@ class DatasetConfig:
                 raise UserError(f"{self.name}: the template {template!r} has no {{c}} for the class name")
 
 
-def load_dataset_config(path: Path, data_root: Path | None = None) -> DatasetConfig:
+def load_dataset_config(path: Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
     """The dataset that a YAML file describes.
+
+    Args:
+        path: the YAML file.
+        data_root: where its data is looked for; default: beside it.
+        prepared: False leaves a missing file of class names unread, as it may have to be prepared yet.
 
     Raises:
         UserError: the file or one that it names is missing, or a key or a value is wrong.
@@ -65,26 +88,58 @@ def load_dataset_config(path: Path, data_root: Path | None = None) -> DatasetCon
     path = Path(path)
     values = load_yaml(path)
     known = [field.name for field in dataclasses.fields(DatasetConfig) if field.name != "data_root"]
+    refuse_unknown(values, known, str(path))
+    missing = [key for key in ("task", "data") if not values.get(key)]
+    if missing:
+        raise UserError(f"{path}: no {' and no '.join(missing)}")
+    values = {"name": path.stem} | {key: value for key, value in values.items() if value is not None}
+    texts = ("name", "task", "data", "split", "language", "caption_source", "limit", "metric")
+    for key in (*texts, "source", "licence", "layout"):
+        _texts([values[key]] if key in values else [], f"{path}: {key}")
+    folders = (path.parent, *([Path(data_root)] if data_root else []))
+    values["data"] = "::".join(part if is_url(part) else str(folders[-1] / part) for part in values["data"].split("::"))
+    if "templates" in values:
+        values["templates"] = _templates(values["templates"], path, folders)
+    if "limit" in values:
+        values["limit"] = _int(values["limit"], f"{path}: limit")
+    if "expect" in values:
+        values["expect"] = _expect(values["expect"], f"{path}: expect")
+    if "published" in values:
+        values["published"] = _published(values["published"], f"{path}: published")
+    if not isinstance(values.get("prepare", {}), dict):
+        raise UserError(f"{path}: prepare should be `kind: ...` and the options of the kind")
+    config = DatasetConfig(**values | {"class_names": None}, data_root=str(data_root) if data_root else None)
+    names = values.get("class_names")
+    if names is None or (not prepared and isinstance(names, str) and _find(names, folders) is None):
+        return config
+    return replace(config, class_names=_class_names(names, path, folders, config))
+
+
+def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str) -> None:
+    """Raise `UserError` with the nearest name if a key is not one of those known."""
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f", did you mean {nearest[0]!r}?" if nearest else f", expected {', '.join(known)}"
-            raise UserError(f"{path}: unknown key {key!r}{hint}")
-    missing = [key for key in ("task", "data") if not values.get(key)]
-    if missing:
-        raise UserError(f"{path}: no {' and no '.join(missing)}")
-    for key in ("name", "task", "data", "split", "language", "caption_source", "limit"):
-        _texts([values[key]] if values.get(key) is not None else [], f"{path}: {key}")
-    folders = (path.parent, *([Path(data_root)] if data_root else []))
-    values = {"name": path.stem} | {key: value for key, value in values.items() if value is not None}
-    values["data"] = "::".join(part if is_url(part) else str(folders[-1] / part) for part in values["data"].split("::"))
-    if "templates" in values:
-        values["templates"] = _templates(values["templates"], path, folders)
-    if "class_names" in values:
-        values["class_names"] = _class_names(values["class_names"], path, folders)
-    if "limit" in values:
-        values["limit"] = _int(values["limit"], f"{path}: limit")
-    return DatasetConfig(**values, data_root=str(data_root) if data_root else None)
+            raise UserError(f"{where}: unknown key {key!r}{hint}")
+
+
+def not_there(config: DatasetConfig, missing: Path) -> UserError:
+    """What to say of a dataset that lacks a file or folder: what is there, what should be, and where to get it."""
+    folder = next(folder for folder in missing.absolute().parents if folder.is_dir())
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name[0] != ".")
+    more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
+    lines = [
+        f"{config.name}: {missing} does not exist",
+        f"found: {folder} holds {', '.join(entries[:SHOWN_ENTRIES]) or 'nothing'}{more}",
+    ]
+    if config.layout:
+        lines.append("expected: " + config.layout.strip().replace("\n", "\n    "))
+    if config.source:
+        lines.append(f"get it from: {config.source.strip()}")
+    if config.prepare:
+        lines.append("then: python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT")
+    return UserError("\n  ".join(lines))
 
 
 def _templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
@@ -93,9 +148,12 @@ def _templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, 
     return tuple(_texts([value] if isinstance(value, str) else value, f"{path}: templates"))
 
 
-def _class_names(value: Any, path: Path, folders: tuple[Path, ...]) -> dict[str, str]:
+def _class_names(value: Any, path: Path, folders: tuple[Path, ...], config: DatasetConfig) -> dict[str, str]:
     where = f"{path}: class_names"
     if isinstance(value, str):
+        # One that `prepare` writes is missing because the dataset is.
+        if config.prepare and _find(value, folders) is None:
+            raise not_there(config, folders[-1] / value)
         value = _read_lines(value, path, folders)
     if isinstance(value, dict):
         return dict(zip(_texts(value, where), _texts(value.values(), where), strict=True))
@@ -118,10 +176,9 @@ def _texts(values: Any, where: str) -> list[str]:
 
 def _read_lines(name: str, path: Path, folders: tuple[Path, ...]) -> list[str]:
     """The lines of a text file that a config names, without blank ones."""
-    files = [folder / name for folder in folders]
-    file = next((file for file in files if file.is_file()), None)
+    file = _find(name, folders)
     if file is None:
-        raise UserError(f"{path}: no such file: {' nor '.join(map(str, files))}")
+        raise UserError(f"{path}: no such file: {' nor '.join(str(folder / name) for folder in folders)}")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -131,8 +188,45 @@ def _read_lines(name: str, path: Path, folders: tuple[Path, ...]) -> list[str]:
     return [line for line in lines if line]
 
 
+def _find(name: Any, folders: tuple[Path, ...]) -> Path | None:
+    """The first of the folders' files of a name."""
+    files = [folder / name for folder in folders] if isinstance(name, str) else []
+    return next((file for file in files if file.is_file()), None)
+
+
+def _expect(value: Any, where: str) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} should be counts of {', '.join(COUNTS)}")
+    refuse_unknown(value, COUNTS, where)
+    return {key: _int(count, f"{where}: {key}") for key, count in value.items()}
+
+
+def _published(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """Each figure with its model and the place where it is printed; a percentage is refused."""
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise UserError(f"{where} should be a list of `model`, `values` and `where`")
+    figures = []
+    for entry in value:
+        refuse_unknown(entry, ("model", "values", "where"), where)
+        _texts([entry.get("model"), entry.get("where")], f"{where}: model and where")
+        if not isinstance(entry.get("values"), dict) or not entry["values"]:
+            raise UserError(f"{where}: {entry['model']} has no values")
+        figures.append(entry | {"values": {k: _fraction(v, k, where) for k, v in entry["values"].items()}})
+    return tuple(figures)
+
+
+def _fraction(value: Any, metric: str, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {metric} {value!r} is not a number") from error
+    if not (0 <= number <= 1 or metric.rpartition("/")[2] in UNBOUNDED):
+        raise UserError(f"{where}: {metric} {value} should be a fraction of 1, not a percentage")
+    return number
+
+
 def _int(value: str, where: str) -> int:
     try:
         return int(value)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {value!r} is not a whole number") from error

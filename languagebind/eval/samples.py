@@ -11,6 +11,7 @@ A label is a class's label, or its index. Captions are one text, a list, or eith
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,8 +20,10 @@ from typing import Any
 
 from ..config import UserError
 from ..modalities import DecodeError, Modality
-from .datasets import DatasetConfig
+from .datasets import DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
+
+log = logging.getLogger(__name__)
 
 Source = Path | Member
 
@@ -57,6 +60,8 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     samples = _list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
+    if len(samples) != config.expect.get("samples", len(samples)):
+        log.warning("%s: %d samples, the dataset has %d", config.name, len(samples), config.expect["samples"])
     if config.limit is not None and config.limit < len(samples):
         step = len(samples) / config.limit
         samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
@@ -76,7 +81,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 def check_data(config: DatasetConfig) -> None:
     """What can be said without reading the data: raises UserError if it, or one of its shards, is not there."""
     if not list_shards(config.data) and not Path(config.data).exists():
-        raise UserError(f"{config.name}: {config.data} does not exist")
+        raise not_there(config, Path(config.data))
 
 
 def class_names(config: DatasetConfig) -> dict[str, str]:

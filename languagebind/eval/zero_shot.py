@@ -10,9 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import UserError
+from .examples import media, pick_examples
 from .features import EncodeOptions, encode_texts
-from .metrics import classification_metrics, multilabel_metrics
+from .metrics import (
+    Ranked,
+    best_thresholds,
+    calibration,
+    classification_metrics,
+    multilabel_metrics,
+    precisions_and_areas,
+    rank_pairs,
+)
 from .samples import Sample
+from .statistics import classification_intervals, multilabel_intervals
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +54,14 @@ def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: s
     return targets
 
 
-def classify(features: Tensor, classifier: Tensor, logit_scale: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
+def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
     """The metrics and the protocol of a classification.
 
     Args:
-        features: (N, D), unit norm.
-        classifier: (K, D), unit norm.
-        logit_scale: log-space; the metrics depend on the order of the logits alone.
+        scores: (N, K) cosine of each sample and class.
         targets: (N, K) bool; for `classification`, one True a row.
         task: `classification` or `multilabel`.
     """
-    logits = logit_scale.detach().float().exp() * features @ classifier.T  # (N, K)
-    targets = targets.to(logits.device)
     present = int(targets.any(dim=0).sum())
     protocol = {"classes": targets.shape[1], "classes_with_samples": present}
     if present < targets.shape[1]:
@@ -63,12 +69,95 @@ def classify(features: Tensor, classifier: Tensor, logit_scale: Tensor, targets:
     if task == "multilabel":
         prevalence = targets.double().mean(dim=0)
         chance = {"mAP": prevalence[prevalence > 0].mean().item(), "mAUC": 0.5, "d_prime": 0.0}
-        return {"metrics": multilabel_metrics(logits, targets), "protocol": protocol | {"chance": chance}}
-    metrics = classification_metrics(logits, targets.int().argmax(dim=1))
+        return {"metrics": multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
+    metrics = classification_metrics(scores, _labels(targets))
     at_random = 1 / targets.shape[1]
     chance = {"top1": at_random, "top5": min(1.0, 5 * at_random), "mean_per_class": at_random}
     chance = {key: value for key, value in chance.items() if key in metrics}
     return {"metrics": metrics | {"chance": at_random}, "protocol": protocol | {"chance": chance}}
+
+
+def describe_classification(
+    scores: Tensor, targets: Tensor, logit_scale: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Intervals, ties, classes, confusion, calibration and examples.
+
+    The class predicted for a sample is its own where that scores above all others, else the best of the others.
+
+    Args:
+        scores: (N, K) cosine of each sample and class.
+        targets: (N, K) bool, one True a row.
+        logit_scale: log-space, for the confidence of the predictions.
+        classes: K of label -> name in prompts, in class order.
+        samples: N of them.
+    """
+    labels = _labels(targets)
+    ranked = rank_pairs(scores, torch.arange(len(scores), device=scores.device), labels)
+    right = ranked.ranks == 1
+    predicted = torch.where(right, labels, scores.masked_fill(targets, -torch.inf).argmax(dim=1))
+    counts, hits = (x.bincount(minlength=len(classes)).tolist() for x in (labels, labels[right]))
+    pairs, pair_counts = torch.stack([labels, predicted], dim=1).unique(dim=0, return_counts=True)
+    confusion = torch.cat([pairs, pair_counts[:, None]], dim=1).tolist()
+    logits = logit_scale.detach().to(scores.device, torch.float32).exp() * scores
+    return {
+        "intervals": classification_intervals(ranked.ranks.cpu(), labels.cpu(), len(classes)),
+        "ties": int(ranked.tied.sum()),
+        "classes": [
+            {"label": label, "name": name, "samples": count, "top1": hit / count if count else None}
+            for (label, name), count, hit in zip(classes.items(), counts, hits, strict=True)
+        ],
+        "confusion": confusion,
+        "calibration": calibration(logits, right),
+        "examples": _examples(ranked, predicted.tolist(), targets, list(classes.values()), samples),
+    }
+
+
+def describe_multilabel(
+    scores: Tensor, targets: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Intervals, ties, classes with the threshold of the cosine that gives the best F1 here, and examples.
+
+    Ties and examples are of the samples that have a label. Arguments as in `describe_classification`; any number of
+    True in a row.
+    """
+    counts = targets.sum(dim=0).tolist()
+    columns = zip(*precisions_and_areas(scores, targets), best_thresholds(scores, targets), strict=True)
+    rows = [
+        {"label": label, "name": name, "samples": count, "AP": _or_none(ap), "AUC": _or_none(auc), "threshold": best}
+        for (label, name), count, (ap, auc, best) in zip(classes.items(), counts, columns, strict=True)
+    ]
+    labelled = targets.any(dim=1)
+    own, own_targets = scores[labelled], targets[labelled]
+    ranked = rank_pairs(own, *own_targets.nonzero(as_tuple=True))
+    # The class ranked first: a right one where the rank is 1.
+    allowed = own_targets == (ranked.ranks == 1)[:, None]
+    found = own.masked_fill(~allowed, -torch.inf).argmax(dim=1).tolist()
+    of_samples = [samples[i] for i in labelled.nonzero()[:, 0].tolist()]
+    return {
+        "intervals": multilabel_intervals(scores, targets),
+        "ties": int(ranked.tied.sum()),
+        "classes": rows,
+        "examples": _examples(ranked, found, own_targets, list(classes.values()), of_samples),
+    }
+
+
+def _examples(
+    ranked: Ranked, found: Sequence[int], targets: Tensor, names: Sequence[str], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    def describe(positions: list[int]) -> list[dict[str, Any]]:
+        true = {i: ", ".join(names[k] for k in targets[i].nonzero()[:, 0].tolist()) for i in positions}
+        return [media(samples[i]) | {"text": true[i], "found": names[found[i]]} for i in positions]
+
+    return pick_examples(ranked.ranks, ranked.best, describe)
+
+
+def _labels(targets: Tensor) -> Tensor:
+    """(N, K) bool with one True a row -> (N,) its column."""
+    return targets.int().argmax(dim=1)
+
+
+def _or_none(value: Tensor) -> float | None:
+    return None if value.isnan() else value.item()
 
 
 def _position(label: str | int, positions: Mapping[str, int]) -> int | None:

@@ -68,6 +68,18 @@ class Modality(ABC):
     def transform(self, raw: Any, rng: torch.Generator | None = None) -> Tensor:
         """The raw signal to (C, T, H, W), float32. Augments only when given the generator to draw from."""
 
+    def picture(self, raw: Any) -> tuple[Tensor, str]:
+        """The raw signal for people to look at: (3, H, W) bytes, and what its colours stand for ("" if it is plain).
+
+        Unless a modality draws its own, this is what the encoder is given, of several frames the middle one, with the
+        least value in black and the greatest in white.
+        """
+        from ._pictures import stretched, to_bytes
+
+        x = self.transform(raw)  # (C, T, H, W)
+        shown, low, high = stretched(x[:3, x.shape[1] // 2])
+        return to_bytes(shown if len(shown) == 3 else shown[:1]), f"{low:.3g} (black) to {high:.3g} (white)"
+
     def preprocess(self, value: Any, rng: torch.Generator | None = None) -> Tensor:
         """A path, bytes or in-memory form to (C, T, H, W). Without `rng` (evaluation), the same bits every time.
 

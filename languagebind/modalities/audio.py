@@ -6,15 +6,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import UserError
 from . import DecodeError, Modality, Source
 from ._audio_files import read_audio
 from ._checks import require_choices, require_positive, to_tensor
-from ._fbank import FRAME_MS, log_mel, split_frames
+from ._fbank import FRAME_MS, LOWEST, log_mel, split_frames
+from ._pictures import coloured, stretched
 
 RATES = range(1_000, 768_001)  # Hz
+PICTURE_COLUMNS, PICTURE_ROWS = 240, 112
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,7 @@ class Audio(Modality):
         return self._checked(x, rate, source)
 
     def transform(self, raw: tuple[Tensor, int], rng: torch.Generator | None = None) -> Tensor:
-        waveform = self._resample(*raw)
-        waveform = waveform - waveform.mean()
-        waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
-        frames, length = split_frames(waveform, self.sample_rate), self.target_length  # (frames, window)
+        frames, length = self._frames(raw), self.target_length
         if len(frames) <= length:
             mel = log_mel(frames, self.sample_rate, self.num_mel_bins)
             crops = [mel.repeat(length // len(mel) + 1, 1)[:length]] * 3
@@ -90,6 +90,23 @@ class Audio(Modality):
             crops = [mel[place : place + length] for place in torch.searchsorted(used, starts)]
         crops = torch.stack(crops).transpose(1, 2)  # (3, num_mel_bins, length)
         return ((crops - self.audio_mean) / (2 * self.audio_std))[:, None]
+
+    def picture(self, raw: tuple[Tensor, int]) -> tuple[Tensor, str]:
+        """The spectrogram of the whole clip, low tones at the bottom, and in each column the mean of several frames."""
+        mel = log_mel(self._frames(raw), self.sample_rate, self.num_mel_bins).T.flip(0)  # (num_mel_bins, frames)
+        columns = min(PICTURE_COLUMNS, mel.shape[1])
+        mel = F.adaptive_avg_pool2d(mel[None], (min(PICTURE_ROWS, len(mel)), columns))[0]
+        shown, low, high = stretched(mel)
+        tones = f"{LOWEST:.0f} Hz (bottom) to {self.sample_rate / 2000:g} kHz (top)"
+        seconds = raw[0].shape[1] / raw[1]
+        return coloured(shown), f"{seconds:.1f} s, {tones}, log energy {low:.1f} (dark) to {high:.1f} (bright)"
+
+    def _frames(self, raw: tuple[Tensor, int]) -> Tensor:
+        """The signal in one channel at `sample_rate`, as frames of 25 ms: (frames, window)."""
+        waveform = self._resample(*raw)
+        waveform = waveform - waveform.mean()
+        waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
+        return split_frames(waveform, self.sample_rate)
 
     def _checked(self, x: Tensor, rate: int, source: Source) -> tuple[Tensor, int]:
         if x.dtype in (torch.int16, torch.int32):

@@ -13,6 +13,7 @@ from ..config import UserError
 from . import DecodeError, Source
 from ._checks import read_file
 from ._images import ImageModality, name
+from ._pictures import coloured
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -53,6 +54,17 @@ class Depth(ImageModality):
         depth = raw.clamp(min=0.01)
         farthest = self.max_depth or depth.max()
         return self.fit((depth.clamp(max=farthest) / farthest)[None, None], rng)
+
+    def picture(self, raw: Tensor) -> tuple[Tensor, str]:
+        """Colours over the map's own range, up to `max_depth`; where nothing was measured, black."""
+        depth = raw.clamp(max=self.max_depth or raw.max())
+        measured = depth > 0
+        if not bool(measured.any()):
+            return torch.zeros(3, *raw.shape, dtype=torch.uint8), "no distance was measured"
+        low, high = (bound.item() for bound in depth[measured].aminmax())
+        shown = coloured(((depth - low) / ((high - low) or 1.0)).clamp(min=0)) * measured
+        holes = "" if bool(measured.all()) else "; black: not measured"
+        return shown, f"{low:.2f} m (dark) to {high:.2f} m (bright){holes}"
 
     def _metres(self, x: Tensor, source: str) -> Tensor:
         """(1, H, W) of any number type to (H, W) metres."""

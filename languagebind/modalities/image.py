@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import Source
 from ._images import ImageModality, colours, name
+from ._pictures import to_bytes
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,6 @@ class Image(ImageModality):
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(raw[None], rng)
+
+    def picture(self, raw: Tensor) -> tuple[Tensor, str]:
+        return to_bytes(raw), ""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import DecodeError, Source
 from ._images import ImageModality, name
+from ._pictures import to_bytes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Infrared(ImageModality):
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(self._unit_range(raw)[None], rng)
+
+    def picture(self, raw: Tensor) -> tuple[Tensor, str]:
+        if raw.dtype == torch.uint8:
+            return to_bytes(raw), ""
+        low, high = (0.0, 1.0) if self.infrared_range == "full" else (bound.item() for bound in raw.aminmax())
+        return to_bytes(self._unit_range(raw)), f"{low:g} (black) to {high:g} (white)"
 
     def _counts(self, x: Tensor, source: str) -> Tensor:
         if x.dtype == torch.uint8:

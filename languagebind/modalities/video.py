@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import DecodeError, Source, describe
 from ._checks import file_size, require_positive
 from ._containers import count_frames
 from ._images import ImageModality, colours, name
+from ._pictures import to_bytes
 from ._video_backends import read_frames
 
 
@@ -67,6 +69,17 @@ class Video(ImageModality):
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(raw, rng, mode="bilinear")
+
+    def picture(self, raw: Tensor) -> tuple[Tensor, str]:
+        """Four frames, each from the middle of a quarter of the clip; the middle frame of fewer than four."""
+        count = len(raw)
+        if count < 4:
+            return to_bytes(raw[count // 2]), f"frame {count // 2 + 1} of {count}"
+        chosen = [(2 * quarter + 1) * count // 8 for quarter in range(4)]
+        gap = max(1, raw.shape[3] // 60)  # a grey line between them
+        frames = [F.pad(to_bytes(raw[i]), (0, gap, 0, gap), value=128) for i in chosen]
+        grid = torch.cat([torch.cat(frames[:2], dim=2), torch.cat(frames[2:], dim=2)], dim=1)
+        return grid[:, :-gap, :-gap], f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
 
     def frame_indices(self, count: int) -> np.ndarray:
         """The frames that a clip of `count` frames gives, as the original chose them."""

@@ -1,4 +1,4 @@
-"""Result files, one JSON object a run, and the table that is printed at the end."""
+"""Result files, one JSON object a run, and the table that is printed at the end; run as a module, a page of them."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
-from ..files import write_atomic
+from ...config import UserError
+from ...files import write_atomic
 
 
 def result_path(output: Path, dataset: str, checkpoint: str) -> Path:
@@ -32,9 +32,9 @@ def writable(folder: Path) -> bool:
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """Write a result whole or not at all; an infinite metric becomes null, as JSON has no infinity."""
-    metrics = {key: value if math.isfinite(value) else None for key, value in result["metrics"].items()}
-    text = json.dumps(result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write a result whole or not at all; an infinite metric or bound becomes null, as JSON has no infinity."""
+    finite = {key: _finite(result[key]) for key in ("metrics", "intervals") if key in result}
+    text = json.dumps(result | finite, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode() + b"\n")
@@ -43,22 +43,31 @@ def write_result(result: dict[str, Any], path: Path) -> None:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """An aligned plain-text table with a line for each metric, beside what a random guess would give."""
-    lines = [("dataset", "task", "samples", "metric", "value", "chance")]
+    """An aligned plain-text table with a line for each metric, its interval, and what a random guess would give."""
+    lines = [("dataset", "task", "samples", "metric", "value", "95 % interval", "chance")]
     for result in results:
         chance = result["protocol"]["chance"]
         for metric, value in result["metrics"].items():
             if metric != "chance":
                 head = (result["dataset"], result["task"], str(result["protocol"]["samples"]))
-                lines.append((*head, metric, _number(value), _number(chance.get(metric))))
+                interval = " to ".join(map(_number, result.get("intervals", {}).get(metric, ())))
+                lines.append((*head, metric, _number(value), interval, _number(chance.get(metric))))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_align(line, widths) for line in lines)
 
 
 def _align(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Text to the left, the three columns of numbers to the right."""
-    cells = zip(line, widths, (False, False, True, False, True, True), strict=True)
+    """Text to the left, the columns of numbers to the right."""
+    cells = zip(line, widths, (False, False, True, False, True, True, True), strict=True)
     return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if math.isfinite(value) else None
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,174 @@
+"""python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"""
+
+import hashlib
+import importlib
+import json
+import logging
+import pkgutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tyro
+
+from ... import __version__
+from ...config import UserError, load_yaml, parse, run
+from ...files import write_atomic
+from ..datasets import DatasetConfig, load_dataset_config
+from ._writing import Tally, count_captions, new_folder, place_rows, refuse_missing, write_manifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Make the data that a dataset's YAML names (see configs/eval/) of the download that its authors publish."""
+
+    config: tyro.conf.Positional[Path]
+    """the dataset's YAML"""
+    source: Path
+    """folder of the download, unpacked; the YAML's `layout` and `prepare` say what it holds"""
+    output: Path
+    """the data root of evaluation (its --data-root); media outside of it are linked, not copied"""
+    skip_missing: bool = False
+    """leave out rows whose file is not there, and list them in the .prepare.json"""
+    overwrite: bool = False
+    """replace what an earlier run made"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(
+        PrepareConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="python -m languagebind.eval.prepare",
+        description=PrepareConfig.__doc__,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    report = prepare(options)
+    counts = {key: report[key] for key in ("samples", "captions", "classes") if report[key]}
+    print(f"wrote {report['data']}: {', '.join(f'{count} {key}' for key, count in counts.items())}")
+    if report["missing"]:
+        print(f"left out {len(report['missing'])} rows without a file")
+
+
+def prepare(options: PrepareConfig) -> dict[str, Any]:
+    """Write a dataset's manifest or class folders, its class names where a file of them is asked for, and a report.
+
+    Returns:
+        The report, as in `<data>.prepare.json`: data, kind, samples, captions, classes, missing, left_out,
+        keys_sha256, version.
+
+    Raises:
+        UserError: the download is not what the YAML says, or the data is there already.
+    """
+    dataset = load_dataset_config(options.config, options.output, prepared=False)
+    kind, target = _kind(dataset), Path(dataset.data)
+    report_path = target.with_name(target.name + ".prepare.json")
+    by_class = target.suffix == ""
+    if not by_class and target.suffix != ".jsonl":
+        raise UserError(f"{dataset.name}: prepare writes a .jsonl manifest or class folders, not {target}")
+    if not options.source.is_dir():
+        raise UserError(
+            f"--source {options.source} is no folder; {dataset.name} is at {dataset.source or 'its authors'}"
+        )
+    _refuse_existing(target, report_path, options)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if by_class:
+            with new_folder(target) as folder:
+                rows, tally, names = _rows(dataset, kind, folder, options)
+        else:
+            rows, tally, names = _rows(dataset, kind, target, options)
+        if names is not None:
+            _write_names(names, options)
+        if not by_class:
+            write_manifest(rows, target)
+        report = _report(dataset, rows, tally)
+        write_atomic(report_path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or target}: {error.strerror}") from error
+    return report
+
+
+def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: PrepareConfig):
+    """The manifest's rows with their files in place, the counts, and the class names to write, if they are asked for.
+
+    `target` is the manifest to be, or the folder of class folders.
+    """
+    rest = {key: value for key, value in dataset.prepare.items() if key != "kind"}
+    by_class = target.is_dir()
+    folder = target if by_class else target.parent
+    rows, tally = place_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
+    tally.check(dataset.expect, dataset.name)
+    if not options.skip_missing or not rows:
+        refuse_missing(tally, options.source, dataset.name)
+    if not rows:
+        raise UserError(f"{dataset.name}: no samples in {options.source}")
+    names = None
+    if _names_file(options):
+        names = kind.class_names(options.source, rest) if hasattr(kind, "class_names") else None
+        names = names or {label: label for label in sorted(tally.labels)}
+    if classes := names or dataset.class_names:
+        tally.check_labels(classes, dataset.name)
+    return rows, tally, names
+
+
+def _names_file(options: PrepareConfig) -> str | None:
+    """The file of class names below the data root that is to be written; one beside the YAML is there."""
+    value = load_yaml(options.config).get("class_names")
+    return value if isinstance(value, str) and not (options.config.parent / value).is_file() else None
+
+
+def _write_names(names: Mapping[str, str], options: PrepareConfig) -> None:
+    file = options.output / _names_file(options)
+    contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
+    if file.exists() and file.read_bytes() != contents and not options.overwrite:
+        raise UserError(f"{file} is there and differs: --overwrite makes it again")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, contents)
+
+
+def _report(dataset: DatasetConfig, rows: Sequence[dict[str, Any]], tally: Tally) -> dict[str, Any]:
+    keys = json.dumps(sorted(row["path"] for row in rows))
+    return {
+        "data": dataset.data,
+        "kind": dataset.prepare["kind"],
+        "samples": len(rows),
+        "captions": sum(map(count_captions, rows)),
+        "classes": len(tally.labels),
+        "missing": tally.missing,
+        "left_out": dict(tally.left_out),
+        "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
+        "version": __version__,
+    }
+
+
+def _kind(dataset: DatasetConfig) -> ModuleType:
+    """The module that prepares a dataset."""
+    package = importlib.import_module(__package__)
+    kinds = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    kind = dataset.prepare.get("kind")
+    if not dataset.prepare:
+        raise UserError(f"{dataset.name}: its YAML has no `prepare`: evaluation reads the download as it is")
+    if kind not in kinds:
+        raise UserError(f"{dataset.name}: prepare has no kind {kind!r}, only {', '.join(kinds)}")
+    return importlib.import_module(f"{__package__}.{kind}")
+
+
+def _refuse_existing(target: Path, report: Path, options: PrepareConfig) -> None:
+    """Refuse to replace what is there unless told to, and ever what `prepare` did not make."""
+    if not target.exists():
+        return
+    if not options.overwrite:
+        raise UserError(f"{target} is there already: --overwrite makes it again")
+    if target.is_dir() and not report.is_file():
+        raise UserError(f"{target} was not made by prepare: move it away first")
+    if target.is_dir() and options.source.resolve().is_relative_to(target.resolve()):
+        raise UserError(f"--source {options.source} lies in {target}, which would be replaced")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,75 @@
+"""What the kinds share: options, MATLAB's files, PNG."""
+
+import difflib
+import importlib
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...config import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+
+def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raise `UserError` for an option that is not among `known`; `kind` is every kind's."""
+    known = (*known, "kind")
+    for option in options:
+        if option not in known:
+            nearest = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected {', '.join(known)}"
+            raise UserError(f"prepare: unknown option {option!r}, {hint}")
+
+
+def need(module: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        message = f"this dataset needs the package {package}: pip install {package}, or languagebind[prepare]"
+        raise UserError(f"{message} ({first_line(error)})") from error
+
+
+def load_mat(path: Path, variable: str) -> np.ndarray:
+    """One variable of a MATLAB file up to version 7; a cell array is an array of objects.
+
+    Raises:
+        UserError: the file is missing, is no such file, or lacks the variable.
+    """
+    io = need("scipy.io")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: --source is the folder of the download")
+    try:
+        values = io.loadmat(path, variable_names=[variable])
+    except Exception as error:  # scipy raises almost anything for a broken file
+        raise UserError(f"{path} cannot be read as a MATLAB file: {first_line(error)}; download it again") from error
+    if variable not in values:
+        raise UserError(f"{path} has no variable {variable}: is it the file of the release?")
+    return values[variable]
+
+
+def write_png(image: Image.Image, target: Path) -> None:
+    """Store a picture as PNG, and its folder where that is not there."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from error
+
+
+def log_counts(what: str, counts: Mapping[str, int]) -> None:
+    """Say what does not become a row as it is, so that no count is smaller in silence."""
+    if counts:
+        log.info("%s: %s", what, ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))

@@ -1,0 +1,61 @@
+"""HTML and SVG as text that is escaped unless it was made here."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# What HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+WITHOUT_END = ("meta", "img")
+
+
+class Markup(str):
+    """Text that is HTML already; any other text is escaped when it is put into a `tag`."""
+
+
+def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
+    """One element. None is left out, among the children and the attributes; `class_` is class, `x_y` is x-y."""
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    start = "".join(f' {key}="{_escape(value)}"' for key, value in given.items())
+    end = "" if name in WITHOUT_END else f"</{name}>"
+    return Markup(f"<{name}{start}>{join(children)}{end}")
+
+
+def join(children: Iterable[Any]) -> Markup:
+    return Markup("".join(c if isinstance(c, Markup) else _escape(c) for c in children if c is not None))
+
+
+def table(caption: Any, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markup:
+    """A table whose first row names the columns and whose first column names the rows."""
+    lines = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
+    top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
+    # What scrolls sideways has to be reachable with the keyboard
+    return tag("div", tag("table", tag("caption", caption), top, tag("tbody", *lines)), class_="scroll", tabindex=0)
+
+
+def breakable(name: str) -> Markup:
+    """A name without spaces that may be broken after its underscores and slashes, when a column is narrow."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", _escape(name)))
+
+
+def details(summary: str, *children: Any) -> Markup:
+    return tag("details", tag("summary", summary), *children)
+
+
+def shorten(text: str, width: int) -> str:
+    """Text cut to `width` columns of a terminal, where a Chinese or Japanese character fills two."""
+    if columns(text) <= width:
+        return text
+    while columns(text) > width - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _escape(value: Any) -> str:
+    return html.escape(FORBIDDEN.sub("\ufffd", str(value)))

@@ -1,0 +1,143 @@
+"""What the page is made of: result files, and what the datasets' configs say about them."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from ...config import UserError
+from ..datasets import DatasetConfig, load_dataset_config
+
+HEADLINES = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
+Result = dict[str, Any]
+
+# A type, several types, [what each item is] or [what one is, the next...], {str: what each value is}, or the keys that
+# an object has to have
+NUMBER, MAYBE = (int, float), (int, float, NoneType)
+EXAMPLE = {"key": str, "source": list, "text": str, "found": str, "rank": int, "score": NUMBER}
+NEEDED = {"dataset": str, "model": str, "task": tuple(HEADLINES), "metrics": {str: MAYBE}, "protocol": dict}
+OPTIONAL = {
+    "pretrained": (str, NoneType),
+    "intervals": {str: [MAYBE, MAYBE]},
+    "statistics": dict,
+    "ties": int,
+    "classes": [{"label": (str, int), "name": str, "samples": int}],
+    "confusion": [[int, int, int]],
+    "calibration": {"ece": NUMBER, "bins": [[NUMBER, NUMBER, NUMBER]]},
+    "curves": {str: [[NUMBER, NUMBER]]},
+    "examples": {str: [EXAMPLE]},
+}
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Every result file of a folder, by dataset and model.
+
+    Raises:
+        UserError: there is none, a .json is something else, or two are of the same model and dataset.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: name the one that `python -m languagebind.eval --output` wrote")
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise UserError(
+            f"no results (*.json) in {folder}: make some with `python -m languagebind.eval --output {folder}`"
+        )
+    places: dict[tuple[str, str], Path] = {}
+    results = []
+    for file in files:
+        result = _read_result(file)
+        key = (result["dataset"], model_name(result))
+        if key in places:
+            raise UserError(f"{places[key]} and {file} are both of {key[1]} on {key[0]}: move one to another folder")
+        places[key] = file
+        results.append(result)
+    return sorted(results, key=lambda result: (result["dataset"], model_name(result)))
+
+
+def model_name(result: Result) -> str:
+    """The checkpoint's name; the modality, where a training loop evaluated without one."""
+    return result.get("pretrained") or result["model"]
+
+
+def headline(config: DatasetConfig | None, task: str) -> str:
+    return (config and config.metric) or HEADLINES[task]
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric.endswith("_rank")
+
+
+def interval(result: Result, metric: str) -> tuple[float, float] | None:
+    """The ends of a metric's 95 % interval, where the result has one; JSON holds an infinite end as null."""
+    if metric not in result.get("intervals", {}):
+        return None
+    low, high = result["intervals"][metric]
+    # Where one end alone is infinite, it is known which; where both are, it is above, as of an AUC of 1
+    if low is None:
+        low = math.inf if high is None else -math.inf
+    return low, math.inf if high is None else high
+
+
+def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetConfig]:
+    """By name, those of the wanted datasets that a folder of configs describes.
+
+    Raises:
+        UserError: a config is malformed.
+    """
+    configs = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("*.yaml"))]
+    return {config.name: config for config in configs if config.name in wanted}
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """A row for each model, dataset and metric; what is not known, and what is infinite, is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "dataset", "metric", "value", "low", "high", "chance", "samples"])
+    for result in results:
+        protocol = result["protocol"]
+        for metric, value in shown_metrics(result).items():
+            ends = interval(result, metric) or (None, None)
+            chance = protocol.get("chance", {}).get(metric)
+            numbers = (value, *ends, chance, protocol.get("samples"))
+            known = ["" if number is None or math.isinf(number) else number for number in numbers]
+            writer.writerow([model_name(result), result["dataset"], metric, *known])
+    return text.getvalue()
+
+
+def shown_metrics(result: Result) -> dict[str, float | None]:
+    """The metrics without `chance`, which is what each of them is measured against."""
+    return {metric: value for metric, value in result["metrics"].items() if metric != "chance"}
+
+
+def _read_result(file: Path) -> Result:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}): move it out of the folder, or evaluate again") from error
+    if not isinstance(result, dict):
+        raise UserError(f"{file} is no result of an evaluation: move it out of the folder")
+    for key, shape in (NEEDED | OPTIONAL).items():
+        if key not in result and key in NEEDED:
+            raise UserError(f"{file} is no result of an evaluation, it has no `{key}`: move it out of the folder")
+        if key in result and not _fits(result[key], shape):
+            raise UserError(f"{file}: `{key}` is not what an evaluation writes: evaluate again, or move the file away")
+    return result
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, list) and isinstance(value, list):
+        shapes = shape if len(shape) > 1 else shape * len(value)
+        return len(value) == len(shapes) and all(map(_fits, value, shapes))
+    if isinstance(shape, dict) and str in shape:
+        return isinstance(value, dict) and all(_fits(item, shape[str]) for item in value.values())
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(key in value and _fits(value[key], kind) for key, kind in shape.items())
+    if isinstance(shape, tuple) and isinstance(shape[0], str):
+        return value in shape
+    return not isinstance(shape, list) and isinstance(value, shape)

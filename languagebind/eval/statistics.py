@@ -1,0 +1,161 @@
+"""Intervals of metrics by the bootstrap: what another test set of the same size and kind could have given.
+
+A resample draws as many samples (or queries) as there are, with replacement, and the metric is computed anew on it.
+The interval goes from one value of the sorted resamples to another, with the same number of them left out on both
+sides: no normal distribution is assumed. Every rank draws the same resamples from the same seed, from the gathered
+values in the order of the data, so neither ranks nor workers matter; two models on the same data meet the same
+resamples. Global random state is neither read nor changed.
+
+The model and the prompts are taken as given: an interval says nothing about another training run.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import UserError
+from .metrics import RECALL_AT, d_prime, precisions_and_areas
+
+RESAMPLES = 1000
+SEED = 0
+CONFIDENCE = 0.95
+DRAWS_AT_A_TIME = 2**21  # 16 MiB of indices
+
+Intervals = dict[str, list[float]]
+
+
+def settings() -> dict[str, Any]:
+    """How the intervals were made, for the result."""
+    return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
+
+
+def rank_intervals(ranks: Tensor) -> Intervals:
+    """Intervals of `rank_metrics`: queries are resampled, so captions of one sample count as independent.
+
+    Args:
+        ranks: (Q,) from 1.
+    """
+
+    def metrics(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        recalls = {f"R@{k}": _share(drawn <= k) for k in RECALL_AT}
+        return recalls | {"median_rank": np.median(drawn, axis=1), "mean_rank": drawn.mean(axis=1)}
+
+    return _intervals(_gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks))))
+
+
+def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
+    """Intervals of `classification_metrics`.
+
+    For top1 and top5 all samples are resampled. For mean_per_class the samples of each class are resampled among
+    themselves: how many each class has is a property of the test set, and a class of few samples would otherwise be
+    absent from many resamples. A class of one sample then adds no width.
+
+    Args:
+        ranks: (N,) of the right class, from 1.
+        labels: (N,) class indices.
+        num_classes: of which some may have no sample.
+    """
+
+    def metrics(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        top5 = {"top5": _share(drawn <= 5)} if num_classes >= 5 else {}
+        return {"top1": _share(drawn <= 1)} | top5
+
+    counts = np.bincount(labels.numpy(), minlength=num_classes)
+    hits = np.bincount(labels.numpy()[ranks.numpy() == 1], minlength=num_classes)[counts > 0]
+    counts = counts[counts > 0]
+    # The number of hits among n draws from n samples of a class is binomial.
+    draws = np.random.default_rng(SEED).binomial(counts, hits / counts, size=(RESAMPLES, len(counts)))
+    values = _gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
+    return _intervals(values | {"mean_per_class": (draws / counts).mean(axis=1)})
+
+
+def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
+    """Intervals of `multilabel_metrics`: samples are resampled; a class that a resample lacks is left out of its mean.
+
+    A right sample that is drawn twice raises the precision at its own place, so that resamples have a higher average
+    precision than the data; where classes are rare, by more than the interval is wide. The resamples of mAP are
+    therefore moved until their mean is the mAP of the data.
+
+    A metric has no interval where some resample has no class that it is defined for.
+
+    Args:
+        scores: (N, K), none of them NaN.
+        targets: (N, K) bool, at least one True.
+    """
+
+    def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
+        draws, count = indices.shape
+        places = indices + count * np.arange(draws)[:, None]
+        weights = torch.from_numpy(np.bincount(places.ravel(), minlength=draws * count)).view(draws, count)
+        weights = weights.T.to(scores.device, torch.float32).contiguous()  # (N, draws)
+        precisions, areas = precisions_and_areas(scores, targets, weights)  # (K, draws)
+        area = areas.nanmean(dim=0)
+        found = {"mAP": precisions.nanmean(dim=0), "mAUC": area, "d_prime": d_prime(area)}
+        return {key: value.cpu().numpy() for key, value in found.items()}
+
+    values = _gather(metrics(indices) for indices in _resamples(len(scores)))
+    measured = precisions_and_areas(scores, targets)[0].nanmean().item()
+    values["mAP"] = (values["mAP"] - values["mAP"].mean() + measured).clip(0, 1)
+    return {key: _interval(value) for key, value in values.items() if not np.isnan(value).any()}
+
+
+def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
+    """The metrics of two results of the same data whose intervals overlap: there one model is not shown to be better.
+
+    Raises:
+        UserError: the results are of different data.
+    """
+    for key, a, b in (
+        ("dataset", result_a["dataset"], result_b["dataset"]),
+        ("data_sha256", result_a["protocol"].get("data_sha256"), result_b["protocol"].get("data_sha256")),
+    ):
+        if a != b:
+            raise UserError(f"results of different data cannot be compared: {key} is {a} and {b}")
+    first, second = result_a.get("intervals", {}), result_b.get("intervals", {})
+    found = []
+    for metric in (metric for metric in first if metric in second):
+        (low_a, high_a), (low_b, high_b) = _bounds(first[metric]), _bounds(second[metric])
+        if low_a <= high_b and low_b <= high_a:
+            found.append(metric)
+    return found
+
+
+def _bounds(interval: Sequence[float | None]) -> tuple[float, float]:
+    """With the infinities that are null in a result file: below where only the lower bound is, else above."""
+    low, high = interval
+    if low is None:
+        low = -math.inf if high is not None else math.inf
+    return low, math.inf if high is None else high
+
+
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    """(draws, count) indices of samples, RESAMPLES rows in all."""
+    generator = np.random.default_rng(SEED)
+    size = max(1, DRAWS_AT_A_TIME // count)
+    for start in range(0, RESAMPLES, size):
+        yield generator.integers(count, size=(min(size, RESAMPLES - start), count))
+
+
+def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Values of blocks of resamples to those of all, (RESAMPLES,) for each metric."""
+    blocks = list(blocks)
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+
+
+def _intervals(values: dict[str, np.ndarray]) -> Intervals:
+    return {key: _interval(value) for key, value in values.items()}
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    """Of the sorted values, those that leave out as many on either side: the 26th from either end, of 1000."""
+    left_out = round(len(values) * (1 - CONFIDENCE) / 2)
+    ordered = np.sort(values)
+    return [float(ordered[left_out]), float(ordered[-1 - left_out])]
+
+
+def _share(hits: np.ndarray) -> np.ndarray:
+    return np.count_nonzero(hits, axis=1) / hits.shape[1]
