@@ -32,6 +32,7 @@ from languagebind.distributed import (
     world_size,
 )
 from languagebind.eval import DatasetConfig, check_dataset, load_dataset_config
+from languagebind.eval.metrics import METRICS
 from languagebind.files import locked, write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
@@ -182,8 +183,9 @@ def open_val_datasets(config: TrainConfig) -> list[DatasetConfig]:
     best = config.checkpoint.keep_best
     if best is not None and not names:
         raise UserError("--keep-best needs evaluation data: --val-config")
-    if best is not None and not any(best.startswith(f"{name}/") for name in names):
-        raise UserError(f"--keep-best {best} names none of --val-config: it is like {names[0]}/top1")
+    metrics = [f"{dataset.name}/{metric}" for dataset in val_datasets for metric in METRICS[dataset.task]]
+    if best is not None and best not in metrics:
+        raise UserError(f"--keep-best {best} is none of the metrics: {', '.join(metrics)}")
     if len(set(names)) < len(names):
         raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their figures would mix")
     for dataset in val_datasets:

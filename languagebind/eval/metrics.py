@@ -15,6 +15,13 @@ from torch.nn import functional as F
 
 RECALL_AT = (1, 5, 10)
 
+_RANKS = (*(f"R@{k}" for k in RECALL_AT), "median_rank", "mean_rank")
+METRICS = {
+    "classification": ("top1", "top5", "mean_per_class"),
+    "multilabel": ("mAP", "mAUC", "d_prime"),
+    "retrieval": tuple(f"{way}/{name}" for way in ("text_to_modality", "modality_to_text") for name in _RANKS),
+}
+
 
 def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
     """R@1, R@5, R@10, median_rank and mean_rank of the best-ranked relevant item of each query.
