@@ -18,7 +18,7 @@ from helpers import ROOT, call, start, torchrun, train_flags, wait_for, write_sh
 from test_training import checkpoint, losses
 
 from languagebind.config import UserError
-from training.checkpoint import checkpoint_path, damage
+from training.checkpoint_files import checkpoint_path, damage
 from training.main import main
 
 

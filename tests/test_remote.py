@@ -25,7 +25,7 @@ from languagebind.eval.shards import list_shards, read_shard
 from languagebind.hub import read_checkpoint
 from languagebind.modalities import modality_class
 from languagebind.remote import is_url, local_copy
-from training.checkpoint import damage
+from training.checkpoint_files import damage
 from training.data import DataConfig, Plan, train_batches
 from training.main import main
 from training.remote_sync import RemoteSync

@@ -10,10 +10,8 @@ torchrun --nproc_per_node 8 -m training.main -- --config configs/depth.yaml --tr
 import logging
 import re
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import torch
 import yaml
@@ -25,38 +23,27 @@ from languagebind.data.text_features import open_text_features
 from languagebind.distributed import (
     Process,
     close_process,
-    fail_together,
-    gather_objects,
     init_process,
     is_lost_rank,
-    world_size,
 )
 from languagebind.eval import DatasetConfig, check_dataset, load_dataset_config
 from languagebind.eval.metrics import METRICS
-from languagebind.files import locked, write_atomic
+from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
-from languagebind.remote import file_size, is_url
 from languagebind.tuning import apply_tuning
 
-from .checkpoint import (
-    TrainState,
-    check_progress,
-    damage,
-    latest_whole,
-    load_weights,
-    read_resumable,
-    restore,
-    set_aside_later,
-)
+from .checkpoint import TrainState, check_progress, load_weights, read_resumable, restore
+from .checkpoint_files import set_aside_later
 from .data import Plan, copied_ahead, train_batches
 from .ema import Ema
 from .engine import make_engine
 from .interrupt import Interrupts
-from .logger import Logger, log_to_file, setup_logging
+from .logger import Logger, log_to_file
+from .opening import open_run
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk, shards_digest
-from .remote_sync import fetch_run, refuse_overwriting, syncing
+from .remote_sync import syncing
 from .run import Run
 from .scheduler import make_schedule
 from .train import StepOptions, train
@@ -191,82 +178,6 @@ def open_val_datasets(config: TrainConfig) -> list[DatasetConfig]:
     for dataset in val_datasets:
         check_dataset(dataset, config.inputs)
     return val_datasets
-
-
-def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
-    """The run's folder, made and with logging into it, and the checkpoint to go on from.
-
-    Raises:
-        UserError: the folder is there already and nothing says to go on; or there is no such checkpoint.
-    """
-    options, failure, resume, warnings = config.checkpoint, None, None, []
-    name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
-    folder = options.logs / gather_objects(name)[0]
-    if options.resume == "latest" and options.name is None:
-        failure = "--resume latest needs --name: the run that it is the latest of"
-    elif options.resume == "latest":
-        # One rank looks, so that all go on from the same one.
-        resume, warnings, failure = gather_objects(find_latest(config, folder) if process.is_main else None)[0]
-    elif options.resume:
-        resume = options.resume if is_url(options.resume) else Path(options.resume)
-        if process.is_main and _is_anothers(resume, folder):
-            failure = f"{folder} exists, and {resume} is not of it: choose another --name"
-    elif process.is_main and ((folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()):
-        failure = f"{folder} exists: choose another --name, or go on from it with --resume latest"
-    elif process.is_main:
-        failure = refuse_overwriting(config.remote, folder.name)
-    if resume is not None and failure is None:
-        failure = _unusable(resume, process.is_main and options.resume != "latest")
-    if process.is_main and failure is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / ".lock"))
-        except BlockingIOError:
-            failure = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
-        except OSError as error:
-            failure = f"cannot make {folder}: {error.strerror}"
-    fail_together(failure, process.device)  # from here, the folder is there for every rank
-    setup_logging(folder if process.is_main else None)
-    log.info("run %s", folder)
-    for warning in warnings if process.is_main else ():
-        log.warning(warning)
-    if options.resume == "latest" and resume is None:
-        log.warning("no checkpoint in %s: starting from step 0", folder)
-    return folder, resume
-
-
-def find_latest(config: TrainConfig, folder: Path) -> tuple[Path | None, list[str], str | None]:
-    """The newest whole checkpoint of a run, from its folder or else from the store, what to warn of, and a failure."""
-    try:
-        path, warnings = latest_whole(folder / "checkpoints")
-        if path is None:
-            path, more = fetch_run(config.remote, folder)
-            warnings += more
-    except (UserError, OSError) as error:
-        return None, [], str(error)
-    return path, warnings, None
-
-
-def _is_anothers(checkpoint: Path | str, folder: Path) -> bool:
-    """Whether a run's folder has checkpoints, and this is none of them."""
-    own = (folder / "checkpoints").absolute()
-    return own.exists() and any(own.iterdir()) and Path(checkpoint).absolute().parent != own
-
-
-def _unusable(checkpoint: Path | str, check: bool) -> str | None:
-    """Why this rank cannot go on from a checkpoint; None: it can.
-
-    Args:
-        check: look at its checksums, too, which takes seconds: one rank is enough.
-    """
-    if is_url(checkpoint):
-        return None if file_size(checkpoint) is not None else f"no checkpoint at {checkpoint}"
-    if not checkpoint.is_file():
-        return f"no checkpoint at {checkpoint}" + (
-            " on every node: --logs should be a folder that all nodes see" if world_size() > 1 else ""
-        )
-    fault = damage(checkpoint) if check else None
-    return fault and f"{checkpoint} is damaged: {fault}"
 
 
 def new_model(config: TrainConfig) -> DualEncoder:

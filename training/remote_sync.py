@@ -13,7 +13,7 @@ from languagebind.files import temporary_name
 from languagebind.hub import checkpoint_step, checkpoints_by_step
 from languagebind.remote import MissingFile, is_url, join, locate, reaching
 
-from .checkpoint import damage
+from .checkpoint_files import damage
 
 log = logging.getLogger(__name__)
 

@@ -9,16 +9,8 @@ from languagebind.config import UserError, to_dict
 from languagebind.distributed import Process, fail_together, gather_objects, on_any_rank
 from languagebind.eval import DatasetConfig, evaluate
 
-from .checkpoint import (
-    Clock,
-    TrainState,
-    checkpoint_content,
-    checkpoint_path,
-    note_best,
-    rank_state,
-    remove_old,
-    write_checkpoint,
-)
+from .checkpoint import TrainState, checkpoint_content, rank_state
+from .checkpoint_files import Clock, checkpoint_path, note_best, remove_old, write_checkpoint
 from .interrupt import Interrupts
 from .logger import Logger
 from .params import TrainConfig
