@@ -50,6 +50,7 @@ def run(depth_shards, tmp_path_factory):
 def test_a_run_leaves_what_the_design_says(run):
     folder = run / "run"
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
