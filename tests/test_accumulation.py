@@ -1,6 +1,7 @@
 """Several batches as one, losses beside CLIP's, optimizers, moving averages: by whole runs of a few steps."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -71,8 +72,8 @@ def test_siglip_learns_and_its_checkpoint_loads(depth_shards, tmp_path):
             main(train_flags(depth_shards, tmp_path, *BASE, *wrong))
 
 
-@pytest.mark.parametrize("optimizer", ["timm/lamb", "timm/adopt"])
-def test_optimizers_of_timm_train_and_go_on(depth_shards, tmp_path, optimizer):
+@pytest.mark.parametrize("optimizer", ["timm/lamb", "timm/adopt", "timm/adan", "adamw8bit"])
+def test_other_optimizers_train_and_go_on(depth_shards, tmp_path, optimizer):
     flags = [*BASE, f"--optimizer={optimizer}", "--train-num-samples=32", "--save-every-n-steps=2"]
     main(train_flags(depth_shards, tmp_path, *flags, "--name=whole"))
     resume = f"--resume={tmp_path / 'whole/checkpoints/step_00000002.pt'}"
@@ -82,9 +83,16 @@ def test_optimizers_of_timm_train_and_go_on(depth_shards, tmp_path, optimizer):
 
 @pytest.mark.parametrize(
     ("optimizer", "message"),
-    [("sgdx", "expected adamw"), ("timm/none_such", "timm has"), ("adamw8bit", "bitsandbytes")],
+    [
+        ("sgdx", "expected adamw"),
+        ("timm/none_such", "timm has"),
+        ("timm/adahessian", "needs second derivatives"),
+        ("timm/fusedadam", "cannot be made here"),
+        ("adamw8bit", "pip install bitsandbytes"),
+    ],
 )
-def test_optimizers_that_are_not_there_are_named(depth_shards, tmp_path, optimizer, message):
+def test_optimizers_that_cannot_be_used_are_named(depth_shards, tmp_path, optimizer, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as where it is not installed
     with pytest.raises(UserError, match=message):
         main(train_flags(depth_shards, tmp_path, *BASE, f"--optimizer={optimizer}"))
 
