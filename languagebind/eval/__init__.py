@@ -4,14 +4,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
 from ..config import UserError, to_dict
+from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
 from .datasets import DatasetConfig, load_dataset_config
+from .export import Features, export_features
 from .features import EncodeOptions, encode_samples, encode_texts
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, class_names, read_samples
@@ -33,6 +36,7 @@ def evaluate(
     *,
     statistics: bool = True,
     dual_softmax: bool = False,
+    export: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a model on a dataset. The same model and data give the same result, bit for bit.
@@ -40,12 +44,13 @@ def evaluate(
     Where torch.distributed is initialised, every rank must call this; each encodes its share, and all get the result.
 
     Args:
-        model: a `DualEncoder`; its mode is left as it was.
+        model: a `DualEncoder`, or any other `languagebind.eval.models.Model`; its mode is left as it was.
         modality: how the model's inputs are read.
         dataset: what to evaluate on.
         statistics: whether the result holds more than metrics: intervals, classes, curves, examples. Training leaves
             them out.
         dual_softmax: for retrieval, the metrics of the dual softmax too, named `dual_softmax/...`.
+        export: write the features to this path with `.safetensors` and `.jsonl`, see `export_features`.
         **options: fields of `EncodeOptions`: batch_size, workers, precision, device, skip_bad.
 
     Returns:
@@ -65,6 +70,8 @@ def evaluate(
         found, details = _retrieval(model, modality, samples, encoding, statistics, dual_softmax)
     else:
         found, details = _classification(model, modality, dataset, samples, encoding, statistics)
+    if export is not None and not rank():
+        export_features(found["features"], export)
     result = {
         "dataset": dataset.name,
         "model": modality_name(modality),
@@ -107,6 +114,9 @@ def _classification(model, modality, dataset, samples: list[Sample], options: En
     scores, targets = features @ classifier.T, targets[kept].to(features.device)  # (N, K) both
     found = classify(scores, targets, dataset.task)
     prompts = [template.replace("{c}", name) for name in classes.values() for template in dataset.templates]
+    found["features"] = Features(
+        features, [samples[i] for i in kept], classifier, [{"label": k, "text": v} for k, v in classes.items()]
+    )
     details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": _digest(prompts)}
     found["protocol"] = _counts(samples, kept) | details | found["protocol"]
     if not statistics:
@@ -127,9 +137,11 @@ def _retrieval(model, modality, samples: list[Sample], options: EncodeOptions, s
     captioned = Captioned(features, text_features, rows, owners)
     found, ranked = retrieve(captioned, model.logit_scale.to(features.device) if dual_softmax else None)
     found["protocol"] = _counts(samples, kept) | found["protocol"]
+    seen = [samples[i] for i in kept]
+    distinct = [{"text": text} for text in dict.fromkeys(caption for _, caption in captions)]
+    found["features"] = Features(features, seen, text_features, distinct)
     if not statistics:
         return found, {}
-    seen = [samples[i] for i in kept]
     return found, describe_retrieval(captioned, ranked, seen, [caption for _, caption in captions])
 
 

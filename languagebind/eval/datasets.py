@@ -2,6 +2,7 @@
 
     name: nyu_v2                        # of the result; default: the file's name
     task: classification                # classification | multilabel | retrieval
+    modality: depth                     # of the samples; `--all` takes the datasets of the model's modality
     data: Depth/nyuv2/data/val          # a folder of class folders, a .csv or .jsonl manifest, or shards
     split: val                          # for the record
     templates: templates/depth.txt      # one prompt a line with {c} for the class; default: the bare class name
@@ -27,6 +28,7 @@ from typing import Any
 
 from ..config import UserError, load_yaml
 from ..remote import is_url
+from .clip_benchmark import fill_in
 
 TASKS = ("classification", "multilabel", "retrieval")
 COUNTS = ("samples", "captions", "classes")
@@ -43,6 +45,7 @@ class DatasetConfig:
     name: str
     task: str
     data: str  # a path, or a brace pattern of shards
+    modality: str | None = None  # what the samples are, for `--all`
     class_names: Mapping[str, str] | None = None  # label -> name in prompts, in class order; None: the class folders
     templates: tuple[str, ...] = ("{c}",)
     split: str = "test"
@@ -93,7 +96,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if missing:
         raise UserError(f"{path}: no {' and no '.join(missing)}")
     values = {"name": path.stem} | {key: value for key, value in values.items() if value is not None}
-    texts = ("name", "task", "data", "split", "language", "caption_source", "limit", "metric")
+    texts = ("name", "task", "data", "modality", "split", "language", "caption_source", "limit", "metric")
     for key in (*texts, "source", "licence", "layout"):
         _texts([values[key]] if key in values else [], f"{path}: {key}")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
@@ -109,6 +112,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if not isinstance(values.get("prepare", {}), dict):
         raise UserError(f"{path}: prepare should be `kind: ...` and the options of the kind")
     config = DatasetConfig(**values | {"class_names": None}, data_root=str(data_root) if data_root else None)
+    config = fill_in(config)
     names = values.get("class_names")
     if names is None or (not prepared and isinstance(names, str) and _find(names, folders) is None):
         return config

@@ -62,7 +62,7 @@ def encode_samples(
     """
     here, world = rank(), world_size()
     loader = DataLoader(
-        _Inputs(samples, modality),
+        _Inputs(samples, modality, getattr(model, "takes_files", False)),
         sampler=range(here, len(samples), world),
         batch_size=options.batch_size,
         num_workers=options.workers,
@@ -126,27 +126,38 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
             log.info("%s: %d of %d batches", unit, done, total)
 
 
-class _Inputs(Dataset):
-    """(index, tensor), or (index, reason) of a sample that cannot be read: errors are values across processes."""
+class Unmoved(list):
+    """A batch that is no tensor: it stays where it is when it is moved to a device."""
 
-    def __init__(self, samples: Sequence[Sample], modality: Modality):
-        self.samples, self.modality = samples, modality
+    def to(self, *_: Any, **__: Any) -> "Unmoved":
+        return self
+
+
+class _Inputs(Dataset):
+    """(index, tensor or files), or (index, reason) of a sample that cannot be read: an error is a value here."""
+
+    def __init__(self, samples: Sequence[Sample], modality: Modality, as_files: bool = False):
+        self.samples, self.modality, self.as_files = samples, modality, as_files
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, Any]:
         sample = self.samples[index]
         try:
+            if self.as_files:
+                return index, sample.files(self.modality.input_shape[1])
             with _one_thread():
                 return index, self.modality.preprocess(sample.load(self.modality.input_shape[1]))
         except DecodeError as error:
             return index, f"{sample.key}: {error.reason}"
 
 
-def _collate(items: list[tuple[int, Tensor | str]]) -> tuple[Tensor | None, dict[int, str]]:
-    inputs = [value for _, value in items if isinstance(value, Tensor)]
+def _collate(items: list[tuple[int, Any]]) -> tuple[Tensor | Unmoved | None, dict[int, str]]:
+    inputs = [value for _, value in items if not isinstance(value, str)]
     bad = {index: value for index, value in items if isinstance(value, str)}
+    if inputs and not isinstance(inputs[0], Tensor):
+        return Unmoved(inputs), bad
     return torch.stack(inputs) if inputs else None, bad  # (B, C, T, H, W)
 
 
