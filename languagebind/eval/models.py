@@ -111,12 +111,7 @@ def load(spec: str, device: torch.device, modality: str | None = None) -> tuple[
 
 
 class OpenClipModel(nn.Module):
-    """An open_clip model on (B, 3, T, H, W): a clip's features are the mean of its frames' unit-norm features.
-
-    Args:
-        model: as open_clip builds it.
-        config: its name and weights.
-    """
+    """An open_clip model on (B, 3, T, H, W): a clip's features are the mean of its frames' unit-norm features."""
 
     def __init__(self, model: nn.Module, config: TextConfig):
         super().__init__()
@@ -175,13 +170,11 @@ class ExternalModel(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.spec}: {method} gives no tensor or array: {first_line(error)}") from error
         if features.ndim != 2 or len(features) != len(inputs) or not features.shape[1]:
-            expected = f"({len(inputs)}, D), a row for each input"
-            raise UserError(f"{self.spec}: {method} gives {tuple(features.shape)}, expected {expected}")
+            shape = tuple(features.shape)
+            raise UserError(f"{self.spec}: {method} gives {shape}, expected ({len(inputs)}, D), a row for each input")
         if self.embed_dim not in (None, features.shape[1]):
-            raise UserError(
-                f"{self.spec}: {method} gives {features.shape[1]} dimensions, other features have {self.embed_dim}:"
-                " inputs and texts should share one space"
-            )
+            dims = f"{features.shape[1]} dimensions, other features have {self.embed_dim}"
+            raise UserError(f"{self.spec}: {method} gives {dims}: inputs and texts should share one space")
         self.embed_dim = features.shape[1]
         return features
 
@@ -241,9 +234,8 @@ def _external(spec: str, device: torch.device, modality: str | None) -> tuple[Mo
     if not callable(found):
         raise UserError(f"{spec}: {module} has no function {function}")
     external = found()
-    if not callable(getattr(external, "encode_text", None)) or not (
-        callable(getattr(external, "encode", None)) or callable(getattr(external, "encode_files", None))
-    ):
+    text, *inputs = (callable(getattr(external, name, None)) for name in ("encode_text", "encode", "encode_files"))
+    if not (text and any(inputs)):
         raise UserError(f"{spec}: what it returns should have encode_text, and encode or encode_files")
     kind = _modality(spec, getattr(external, "modality", None))
     if modality not in (None, modality_name(kind)):
