@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..config import UserError, parse, run, take_flag
 from ..distributed import close_process, init_process
@@ -29,6 +30,8 @@ class EvalConfig:
     """replace result files that exist"""
     skip_existing: bool = False
     """leave out the datasets whose result file exists"""
+    protocol: Literal["ours", "paper"] | None = None
+    """evaluate as the original did, to reproduce its figures, or our way; default: what each config says, or ours"""
     dual_softmax: bool = False
     """for retrieval, the metrics of the dual softmax too, which needs all queries at once; named dual_softmax/..."""
     encode: EncodeOptions = field(default_factory=EncodeOptions)
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = evaluate(model, modality, dataset, dual_softmax=config.dual_softmax, **options)
             results.append(result | {"pretrained": checkpoint_name(config.checkpoint)})
             if process.is_main:
-                path = result_path(config.output, dataset.name, config.checkpoint)
+                path = result_path(config.output, dataset.result_name, config.checkpoint)
                 write_result(results[-1], path)
                 log.info("wrote %s", path)
         if process.is_main:
@@ -68,6 +71,8 @@ def _datasets(files: Sequence[str], config: EvalConfig) -> list[DatasetConfig]:
     if config.overwrite and config.skip_existing:
         raise UserError("--overwrite and --skip-existing exclude each other")
     datasets = [load_dataset_config(Path(file), config.data_root) for file in files]
+    if config.protocol:
+        datasets = [replace(dataset, protocol=config.protocol) for dataset in datasets]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two configs are named {next(name for name in names if names.count(name) > 1)}")
@@ -76,7 +81,7 @@ def _datasets(files: Sequence[str], config: EvalConfig) -> list[DatasetConfig]:
         raise UserError(f"--output {config.output} cannot be written")
     wanted = []
     for dataset in datasets:
-        path = result_path(config.output, dataset.name, config.checkpoint)
+        path = result_path(config.output, dataset.result_name, config.checkpoint)
         if path.exists() and config.skip_existing:
             log.info("skipping %s: %s exists", dataset.name, path)
             continue
