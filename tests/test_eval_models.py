@@ -19,6 +19,7 @@ from languagebind.eval import DatasetConfig, evaluate, load_dataset_config
 from languagebind.eval.__main__ import main
 from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
 from languagebind.eval.models import LOGIT_SCALE, load, model_name
+from languagebind.eval.protocols import Reader
 from languagebind.eval.report.compare import comparison
 from languagebind.eval.samples import read_samples
 from languagebind.modalities._images import MEAN, STD
@@ -206,6 +207,16 @@ def test_what_a_callable_may_leave_out(world):
         evaluate(model, reader, classification(manifest), workers=0)
 
 
+def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
+    data = classification(world / "folders")
+    specs = [f"{HERE}:{kind}" for kind in ("Colours", "Green", "Colours")]
+    found = [result(spec, data, feature_cache=tmp_path) for spec in specs]
+    assert found == [result(spec, data) for spec in specs]
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(UserError, match="what a model that reads files itself makes of them"):
+        result(f"{HERE}:FileColours", data, feature_cache=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -258,7 +269,7 @@ def test_open_clip_gives_its_own_features(world, tower):
     assert reader == IMAGE
     own, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tower}")
     samples = read_samples(classification(world / "folders"), reader)
-    features, _ = encode_samples(model, reader, samples, EncodeOptions(workers=0))
+    features, _ = encode_samples(model, Reader(reader), samples, EncodeOptions(workers=0))
     pixels = torch.stack([reader.preprocess(sample.source)[:, 0] for sample in samples])
     texts = ["a red thing", "blue"]
     text_features, _ = encode_texts(model, texts, EncodeOptions())
@@ -269,7 +280,7 @@ def test_open_clip_gives_its_own_features(world, tower):
     torch.testing.assert_close(text_features, expected_texts, atol=1e-5, rtol=1e-4)
     file = load(f"open_clip:ViT-8/{tower / 'open_clip_pytorch_model.bin'}", CPU, "image")[0]
     assert file.text_fingerprint() == model.text_fingerprint()
-    torch.testing.assert_close(encode_samples(file, reader, samples, EncodeOptions(workers=0))[0], features)
+    torch.testing.assert_close(encode_samples(file, Reader(reader), samples, EncodeOptions(workers=0))[0], features)
 
 
 def test_open_clip_sees_a_clip_as_the_mean_of_its_frames(tower):

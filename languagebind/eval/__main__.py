@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..config import UserError, parse, run, take_flag
 from ..distributed import Process, close_process, init_process
@@ -48,6 +49,8 @@ class EvalConfig:
     """leave out the datasets whose result file exists"""
     compare: bool = False
     """print a column for each model, with results that --skip-existing left out"""
+    protocol: Literal["ours", "paper"] | None = None
+    """evaluate as the original did, to reproduce its figures, or our way; default: what each config says, or ours"""
     dual_softmax: bool = False
     """for retrieval, the metrics of the dual softmax too, which needs all queries at once; named dual_softmax/..."""
     export_features: Path | None = None
@@ -63,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     specs = _specs(config)
     selection = select(files, config.data, config.configs if config.all else None, config.data_root)
+    if config.protocol:
+        selection = replace(selection, datasets=[replace(d, protocol=config.protocol) for d in selection.datasets])
     jobs = {spec: _jobs(spec, selection.datasets, config) for spec in specs}
     if not any(jobs.values()) and not config.compare:
         return
@@ -105,7 +110,7 @@ def _jobs(spec: str, datasets: Sequence[DatasetConfig], config: EvalConfig) -> l
     """The datasets without a result of the model."""
     wanted = []
     for dataset in datasets:
-        path = result_path(config.output, dataset.name, model_name(spec))
+        path = result_path(config.output, dataset.result_name, model_name(spec))
         if path.exists() and config.skip_existing:
             log.info("skipping %s: %s exists", dataset.name, path)
             continue
@@ -127,11 +132,11 @@ def _evaluate(spec: str, datasets: Sequence[DatasetConfig], config: EvalConfig, 
         if config.all and dataset.modality not in (None, modality_name(reader)):
             continue
         options = asdict(replace(config.encode, device=str(process.device)))
-        export = config.export_features and config.export_features / f"{dataset.name}_{name}"
+        export = config.export_features and config.export_features / f"{dataset.result_name}_{name}"
         result = evaluate(model, reader, dataset, dual_softmax=config.dual_softmax, export=export, **options)
         results.append(result | {"pretrained": name})
         if process.is_main:
-            path = result_path(config.output, dataset.name, name)
+            path = result_path(config.output, dataset.result_name, name)
             write_result(with_clip_benchmark_keys(results[-1]) if config.clip_benchmark_keys else results[-1], path)
             log.info("wrote %s", path)
     return results, modality_name(reader)
@@ -143,9 +148,12 @@ def _report(
     """Print what was found, and which datasets are absent."""
     if config.compare:
         made = {(result["dataset"], result["pretrained"]): result for result in results}
-        wanted = [(dataset.name, model_name(spec)) for dataset in selection.datasets for spec in specs]
-        paths = {key: result_path(config.output, *key) for key in wanted}
-        results = [made.get(key) or read_result(paths[key]) for key in wanted if key in made or paths[key].exists()]
+        paths = {
+            (dataset.name, model_name(spec)): result_path(config.output, dataset.result_name, model_name(spec))
+            for dataset in selection.datasets
+            for spec in specs
+        }
+        results = [made.get(k) or read_result(path) for k, path in paths.items() if k in made or path.exists()]
         print(comparison(results))
     else:
         for spec in specs:

@@ -163,6 +163,9 @@ class ExternalModel(nn.Module):
     def text_fingerprint(self) -> str:
         return str(getattr(self.external, "fingerprint", self.spec))
 
+    def extra_repr(self) -> str:
+        return self.spec
+
     def _checked(self, method: str, inputs: list | Tensor) -> Tensor:
         found = getattr(self.external, method)(inputs)
         try:

@@ -59,8 +59,9 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def model_name(result: Result) -> str:
-    """The checkpoint's name; the modality, where a training loop evaluated without one."""
-    return result.get("pretrained") or result["model"]
+    """The checkpoint's name, or where a training loop evaluated without one the modality; and how, if not our way."""
+    name = result.get("pretrained") or result["model"]
+    return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
 
 
 def headline(config: DatasetConfig | None, task: str) -> str:
