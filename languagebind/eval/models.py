@@ -118,9 +118,8 @@ class OpenClipModel(nn.Module):
         self.text_model, self.text_projection, _ = open_clip_text(model, config)
         self.model = model
         self.register_buffer("logit_scale", model.logit_scale.detach().float().clone())
-        shift, scale = _pixel_change(model.visual.preprocess_cfg)
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
+        for name, value in zip(("shift", "scale"), _pixel_change(model.visual.preprocess_cfg), strict=True):
+            self.register_buffer(name, value)
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.text_model.tokenizer(texts)
@@ -156,9 +155,7 @@ class ExternalModel(nn.Module):
         return self._checked("encode_text", list(tokens["texts"]))
 
     def encode(self, inputs: Tensor | Unmoved) -> Tensor:
-        if self.takes_files:
-            return self._checked("encode_files", list(inputs))
-        return self._checked("encode", inputs)
+        return self._checked("encode_files", list(inputs)) if self.takes_files else self._checked("encode", inputs)
 
     def text_fingerprint(self) -> str:
         return str(getattr(self.external, "fingerprint", self.spec))
@@ -187,8 +184,7 @@ def _open_clip(spec: str, device: torch.device, modality: str | None) -> tuple[M
     if modality is None:
         raise UserError(f"{spec}: say what it reads with --modality ({', '.join(modality_names())})")
     kind = _modality(spec, modality)
-    config = TextConfig(name, tag)
-    model = OpenClipModel(open_clip_model(name, tag), config).eval()
+    model = OpenClipModel(open_clip_model(name, tag), TextConfig(name, tag)).eval()
     size = model.model.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     if height != width or kind.input_shape[0] != 3 or not hasattr(kind, "image_size"):
