@@ -228,10 +228,11 @@ def _find(name: Any, folders: tuple[Path, ...]) -> Path | None:
 
 def _clip(value: Any, where: str) -> tuple[float, float]:
     try:
-        start, end = map(float, value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {value!r} is not [start, end] in seconds") from error
-    return start, end
+        if isinstance(value, list) and len(value) == 2:
+            return float(value[0]), float(value[1])
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{where}: {value!r} is not [start, end] in seconds")
 
 
 def _paper(value: Any, where: str) -> dict[str, str]:
