@@ -76,7 +76,7 @@ class External(Protocol):
 
 
 def model_name(spec: str) -> str:
-    """A short name for a specification, which is part of the names of result files."""
+    """A short name for a specification, for the names of result files."""
     if spec.startswith(OPEN_CLIP):
         name, tag = _open_clip_parts(spec)
         if tag is None:
@@ -216,8 +216,7 @@ def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _callable_parts(spec: str) -> tuple[str, str] | None:
-    match = CALLABLE.fullmatch(spec)
-    return match.groups() if match and not Path(spec).exists() else None
+    return match.groups() if (match := CALLABLE.fullmatch(spec)) and not Path(spec).exists() else None
 
 
 def _external(spec: str, device: torch.device, modality: str | None) -> tuple[Model, Modality]:
