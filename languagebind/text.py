@@ -129,7 +129,26 @@ def build_text(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
             f"--text-tower {config.text_tower} needs --text-pretrained (a tag of open_clip.list_pretrained(), or a"
             " file): a frozen tower of random weights would teach nothing"
         )
-    return _open_clip_tower(config)
+    return open_clip_text(open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir), config)
+
+
+def open_clip_text(model: nn.Module, config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
+    """The text side of the open_clip model that the config names; what it gives is as in `build_text`.
+
+    Raises:
+        UserError: it has no text tower of its own.
+    """
+    encode = text_tokens(config)
+    tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
+    if hasattr(tower, "transformer") and hasattr(tower.transformer, "resblocks") and _is_clip(tower):
+        return _clip_text(tower, Tokenizer(encode))
+    hf_config = getattr(tower, "config", None)
+    if hf_config is None and tower is model:
+        raise UserError(f"open_clip's {config.text_tower} has no text tower of its own that could be frozen")
+    width = model.encode_text(encode(["a"])).shape[1]
+    # A tower with padding in its attention gives other features when the padding is cut off: it keeps all of it.
+    tokenizer = Tokenizer(encode, hf_config.pad_token_id) if hf_config is not None else _Padded(encode)
+    return OpenClipText(tower, tokenizer), nn.Identity(), width
 
 
 @torch.no_grad()
@@ -191,21 +210,6 @@ def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
-
-
-def _open_clip_tower(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
-    model = open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir)
-    encode = text_tokens(config)
-    tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
-    if hasattr(tower, "transformer") and hasattr(tower.transformer, "resblocks") and _is_clip(tower):
-        return _clip_text(tower, Tokenizer(encode))
-    hf_config = getattr(tower, "config", None)
-    if hf_config is None and tower is model:
-        raise UserError(f"open_clip's {config.text_tower} has no text tower of its own that could be frozen")
-    width = model.encode_text(encode(["a"])).shape[1]
-    # A tower with padding in its attention gives other features when the padding is cut off: it keeps all of it.
-    tokenizer = Tokenizer(encode, hf_config.pad_token_id) if hf_config is not None else _Padded(encode)
-    return OpenClipText(tower, tokenizer), nn.Identity(), width
 
 
 def _is_clip(tower: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from languagebind.eval import DatasetConfig, evaluate, load_dataset_config
 from languagebind.eval.__main__ import main
 from languagebind.eval.features import EncodeOptions, encode_samples
 from languagebind.eval.metrics import retrieval_metrics
+from languagebind.eval.protocols import Reader
 from languagebind.eval.report import checkpoint_name, table, write_result
 from languagebind.eval.samples import read_samples
 from languagebind.modalities import DecodeError, Modality
@@ -259,7 +260,7 @@ def test_retrieval_matches_the_metric_on_the_whole_matrix(world, monkeypatch):
     config = dataset(world / "data.jsonl", "retrieval")
     samples = read_samples(config, IMAGE)
     model = ColourModel()
-    features, kept = encode_samples(model, IMAGE, samples, EncodeOptions(workers=0))
+    features, kept = encode_samples(model, Reader(IMAGE), samples, EncodeOptions(workers=0))
     captions = [caption for sample in samples for caption in sample.captions]
     with torch.no_grad():
         # One at a time: what a text's features are must not depend on its neighbours.
@@ -293,7 +294,7 @@ def test_the_same_bits_each_time_and_with_any_number_of_workers(world, task):
     first = run(world / "ours", task)
     assert all(run(world / "ours", task, workers=workers) == first for workers in (0, 1, 2))
     samples = read_samples(dataset(world / "ours"), IMAGE)
-    features = [encode_samples(ColourModel(), IMAGE, samples, EncodeOptions(workers=n))[0] for n in (0, 2)]
+    features = [encode_samples(ColourModel(), Reader(IMAGE), samples, EncodeOptions(workers=n))[0] for n in (0, 2)]
     assert torch.equal(*features)
     assert torch.equal(torch.get_rng_state(), state), "an evaluation in the middle of training must not change it"
 
@@ -302,11 +303,11 @@ def test_result_does_not_depend_on_the_batch_size(world, tiny):
     model, _ = tiny
     samples = read_samples(dataset(world / "folders"), IMAGE)
     one, many = (
-        encode_samples(model, IMAGE, samples, EncodeOptions(batch_size=size, workers=0))[0] for size in (1, 64)
+        encode_samples(model, Reader(IMAGE), samples, EncodeOptions(batch_size=size, workers=0))[0] for size in (1, 64)
     )
     assert torch.allclose(one, many, atol=1e-5)
     for precision in ("amp", "amp_bf16"):
-        half, _ = encode_samples(model, IMAGE, samples, EncodeOptions(precision=precision, workers=0))
+        half, _ = encode_samples(model, Reader(IMAGE), samples, EncodeOptions(precision=precision, workers=0))
         assert half.dtype == torch.float32
         assert torch.allclose(half.norm(dim=1), torch.ones(45), atol=1e-6)
         assert not torch.equal(half, many)

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,8 @@ def prepare(config, source, output, *more) -> dict:
     return json.loads(data.with_name(data.name + ".prepare.json").read_text())
 
 
-def score(models, kind, config, data_root) -> dict:
-    dataset = load_dataset_config(config, data_root)
+def score(models, kind, config, data_root, protocol="ours") -> dict:
+    dataset = replace(load_dataset_config(config, data_root), protocol=protocol)
     return evaluate(models[kind], MODALITIES[kind], dataset, workers=0, batch_size=8)
 
 
@@ -101,6 +102,11 @@ def test_download_to_result(name, models, configs, tmp_path):
     assert result["protocol"]["skipped_samples"] == 0
     assert dataset.metric == METRIC[dataset.task]
     assert 0 <= result["metrics"][dataset.metric] <= 1
+    if dataset.paper is not None:
+        paper = score(models, kind, config, tmp_path / "data", "paper")
+        assert paper["protocol"]["protocol"] == "paper"
+        assert paper["protocol"]["samples"] == counts["samples"]
+        assert (paper["metrics"] == result["metrics"]) >= (dataset.paper == {})
 
 
 @pytest.mark.parametrize("name", FOLDERS)

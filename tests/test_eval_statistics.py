@@ -140,7 +140,7 @@ def test_details_of_classification_by_hand():
     scores = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.2, 0.3, 0.1], [0.8, 0.1, 0.7]])
     targets = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]).bool()
     samples = [*files(3), Sample("s/3", (Member(Path("/a.tar"), "3.0.png", 512, 9), Path("/b.png")))]
-    found = describe_classification(scores, targets, SCALE, {"x": "ex", "y": "why", "z": "zed"}, samples)
+    found = describe_classification(scores, targets, SCALE.exp() * scores, {"x": "ex", "y": "why", "z": "zed"}, samples)
     assert found["ties"] == 1
     assert found["confusion"] == [[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]  # a tie is a mistake
     assert found["classes"][0] == {"label": "x", "name": "ex", "samples": 2, "top1": 0.5}

@@ -94,3 +94,52 @@ def test_the_omni_wrapper(toys, inputs, monkeypatch):
         features = model.encode(inputs[name], **options)
         assert features.shape == (2, 16)
         assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-2)
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Depth maps of two classes, 16-bit millimetres, beyond what 8 bits hold."""
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        path = tmp_path / "scenes" / ("far_away", "near")[i % 3 == 0] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        depth = rng.integers(300, 9000, (60, 80)).astype(np.uint16)
+        Image.fromarray(depth).save(path)
+    (tmp_path / "scenes.yaml").write_text(
+        "task: classification\nmodality: depth\ndata: scenes\nsplit: val\ntemplates: a depth photo of a {c}.\n"
+    )
+    return tmp_path / "scenes.yaml"
+
+
+def test_depth_is_a_task_with_our_figures(toys, scenes):
+    import mteb
+
+    from languagebind.eval import evaluate, load_dataset_config
+    from languagebind.eval.mteb_tasks import MtebEncoder, mteb_task
+
+    task = mteb_task(scenes, template="a depth photo of a {c}.")
+    assert task.metadata.name == "ScenesZeroShot"
+    encoders = load(toys / "depth")
+    own = evaluate(*encoders.encoders["depth"], load_dataset_config(scenes), workers=0)
+    result = mteb.evaluate(MtebEncoder(encoders), task, cache=None, co2_tracker=False)
+    (scores,) = result.task_results[0].scores["val"]
+    assert scores["accuracy"] == pytest.approx(own["metrics"]["top1"])
+    # The maps themselves reach the encoder, not eight bits of them.
+    files = sorted((scenes.parent / "scenes").rglob("*.png"))
+    task.load_data()  # mteb unloads it
+    batches = [{"image": [task.dataset["val"][i]["image"] for i in range(len(files))]}]
+    found = MtebEncoder(encoders).encode(batches)
+    np.testing.assert_allclose(found, encoders.encode(depth=files, to="numpy"), atol=1e-5)
+
+
+def test_mistakes_in_a_task(toys, scenes):
+    from languagebind.config import UserError
+    from languagebind.eval.mteb_tasks import MtebEncoder, mteb_task
+
+    with pytest.raises(UserError, match=r"has no \{c\}"):
+        mteb_task(scenes, template="a room")
+    scenes.write_text("task: retrieval\nmodality: depth\ndata: scenes\n")
+    with pytest.raises(UserError, match="needs a classification"):
+        mteb_task(scenes)
+    with pytest.raises(UserError, match="reads one modality, not audio, depth"):
+        MtebEncoder(load(toys / "depth", toys / "audio"))

@@ -4,15 +4,20 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
 from ..config import UserError, to_dict
+from ..distributed import gather_objects, rank
 from ..modalities import DecodeError, Modality, modality_name
+from .cache import FeatureCache, weights_digest
 from .datasets import DatasetConfig, load_dataset_config
-from .features import EncodeOptions, encode_samples, encode_texts
+from .export import Features, export_features
+from .features import EncodeOptions, encode_samples, encode_texts, probe
+from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, class_names, read_samples
 from .statistics import overlaps, settings
@@ -33,6 +38,7 @@ def evaluate(
     *,
     statistics: bool = True,
     dual_softmax: bool = False,
+    export: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a model on a dataset. The same model and data give the same result, bit for bit.
@@ -40,13 +46,14 @@ def evaluate(
     Where torch.distributed is initialised, every rank must call this; each encodes its share, and all get the result.
 
     Args:
-        model: a `DualEncoder`; its mode is left as it was.
+        model: a `DualEncoder`, or any other `languagebind.eval.models.Model`; its mode is left as it was.
         modality: how the model's inputs are read.
         dataset: what to evaluate on.
         statistics: whether the result holds more than metrics: intervals, classes, curves, examples. Training leaves
             them out.
         dual_softmax: for retrieval, the metrics of the dual softmax too, named `dual_softmax/...`.
-        **options: fields of `EncodeOptions`: batch_size, workers, precision, device, skip_bad.
+        export: write the features to this path with `.safetensors` and `.jsonl`, see `export_features`.
+        **options: fields of `EncodeOptions`: batch_size, workers, precision, device, skip_bad, feature_cache.
 
     Returns:
         The result file's object: dataset, model, pretrained (None here), task, metrics, language and protocol. With
@@ -59,12 +66,22 @@ def evaluate(
             NaN.
     """
     encoding = EncodeOptions(**options)
+    protocol = _choose(dataset, modality)
+    if dual_softmax and not protocol.unit:
+        raise UserError(f"{dataset.name}: the dual softmax is of cosines, which this protocol has none of")
+    if export is not None and (not protocol.unit or protocol.reader.views > 1):
+        raise UserError(f"{dataset.name}: this protocol has no features of unit norm, one a sample, to export")
+    if getattr(model, "takes_files", False):
+        _check_files(dataset.name, protocol, encoding)
     samples = read_samples(dataset, modality)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
+    cache = _open_cache(model, dataset.name, protocol, encoding)
     if dataset.task == "retrieval":
-        found, details = _retrieval(model, modality, samples, encoding, statistics, dual_softmax)
+        found, details = _retrieval(model, protocol, samples, encoding, cache, statistics, dual_softmax)
     else:
-        found, details = _classification(model, modality, dataset, samples, encoding, statistics)
+        found, details = _classification(model, protocol, dataset, samples, encoding, cache, statistics)
+    if export is not None and not rank():
+        export_features(found["features"], export)
     result = {
         "dataset": dataset.name,
         "model": modality_name(modality),
@@ -72,7 +89,7 @@ def evaluate(
         "task": dataset.task,
         "metrics": found["metrics"],
         "language": dataset.language,
-        "protocol": _protocol(model, modality, dataset, samples, encoding) | found["protocol"],
+        "protocol": _protocol(model, protocol, dataset, samples, encoding) | found["protocol"],
     }
     return result | ({"statistics": settings()} | details if statistics else {})
 
@@ -83,30 +100,69 @@ def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
     Raises:
         UserError: with what is wrong.
     """
+    reader = _choose(dataset, modality).reader
     samples = read_samples(dataset, modality)
     if dataset.task != "retrieval":
         label_targets(samples, class_names(dataset), dataset.name)
     for sample in samples[:PROBED_SAMPLES]:
         try:
-            modality.preprocess(sample.load(modality.input_shape[1]))
+            reader.read(sample.load(modality.input_shape[1]))
             return
         except DecodeError as error:
             reason = error
     raise UserError(f"{dataset.name}: none of the first samples can be read as {modality_name(modality)}: {reason}")
 
 
-def _classification(model, modality, dataset, samples: list[Sample], options: EncodeOptions, statistics: bool):
+def _choose(dataset: DatasetConfig, modality: Modality) -> Protocol:
+    try:
+        return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality)
+    except UserError as error:
+        raise UserError(f"{dataset.name}: {error}") from error
+
+
+def _check_files(name: str, protocol: Protocol, options: EncodeOptions) -> None:
+    """What cannot be had of a model that reads files itself."""
+    if type(protocol.reader) is not Reader or protocol.reader.clip:
+        raise UserError(f"{name}: the model reads files itself, so the protocol's own way of reading is not to be had")
+    if options.feature_cache is not None:
+        raise UserError("--feature-cache: what a model that reads files itself makes of them cannot be told apart")
+
+
+def _open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:
+    """The cache of all that these features depend on beside the samples and prompts; the same one on all ranks."""
+    if options.feature_cache is None:
+        return None
+    modality = protocol.reader.modality
+    facts = {
+        "dataset": name,
+        "weights": weights_digest(model),
+        "probe": probe(model, protocol.reader, options),
+        "text_fingerprint": model.text_fingerprint(),
+        "modality": modality_name(modality),
+        "inputs": to_dict(modality),
+        "precision": options.precision,
+        "rules": protocol.describe(),
+        "versions": {"languagebind": __version__, "torch": torch.__version__},
+    }
+    return FeatureCache(options.feature_cache, gather_objects(facts)[0])
+
+
+def _classification(model, protocol: Protocol, dataset, samples: list[Sample], options, cache, statistics: bool):
     """Metrics and protocol, and all else in the result."""
     classes = class_names(dataset)
     # (N, K), and before anything is encoded, so that a wrong label stops the run at once.
     targets = label_targets(samples, classes, dataset.name)
     if len(set(classes.values())) < len(classes):
         log.warning("%s: several classes have the same name, so they always tie", dataset.name)
-    features, kept = encode_samples(model, modality, samples, options)
-    classifier = build_classifier(model, list(classes.values()), dataset.templates, options)
-    scores, targets = features @ classifier.T, targets[kept].to(features.device)  # (N, K) both
+    features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
+    classifier = build_classifier(model, list(classes.values()), dataset.templates, options, cache)
+    scores, logits = protocol.class_scores(features, classifier, model.logit_scale)
+    targets = targets[kept].to(features.device)  # (N, K), as the scores
     found = classify(scores, targets, dataset.task)
     prompts = [template.replace("{c}", name) for name in classes.values() for template in dataset.templates]
+    found["features"] = Features(
+        features, [samples[i] for i in kept], classifier, [{"label": k, "text": v} for k, v in classes.items()]
+    )
     details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": _digest(prompts)}
     found["protocol"] = _counts(samples, kept) | details | found["protocol"]
     if not statistics:
@@ -114,22 +170,24 @@ def _classification(model, modality, dataset, samples: list[Sample], options: En
     seen = [samples[i] for i in kept]
     if dataset.task == "multilabel":
         return found, describe_multilabel(scores, targets, classes, seen)
-    return found, describe_classification(scores, targets, model.logit_scale, classes, seen)
+    return found, describe_classification(scores, targets, logits, classes, seen)
 
 
-def _retrieval(model, modality, samples: list[Sample], options: EncodeOptions, statistics: bool, dual_softmax: bool):
+def _retrieval(model, protocol: Protocol, samples: list[Sample], options, cache, statistics: bool, dual_softmax: bool):
     """Metrics and protocol, and all else in the result."""
-    features, kept = encode_samples(model, modality, samples, options)
+    features, kept = encode_samples(model, protocol.reader, samples, options, protocol.unit, cache)
     captions = [(i, caption) for i, position in enumerate(kept) for caption in samples[position].captions]
-    text_features, rows = encode_texts(model, (caption for _, caption in captions), options)
+    text_features, rows = encode_texts(model, (text for _, text in captions), options, protocol.unit, cache)
     rows = torch.tensor(rows, device=features.device)
     owners = torch.tensor([i for i, _ in captions], device=features.device)
     captioned = Captioned(features, text_features, rows, owners)
     found, ranked = retrieve(captioned, model.logit_scale.to(features.device) if dual_softmax else None)
     found["protocol"] = _counts(samples, kept) | found["protocol"]
+    seen = [samples[i] for i in kept]
+    distinct = [{"text": text} for text in dict.fromkeys(caption for _, caption in captions)]
+    found["features"] = Features(features, seen, text_features, distinct)
     if not statistics:
         return found, {}
-    seen = [samples[i] for i in kept]
     return found, describe_retrieval(captioned, ranked, seen, [caption for _, caption in captions])
 
 
@@ -137,8 +195,9 @@ def _counts(samples: Sequence[Sample], kept: Sequence[int]) -> dict[str, int]:
     return {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
 
 
-def _protocol(model, modality, dataset: DatasetConfig, samples: list[Sample], options: EncodeOptions):
+def _protocol(model, protocol: Protocol, dataset: DatasetConfig, samples: list[Sample], options: EncodeOptions):
     """What must agree before two results can be compared."""
+    modality = protocol.reader.modality
     return {
         "split": dataset.split,
         "limit": dataset.limit,
@@ -147,7 +206,7 @@ def _protocol(model, modality, dataset: DatasetConfig, samples: list[Sample], op
         "inputs": to_dict(modality),
         "frames": modality.input_shape[1],
         "caption_source": dataset.caption_source,
-        "similarity": "cosine",
+        **protocol.describe(),
         "ties": "count against the model",
         "precision": options.precision,
         "text_fingerprint": model.text_fingerprint(),

@@ -2,12 +2,16 @@
 
     name: nyu_v2                        # of the result; default: the file's name
     task: classification                # classification | multilabel | retrieval
+    modality: depth                     # of the samples; `--all` takes the datasets of the model's modality
     data: Depth/nyuv2/data/val          # a folder of class folders, a .csv or .jsonl manifest, or shards
     split: val                          # for the record
     templates: templates/depth.txt      # one prompt a line with {c} for the class; default: the bare class name
     class_names: [bathroom, bedroom]    # or a file, one a line, `label` or `label<TAB>name`; or `label: name` lines
     metric: top1                        # the one to quote
     source: https://...                 # where to get the data; and `licence`, `layout`: what should lie where
+    clip: [0, 31]                       # the part of each video that counts, in seconds
+    protocol: ours                      # or paper: evaluate as the original did
+    paper: {inputs: seconds, similarity: dot} # how that was; {}: as ours is. protocols.py has the rules
     expect: {samples: 654, classes: 10} # and captions; `prepare` refuses other counts
     published:                          # what others report, fractions
     - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
@@ -27,8 +31,11 @@ from typing import Any
 
 from ..config import UserError, load_yaml
 from ..remote import is_url
+from .clip_benchmark import fill_in
+from .protocols import INPUTS, SIMILARITIES
 
 TASKS = ("classification", "multilabel", "retrieval")
+PROTOCOLS = ("ours", "paper")
 COUNTS = ("samples", "captions", "classes")
 # Metrics that are no fractions; every other published value lies in 0 to 1.
 UNBOUNDED = ("median_rank", "mean_rank", "d_prime")
@@ -43,12 +50,16 @@ class DatasetConfig:
     name: str
     task: str
     data: str  # a path, or a brace pattern of shards
+    modality: str | None = None  # what the samples are, for `--all`
     class_names: Mapping[str, str] | None = None  # label -> name in prompts, in class order; None: the class folders
     templates: tuple[str, ...] = ("{c}",)
     split: str = "test"
     language: str = "en"
     caption_source: str | None = None  # which captions, where the samples hold several sources
     limit: int | None = None  # this many samples, evenly spaced over the data
+    clip: tuple[float, float] | None = None  # of each video, start and end in seconds
+    protocol: str = "ours"
+    paper: Mapping[str, str] | None = None  # rules for inputs and similarity; None: the original has no such evaluation
     metric: str | None = None  # the metric to quote, a key of the result's `metrics`
     source: str | None = None  # where to get the data
     licence: str | None = None
@@ -65,6 +76,17 @@ class DatasetConfig:
             raise UserError(f"the dataset name {self.name!r} becomes a file name: use letters, digits and _ . -")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"{self.name}: limit should be at least 1")
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"{self.name}: protocol {self.protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        if self.protocol == "paper" and self.paper is None:
+            raise UserError(f"{self.name}: there is no paper protocol, as its config has no `paper: ...`; use ours")
+        misfits = {"inputs": "views"} if self.task != "classification" else {}
+        misfits |= {"similarity": "dot"} if self.task != "retrieval" else {}
+        for key, rule in misfits.items():
+            if (self.paper or {}).get(key) == rule:
+                raise UserError(f"{self.name}: paper: {key}: {rule} is not for {self.task}")
+        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1]:
+            raise UserError(f"{self.name}: clip {list(self.clip)} should be a start and a later end, in seconds")
         if self.class_names is not None and not self.class_names:
             raise UserError(f"{self.name}: class_names is empty")
         if not self.templates:
@@ -72,6 +94,11 @@ class DatasetConfig:
         for template in self.templates:
             if "{c}" not in template:
                 raise UserError(f"{self.name}: the template {template!r} has no {{c}} for the class name")
+
+    @property
+    def result_name(self) -> str:
+        """What a result file's name starts with: results of the two protocols lie side by side."""
+        return self.name if self.protocol == "ours" else f"{self.name}_{self.protocol}"
 
 
 def load_dataset_config(path: Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
@@ -93,7 +120,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if missing:
         raise UserError(f"{path}: no {' and no '.join(missing)}")
     values = {"name": path.stem} | {key: value for key, value in values.items() if value is not None}
-    texts = ("name", "task", "data", "split", "language", "caption_source", "limit", "metric")
+    texts = ("name", "task", "data", "modality", "split", "language", "caption_source", "limit", "metric", "protocol")
     for key in (*texts, "source", "licence", "layout"):
         _texts([values[key]] if key in values else [], f"{path}: {key}")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
@@ -102,6 +129,10 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
         values["templates"] = _templates(values["templates"], path, folders)
     if "limit" in values:
         values["limit"] = _int(values["limit"], f"{path}: limit")
+    if "clip" in values:
+        values["clip"] = _clip(values["clip"], f"{path}: clip")
+    if "paper" in values:
+        values["paper"] = _paper(values["paper"], f"{path}: paper")
     if "expect" in values:
         values["expect"] = _expect(values["expect"], f"{path}: expect")
     if "published" in values:
@@ -109,6 +140,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if not isinstance(values.get("prepare", {}), dict):
         raise UserError(f"{path}: prepare should be `kind: ...` and the options of the kind")
     config = DatasetConfig(**values | {"class_names": None}, data_root=str(data_root) if data_root else None)
+    config = fill_in(config)
     names = values.get("class_names")
     if names is None or (not prepared and isinstance(names, str) and _find(names, folders) is None):
         return config
@@ -192,6 +224,24 @@ def _find(name: Any, folders: tuple[Path, ...]) -> Path | None:
     """The first of the folders' files of a name."""
     files = [folder / name for folder in folders] if isinstance(name, str) else []
     return next((file for file in files if file.is_file()), None)
+
+
+def _clip(value: Any, where: str) -> tuple[float, float]:
+    try:
+        if isinstance(value, list) and len(value) == 2:
+            return float(value[0]), float(value[1])
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{where}: {value!r} is not [start, end] in seconds")
+
+
+def _paper(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} should be `inputs: ...` and `similarity: ...`, or {{}}")
+    refuse_unknown(value, ("inputs", "similarity"), where)
+    for key, known in (("inputs", INPUTS), ("similarity", SIMILARITIES)):
+        refuse_unknown([value[key]] if key in value else [], list(known), f"{where}: {key}")
+    return value
 
 
 def _expect(value: Any, where: str) -> dict[str, int]:

@@ -4,13 +4,17 @@ The order, and so every bit of the result, does not depend on the number of work
 number, so that an evaluation in the middle of training leaves training as it was.
 """
 
+import hashlib
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -21,13 +25,18 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..config import UserError
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
-from ..modalities import DecodeError, Modality
+from ..modalities import DecodeError
+from .cache import FeatureCache, identity
+from .protocols import Reader
 from .samples import Sample
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30
 BAD_SAMPLES_LISTED = 5
+
+# Positions (B,) and features (B, D) of what a batch had that could be read
+Part = tuple[list[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class EncodeOptions:
     """where to run, as in torch; default: the first GPU if there is one (in Python: where the model is)"""
     skip_bad: bool = False
     """go on without the samples that cannot be read, and count them in the result"""
+    feature_cache: Path | None = None
+    """folder to keep features in: a killed run goes on with what is there, a second one encodes nothing"""
 
     def __post_init__(self):
         if self.batch_size < 1 or self.workers < 0:
@@ -53,59 +64,106 @@ class EncodeOptions:
 
 
 def encode_samples(
-    model, modality: Modality, samples: Sequence[Sample], options: EncodeOptions
+    model,
+    reader: Reader,
+    samples: Sequence[Sample],
+    options: EncodeOptions,
+    unit: bool = True,
+    cache: FeatureCache | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Unit-norm features (M, D), float32, and the positions (M,) of the samples that could be read; same on all ranks.
+    """Features (M, D), float32, and the positions (M,) of the samples that could be read; the same on all ranks.
+
+    Of a reader with several views, the features are (M, V, D).
+
+    Args:
+        model: its `encode` is called; with `unit` off, its `project`.
+        reader: how samples are read.
+        samples: what to encode.
+        options: how.
+        unit: give features of unit norm.
+        cache: where features are looked for first, and kept. Batches with unreadable samples are not.
 
     Raises:
         UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN.
     """
-    here, world = rank(), world_size()
+    device, views = _device(model, options), reader.views
+    size = max(1, options.batch_size // views)
+    parts, missing = _stored_parts(samples, size, cache, device)
     loader = DataLoader(
-        _Inputs(samples, modality),
-        sampler=range(here, len(samples), world),
-        batch_size=options.batch_size,
-        num_workers=options.workers,
+        _Inputs(samples, reader, getattr(model, "takes_files", False)),
+        batch_sampler=[batch for batch, _ in missing],
+        num_workers=options.workers if missing else 0,
         collate_fn=_collate,
-        pin_memory=_device(model, options).type == "cuda",
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or the loader would draw its workers' seed from the global one
     )
-    device = _device(model, options)
-    batches, bad = [], {}
-    for inputs, unreadable in progress(loader, len(loader), "samples"):
+    bad: dict[int, str] = {}
+    encode = model.encode if unit else _projection(model, "project")
+    for (batch, names), loaded in zip(missing, progress(loader, len(loader), "samples"), strict=True):
+        positions, inputs, unreadable = loaded
         bad |= unreadable
-        if inputs is not None:
-            with _encoding(model, device, options):
-                batches.append(_unit(model.encode(inputs.to(device, non_blocking=True))))
+        if inputs is None:
+            continue
+        with _encoding(model, device, options):
+            found = encode(inputs.flatten(0, 1).to(device, non_blocking=True)).float()  # (B * V, D)
+        found = (F.normalize(found, dim=-1) if unit else found).unflatten(0, (-1, views)).flatten(1)
+        parts[batch[0]] = positions, found
+        if cache and not unreadable:
+            cache.put(names, found)
+    if cache:
+        cache.flush()
     # Shared before anyone stops, so that every rank stops.
     bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
     _check_bad(bad, len(samples), options.skip_bad)
     kept = [i for i in range(len(samples)) if i not in bad]
-    features = _gather_rows(batches, kept, len(samples), device)
+    features = _gather_rows(parts, kept, len(samples), size, device)
     _check_nan(features, [samples[i].key for i in kept])
-    return features, kept
+    return features if views == 1 else features.unflatten(1, (views, -1)), kept
 
 
-def encode_texts(model, texts: Iterable[str], options: EncodeOptions) -> tuple[Tensor, list[int]]:
-    """Unit-norm features (U, D), float32, of the distinct texts, and the row of each text in them.
+def encode_texts(
+    model, texts: Iterable[str], options: EncodeOptions, unit: bool = True, cache: FeatureCache | None = None
+) -> tuple[Tensor, list[int]]:
+    """Features (U, D), float32, of the distinct texts, and the row of each text in them.
 
     A text that occurs twice is encoded once: its copies have the very same features, and so the very same scores.
+    Other arguments and errors as of `encode_samples`; the model's `encode_text` or `project_text` is called.
     """
     rows: dict[str, int] = {}
     positions = [rows.setdefault(text, len(rows)) for text in texts]
-    here, world = rank(), world_size()
     distinct = list(rows)
-    mine = distinct[here::world]
-    starts = range(0, len(mine), options.batch_size)
     device = _device(model, options)
-    batches = []
-    for start in progress(starts, len(starts), "texts"):
-        tokens = model.tokenize(mine[start : start + options.batch_size])
-        with _encoding(model, device, options):
-            batches.append(_unit(model.encode_text({key: value.to(device) for key, value in tokens.items()})))
-    features = _gather_rows(batches, list(range(len(distinct))), len(distinct), device)
+    encode = model.encode_text if unit else _projection(model, "project_text")
+    parts: dict[int, Part] = {}
+    batches = _own_batches(len(distinct), options.batch_size)
+    for batch in progress(batches, len(batches), "texts"):
+        here = distinct[batch[0] : batch[-1] + 1]
+        found = cache.get(["text", *here]) if cache else None
+        if found is None:
+            tokens = model.tokenize(here)
+            with _encoding(model, device, options):
+                found = encode({key: value.to(device) for key, value in tokens.items()}).float()
+            found = F.normalize(found, dim=-1) if unit else found
+            if cache:
+                cache.put(["text", *here], found)
+        parts[batch[0]] = list(batch), found.to(device)
+    if cache:
+        cache.flush()
+    features = _gather_rows(parts, list(range(len(distinct))), len(distinct), options.batch_size, device)
     _check_nan(features, distinct)
     return features, positions
+
+
+def probe(model, reader: Reader, options: EncodeOptions) -> str:
+    """SHA-256 of the features of one made-up sample and text: what weights alone do not say of a model, such as its
+    activation and its device."""
+    device = _device(model, options)
+    shape = reader.modality.input_shape
+    inputs = torch.linspace(-2, 2, math.prod(shape)).view(1, *shape)
+    tokens = model.tokenize(["a photo of 2 dogs, running"])
+    with _encoding(model, device, options):
+        found = [model.encode(inputs.to(device)), model.encode_text({k: v.to(device) for k, v in tokens.items()})]
+    return hashlib.sha256(b"".join(x.float().cpu().numpy().tobytes() for x in found)).hexdigest()
 
 
 def progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
@@ -118,36 +176,55 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
 
         yield from tqdm(items, total=total, desc=unit, unit="batch", leave=False)
         return
-    last = time.monotonic()
+    start = last = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            log.info("%s: %d of %d batches", unit, done, total)
+        now = time.monotonic()
+        if now - last > SECONDS_BETWEEN_LINES:
+            last = now
+            left = timedelta(seconds=round((now - start) / done * (total - done)))
+            log.info("%s: %d of %d batches, about %s left", unit, done, total, left)
+
+
+class Unmoved(list):
+    """A batch that is no tensor: it stays as and where it is."""
+
+    def to(self, *_: Any, **__: Any) -> "Unmoved":
+        return self
+
+    def flatten(self, *_: Any) -> "Unmoved":
+        return self
 
 
 class _Inputs(Dataset):
-    """(index, tensor), or (index, reason) of a sample that cannot be read: errors are values across processes."""
+    """(index, (V, C, T, H, W)), or (index, files) for a model that takes these, or (index, reason) of an unreadable
+    sample: errors are values across processes."""
 
-    def __init__(self, samples: Sequence[Sample], modality: Modality):
-        self.samples, self.modality = samples, modality
+    def __init__(self, samples: Sequence[Sample], reader: Reader, as_files: bool = False):
+        self.samples, self.reader, self.as_files = samples, reader, as_files
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, Any]:
         sample = self.samples[index]
         try:
+            if self.as_files:
+                return index, sample.files(self.reader.modality.input_shape[1])
             with _one_thread():
-                return index, self.modality.preprocess(sample.load(self.modality.input_shape[1]))
+                return index, self.reader.read(sample.load(self.reader.modality.input_shape[1]))
         except DecodeError as error:
             return index, f"{sample.key}: {error.reason}"
 
 
-def _collate(items: list[tuple[int, Tensor | str]]) -> tuple[Tensor | None, dict[int, str]]:
-    inputs = [value for _, value in items if isinstance(value, Tensor)]
+def _collate(items: list[tuple[int, Any]]) -> tuple[list[int], Tensor | Unmoved | None, dict[int, str]]:
+    """Positions of the samples that could be read, these samples (B, V, C, T, H, W), what is wrong with the others."""
+    good = [(index, value) for index, value in items if not isinstance(value, str)]
     bad = {index: value for index, value in items if isinstance(value, str)}
-    return torch.stack(inputs) if inputs else None, bad  # (B, C, T, H, W)
+    positions, values = [index for index, _ in good], [value for _, value in good]
+    if values and not isinstance(values[0], Tensor):
+        return positions, Unmoved(values), bad
+    return positions, torch.stack(values) if values else None, bad
 
 
 @contextmanager
@@ -177,8 +254,34 @@ def _encoding(model, device: torch.device, options: EncodeOptions):
         model.train(training)
 
 
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.float(), dim=-1)
+def _own_batches(total: int, size: int) -> list[range]:
+    """This rank's batches. What shares a batch does not depend on the number of ranks, so neither do the bits."""
+    batches = [range(start, min(start + size, total)) for start in range(0, total, size)]
+    return batches[rank() :: world_size()]
+
+
+def _stored_parts(
+    samples: Sequence[Sample], size: int, cache: FeatureCache | None, device: torch.device
+) -> tuple[dict[int, Part], list[tuple[range, list[Any]]]]:
+    """This rank's batches that the cache has, and the others, each with what identifies its samples there."""
+    parts: dict[int, Part] = {}
+    missing = []
+    for batch in _own_batches(len(samples), size):
+        # Before anything is read: a file that changes meanwhile must not be found as the new one
+        names = [identity(samples[i]) for i in batch] if cache else []
+        stored = cache.get(names) if cache else None
+        if stored is None:
+            missing.append((batch, names))
+        else:
+            parts[batch[0]] = list(batch), stored.to(device)
+    return parts, missing
+
+
+def _projection(model, name: str):
+    """The model's method for features of any norm."""
+    if not hasattr(model, name):
+        raise UserError("this model gives features of unit norm alone, which its paper's similarity cannot use")
+    return getattr(model, name)
 
 
 def _device(model, options: EncodeOptions) -> torch.device:
@@ -205,25 +308,26 @@ def _check_nan(features: Tensor, names: Sequence[str]) -> None:
         raise UserError(f"the model gives NaN for {len(rows)} of {len(names)} inputs, the first is {first!r}")
 
 
-def _gather_rows(batches: list[Tensor], kept: list[int], total: int, device: torch.device) -> Tensor:
+def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int, device: torch.device) -> Tensor:
     """What the ranks encoded, in the order of the data.
 
     Args:
-        batches: this rank's features of those of positions rank, rank + world, ... that are in `kept`.
+        parts: by the first position of a batch, this rank's features (B, D) and their positions.
         kept: the positions, of `total`, that any rank encoded.
         total: how many positions were shared out.
+        size: of a batch.
         device: where to gather.
     """
-    here, world = rank(), world_size()
+    world = world_size()
     if world == 1:
-        return torch.cat(batches)
-    embed_dim = max(gather_objects(batches[0].shape[1] if batches else 0))
-    per_rank = -(-total // world)
-    # Every rank brings rows for all its positions, zeros where there was nothing, so that the shapes agree.
-    rows = torch.zeros(per_rank, embed_dim, device=device)
-    if batches:
-        places = [i // world for i in kept if i % world == here]
-        rows[torch.tensor(places, device=device)] = torch.cat(batches)
-    parts = [torch.empty_like(rows) for _ in range(world)]
-    dist.all_gather(parts, rows)
-    return torch.stack(parts, dim=1).flatten(0, 1)[torch.tensor(kept, device=device)]  # (per_rank, world) is the order
+        return torch.cat([parts[start][1] for start in sorted(parts)])
+    embed_dim = max(gather_objects(max((features.shape[1] for _, features in parts.values()), default=0)))
+    slots = -(-total // (size * world))
+    # Every rank brings rows for as many batches, zeros where there was nothing, so that the shapes agree.
+    rows = torch.zeros(slots, size, embed_dim, device=device)
+    for positions, features in parts.values():
+        places = torch.tensor(positions, device=device)
+        rows[places // (size * world), places % size] = features
+    found = [torch.empty_like(rows) for _ in range(world)]
+    dist.all_gather(found, rows)
+    return torch.stack(found, dim=1).flatten(0, 2)[torch.tensor(kept, device=device)]  # (slots, world, size) in order

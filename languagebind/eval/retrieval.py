@@ -27,8 +27,8 @@ class Captioned:
     """Features of samples and of their captions, on one device.
 
     Args:
-        features: (N, D) of the samples, unit norm.
-        text_features: (U, D) of the distinct captions, unit norm.
+        features: (N, D) of the samples, unit norm where the similarity is the cosine.
+        text_features: (U, D) of the distinct captions, likewise.
         rows: (Q,) the row in `text_features` of each caption.
         owners: (Q,) the sample that each caption belongs to; every sample has one.
 
@@ -65,7 +65,7 @@ class Direction:
     """Queries against a gallery, a block of queries at a time."""
 
     scores: Callable[[Tensor], Tensor]
-    """(q,) queries -> (q, G) cosines"""
+    """(q,) queries -> (q, G) similarities"""
     num_queries: int
     gallery: int
     queries: Tensor

@@ -50,6 +50,14 @@ class Sample:
             return _contents(self.source[len(self.source) // 2])
         return [_contents(frame) for frame in self.source]
 
+    def files(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
+        """As `load`, for a model that reads files itself; raises `DecodeError` too where a path leads to no file."""
+        found = self.load(num_frames)
+        for path in found if isinstance(found, list) else [found]:
+            if isinstance(path, Path) and not path.is_file():
+                raise DecodeError(path, "No such file")
+        return found
+
 
 def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     """Every sample of the dataset; with `limit`, that many, evenly spaced so that each class keeps its share.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import UserError
+from .cache import FeatureCache
 from .examples import media, pick_examples
 from .features import EncodeOptions, encode_texts
 from .metrics import (
@@ -27,10 +28,16 @@ from .statistics import classification_intervals, multilabel_intervals
 log = logging.getLogger(__name__)
 
 
-def build_classifier(model, names: Sequence[str], templates: Sequence[str], options: EncodeOptions) -> Tensor:
+def build_classifier(
+    model,
+    names: Sequence[str],
+    templates: Sequence[str],
+    options: EncodeOptions,
+    cache: FeatureCache | None = None,
+) -> Tensor:
     """Prompts of each class to one unit-norm vector a class, (K, D): the mean of its unit-norm prompt features."""
     prompts = [template.replace("{c}", name) for name in names for template in templates]
-    features, rows = encode_texts(model, prompts, options)
+    features, rows = encode_texts(model, prompts, options, cache=cache)
     per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
     return F.normalize(per_class.mean(dim=1), dim=-1)
 
@@ -78,16 +85,16 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
 
 
 def describe_classification(
-    scores: Tensor, targets: Tensor, logit_scale: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
+    scores: Tensor, targets: Tensor, logits: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
 ) -> dict[str, Any]:
     """Intervals, ties, classes, confusion, calibration and examples.
 
     The class predicted for a sample is its own where that scores above all others, else the best of the others.
 
     Args:
-        scores: (N, K) cosine of each sample and class.
+        scores: (N, K) of each sample and class, cosines or what the views of a sample give.
         targets: (N, K) bool, one True a row.
-        logit_scale: log-space, for the confidence of the predictions.
+        logits: (N, K), whose softmax is the confidence of the predictions.
         classes: K of label -> name in prompts, in class order.
         samples: N of them.
     """
@@ -98,7 +105,6 @@ def describe_classification(
     counts, hits = (x.bincount(minlength=len(classes)).tolist() for x in (labels, labels[right]))
     pairs, pair_counts = torch.stack([labels, predicted], dim=1).unique(dim=0, return_counts=True)
     confusion = torch.cat([pairs, pair_counts[:, None]], dim=1).tolist()
-    logits = logit_scale.detach().to(scores.device, torch.float32).exp() * scores
     return {
         "intervals": classification_intervals(ranked.ranks.cpu(), labels.cpu(), len(classes)),
         "ties": int(ranked.tied.sum()),

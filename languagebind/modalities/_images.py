@@ -55,8 +55,8 @@ class ImageModality(Modality):
     def input_shape(self) -> tuple[int, int, int, int]:
         return (3, 1, self.image_size, self.image_size)
 
-    def open_picture(self, source: Source) -> Any:
-        """A picture file as a loaded, upright PIL image (EXIF orientation applied).
+    def open_picture(self, source: Source, upright: bool = True) -> Any:
+        """A picture file as a loaded PIL image, upright (EXIF orientation applied) unless asked for as it is stored.
 
         Raises:
             DecodeError: it is no picture, is cut off, or has more pixels than `max_pixels`, by its header.
@@ -72,7 +72,8 @@ class ImageModality(Modality):
                 image.verify()  # the checksums, which loading ignores; the file has to be opened again
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
         except DecodeError:
             raise
         except (*BROKEN, Image.DecompressionBombError) as error:

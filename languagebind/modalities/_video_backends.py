@@ -8,7 +8,9 @@ import functools
 import importlib
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,28 +95,45 @@ def _pyav(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
 def _opencv(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
     import cv2
 
+    frames = []
+    with open_capture(source) as capture:
+        # In order from the start: setting a position lands on the wrong frame in some codecs
+        for i in range(indices[-1] + 1):
+            found, frame = capture.grab(), None
+            if found and i in indices:
+                found, frame = capture.retrieve()
+            if not found:
+                raise RuntimeError(f"frame {i} of {count} cannot be read")
+            if frame is not None:
+                frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    return frames
+
+
+@contextmanager
+def open_capture(source: Source) -> Iterator[Any]:
+    """OpenCV's `VideoCapture` of a file, on one thread.
+
+    Raises:
+        DecodeError: it is interlaced, which OpenCV 5 gives as noise without an error, or cannot be opened.
+    """
+    import cv2
+
     if isinstance(source, bytes):  # OpenCV opens names only
         with tempfile.NamedTemporaryFile() as file:
             file.write(source)
             file.flush()
-            return _opencv(file.name, indices, count)
+            with open_capture(file.name) as capture:
+                yield capture
+        return
     with open_stream(source, "video") as (container, stream):
         first = next(container.decode(stream), None)
-        if first is not None and first.interlaced_frame:  # OpenCV 5 reports success and gives noise
-            raise RuntimeError("interlaced video is not supported; try another --video-backend")
+        if first is not None and first.interlaced_frame:
+            raise DecodeError(source, "opencv: interlaced video is not supported; try another --video-backend")
     capture = cv2.VideoCapture(handle(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    frames = []
-    # In order from the start: setting a position lands on the wrong frame in some codecs
-    for i in range(indices[-1] + 1):
-        found, frame = capture.grab(), None
-        if found and i in indices:
-            found, frame = capture.retrieve()
-        if not found:
-            raise RuntimeError(f"frame {i} of {count} cannot be read")
-        if frame is not None:
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    capture.release()
-    return frames
+    try:
+        yield capture
+    finally:
+        capture.release()
 
 
 def _same_count(found: int, count: int) -> None:

@@ -11,8 +11,8 @@ from ...config import UserError
 from ...files import write_atomic
 
 
-def result_path(output: Path, dataset: str, checkpoint: str) -> Path:
-    return Path(output) / f"{dataset}_{checkpoint_name(checkpoint)}.json"
+def result_path(output: Path, dataset: str, model: str) -> Path:
+    return Path(output) / f"{dataset}_{model}.json"
 
 
 def checkpoint_name(checkpoint: str) -> str:
@@ -50,16 +50,18 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for metric, value in result["metrics"].items():
             if metric != "chance":
                 head = (result["dataset"], result["task"], str(result["protocol"]["samples"]))
-                interval = " to ".join(map(_number, result.get("intervals", {}).get(metric, ())))
-                lines.append((*head, metric, _number(value), interval, _number(chance.get(metric))))
+                interval = " to ".join(map(number, result.get("intervals", {}).get(metric, ())))
+                lines.append((*head, metric, number(value), interval, number(chance.get(metric))))
+    return "\n".join(aligned(lines, left=4))
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Columns of even width: the first `left` start on the left, the others, of numbers, end on the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_align(line, widths) for line in lines)
-
-
-def _align(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Text to the left, the columns of numbers to the right."""
-    cells = zip(line, widths, (False, False, True, False, True, True, True), strict=True)
-    return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
+    return [
+        "  ".join(f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(line)).rstrip()
+        for line in lines
+    ]
 
 
 def _finite(value: Any) -> Any:
@@ -70,5 +72,6 @@ def _finite(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number of a table; nothing where there is none."""
     return "" if value is None else f"{value:.4f}"

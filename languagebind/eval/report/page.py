@@ -15,7 +15,7 @@ Described = Mapping[str, DatasetConfig]
 
 # Nothing is loaded and nothing runs, whatever a class name or a caption holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-COMPARED = ("data_sha256", "split", "limit", "caption_source")
+COMPARED = ("data_sha256", "split", "limit", "caption_source", "protocol", "clip")
 
 
 def make_page(results: Sequence[Result], described: Described, about: str) -> str:

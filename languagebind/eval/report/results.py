@@ -49,7 +49,7 @@ def read_results(folder: Path) -> list[Result]:
     places: dict[tuple[str, str], Path] = {}
     results = []
     for file in files:
-        result = _read_result(file)
+        result = read_result(file)
         key = (result["dataset"], model_name(result))
         if key in places:
             raise UserError(f"{places[key]} and {file} are both of {key[1]} on {key[0]}: move one to another folder")
@@ -59,8 +59,9 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def model_name(result: Result) -> str:
-    """The checkpoint's name; the modality, where a training loop evaluated without one."""
-    return result.get("pretrained") or result["model"]
+    """The checkpoint's name, or where a training loop evaluated without one the modality; and how, if not our way."""
+    name = result.get("pretrained") or result["model"]
+    return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
 
 
 def headline(config: DatasetConfig | None, task: str) -> str:
@@ -113,7 +114,8 @@ def shown_metrics(result: Result) -> dict[str, float | None]:
     return {metric: value for metric, value in result["metrics"].items() if metric != "chance"}
 
 
-def _read_result(file: Path) -> Result:
+def read_result(file: Path) -> Result:
+    """A result file; raises `UserError` if it cannot be read, or is something else."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,0 +1,123 @@
+"""Features kept on disk, so that a run that was killed goes on, and one that is repeated encodes nothing.
+
+A folder holds what was made of the same weights, options and rules: parts of a few batches each, written whole or not
+at all. A batch is found again only if it holds the same files or texts in the same order: then its features are those
+that encoding it would give, bit for bit. A part's name holds the checksum of its contents.
+"""
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ..config import UserError
+from ..files import write_atomic
+from .samples import Sample, Source
+
+log = logging.getLogger(__name__)
+
+BATCHES_PER_PART = 4  # what a killed run has to encode again, at most
+
+
+class FeatureCache:
+    """The features of batches, on the CPU; each rank writes parts of its own and reads those of all.
+
+    Args:
+        folder: of caches, made if it is not there.
+        facts: all that features depend on beside what is in a batch; plain values.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any]):
+        self.folder = Path(folder) / f"{facts['dataset']}-{_digest(facts)[:32]}"
+        self._stored: dict[str, Tensor] = {}
+        self._new: dict[str, Tensor] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "facts.json").exists():
+                # Under a name of its own: other ranks write it too
+                temporary = self.folder / f"facts.{uuid.uuid4().hex}"
+                temporary.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+                temporary.replace(self.folder / "facts.json")
+            for part in sorted(self.folder.glob("*.safetensors")):
+                self._read(part)
+        except OSError as error:
+            raise UserError(f"the feature cache {self.folder} cannot be used: {error.strerror}") from error
+        log.info("feature cache %s: %d batches", self.folder, len(self._stored))
+
+    def get(self, items: Sequence[Any]) -> Tensor | None:
+        """The features (B, D) of a batch, by what identifies its items."""
+        return self._stored.get(_digest(items))
+
+    def put(self, items: Sequence[Any], features: Tensor) -> None:
+        """Keep the features of a batch; they are on the disk after a few more, or after `flush`."""
+        self._new[_digest(items)] = features.cpu()
+        if len(self._new) >= BATCHES_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on the disk.
+
+        Raises:
+            UserError: the disk is full or the folder gone.
+        """
+        if not self._new:
+            return
+        data = save(self._new)
+        name = f"{hashlib.sha256(data).hexdigest()}.{uuid.uuid4().hex[:8]}.safetensors"
+        try:
+            write_atomic(self.folder / name, data)
+        except OSError as error:
+            raise UserError(f"the feature cache {self.folder} cannot be written: {error.strerror}") from error
+        self._stored |= self._new
+        self._new = {}
+
+    def _read(self, part: Path) -> None:
+        try:
+            data = part.read_bytes()
+        except FileNotFoundError:  # another rank found it damaged
+            return
+        if hashlib.sha256(data).hexdigest() != part.name.partition(".")[0]:
+            log.warning("%s is damaged and removed; its features are made again", part)
+            part.unlink(missing_ok=True)
+            return
+        self._stored |= load(data)
+
+
+def identity(sample: Sample) -> list[Any]:
+    """What tells a sample's files from others and from changed ones: place, size and time of each; None: not there."""
+    sources = sample.source if isinstance(sample.source, tuple) else (sample.source,)
+    return [_identity(source) for source in sources if source is not None]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's structure and state."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _identity(source: Source) -> list[Any]:
+    path = source if isinstance(source, Path) else source.shard
+    place = [] if isinstance(source, Path) else [source.name, source.offset, source.size]
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path.absolute()), None, *place]
+    return [str(path.absolute()), status.st_size, status.st_mtime_ns, *place]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

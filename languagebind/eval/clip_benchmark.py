@@ -1,0 +1,85 @@
+"""CLIP_benchmark's webdataset folders, and its names for metrics.
+
+FOLDER/test/nshards.txt, FOLDER/test/0.tar, 1.tar, ...      (or another split)
+FOLDER/classnames.txt                                       in the order of the `.cls` labels
+FOLDER/zeroshot_classification_templates.txt                with {c} for the class
+FOLDER/dataset_type.txt                                     retrieval or multilabel; else classification
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import UserError
+from ..remote import is_url
+
+if TYPE_CHECKING:
+    from .datasets import DatasetConfig
+
+SHARDS, TYPE = "nshards.txt", "dataset_type.txt"
+TYPES = ("classification", "multilabel", "retrieval")
+# Of captions as queries, CLIP_benchmark says image retrieval, whatever the modality is.
+METRICS = {
+    "acc1": "top1",
+    "acc5": "top5",
+    "mean_per_class_recall": "mean_per_class",
+    "mean_average_precision": "mAP",
+    "image_retrieval_recall@5": "text_to_modality/R@5",
+    "text_retrieval_recall@5": "modality_to_text/R@5",
+}
+
+
+def with_clip_benchmark_keys(result: dict[str, Any]) -> dict[str, Any]:
+    """A result whose metrics are there under CLIP_benchmark's names too."""
+    metrics = result["metrics"]
+    return result | {"metrics": metrics | {key: metrics[own] for key, own in METRICS.items() if own in metrics}}
+
+
+def task_of(folder: Path, split: str = "test") -> str:
+    """The task of such a folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not (folder / split / SHARDS).is_file():
+        raise UserError(f"{folder} is no webdataset folder of CLIP_benchmark: it has no {split}/{SHARDS}")
+    task = " ".join(_lines(folder / TYPE)).lower() if (folder / TYPE).is_file() else TYPES[0]
+    if task not in TYPES:
+        raise UserError(f"{folder / TYPE} holds {task!r}, expected one of {', '.join(TYPES)}")
+    return task
+
+
+def fill_in(config: "DatasetConfig") -> "DatasetConfig":
+    """The config as it is, unless its data is such a folder: then with its shards, and the classes and templates that
+    the config itself does not give.
+
+    Raises:
+        UserError: the folder is damaged, or of another task.
+    """
+    folder = Path(config.data)
+    if is_url(config.data) or not (folder / config.split / SHARDS).is_file():
+        return config
+    if task_of(folder, config.split) != config.task:
+        raise UserError(f"{config.name}: {folder} is for {task_of(folder, config.split)}, not for {config.task}")
+    count = " ".join(_lines(folder / config.split / SHARDS))
+    if not count.isdecimal() or int(count) < 1:
+        raise UserError(f"{folder / config.split / SHARDS} should hold the number of shards, not {count!r}")
+    config = replace(config, data=str(folder / config.split / f"{{0..{int(count) - 1}}}.tar"))
+    if config.task == "retrieval":
+        return config
+    if config.class_names is None:
+        # By their numbers, as some datasets have two classes of one name.
+        names = {str(number): name for number, name in enumerate(_lines(folder / "classnames.txt"))}
+        config = replace(config, class_names=names)
+    templates = folder / "zeroshot_classification_templates.txt"
+    if config.templates == ("{c}",) and templates.is_file():
+        config = replace(config, templates=tuple(_lines(templates)))
+    return config
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    return [line for line in lines if line]

@@ -1,0 +1,117 @@
+"""Depth and infrared classification as tasks of mteb, and our encoders as its models; needs `pip install mteb`.
+
+    import languagebind, mteb
+    from languagebind.eval.mteb_tasks import MtebEncoder, mteb_task
+
+    model = MtebEncoder(languagebind.load("LanguageBind_Depth"))
+    mteb.evaluate(model, mteb_task("configs/eval/nyu_v2.yaml", "/data"))
+
+mteb has no such modalities: to its tasks and models these are pictures, which it hands over as the files hold them. It
+has one prompt a class, so that its figures are not those of the templates in the configs.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Image
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta
+
+from ..config import UserError
+from ..encoders import TEXT, Encoders
+from ..modalities import modality_class
+from .datasets import DatasetConfig, load_dataset_config
+from .samples import class_names, read_samples
+from .zero_shot import label_targets
+
+PICTURE = AbsTaskZeroShotClassification.input_column_name
+
+
+class FolderTask(AbsTaskZeroShotClassification):
+    """Zero-shot classification of a dataset of ours, whose samples are picture files; `mteb_task` makes them.
+
+    Args:
+        config: what to evaluate on.
+        template: the prompt of a class, with {c}.
+    """
+
+    def __init__(self, config: DatasetConfig, template: str):
+        if config.task != "classification" or config.modality is None:
+            raise UserError(f"{config.name}: mteb's task needs a classification, and the config's `modality`")
+        if "{c}" not in template:
+            raise UserError(f"the template {template!r} has no {{c}} for the class name")
+        self.config, self.template = config, template
+        super().__init__()
+
+    def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+        """Lists the files and their classes; mteb reads a file when it needs it."""
+        if self.data_loaded:
+            return
+        samples = read_samples(self.config, modality_class(self.config.modality)())
+        targets = label_targets(samples, class_names(self.config), self.config.name)
+        files = [sample.source for sample in samples]
+        if not all(isinstance(file, Path) and file.is_file() for file in files):
+            raise UserError(f"{self.config.name}: mteb's task needs a file for each sample, not shards or frames")
+        columns = {PICTURE: list(map(str, files)), self.label_column_name: targets.int().argmax(dim=1).tolist()}
+        split = Dataset.from_dict(columns).cast_column(PICTURE, Image())
+        self.dataset, self.data_loaded = DatasetDict({self.config.split: split}), True
+
+    def get_candidate_labels(self) -> list[str]:
+        return [self.template.replace("{c}", name) for name in class_names(self.config).values()]
+
+
+class MtebEncoder(AbsEncoder):
+    """An encoder of pictures (depth, infrared, ...) and texts, as mteb calls its models.
+
+    Args:
+        encoders: with one modality.
+        name: ORGANISATION/NAME in mteb's results.
+    """
+
+    def __init__(self, encoders: Encoders, name: str = "languagebind/encoder"):
+        if len(encoders.modalities) != 1:
+            raise UserError(f"mteb's model reads one modality, not {', '.join(encoders.modalities)}")
+        self.encoders = encoders
+        self.mteb_model_meta = ModelMeta.create_empty({"name": name, "modalities": [TEXT, PICTURE]})
+
+    def encode(self, inputs: Iterable[dict[str, Any]], **_: Any) -> np.ndarray:
+        """(N, D), unit norm, of batches with one of two columns: texts, or pictures as PIL images."""
+        (modality,) = self.encoders.modalities
+        found = []
+        for batch in inputs:
+            key, own = (PICTURE, modality) if PICTURE in batch else (TEXT, TEXT)
+            found.append(self.encoders.encode(**{own: list(batch[key])}, to="numpy"))
+        return np.concatenate(found)
+
+
+def mteb_task(
+    config: str | Path, data_root: str | Path | None = None, template: str = "a photo of a {c}."
+) -> FolderTask:
+    """The task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
+
+    Raises:
+        UserError: the config is wrong or of another kind, or its class names are not there.
+    """
+    dataset = load_dataset_config(Path(config), Path(data_root) if data_root else None)
+    # mteb wants the metadata in the class, to which it goes back when the data is unloaded.
+    metadata = _metadata(dataset)
+    return type(metadata.name, (FolderTask,), {"metadata": metadata})(dataset, template)
+
+
+def _metadata(config: DatasetConfig) -> TaskMetadata:
+    return TaskMetadata(
+        name="".join(part.title() for part in config.name.split("_")) + "ZeroShot",
+        description=f"{config.name}: {config.modality} as pictures, one prompt a class.",
+        reference=None,
+        dataset={"path": config.name, "revision": config.split},
+        type="ZeroShotClassification",
+        category="i2t",
+        modalities=[PICTURE, TEXT],
+        eval_splits=[config.split],
+        eval_langs=["eng-Latn"],
+        main_score="accuracy",
+    )

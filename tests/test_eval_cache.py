@@ -1,0 +1,241 @@
+"""Features on disk: the same bits, nothing encoded twice, killed runs, damaged files, several ranks."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from PIL import Image as Picture
+
+from languagebind.config import UserError
+from languagebind.eval import DatasetConfig, evaluate
+from languagebind.eval.cache import BATCHES_PER_PART
+from languagebind.eval.features import progress
+from languagebind.modalities.image import Image
+
+IMAGE = Image(image_size=8)
+SAMPLES, BATCH = 46, 4  # twelve batches, the last one of two
+WORDS = ["red", "green", "blue", "dark", "bright", "noise"]
+
+
+class Slow(torch.nn.Module):
+    """A linear model of pictures and words, which notes what it encodes."""
+
+    def __init__(self, seconds: float = 0.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.picture = torch.nn.Parameter(torch.randn(192, 24, generator=generator))
+        self.words = torch.nn.Parameter(torch.randn(len(WORDS) + 1, 24, generator=generator))
+        self.seconds, self.sizes, self.texts = seconds, [], 0
+
+    def project(self, inputs):
+        time.sleep(self.seconds)
+        self.sizes.append(len(inputs))
+        return inputs.flatten(1) @ self.picture
+
+    def encode(self, inputs):
+        return torch.nn.functional.normalize(self.project(inputs), dim=-1)
+
+    def tokenize(self, texts):
+        rows = [[float(word in text.split()) for word in WORDS] + [1.0] for text in texts]
+        return {"ids": torch.tensor(rows)}
+
+    def project_text(self, tokens):
+        self.texts += len(tokens["ids"])
+        return tokens["ids"] @ self.words
+
+    def encode_text(self, tokens):
+        return torch.nn.functional.normalize(self.project_text(tokens), dim=-1)
+
+    def text_fingerprint(self):
+        return "words"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(SAMPLES):
+        Picture.fromarray(rng.integers(0, 255, (9, 11, 3), np.uint8)).save(root / f"{i}.png")
+        captions = [" ".join(rng.choice(WORDS, 3)) + f" {i}", WORDS[i % 6]]
+        rows.append({"path": f"{i}.png", "captions": captions, "label": WORDS[i % 6]})
+    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def run(data, cache=None, model=None, modality=IMAGE, task="retrieval", **options):
+    """The result, and how many samples and texts were encoded beside the probe."""
+    model = model or Slow()
+    names = {"class_names": {word: word for word in WORDS}} if task == "classification" else {}
+    rules = {"similarity": "dot"} if task == "retrieval" else {}
+    config = DatasetConfig("noise", task, str(data / "data.jsonl"), paper=rules, **names, **options.pop("config", {}))
+    before = sum(model.sizes), model.texts
+    result = evaluate(model, modality, config, workers=0, batch_size=BATCH, feature_cache=cache, **options)
+    probes = int(cache is not None)
+    return result, sum(model.sizes) - before[0] - probes, model.texts - before[1] - probes
+
+
+@pytest.mark.parametrize("task", ["retrieval", "classification"])
+@pytest.mark.parametrize("protocol", ["ours", "paper"])
+def test_the_same_bits_and_nothing_is_encoded_twice(data, tmp_path, task, protocol):
+    rules = {"config": {"protocol": protocol}}
+    expected, samples, texts = run(data, task=task, **rules)
+    assert samples == SAMPLES
+    first = run(data, tmp_path, task=task, **rules)
+    assert first == (expected, samples, texts)
+    assert run(data, tmp_path, task=task, **rules) == (expected, 0, 0)
+
+
+def test_whatever_features_depend_on_is_part_of_the_key(data, tmp_path):
+    _, everything, texts = run(data, tmp_path)
+    changed, other = Slow(), replace(IMAGE, max_pixels=10**6)
+    with torch.no_grad():
+        changed.picture[3, 3] += 1e-3
+    for options in (
+        {"model": changed},
+        {"modality": other},
+        {"precision": "amp_bf16"},
+        {"config": {"protocol": "paper"}},
+    ):
+        assert run(data, tmp_path, **options)[1:] == (everything, texts), options
+        assert run(data, tmp_path, **options)[1:] == (0, 0), options
+    assert run(data, tmp_path)[1:] == (0, 0)
+    # Another batch is no part of the key of the others
+    assert run(data, tmp_path, config={"limit": 23})[1] == 23
+
+
+def test_changed_files_are_encoded_again(data, tmp_path):
+    run(data, tmp_path)
+    picture = data / "17.png"
+    before = picture.read_bytes()
+    Picture.fromarray(np.zeros((9, 11, 3), np.uint8)).save(picture)
+    try:
+        found, samples, texts = run(data, tmp_path)
+        assert (samples, texts) == (BATCH, 0), "its batch alone"
+        assert found == run(data)[0]
+    finally:
+        picture.write_bytes(before)
+    os.utime(picture, ns=(0, 0))
+    assert run(data, tmp_path)[1] == BATCH
+
+
+def test_shards_are_told_apart_by_their_time(data, tmp_path):
+    from test_eval import write_shard
+
+    members = [(f"{i}", {"png": data / f"{i}.png", "json": {"captions": WORDS[i % 6]}}) for i in range(8)]
+    shard = write_shard(tmp_path / "a.tar", members)
+    config = DatasetConfig("noise", "retrieval", str(shard))
+    counts = []
+    for changes in (None, None, lambda: os.utime(shard, ns=(5, 5))):
+        if changes:
+            changes()
+        model = Slow()
+        evaluate(model, IMAGE, config, workers=0, batch_size=BATCH, feature_cache=tmp_path / "cache")
+        counts.append(sum(model.sizes) - 1)
+    assert counts == [8, 0, 8]
+
+
+def test_unreadable_samples_are_tried_again(data, tmp_path):
+    rows = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["path"] = str(data / row["path"])
+    missing = tmp_path / "missing.png"
+    rows[5]["path"] = str(missing)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="1 of 46 samples cannot be read"):
+        run(tmp_path, tmp_path / "cache")
+    first, samples, _ = run(tmp_path, tmp_path / "cache", skip_bad=True)
+    assert samples == BATCH - 1, "what was read before the error is kept"
+    assert first == run(tmp_path, skip_bad=True)[0]
+    missing.write_bytes((data / "5.png").read_bytes())
+    whole, samples, _ = run(tmp_path, tmp_path / "cache")
+    assert samples == BATCH
+    assert whole == run(tmp_path)[0]
+
+
+def test_damaged_files_are_found_and_made_again(data, tmp_path, caplog):
+    expected, *_ = run(data, tmp_path)
+    parts = sorted(tmp_path.rglob("*.safetensors"), key=lambda part: part.stat().st_mtime_ns)
+    damaged = bytearray(parts[0].read_bytes())
+    damaged[-5] ^= 1
+    parts[0].write_bytes(damaged)
+    parts[1].write_bytes(parts[1].read_bytes()[:-9])
+    (parts[0].parent / ".half.safetensors.tmp").write_bytes(b"half")  # as a killed run leaves it
+    with caplog.at_level(logging.WARNING):
+        found, samples, _ = run(data, tmp_path)
+    assert found == expected
+    assert samples == 2 * BATCHES_PER_PART * BATCH
+    assert caplog.text.count("is damaged and removed; its features are made again") == 2
+    assert run(data, tmp_path) == (expected, 0, 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"feature cache .* cannot be used"):
+        run(data, tmp_path / "file")
+
+
+def test_a_killed_run_goes_on(data, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from test_eval_cache import *;"
+        "run(Path(sys.argv[1]), Path(sys.argv[2]), model=Slow(0.2))"
+    )
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path)], env=env)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.rglob("*.safetensors"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    parts = len(list(tmp_path.rglob("*.safetensors")))
+    assert parts == 2, "killed in the middle"
+    found, samples, _ = run(data, tmp_path)
+    assert samples == SAMPLES - 2 * BATCHES_PER_PART * BATCH
+    assert found == run(data)[0]
+
+
+def _rank(rank, folder, data, world_size, caches):
+    address = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    torch.set_num_threads(1)
+    found = [run(Path(data), cache and Path(cache)) for cache in caches]
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_ranks_gives_the_same_bits(data, tmp_path, world_size):
+    torch.set_num_threads(1)
+    expected, _, texts = run(data, tmp_path / "of one")
+    caches = [None, str(tmp_path / "new"), str(tmp_path / "new"), str(tmp_path / "of one")]
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), str(data), world_size, caches), nprocs=world_size)
+    counts = [[0, 0] for _ in caches]
+    for rank in range(world_size):
+        for k, (result, *encoded) in enumerate(json.loads((tmp_path / f"{rank}.json").read_text())):
+            assert result == json.loads(json.dumps(expected))
+            counts[k] = [a + b for a, b in zip(counts[k], encoded, strict=True)]
+    assert counts == [[SAMPLES, texts], [SAMPLES, texts], [0, 0], [0, 0]]
+    assert run(data, tmp_path / "new") == (expected, 0, 0)
+
+
+def test_the_log_says_how_long_it_takes(monkeypatch, caplog):
+    clock = iter(range(0, 1000, 16))
+    monkeypatch.setattr("languagebind.eval.features.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with caplog.at_level(logging.INFO):
+        assert list(progress("abcdefg", 7, "samples")) == list("abcdefg")
+    assert caplog.messages == [
+        "samples: 2 of 7 batches, about 0:01:20 left",
+        "samples: 4 of 7 batches, about 0:00:48 left",
+        "samples: 6 of 7 batches, about 0:00:16 left",
+    ]
