@@ -19,7 +19,7 @@ from PIL import Image as Picture
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig, evaluate
 from languagebind.eval.cache import BATCHES_PER_PART
-from languagebind.eval.features import progress
+from languagebind.eval.progress import progress
 from languagebind.modalities.image import Image
 
 IMAGE = Image(image_size=8)
@@ -230,7 +230,7 @@ def test_any_number_of_ranks_gives_the_same_bits(data, tmp_path, world_size):
 
 def test_the_log_says_how_long_it_takes(monkeypatch, caplog):
     clock = iter(range(0, 1000, 16))
-    monkeypatch.setattr("languagebind.eval.features.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("languagebind.eval.progress.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     with caplog.at_level(logging.INFO):
         assert list(progress("abcdefg", 7, "samples")) == list("abcdefg")

@@ -23,6 +23,7 @@ file first. `samples.py` says what the three kinds of data look like.
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,7 +86,7 @@ class DatasetConfig:
         for key, rule in misfits.items():
             if (self.paper or {}).get(key) == rule:
                 raise UserError(f"{self.name}: paper: {key}: {rule} is not for {self.task}")
-        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1]:
+        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] < math.inf:
             raise UserError(f"{self.name}: clip {list(self.clip)} should be a start and a later end, in seconds")
         if self.class_names is not None and not self.class_names:
             raise UserError(f"{self.name}: class_names is empty")

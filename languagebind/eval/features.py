@@ -8,12 +8,9 @@ import hashlib
 import logging
 import math
 import os
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,12 +24,12 @@ from ..config import UserError
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import DecodeError
 from .cache import FeatureCache, identity
+from .progress import progress
 from .protocols import Reader
 from .samples import Sample
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 30
 BAD_SAMPLES_LISTED = 5
 
 # Positions (B,) and features (B, D) of what a batch had that could be read
@@ -164,26 +161,6 @@ def probe(model, reader: Reader, options: EncodeOptions) -> str:
     with _encoding(model, device, options):
         found = [model.encode(inputs.to(device)), model.encode_text({k: v.to(device) for k, v in tokens.items()})]
     return hashlib.sha256(b"".join(x.float().cpu().numpy().tobytes() for x in found)).hexdigest()
-
-
-def progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
-    """The items, with a bar on a terminal and a line in the log now and then elsewhere, on the first rank alone."""
-    if rank():
-        yield from items
-        return
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, total=total, desc=unit, unit="batch", leave=False)
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last > SECONDS_BETWEEN_LINES:
-            last = now
-            left = timedelta(seconds=round((now - start) / done * (total - done)))
-            log.info("%s: %d of %d batches, about %s left", unit, done, total, left)
 
 
 class Unmoved(list):

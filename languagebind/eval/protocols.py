@@ -7,6 +7,7 @@ asks for that. The original's tie rules are not kept: ties count against the mod
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,15 +16,13 @@ from torch import Tensor
 
 from ..config import UserError
 from ..modalities import DecodeError, Modality, modality_name
-from ..modalities._containers import count_frames, open_stream
 from ..modalities._images import MEAN, STD
 from ..modalities._video_backends import open_capture, read_frames
-from ..modalities.image import Image
-from ..modalities.video import Video
 
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product of features that are not normalised"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLING_RATE, SEGMENTS, CROPS = 8, 5, 3
+OF_VIDEOS = ("frame_indices", "videos")
 VIEW_SCALE = 100  # of the cosines that each view's softmax is over
 
 
@@ -37,12 +36,13 @@ class Reader:
     """
 
     views: ClassVar[int] = 1
-    kind: ClassVar[type[Modality]] = Modality
+    # A method that the modality needs, and what those are that have it
+    needs: ClassVar[tuple[str, str]] = ("preprocess", "files")
 
     def __init__(self, modality: Modality, clip: tuple[float, float] | None = None):
-        if not isinstance(modality, Video if clip else self.kind):
-            name = modality_name(modality)
-            raise UserError(f"the dataset's protocol reads {(Video if clip else self.kind).__name__}, not {name}")
+        method, what = OF_VIDEOS if clip else self.needs
+        if not hasattr(modality, method):
+            raise UserError(f"the dataset's protocol is of {what}, not of {modality_name(modality)}")
         self.modality, self.clip = modality, clip
 
     def read(self, source: Any) -> Tensor:
@@ -53,41 +53,31 @@ class Reader:
         """
         if self.clip is None:
             return self.modality.preprocess(source)[None]
-        count, rate, _ = self._stream(source)
-        start, end = (math.ceil(second * rate) for second in self.clip)
-        if start >= count:
-            raise DecodeError(source, f"the clip starts at {self.clip[0]:g} s, after the last frame")
-        indices = start + self.modality.frame_indices(min(end, count) - start)
+        count, rate, _ = self.modality.inspect(source)
+        # As fractions: 1.1 * 10.0 is more than 11
+        start, end = (math.ceil(Fraction(str(second)) * rate) for second in self.clip)
+        end = min(end, count)
+        if end <= start:
+            raise DecodeError(source, f"no frame of {count} lies from {self.clip[0]:g} s to {self.clip[1]:g} s")
+        indices = start + self.modality.frame_indices(end - start)
         return self.modality.transform(read_frames(source, indices, count, self.modality.video_backend))[None]
 
     def describe(self) -> dict[str, Any]:
         """For the result's protocol."""
         return {"views": self.views} | ({"clip": list(self.clip)} if self.clip else {})
 
-    def _stream(self, source: Any, count: bool = True) -> tuple[int, float, float]:
-        """Frames (0 if not to be counted), frames a second and seconds of a file within the modality's limits."""
-        if isinstance(source, (list, tuple)):
-            raise DecodeError(source, "the dataset's protocol needs video files, not pictures of frames")
-        frames = count_frames(source, "video", self.modality.max_seconds) if count else 0
-        with open_stream(source, "video") as (container, stream):
-            self.modality.check_size(source, stream.codec_context.width, stream.codec_context.height)
-            seconds = (container.duration or 0) / 1e6  # from microseconds
-            if seconds > self.modality.max_seconds:
-                raise DecodeError(source, f"{seconds:.0f} s are more than --max-seconds {self.modality.max_seconds:g}")
-            return frames, stream.average_rate or 0, seconds
-
 
 class Seconds(Reader):
     """Frames from the first to the last whole second but one, by OpenCV's seeking; bicubic resizing of PIL pictures."""
 
-    kind = Video
+    needs = OF_VIDEOS
     up_to_duration: ClassVar[bool] = False
 
     def read(self, source: Any) -> Tensor:
         import cv2
         from PIL.Image import fromarray
 
-        duration = self._stream(source, count=False)[2]
+        duration = self.modality.inspect(source, count=False)[2]
         clip = (0, math.ceil(duration)) if self.up_to_duration else self.clip
         fit = _pil_transform(self.modality.image_size)
         x = torch.zeros(self.modality.input_shape)
@@ -124,7 +114,7 @@ class SecondsOfDuration(Seconds):
 class Views(Reader):
     """5 clips of every 8th frame, 3 crops of each along the longer side; ImageNet's statistics."""
 
-    kind = Video
+    needs = OF_VIDEOS
     views = SEGMENTS * CROPS
 
     def read(self, source: Any) -> Tensor:
@@ -132,7 +122,7 @@ class Views(Reader):
 
         if self.clip is not None:
             raise UserError("the dataset's clip and the views of its protocol exclude each other")
-        count, _, _ = self._stream(source)
+        count, _, _ = self.modality.inspect(source)
         frames = read_frames(
             source, segment_indices(count, self.modality.num_frames).flatten(), count, self.modality.video_backend
         )  # (S * T, 3, H, W)
@@ -161,9 +151,11 @@ class Views(Reader):
 class Picture(Reader):
     """PIL's bicubic resizing, which smooths, and a centre crop; EXIF orientation is not applied."""
 
-    kind = Image
+    needs = ("open_picture", "pictures")
 
     def read(self, source: Any) -> Tensor:
+        if self.modality.input_shape[1] != 1:
+            raise UserError("the dataset's protocol is of pictures, not of videos")
         image = self.modality.open_picture(source, upright=False).convert("RGB")
         return _pil_transform(self.modality.image_size)(image)[None, :, None]
 

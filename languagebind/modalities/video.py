@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from . import DecodeError, Source, describe
 from ._checks import file_size, require_positive
-from ._containers import count_frames
+from ._containers import count_frames, open_stream
 from ._images import ImageModality, colours, name
 from ._pictures import to_bytes
 from ._video_backends import read_frames
@@ -61,6 +62,21 @@ class Video(ImageModality):
 
         count = count_frames(source, "video", self.max_seconds, check)
         return read_frames(source, self.frame_indices(count), count, self.video_backend)
+
+    def inspect(self, source: Source, count: bool = True) -> tuple[int, Fraction, float]:
+        """Frames (0 if not to be counted), frames a second on average, and seconds by its header, of a video file.
+
+        Raises:
+            DecodeError: it is none, is larger or longer than the limits allow, or, if counted, is cut off.
+        """
+        if isinstance(source, (list, tuple)):
+            raise DecodeError(source, "a video file is needed here, not the pictures of its frames")
+        with open_stream(source, "video") as (container, stream):
+            self.check_size(source, stream.codec_context.width, stream.codec_context.height)
+            rate, seconds = Fraction(stream.average_rate or 0), (container.duration or 0) / 1e6  # from microseconds
+        if seconds > self.max_seconds:
+            raise DecodeError(source, f"{seconds:.0f} s are more than --max-seconds {self.max_seconds:g}")
+        return count_frames(source, "video", self.max_seconds) if count else 0, rate, seconds
 
     def from_memory(self, value: Any) -> Tensor:
         if not isinstance(value, (list, tuple)) and getattr(value, "ndim", 0) != 4:
