@@ -51,7 +51,8 @@ svg .count { font-size: 10.5px; } svg .strong { fill: var(--on-accent); }
 .meaning { display: block; font-size: .8rem; line-height: 1.3; margin-top: .2rem; }
 .placeholder { min-height: 170px; display: flex; align-items: center; border: 1px dashed var(--rule); padding: .6rem;
   color: var(--faint); font-size: .85rem; overflow-wrap: anywhere; } .placeholder p { margin: 0; }
-dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: .1rem .7rem; margin: 0; } dt { color: var(--faint); }
+dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: .1rem .7rem; margin: 0; }
+dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
 """
 STYLE = f""":root {{ {LIGHT} }}
