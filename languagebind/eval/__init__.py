@@ -107,7 +107,7 @@ def _classification(model, modality, dataset, samples: list[Sample], options: En
     scores, targets = features @ classifier.T, targets[kept].to(features.device)  # (N, K) both
     found = classify(scores, targets, dataset.task)
     prompts = [template.replace("{c}", name) for name in classes.values() for template in dataset.templates]
-    details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": _digest(prompts)}
+    details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
     found["protocol"] = _counts(samples, kept) | details | found["protocol"]
     if not statistics:
         return found, {}
@@ -142,7 +142,7 @@ def _protocol(model, modality, dataset: DatasetConfig, samples: list[Sample], op
     return {
         "split": dataset.split,
         "limit": dataset.limit,
-        "data_sha256": _digest([[sample.key, sample.labels, sample.captions] for sample in samples]),
+        "data_sha256": digest([[sample.key, sample.labels, sample.captions] for sample in samples]),
         "input_shape": list(modality.input_shape),
         "inputs": to_dict(modality),
         "frames": modality.input_shape[1],
@@ -155,5 +155,6 @@ def _protocol(model, modality, dataset: DatasetConfig, samples: list[Sample], op
     }
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
