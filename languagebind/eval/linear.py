@@ -116,16 +116,23 @@ def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> t
     return np.sort(fit), np.sort(held_out)
 
 
-def _fitted(train: Labelled, rows: np.ndarray, strength: float):
+def logistic_regression() -> type:
+    """scikit-learn's class. Raises UserError where it is not installed."""
     try:
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise UserError("a probe needs scikit-learn: pip install 'languagebind[eval]'") from error
+    return LogisticRegression
+
+
+def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
     with warnings.catch_warnings():
-        # With hardly any penalty the optimum is far away; such a C is still judged by what it scores.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(train.features[rows], train.labels[rows])
+        # Said of one shot a class, where it is meant; and of a C that needs more iterations, which is still judged by
+        # what it scores.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
+        warnings.filterwarnings("ignore", "lbfgs failed to converge", UserWarning)
+        estimator = logistic_regression()(C=strength, max_iter=MAX_ITERATIONS)
+        return estimator.fit(train.features[rows], train.labels[rows])
 
 
 def _scores(train: Labelled, rows: np.ndarray, strength: float, features: np.ndarray, num_classes: int) -> Tensor:

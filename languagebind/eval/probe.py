@@ -20,7 +20,7 @@ from ..modalities import Modality, modality_name
 from . import digest
 from .datasets import DatasetConfig, load_dataset_config
 from .features import EncodeOptions, encode_samples
-from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, probe
+from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, probe
 from .report import checkpoint_name, table, writable, write_result
 from .samples import check_data, class_names, read_samples
 from .statistics import settings
@@ -114,6 +114,7 @@ def read_labelled(
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     options = parse(ProbeOptions, arguments, prog="python -m languagebind.eval.probe", description=ProbeOptions.__doc__)
+    logistic_regression()  # before the model has seen every sample
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     dataset = load_dataset_config(options.config, options.data_root)
     if dataset.task != "classification":
