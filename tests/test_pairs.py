@@ -272,6 +272,7 @@ def test_command_line(scenes, checkpoints, encoders, tmp_path, capsys):
     config = load_pairs_config(tmp_path / "pair.yaml", scenes[0])
     assert result == evaluate_pairs(encoders, config, OPTIONS) | {"pretrained": "depth+infrared"}
     call("-m", "languagebind.eval.report", str(tmp_path / "results"), f"--output={tmp_path / 'page.html'}")
+    assert "depth+infrared, gallery to query" in (tmp_path / "page.html").read_text()
     for argv, message in (
         ([*models, *rest], "exists: --overwrite replaces it"),
         ([*models, *rest[2:]], "give --model MODALITY=CHECKPOINT"),
