@@ -163,7 +163,7 @@ def _classification(model, protocol: Protocol, dataset, samples: list[Sample], o
     found["features"] = Features(
         features, [samples[i] for i in kept], classifier, [{"label": k, "text": v} for k, v in classes.items()]
     )
-    details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": _digest(prompts)}
+    details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
     found["protocol"] = _counts(samples, kept) | details | found["protocol"]
     if not statistics:
         return found, {}
@@ -201,7 +201,7 @@ def _protocol(model, protocol: Protocol, dataset: DatasetConfig, samples: list[S
     return {
         "split": dataset.split,
         "limit": dataset.limit,
-        "data_sha256": _digest([[sample.key, sample.labels, sample.captions] for sample in samples]),
+        "data_sha256": digest([[sample.key, sample.labels, sample.captions] for sample in samples]),
         "input_shape": list(modality.input_shape),
         "inputs": to_dict(modality),
         "frames": modality.input_shape[1],
@@ -214,5 +214,6 @@ def _protocol(model, protocol: Protocol, dataset: DatasetConfig, samples: list[S
     }
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

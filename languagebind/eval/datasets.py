@@ -125,9 +125,9 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     for key in (*texts, "source", "licence", "layout"):
         _texts([values[key]] if key in values else [], f"{path}: {key}")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
-    values["data"] = "::".join(part if is_url(part) else str(folders[-1] / part) for part in values["data"].split("::"))
+    values["data"] = resolve(values["data"], folders[-1])
     if "templates" in values:
-        values["templates"] = _templates(values["templates"], path, folders)
+        values["templates"] = read_templates(values["templates"], path, folders)
     if "limit" in values:
         values["limit"] = _int(values["limit"], f"{path}: limit")
     if "clip" in values:
@@ -145,7 +145,12 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     names = values.get("class_names")
     if names is None or (not prepared and isinstance(names, str) and _find(names, folders) is None):
         return config
-    return replace(config, class_names=_class_names(names, path, folders, config))
+    return replace(config, class_names=read_class_names(names, path, folders, config))
+
+
+def resolve(data: str, folder: Path) -> str:
+    """A path, or several joined by `::`, as seen from a folder; URLs stay as they are."""
+    return "::".join(part if is_url(part) else str(folder / part) for part in data.split("::"))
 
 
 def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str) -> None:
@@ -175,13 +180,15 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
     return UserError("\n  ".join(lines))
 
 
-def _templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
+def read_templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
+    """The `templates` of a config: a list, one, or the name of a file of them. Raises UserError."""
     if isinstance(value, str) and "{c}" not in value:
         value = _read_lines(value, path, folders)
     return tuple(_texts([value] if isinstance(value, str) else value, f"{path}: templates"))
 
 
-def _class_names(value: Any, path: Path, folders: tuple[Path, ...], config: DatasetConfig) -> dict[str, str]:
+def read_class_names(value: Any, path: Path, folders: tuple[Path, ...], config: DatasetConfig) -> dict[str, str]:
+    """The `class_names` of a config, label -> name: a mapping, a list, or the name of a file. Raises UserError."""
     where = f"{path}: class_names"
     if isinstance(value, str):
         # One that `prepare` writes is missing because the dataset is.

@@ -2,7 +2,8 @@
 
 Class folders: `<data>/<label>/**/<file>`, every file that is not hidden.
 Manifest: a .csv or .jsonl file with `path` (from the manifest's folder, or the data root), `label` or `labels`,
-`caption` or `captions`. In a .csv the plural columns are separated by `|`. Rows with the same path are one sample.
+`caption` or `captions`, and perhaps `id`, which says what belongs together across modalities (`pairing.py`). In a
+.csv the plural columns are separated by `|`. Rows with the same path are one sample.
 Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`;
 or CLIP_benchmark's `.cls` (class index), `.npy` (0/1 a class), `.txt` (a caption a line).
 
@@ -36,6 +37,7 @@ class Sample:
     source: Source | tuple[Source, ...] | None
     labels: tuple[str | int, ...] = ()
     captions: tuple[str, ...] = ()
+    id: str | None = None
 
     def load(self, num_frames: int) -> Any:
         """What `Modality.decode` takes: a path, the bytes of a member, or a list of these.
@@ -65,7 +67,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     Raises:
         UserError: the data is missing, empty, of no known kind, or lacks the labels or captions of its task.
     """
-    samples = _list_samples(config, modality)
+    samples = list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
     if len(samples) != config.expect.get("samples", len(samples)):
@@ -105,7 +107,8 @@ def class_names(config: DatasetConfig) -> dict[str, str]:
     return {folder.name: folder.name.replace("_", " ") for folder in _class_folders(config)}
 
 
-def _list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
+def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
+    """All there is, perhaps without what the task needs. Raises UserError as `read_samples`."""
     check_data(config)
     data = Path(config.data)
     shards = list_shards(config.data)
@@ -122,7 +125,7 @@ def _list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return [
             Sample(file.relative_to(data).as_posix(), file, (folder.name,))
             for folder in _class_folders(config)
-            for file in _files(folder)
+            for file in files_below(folder)
         ]
     raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
 
@@ -134,7 +137,7 @@ def _class_folders(config: DatasetConfig) -> list[Path]:
     return folders
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def files_below(folder: Path) -> Iterable[Path]:
     """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
@@ -149,7 +152,8 @@ def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
         key = path if isinstance(path, str) else path[0]
-        old = samples.get(key) or Sample(key, _source(path, manifest, config))
+        name = None if row.get("id") is None else str(row["id"])
+        old = samples.get(key) or Sample(key, _source(path, manifest, config), id=name)
         # A caption that is there twice is two queries; a label that is there twice is one label.
         samples[key] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
     return list(samples.values())

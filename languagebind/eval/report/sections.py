@@ -14,7 +14,13 @@ from .thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
 
-DIRECTIONS = {"text_to_modality": "text to {}", "modality_to_text": "{} to text"}
+# The second of each two is dashed
+DIRECTIONS = {
+    "text_to_modality": "text to {}",
+    "modality_to_text": "{} to text",
+    "query_to_gallery": "query to gallery",
+    "gallery_to_query": "gallery to query",
+}
 MODELS_A_CHART = 4
 SHOWN_CONFUSIONS = 50
 
@@ -73,9 +79,9 @@ def _curves(results: Sequence[Result]) -> list[Markup]:
     drawn = []
     for start in range(0, len(results), MODELS_A_CHART):
         lines = [
-            charts.Line(f"{model_name(result)}, {text.format(result['model'])}", colour, dashed, points)
+            charts.Line(f"{model_name(result)}, {text.format(result['model'])}", colour, bool(place % 2), points)
             for colour, result in enumerate(results[start : start + MODELS_A_CHART])
-            for dashed, (direction, text) in enumerate(DIRECTIONS.items())
+            for place, (direction, text) in enumerate(DIRECTIONS.items())
             if (points := result.get("curves", {}).get(direction))
         ]
         drawn += [charts.curves(lines)] if lines else []

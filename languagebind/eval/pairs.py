@@ -1,0 +1,248 @@
+"""Between modalities: python -m languagebind.eval.pairs --model depth=PATH infrared=PATH --config FILE.yaml
+
+Retrieval between modalities that met no other in training than text, and fusions of several modalities of a sample.
+`pairing.py` says what the YAML file holds.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import __version__
+from ..config import UserError, parse, run, take_flag, to_dict
+from ..distributed import close_process, init_process
+from ..encoders import TEXT, Encoders, load
+from ..fusion import fuse
+from . import digest
+from .features import EncodeOptions, encode_samples, encode_texts
+from .pairing import PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
+from .report import checkpoint_name, table, writable, write_result
+from .retrieval import DIRECTIONS, Captioned, describe_retrieval, retrieve
+from .samples import Sample
+from .shards import list_shards
+from .statistics import settings
+from .zero_shot import build_classifier, classify, describe_classification, label_targets
+
+log = logging.getLogger(__name__)
+
+# `retrieve` ranks captions and samples; here the captions' place is the query's.
+NAMES = dict(zip(DIRECTIONS, ("query_to_gallery", "gallery_to_query"), strict=True))
+
+
+@dataclass(frozen=True)
+class PairsOptions:
+    """Evaluate checkpoints, --model MODALITY=CHECKPOINT ..., on each --config FILE.yaml (both are required)."""
+
+    output: Path = Path("results")
+    """folder for the result files, <name>_<checkpoints>.json"""
+    data_root: Path | None = None
+    """folder that the data paths in the configs start from; default: each config's own folder"""
+    overwrite: bool = False
+    """replace result files that exist"""
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The samples that every modality could be read of, in the same order in each."""
+
+    features: dict[str, Tensor]
+    """(N, D) by modality, unit norm"""
+    samples: dict[str, list[Sample]]
+    """N by modality"""
+    skipped: int
+    """samples that lack a partner, or could not be read"""
+    unpaired: int
+    """those that lack one"""
+
+
+def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> dict[str, Any]:
+    """Evaluate encoders on a comparison. Where torch.distributed is initialised, every rank must call this.
+
+    Returns:
+        The result file's object, with the keys of an evaluation's.
+
+    Raises:
+        UserError: an encoder is missing, the data does not fit together, or a sample cannot be read.
+    """
+    models = {name: encoders.encoders[name] for name in config.used if name in encoders.encoders}
+    if absent := config.used.keys() - models.keys() - {TEXT}:
+        raise UserError(f"{config.name} needs an encoder: --model {min(absent)}=CHECKPOINT")
+    if not models:
+        raise UserError(f"{config.name} compares texts alone: name a modality")
+    # Before anything is encoded, so that what is wrong with the data stops the run at once.
+    matched, unpaired = match_samples(
+        config, {name: modality for name, (_, modality) in models.items()}, options.skip_bad
+    )
+    targets = None
+    if config.task == "classification":
+        targets = label_targets(sample_labels(config, matched), config.class_names, config.name)
+    encoded, kept = _encode(models, matched, unpaired, options)
+    query = _fuse(config, encoded, config.query)
+    if targets is None:
+        found, details = _retrieval(config, encoded, query)
+    else:
+        found, details = _classification(config, encoded, query, targets[kept], models, options)
+    protocol = _protocol(config, models, matched, options) | {
+        "samples": len(query), "skipped_samples": encoded.skipped, "unpaired_samples": encoded.unpaired,
+    }  # fmt: skip
+    return {
+        "dataset": config.name,
+        "model": "+".join(models),
+        "pretrained": None,
+        "task": config.task,
+        "metrics": found["metrics"],
+        "language": config.language,
+        "protocol": protocol | found["protocol"],
+        "statistics": settings(),
+        **details,
+    }
+
+
+def _encode(
+    models: Mapping[str, Any], matched: Mapping[str, list[Sample]], unpaired: int, options: EncodeOptions
+) -> tuple[Encoded, list[int]]:
+    """Features of what all modalities can be read of, and its positions among the matched samples."""
+    features, positions = {}, {}
+    for name, samples in matched.items():
+        if name == TEXT:
+            features[name] = _encode_captions(next(iter(models.values()))[0], samples, options)
+            positions[name] = list(range(len(samples)))
+        else:
+            features[name], positions[name] = encode_samples(*models[name], samples, options)
+    kept = sorted(set.intersection(*map(set, positions.values())))
+    if not kept:
+        raise UserError("no sample can be read in all of its modalities")
+    for name, own in positions.items():
+        rows = {position: row for row, position in enumerate(own)}
+        features[name] = features[name][[rows[position] for position in kept]]
+    samples = {name: [matched[name][position] for position in kept] for name in matched}
+    lost = len(next(iter(matched.values()))) - len(kept)
+    return Encoded(features, samples, unpaired + lost, unpaired), kept
+
+
+def _encode_captions(model, samples: Sequence[Sample], options: EncodeOptions) -> Tensor:
+    """(N, D): of a sample's several captions the mean of their unit-norm features, at unit norm again."""
+    texts, rows = encode_texts(model, (caption for sample in samples for caption in sample.captions), options)
+    counts = torch.tensor([len(sample.captions) for sample in samples])
+    owners = torch.arange(len(samples)).repeat_interleave(counts).to(texts.device)
+    total = texts.new_zeros(len(samples), texts.shape[1]).index_add(0, owners, texts[rows])
+    return F.normalize(total, dim=-1)
+
+
+def _fuse(config: PairsConfig, encoded: Encoded, weights: Mapping[str, float]) -> Tensor:
+    try:
+        return fuse(encoded.features, weights)
+    except ValueError as error:
+        raise UserError(f"{config.name}: {error}") from error
+
+
+def _retrieval(config: PairsConfig, encoded: Encoded, query: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics and protocol, and all else in the result, of both directions."""
+    rows = torch.arange(len(query), device=query.device)
+    compared = Captioned(_fuse(config, encoded, config.gallery), query, rows, rows)
+    found, ranked = retrieve(compared)
+    # Examples show the gallery's first modality that has files; the query is named by its key.
+    shown = encoded.samples[next((name for name in config.gallery if name != TEXT), next(iter(config.gallery)))]
+    first = next(iter(config.query))
+    in_shard = bool(list_shards(config.data[first].data))
+    keys = [sample_key(sample, in_shard) for sample in encoded.samples[first]]
+    details = describe_retrieval(compared, ranked, shown, keys)
+    details |= {key: _renamed(details[key]) for key in ("intervals", "curves")}
+    protocol = {"relevance": "the sample of the same key alone", "chance": _renamed(found["protocol"]["chance"])}
+    return {"metrics": _renamed(found["metrics"]), "protocol": protocol}, details
+
+
+def _classification(
+    config: PairsConfig, encoded: Encoded, query: Tensor, targets: Tensor, models, options: EncodeOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics and protocol, and all else in the result."""
+    first, (model, _) = next(iter(models.items()))
+    classifier = build_classifier(model, list(config.class_names.values()), config.templates, options)
+    scores, targets = query @ classifier.T, targets.to(query.device)  # (N, K) both
+    found = classify(scores, targets, "classification")
+    found["protocol"] |= {"templates": list(config.templates), "labels": config.labels, "logit_scale": first}
+    samples = encoded.samples[first]
+    return found, describe_classification(scores, targets, model.logit_scale, config.class_names, samples)
+
+
+def _protocol(config: PairsConfig, models, matched: Mapping[str, list[Sample]], options: EncodeOptions):
+    """What must agree before two results can be compared."""
+    samples = {name: [[x.key, x.id, x.labels, x.captions] for x in matched[name]] for name in matched}
+    sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
+    return {
+        **sides,
+        "fusion": "weighted sum of unit-norm features, at unit norm again",
+        "text": "mean of the unit-norm features of a sample's captions, at unit norm again",
+        "caption_source": config.caption_source,
+        "split": config.split,
+        "data_sha256": digest(samples),
+        "input_shape": {name: list(modality.input_shape) for name, (_, modality) in models.items()},
+        "inputs": {name: to_dict(modality) for name, (_, modality) in models.items()},
+        "similarity": "cosine",
+        "ties": "count against the model",
+        "precision": options.precision,
+        "text_fingerprint": next(iter(models.values()))[0].text_fingerprint(),
+        "versions": {"languagebind": __version__, "torch": torch.__version__},
+    }
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`text_to_modality/R@1` to `query_to_gallery/R@1`."""
+    split = {key: key.partition("/") for key in values}
+    return {NAMES[way] + slash + metric: values[key] for key, (way, slash, metric) in split.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words, rest = take_flag(sys.argv[1:] if argv is None else argv, "--model", several=True)
+    files, rest = take_flag(rest, "--config", several=True)
+    options = parse(PairsOptions, rest, prog="python -m languagebind.eval.pairs", description=PairsOptions.__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    checkpoints = dict(_named(word) for word in words)
+    if len(checkpoints) < len(words) or not words or not files:
+        raise UserError("give --model MODALITY=CHECKPOINT, once a modality, and --config FILE.yaml")
+    configs = [load_pairs_config(Path(file), options.data_root) for file in files]
+    names = [
+        "+".join(checkpoint_name(checkpoints[name]) for name in config.used if name in checkpoints)
+        for config in configs
+    ]
+    paths = [options.output / f"{config.name}_{name}.json" for config, name in zip(configs, names, strict=True)]
+    if len(set(paths)) < len(paths):
+        raise UserError("two configs have the same name")
+    if not writable(options.output):
+        raise UserError(f"--output {options.output} cannot be written")
+    for path in paths:
+        if path.exists() and not options.overwrite:
+            raise UserError(f"{path} exists: --overwrite replaces it")
+    process = init_process(options.encode.device)
+    try:
+        encoders = load(checkpoints, device=process.device)
+        encode = replace(options.encode, device=str(process.device))
+        results = []
+        for config, path, name in zip(configs, paths, names, strict=True):
+            results.append(evaluate_pairs(encoders, config, encode) | {"pretrained": name})
+            if process.is_main:
+                write_result(results[-1], path)
+                log.info("wrote %s", path)
+        if process.is_main:
+            print(table(results))
+    finally:
+        close_process()
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, _, checkpoint = word.partition("=")
+    if not name or not checkpoint:
+        raise UserError(f"--model {word}: write MODALITY=CHECKPOINT")
+    return name, checkpoint
+
+
+if __name__ == "__main__":
+    run(main)

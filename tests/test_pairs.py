@@ -1,0 +1,330 @@
+"""Between modalities, on shards of the sample world: the figures of brute force, fusions, and mistakes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, call
+from torch.nn import functional as F
+
+from languagebind import load
+from languagebind.config import UserError, to_dict
+from languagebind.data.shards import ShardWriter
+from languagebind.data.vidal import media_paths
+from languagebind.eval.features import EncodeOptions
+from languagebind.eval.metrics import best_ranks, classification_metrics, rank_metrics
+from languagebind.eval.pairing import load_pairs_config
+from languagebind.eval.pairs import evaluate_pairs, main
+from languagebind.fusion import fuse
+from languagebind.modalities.depth import Depth
+from languagebind.modalities.infrared import Infrared
+from languagebind.model import DualEncoder, EncoderConfig, InitConfig, ModelConfig, TextConfig
+from languagebind.text import build_text
+
+COUNT = 14
+MODALITIES = ("depth", "infrared")
+OPTIONS = EncodeOptions(workers=0)
+CLASSES = "class_names: {near: a near thing, far: a far thing, gone: nothing}\n"
+RETRIEVAL = "query: depth\ngallery: infrared\ndata: {depth: both.tar, infrared: both.tar}\n"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Middle frames of scenes: in one shard, in two by modality and in another order, and as files with manifests."""
+    root = tmp_path_factory.mktemp("scenes")
+    call("-m", "languagebind.data.world", f"--output={root}", "--num-train=2", f"--num-test={COUNT}",
+         "--modalities", "depth", "infrared", "--workers=1")  # fmt: skip
+    annotation = json.loads((root / "test" / "vidal.json").read_text())
+    samples = {}
+    for number, (key, entry) in enumerate(annotation.items()):
+        files = {name: media_paths(root / "test", key, entry["folder"], name)[0][4] for name in MODALITIES}
+        captions = {"ofa": entry["ofa"][:2], "mplug": entry["mplug"][:1]}
+        samples[key] = files, {"captions": captions, "label": ("near", "far")[number % 2]}
+    write(root / "both.tar", samples)
+    write(root / "depth.tar", samples, ("depth",))
+    write(root / "infrared.tar", dict(reversed(samples.items())), ("infrared",))
+    for name in MODALITIES:
+        rows = [{"path": str(files[name]), "id": key, **record} for key, (files, record) in samples.items()]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (root / f"{name}_folder").mkdir()
+        for key, (files, _) in samples.items():
+            (root / f"{name}_folder" / f"{key}{files[name].suffix}").symlink_to(files[name])
+    return root, samples
+
+
+def write(path, samples, names=MODALITIES):
+    extensions = {"depth": "depth.png", "infrared": "infrared.jpg"}
+    with ShardWriter(path) as writer:
+        for key, (files, record) in samples.items():
+            writer.add(key, {extensions[name]: files[name].read_bytes() for name in names}, record)
+
+
+def save(folder, modality, tower, seed):
+    """A checkpoint of random weights."""
+    torch.manual_seed(seed)
+    encoder = EncoderConfig(patch_size=16, width=16, depth=1, num_heads=2, mlp_dim=32)
+    config = ModelConfig(encoder, TextConfig(f"local-dir:{tower}"), init=InitConfig("none"))
+    model = DualEncoder(modality.input_shape, encoder, build_text(config.text)).eval()
+    name = type(modality).__name__.lower()
+    path = folder / f"{name}.pt"
+    saved = {"model": config, "modality": name, "inputs": modality}
+    torch.save(
+        {
+            "model": model.encoder_state(),
+            "config": {key: x if isinstance(x, str) else to_dict(x) for key, x in saved.items()},
+            "text_fingerprint": model.text_fingerprint(),
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(clip_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    modalities = {"depth": Depth(image_size=32), "infrared": Infrared(image_size=32)}
+    return {name: save(folder, modality, clip_folder, seed) for seed, (name, modality) in enumerate(modalities.items())}
+
+
+@pytest.fixture(scope="module")
+def encoders(checkpoints):
+    return load(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def features(scenes, encoders):
+    """What `encode` gives for the files, one (N, D) a modality, and the mean of each sample's OFA captions."""
+    _, samples = scenes
+    found = {name: encoders.encode(**{name: [files[name] for files, _ in samples.values()]}) for name in MODALITIES}
+    texts = [encoders.encode(text=record["captions"]["ofa"]).mean(dim=0) for _, record in samples.values()]
+    return found | {"text": F.normalize(torch.stack(texts), dim=-1)}
+
+
+def evaluate(scenes, encoders, tmp_path, text, skip_bad=False):
+    (tmp_path / "a.yaml").write_text(text)
+    config = load_pairs_config(tmp_path / "a.yaml", scenes[0])
+    return evaluate_pairs(encoders, config, EncodeOptions(workers=0, skip_bad=skip_bad))
+
+
+def both_ways(query, gallery):
+    right = torch.eye(len(query), dtype=torch.bool)
+    ways = {"query_to_gallery": query @ gallery.T, "gallery_to_query": gallery @ query.T}
+    return {
+        f"{way}/{key}": value
+        for way, scores in ways.items()
+        for key, value in rank_metrics(best_ranks(scores, right)).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "data", ["depth: both.tar, infrared: both.tar", "depth: depth.tar, infrared: infrared.tar",
+             "depth: depth.jsonl, infrared: infrared.tar", "depth: depth_folder, infrared: infrared_folder"]
+)  # fmt: skip
+def test_retrieval_matches_brute_force_wherever_the_samples_lie(scenes, encoders, features, tmp_path, data):
+    text = f"query: depth\ngallery: infrared\ndata: {{{data}}}\n"
+    result = evaluate(scenes, encoders, tmp_path, text)
+    expected = both_ways(features["depth"], features["infrared"])
+    assert result["metrics"] == pytest.approx(expected)
+    assert result["intervals"].keys() == expected.keys()
+    assert {key for key in expected if "R@" in key} == result["protocol"]["chance"].keys()
+    assert result["protocol"]["chance"]["gallery_to_query/R@5"] == pytest.approx(5 / COUNT)
+    assert dict(result["curves"]["query_to_gallery"])[5] == result["metrics"]["query_to_gallery/R@5"]
+    assert (result["protocol"]["query"], result["protocol"]["gallery"]) == ({"depth": 1.0}, {"infrared": 1.0})
+    assert (result["protocol"]["samples"], result["protocol"]["skipped_samples"]) == (COUNT, 0)
+    keys = list(scenes[1])
+    scores = features["depth"] @ features["infrared"].T
+    for example in result["examples"]["worst"]:
+        i = keys.index(example["text"])
+        others = scores[i].clone()
+        others[i] = -1
+        assert keys[int(others.argmax())] in example["found"]
+    if "both.tar" in data:
+        again = load_pairs_config(tmp_path / "a.yaml", scenes[0])
+        assert evaluate_pairs(encoders, again, EncodeOptions(workers=2)) == result, "the same bits"
+
+
+def test_a_fusion_is_the_weighted_sum(scenes, encoders, features, tmp_path):
+    text = (
+        "query: {depth: 1, text: -0.5}\ngallery: infrared\ncaption_source: ofa\n"
+        "data: {depth: both.tar, infrared: both.tar, text: both.tar}\n"
+    )
+    result = evaluate(scenes, encoders, tmp_path, text)
+    query = F.normalize(features["depth"] - 0.5 * features["text"], dim=-1)
+    assert result["metrics"] == pytest.approx(both_ways(query, features["infrared"]))
+    assert result["metrics"] != pytest.approx(both_ways(features["depth"], features["infrared"]))
+    assert result["protocol"]["query"] == {"depth": 1.0, "text": -0.5}
+    assert result["protocol"]["caption_source"] == "ofa"
+    with pytest.raises(UserError, match="choose one with caption_source"):
+        evaluate(scenes, encoders, tmp_path, text.replace("caption_source: ofa\n", ""))
+
+
+def test_classification_of_a_fusion(scenes, encoders, features, tmp_path):
+    text = (
+        "task: classification\nquery: {depth: 1, infrared: 2}\ndata: {depth: depth.tar, infrared: infrared.tar}\n"
+        "templates: ['a {c}', 'the {c}']\n"
+    )
+    result = evaluate(scenes, encoders, tmp_path, text + CLASSES)
+    names = ("a near thing", "a far thing", "nothing")
+    texts = [encoders.encode(text=[f"a {name}", f"the {name}"]).mean(dim=0) for name in names]
+    fused = F.normalize(features["depth"] + 2 * features["infrared"], dim=-1)
+    labels = torch.arange(COUNT) % 2
+    expected = classification_metrics(fused @ F.normalize(torch.stack(texts), dim=-1).T, labels)
+    assert result["metrics"] == pytest.approx(expected | {"chance": 1 / 3})
+    assert 0 < result["metrics"]["top1"] < 1
+    assert result["intervals"].keys() == expected.keys()
+    assert result["protocol"]["classes_with_samples"] == 2
+
+
+def test_whose_labels_count_is_said_where_they_differ(scenes, encoders, tmp_path):
+    root, samples = scenes
+    flipped = {key: (files, record | {"label": "far"}) for key, (files, record) in samples.items()}
+    write(tmp_path / "flipped.tar", flipped, ("infrared",))
+    text = (
+        f"task: classification\nquery: {{depth: 1, infrared: 1}}\ndata: {{depth: {root}/depth.tar,"
+        f" infrared: {tmp_path}/flipped.tar}}\n"
+    ) + CLASSES
+    with pytest.raises(UserError, match=r"is \('near',\) by depth and \('far',\) by infrared: say whose"):
+        evaluate(scenes, encoders, tmp_path, text)
+    counts = [
+        {x["label"]: x["samples"] for x in evaluate(scenes, encoders, tmp_path, f"{text}labels: {name}\n")["classes"]}
+        for name in MODALITIES
+    ]
+    assert counts == [{"near": 7, "far": 7, "gone": 0}, {"near": 0, "far": COUNT, "gone": 0}]
+
+
+def test_samples_without_a_partner_stop_the_run_or_are_counted(scenes, encoders, features, tmp_path):
+    root, samples = scenes
+    keys = list(samples)
+    cut = {key: samples[key] for key in keys[2:]}
+    write(tmp_path / "cut.tar", cut, ("infrared",))
+    picture = samples[keys[5]][0]["infrared"]
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(picture.read_bytes()[:200])
+    text = f"query: depth\ngallery: infrared\ndata: {{depth: {root}/depth.tar, infrared: {tmp_path}/cut.tar}}\n"
+    with pytest.raises(UserError, match=rf"(?s)2 of 14 samples lack a partner \(--skip-bad.*{keys[0]} has no infrared"):
+        evaluate(scenes, encoders, tmp_path, text)
+    result = evaluate(scenes, encoders, tmp_path, text, skip_bad=True)
+    assert result["metrics"] == pytest.approx(both_ways(features["depth"][2:], features["infrared"][2:]))
+    protocol = result["protocol"]
+    assert (protocol["samples"], protocol["skipped_samples"], protocol["unpaired_samples"]) == (12, 2, 2)
+    cut[keys[5]] = {"depth": picture, "infrared": damaged}, cut[keys[5]][1]
+    write(tmp_path / "cut.tar", cut, ("infrared",))
+    protocol = evaluate(scenes, encoders, tmp_path, text, skip_bad=True)["protocol"]
+    assert (protocol["samples"], protocol["skipped_samples"], protocol["unpaired_samples"]) == (11, 3, 2)
+    # Those of depth alone that are left have to stay in step.
+    rows = [i for i in range(2, COUNT) if i != 5]
+    found = evaluate(scenes, encoders, tmp_path, text, skip_bad=True)["metrics"]
+    assert found == pytest.approx(both_ways(features["depth"][rows], features["infrared"][rows]))
+
+
+def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
+    root, samples = scenes
+    other = {f"other_{key}": value for key, value in samples.items()}
+    write(tmp_path / "other.tar", other, ("infrared",))
+    text = f"query: depth\ngallery: infrared\ndata: {{depth: {root}/depth.tar, infrared: {tmp_path}/PLACE}}\n"
+    with pytest.raises(UserError, match=r"no key is in all of depth, infrared; .*`id` says what belongs together"):
+        evaluate(scenes, encoders, tmp_path, text.replace("PLACE", "other.tar"), skip_bad=True)
+    (tmp_path / "twice").mkdir()
+    write(tmp_path / "twice" / "0.tar", samples, ("infrared",))
+    write(tmp_path / "twice" / "1.tar", samples, ("infrared",))
+    with pytest.raises(UserError, match="have the same key, 'test"):
+        evaluate(scenes, encoders, tmp_path, text.replace("PLACE", "twice"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RETRIEVAL + "galery: x\n", "unknown key 'galery', did you mean 'gallery'"),
+        (RETRIEVAL.replace("depth: both.tar, ", ""), "data should name depth, infrared, and names infrared"),
+        (RETRIEVAL.replace("gallery: infrared", "gallery: {infrared: 1, depth: 1}"), "depth is on both sides"),
+        (RETRIEVAL.replace("query: depth", "query: {depth: 0}"), "weight of depth should be a number other than 0"),
+        (RETRIEVAL.replace("query: depth", "query: {depth: nan}"), "weight of depth should be a number other than 0"),
+        (RETRIEVAL.replace("query: depth", "query: {depth: much}"), "the weight of depth, 'much', is not a number"),
+        (RETRIEVAL.replace("query: depth", "query: [depth]"), "query should be a modality, or `modality: weight`"),
+        (RETRIEVAL + "task: sorting\n", "'sorting' is not one of retrieval, classification"),
+        (RETRIEVAL + "task: classification\n", "retrieval needs a gallery, classification has none"),
+        (RETRIEVAL.replace("gallery: infrared\n", ""), "retrieval needs a gallery"),
+        ("task: classification\nquery: depth\ndata: {depth: both.tar}\n", "classification needs class_names"),
+        (RETRIEVAL + "labels: infrared\n", "labels is 'infrared', which is not in the query"),
+        (RETRIEVAL.replace("infrared: both.tar", "infrared: none.tar"), "no such shard or folder|does not exist"),
+        (RETRIEVAL.replace("infrared: both.tar", "infrared: none.jsonl"), "none.jsonl does not exist"),
+        (RETRIEVAL.replace("infrared", "video"), "needs an encoder: --model video=CHECKPOINT"),
+    ],
+)
+def test_mistakes_in_a_config(scenes, encoders, tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(scenes, encoders, tmp_path, text)
+
+
+def test_command_line(scenes, checkpoints, encoders, tmp_path, capsys):
+    (tmp_path / "pair.yaml").write_text(RETRIEVAL)
+    models = ["--model", *(f"{name}={path}" for name, path in checkpoints.items())]
+    rest = ["--config", str(tmp_path / "pair.yaml"), "--data-root", str(scenes[0]), "--workers=0", "--device=cpu",
+            "--output", str(tmp_path / "results")]  # fmt: skip
+    main([*models, *rest])
+    assert "query_to_gallery/R@1" in capsys.readouterr().out
+    (file,) = (tmp_path / "results").glob("*.json")
+    result = json.loads(file.read_text())
+    assert file.name == "pair_depth+infrared.json"
+    config = load_pairs_config(tmp_path / "pair.yaml", scenes[0])
+    assert result == evaluate_pairs(encoders, config, OPTIONS) | {"pretrained": "depth+infrared"}
+    call("-m", "languagebind.eval.report", str(tmp_path / "results"), f"--output={tmp_path / 'page.html'}")
+    assert "depth+infrared, gallery to query" in (tmp_path / "page.html").read_text()
+    for argv, message in (
+        ([*models, *rest], "exists: --overwrite replaces it"),
+        ([*models, *rest[2:]], "give --model MODALITY=CHECKPOINT"),
+        (rest, "give --model MODALITY=CHECKPOINT"),
+        (["--model", "depth", *rest], "--model depth: write MODALITY=CHECKPOINT"),
+        (["--model", f"infrared={checkpoints['depth']}", *rest, "--overwrite"], "is for depth, not infrared"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(argv)
+    command = [sys.executable, "-m", "languagebind.eval.pairs", *rest]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.startswith("error: give --model")) == (2, True)
+
+
+def test_encoders_around_different_text_towers_are_refused(checkpoints, clip_folder, scenes, tmp_path):
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "open_clip_config.json").write_bytes((clip_folder / "open_clip_config.json").read_bytes())
+    state = torch.load(clip_folder / "open_clip_pytorch_model.bin", weights_only=True)
+    torch.save({key: value + 0.01 for key, value in state.items()}, tower / "open_clip_pytorch_model.bin")
+    other = save(tmp_path, Infrared(image_size=32), tower, 0)
+    (tmp_path / "pair.yaml").write_text(RETRIEVAL)
+    with pytest.raises(UserError, match="was trained with another text tower"):
+        main(["--model", f"depth={checkpoints['depth']}", f"infrared={other}", "--config", str(tmp_path / "pair.yaml"),
+              "--data-root", str(scenes[0]), "--output", str(tmp_path / "results")])  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- arithmetic
+
+
+def test_fuse_adds_directions_not_lengths():
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.normal(size=(5, 8))).float() for _ in range(2))
+    units = [x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (a, b)]
+    for weights in ((1, 1), (2, -0.5), (-1, 3)):
+        total = weights[0] * units[0] + weights[1] * units[1]
+        expected = total / np.linalg.norm(total, axis=1, keepdims=True)
+        found = fuse({"a": a, "b": 7 * b, "unused": b}, dict(zip("ab", weights, strict=True)))
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    assert fuse({"a": a.half()}, {"a": 1}).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("features", "weights", "message"),
+    [
+        ({"a": torch.ones(2, 3), "b": 2 * torch.ones(2, 3)}, {"a": 1, "b": -1}, "a and b cancel out, first at row 0"),
+        ({"a": torch.ones(2, 3), "b": torch.ones(3, 3)}, {"a": 1, "b": 1}, "different shapes"),
+        ({"a": torch.ones(2, 3)}, {"b": 1}, "a weight for 'b', but features of a alone"),
+        ({"a": torch.ones(2, 3)}, {"a": float("nan")}, "other than 0, not nan"),
+        ({"a": torch.ones(2, 3)}, {}, "at least one weight"),
+    ],
+)
+def test_what_cannot_be_fused(features, weights, message):
+    with pytest.raises(ValueError, match=message):
+        fuse(features, weights)
