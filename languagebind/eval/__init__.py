@@ -11,7 +11,7 @@ import torch
 from .. import __version__
 from ..config import UserError, to_dict
 from ..modalities import DecodeError, Modality, modality_name
-from .datasets import DatasetConfig, load_dataset_config
+from .datasets import DatasetConfig, load_dataset_config, naming
 from .features import EncodeOptions, encode_samples, encode_texts
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, class_names, read_samples
@@ -61,10 +61,11 @@ def evaluate(
     encoding = EncodeOptions(**options)
     samples = read_samples(dataset, modality)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
-    if dataset.task == "retrieval":
-        found, details = _retrieval(model, modality, samples, encoding, statistics, dual_softmax)
-    else:
-        found, details = _classification(model, modality, dataset, samples, encoding, statistics)
+    with naming(dataset.name):
+        if dataset.task == "retrieval":
+            found, details = _retrieval(model, modality, samples, encoding, statistics, dual_softmax)
+        else:
+            found, details = _classification(model, modality, dataset, samples, encoding, statistics)
     result = {
         "dataset": dataset.name,
         "model": modality_name(modality),

@@ -20,7 +20,8 @@ file first. `samples.py` says what the three kinds of data look like.
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,17 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
 
 
 def _templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
+@contextmanager
+def naming(dataset: str) -> Iterator[None]:
+    """Have a `UserError` say which dataset it is about, where it does not yet."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(f"{dataset}: "):
+            raise
+        raise UserError(f"{dataset}: {error}") from error
+
+
     if isinstance(value, str) and "{c}" not in value:
         value = _read_lines(value, path, folders)
     return tuple(_texts([value] if isinstance(value, str) else value, f"{path}: templates"))
