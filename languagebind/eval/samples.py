@@ -60,8 +60,9 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     samples = _list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
-    if len(samples) != config.expect.get("samples", len(samples)):
-        log.warning("%s: %d samples, the dataset has %d", config.name, len(samples), config.expect["samples"])
+    for what, count in (("samples", len(samples)), ("captions", sum(len(sample.captions) for sample in samples))):
+        if count != config.expect.get(what, count):
+            log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
     if config.limit is not None and config.limit < len(samples):
         step = len(samples) / config.limit
         samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
