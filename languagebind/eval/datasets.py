@@ -127,7 +127,7 @@ def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str) -> N
 
 def not_there(config: DatasetConfig, missing: Path) -> UserError:
     """What to say of a dataset that lacks a file or folder: what is there, what should be, and where to get it."""
-    folder = next(folder for folder in missing.absolute().parents if folder.is_dir())
+    folder = next(folder for folder in missing.absolute().parents if os.path.isdir(folder))
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name[0] != ".")
     more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
     lines = [
@@ -203,7 +203,7 @@ def _read_lines(name: str, path: Path, folders: tuple[Path, ...]) -> list[str]:
 def _find(name: Any, folders: tuple[Path, ...]) -> Path | None:
     """The first of the folders' files of a name."""
     files = [folder / name for folder in folders] if isinstance(name, str) else []
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if os.path.isfile(file)), None)  # False, too, of a name that is too long
 
 
 def _expect(value: Any, where: str) -> dict[str, int]:

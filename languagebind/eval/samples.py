@@ -81,7 +81,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 
 def check_data(config: DatasetConfig) -> None:
     """What can be said without reading the data: raises UserError if it, or one of its shards, is not there."""
-    if not list_shards(config.data) and not Path(config.data).exists():
+    if not list_shards(config.data) and not os.path.exists(config.data):
         raise not_there(config, Path(config.data))
 
 
@@ -178,7 +178,7 @@ def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Sou
         return tuple(_source(frame, manifest, config) for frame in path)
     beside = manifest.parent / path
     below_root = Path(config.data_root or manifest.parent) / path
-    return below_root if below_root.exists() and not beside.exists() else beside
+    return below_root if os.path.exists(below_root) and not os.path.exists(beside) else beside
 
 
 def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
