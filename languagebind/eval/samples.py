@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError
+from ..files import files_below, is_plain
 from ..modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
@@ -138,7 +139,7 @@ def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[str, Sample] = {}
     for number, row in _rows(manifest):
         path, where = row.get("path"), f"{manifest}:{number}"
-        if not path or not all(isinstance(frame, str) for frame in _as_list(path)):
+        if not path or not all(isinstance(frame, str) and is_plain(frame) for frame in _as_list(path)):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
         key = path if isinstance(path, str) else path[0]
@@ -190,7 +191,7 @@ def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tu
     if config.task == "retrieval":  # other tasks need not say which caption source they would mean
         for value in (record.get("caption"), record.get("captions")):
             captions += _as_list(_choose_source(value, where, config))
-        if not all(isinstance(caption, str) for caption in captions):
+        if not all(isinstance(caption, str) and is_plain(caption) for caption in captions):
             raise UserError(f"{where}: captions should be text, not {captions!r}")
     return _unique(labels), tuple(text for text in (caption.strip() for caption in captions) if text)
 

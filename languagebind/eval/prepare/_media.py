@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from ...files import files_below, is_plain
 from ...config import UserError
 from ._formats import columns_of
 
@@ -29,6 +30,8 @@ class MediaFinder:
         """
         path = fill(self.pattern, record, where)
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        if not is_plain(path):
+            raise UserError(f"{where}: {path!r} is no name of a file")
             raise UserError(f"{where}: {path!r} leads out of the folder of the download")
         if not path.endswith(".*"):
             return path
