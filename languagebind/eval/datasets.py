@@ -19,6 +19,7 @@ file first. `samples.py` says what the three kinds of data look like.
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,7 +144,6 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
     return UserError("\n  ".join(lines))
 
 
-def _templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
 @contextmanager
 def naming(dataset: str) -> Iterator[None]:
     """Have a `UserError` say which dataset it is about, where it does not yet."""
@@ -155,6 +155,7 @@ def naming(dataset: str) -> Iterator[None]:
         raise UserError(f"{dataset}: {error}") from error
 
 
+def _templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
     if isinstance(value, str) and "{c}" not in value:
         value = _read_lines(value, path, folders)
     return tuple(_texts([value] if isinstance(value, str) else value, f"{path}: templates"))

@@ -116,7 +116,7 @@ def _list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return [
             Sample(file.relative_to(data).as_posix(), file, (folder.name,))
             for folder in _class_folders(config)
-            for file in _files(folder)
+            for file in _files(folder, config)
         ]
     raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
 
@@ -128,11 +128,12 @@ def _class_folders(config: DatasetConfig) -> list[Path]:
     return folders
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def _files(folder: Path, config: DatasetConfig) -> Iterable[Path]:
     """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+    try:
+        yield from (file for file in files_below(folder) if not file.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{config.name}: cannot list {error.filename}: {error.strerror}") from error
 
 
 def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:

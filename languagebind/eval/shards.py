@@ -5,6 +5,7 @@ Streaming would tie the order of the samples to the number of workers, and an ev
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
