@@ -55,6 +55,36 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text can be a file's name and be written as UTF-8: no NUL, and no half of a surrogate pair."""
+    return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
+
+
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Every file below a folder, in the order of the names, a folder's own files first; links are followed.
+
+    A link back to a folder that it lies in is passed over: such loops multiply files without end.
+
+    Args:
+        folder: where to look.
+        above: the real paths of the folders that led here.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as listing:
+        # A link to itself is no folder; entry.is_dir() would raise.
+        entries = sorted((os.path.isdir(e) if e.is_symlink() else e.is_dir(), e.name) for e in listing)
+    for is_folder, name in entries:
+        if is_folder:
+            yield from files_below(folder / name, (*above, real))
+        else:
+            yield folder / name
+
+
 def temporary_name(path: Path) -> Path:
     """Where a file is written before it takes its name."""
     return path.with_name(f".{path.name}.tmp")

@@ -12,9 +12,11 @@ import sys
 import numpy as np
 import pytest
 from helpers import ROOT, call, train_flags, wait_for
+from lookalikes import picture, table
 from PIL import Image
 
 from languagebind.data.vidal import media_paths, read_annotation
+from languagebind.eval import load_dataset_config
 from languagebind.modalities.video import Video
 
 EXTENSIONS = {"video": ".mp4", "audio": ".wav", "depth": ".depth.png", "infrared": ".infrared.jpg"}
@@ -192,6 +194,30 @@ def test_the_job_of_slurm_saves_queues_again_and_goes_on(depth_shards, tmp_path,
     assert "stopped by SIGUSR1 after step" in log.read_text()
     part(f"{step}.pt at step")
     assert len(list((tmp_path / "depth-1/checkpoints").iterdir())) == 2
+
+
+def test_the_worked_example_of_a_new_dataset(toys, tmp_path):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    example = page.partition("## Add a dataset")[2]
+    config, lines = (re.search(rf"```{kind}\n(.*?)```", example, re.DOTALL)[1] for kind in ("yaml", "bash"))
+    (tmp_path / "birds.yaml").write_text(config)
+    names = {"wren": "a small brown bird", "heron": "grey, in the water", "swift": "a bird", "owl": "not of the test"}
+    rows = [(name, "train" if name == "owl" else "test", text) for name, text in names.items()]
+    table(tmp_path / "downloads" / "birds" / "birds.csv", [("file", "split", "text"), *rows])
+    for name in names:
+        picture(tmp_path / "downloads" / "birds" / "photos" / f"{name}.jpg")
+    here = {
+        "LanguageBind/LanguageBind_Image": str(toys / "image"), " birds.yaml": f" {tmp_path}/birds.yaml",
+        "/downloads": f"{tmp_path}/downloads", " /data": f" {tmp_path}/data", "results/": f"{tmp_path}/results/",
+    }  # fmt: skip
+    for there, place in here.items():
+        lines = lines.replace(there, place)
+    for line in lines.splitlines():
+        call(*shlex.split(line)[1:])
+    result = json.loads(next((tmp_path / "results").glob("birds_*.json")).read_bytes())
+    assert (result["protocol"]["samples"], result["protocol"]["captions"]) == (3, 3)
+    assert load_dataset_config(tmp_path / "birds.yaml", tmp_path / "data").metric in result["metrics"]
+    assert all(f"`{key}`" in page for key in result), "a key of the result that the page leaves out"
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)

@@ -14,7 +14,7 @@ from ..config import UserError, to_dict
 from ..distributed import gather_objects, rank
 from ..modalities import DecodeError, Modality, modality_name
 from .cache import FeatureCache, weights_digest
-from .datasets import DatasetConfig, load_dataset_config
+from .datasets import DatasetConfig, load_dataset_config, naming
 from .export import Features, export_features
 from .features import EncodeOptions, encode_samples, encode_texts, probe
 from .protocols import Protocol, Reader, choose_protocol
@@ -76,10 +76,11 @@ def evaluate(
     samples = read_samples(dataset, modality)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
     cache = _open_cache(model, dataset.name, protocol, encoding)
-    if dataset.task == "retrieval":
-        found, details = _retrieval(model, protocol, samples, encoding, cache, statistics, dual_softmax)
-    else:
-        found, details = _classification(model, protocol, dataset, samples, encoding, cache, statistics)
+    with naming(dataset.name):
+        if dataset.task == "retrieval":
+            found, details = _retrieval(model, protocol, samples, encoding, cache, statistics, dual_softmax)
+        else:
+            found, details = _classification(model, protocol, dataset, samples, encoding, cache, statistics)
     if export is not None and not rank():
         export_features(found["features"], export)
     result = {

@@ -24,8 +24,10 @@ file first. `samples.py` says what the three kinds of data look like.
 import dataclasses
 import difflib
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +166,7 @@ def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str) -> N
 
 def not_there(config: DatasetConfig, missing: Path) -> UserError:
     """What to say of a dataset that lacks a file or folder: what is there, what should be, and where to get it."""
-    folder = next(folder for folder in missing.absolute().parents if folder.is_dir())
+    folder = next(folder for folder in missing.absolute().parents if os.path.isdir(folder))
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name[0] != ".")
     more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
     lines = [
@@ -178,6 +180,17 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
     if config.prepare:
         lines.append("then: python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT")
     return UserError("\n  ".join(lines))
+
+
+@contextmanager
+def naming(dataset: str) -> Iterator[None]:
+    """Have a `UserError` say which dataset it is about, where it does not yet."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(f"{dataset}: "):
+            raise
+        raise UserError(f"{dataset}: {error}") from error
 
 
 def read_templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
@@ -231,7 +244,7 @@ def _read_lines(name: str, path: Path, folders: tuple[Path, ...]) -> list[str]:
 def _find(name: Any, folders: tuple[Path, ...]) -> Path | None:
     """The first of the folders' files of a name."""
     files = [folder / name for folder in folders] if isinstance(name, str) else []
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if os.path.isfile(file)), None)  # False, too, of a name that is too long
 
 
 def _clip(value: Any, where: str) -> tuple[float, float]:

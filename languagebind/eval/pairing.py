@@ -28,9 +28,10 @@ from typing import Any
 
 from ..config import UserError, load_yaml
 from ..encoders import TEXT
+from ..files import files_below
 from ..modalities import Modality
 from .datasets import DatasetConfig, read_class_names, read_templates, refuse_unknown, resolve
-from .samples import Sample, check_data, files_below, list_samples
+from .samples import Sample, check_data, list_samples
 from .shards import list_shards
 
 TASKS = ("retrieval", "classification")
@@ -204,7 +205,8 @@ def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sam
 
 def _folder(folder: Path) -> list[Sample]:
     """Every file below a folder; the first folder on the way to it is its label."""
-    paths = [(file, file.relative_to(folder)) for file in files_below(folder)]
+    files = (file for file in files_below(folder) if not file.name.startswith("."))
+    paths = [(file, file.relative_to(folder)) for file in files]
     return [Sample(path.as_posix(), file, path.parts[:-1][:1]) for file, path in paths]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError
+from ..files import files_below, is_plain
 from ..modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
@@ -70,8 +71,9 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     samples = list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
-    if len(samples) != config.expect.get("samples", len(samples)):
-        log.warning("%s: %d samples, the dataset has %d", config.name, len(samples), config.expect["samples"])
+    for what, count in (("samples", len(samples)), ("captions", sum(len(sample.captions) for sample in samples))):
+        if count != config.expect.get(what, count):
+            log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
     if config.limit is not None and config.limit < len(samples):
         step = len(samples) / config.limit
         samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
@@ -90,7 +92,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 
 def check_data(config: DatasetConfig) -> None:
     """What can be said without reading the data: raises UserError if it, or one of its shards, is not there."""
-    if not list_shards(config.data) and not Path(config.data).exists():
+    if not list_shards(config.data) and not os.path.exists(config.data):
         raise not_there(config, Path(config.data))
 
 
@@ -125,7 +127,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return [
             Sample(file.relative_to(data).as_posix(), file, (folder.name,))
             for folder in _class_folders(config)
-            for file in files_below(folder)
+            for file in _files(folder, config)
         ]
     raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
 
@@ -137,18 +139,19 @@ def _class_folders(config: DatasetConfig) -> list[Path]:
     return folders
 
 
-def files_below(folder: Path) -> Iterable[Path]:
+def _files(folder: Path, config: DatasetConfig) -> Iterable[Path]:
     """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+    try:
+        yield from (file for file in files_below(folder) if not file.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{config.name}: cannot list {error.filename}: {error.strerror}") from error
 
 
 def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[str, Sample] = {}
     for number, row in _rows(manifest):
         path, where = row.get("path"), f"{manifest}:{number}"
-        if not path or not all(isinstance(frame, str) for frame in _as_list(path)):
+        if not path or not all(isinstance(frame, str) and is_plain(frame) for frame in _as_list(path)):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
         key = path if isinstance(path, str) else path[0]
@@ -189,7 +192,7 @@ def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Sou
         return tuple(_source(frame, manifest, config) for frame in path)
     beside = manifest.parent / path
     below_root = Path(config.data_root or manifest.parent) / path
-    return below_root if below_root.exists() and not beside.exists() else beside
+    return below_root if os.path.exists(below_root) and not os.path.exists(beside) else beside
 
 
 def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
@@ -201,7 +204,7 @@ def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tu
     if config.task == "retrieval":  # other tasks need not say which caption source they would mean
         for value in (record.get("caption"), record.get("captions")):
             captions += _as_list(_choose_source(value, where, config))
-        if not all(isinstance(caption, str) for caption in captions):
+        if not all(isinstance(caption, str) and is_plain(caption) for caption in captions):
             raise UserError(f"{where}: captions should be text, not {captions!r}")
     return _unique(labels), tuple(text for text in (caption.strip() for caption in captions) if text)
 

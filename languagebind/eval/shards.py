@@ -5,6 +5,7 @@ Streaming would tie the order of the samples to the number of workers, and an ev
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def list_shards(data: str) -> list[Path]:
     """
     if any(map(is_url, data.split("::"))):
         return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
-    if Path(data).is_dir():
+    if os.path.isdir(data):  # unlike Path's, False of a name that is too long
         return sorted(Path(data).glob("*.tar"))
     return [Path(shard) for shard in expand_shards(data)] if data.endswith(".tar") else []
 

@@ -17,7 +17,7 @@ import tyro
 from ... import __version__
 from ...config import UserError, load_yaml, parse, run
 from ...files import write_atomic
-from ..datasets import DatasetConfig, load_dataset_config
+from ..datasets import DatasetConfig, load_dataset_config, naming
 from ._writing import Tally, count_captions, new_folder, place_rows, refuse_missing, write_manifest
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: Prepa
     rest = {key: value for key, value in dataset.prepare.items() if key != "kind"}
     by_class = target.is_dir()
     folder = target if by_class else target.parent
-    rows, tally = place_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
+    with naming(dataset.name):
+        rows, tally = place_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
     tally.check(dataset.expect, dataset.name)
     if not options.skip_missing or not rows:
         refuse_missing(tally, options.source, dataset.name)
@@ -109,7 +110,8 @@ def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: Prepa
         raise UserError(f"{dataset.name}: no samples in {options.source}")
     names = None
     if _names_file(options):
-        names = kind.class_names(options.source, rest) if hasattr(kind, "class_names") else None
+        with naming(dataset.name):
+            names = kind.class_names(options.source, rest) if hasattr(kind, "class_names") else None
         names = names or {label: label for label in sorted(tally.labels)}
     if classes := names or dataset.class_names:
         tally.check_labels(classes, dataset.name)

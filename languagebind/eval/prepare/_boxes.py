@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...config import UserError, first_line
+from ...files import is_plain
 
 PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -89,7 +90,7 @@ def read_coco(file: Path, classes: dict[str, str]) -> Iterator[Picture]:
     stems: set[str] = set()
     for item in _records(content, "images", file):
         key, name = item.get("id"), item.get("file_name")
-        if not isinstance(key, (int, str)) or not isinstance(name, str):
+        if not isinstance(key, (int, str)) or not isinstance(name, str) or not is_plain(name):
             raise UserError(f"{file}: an image has no id or no file_name: {json.dumps(item)[:80]}")
         if key in pictures or Path(name).stem in stems:
             raise UserError(f"{file}: the image {name} (id {key}) is there twice, by id or by name")

@@ -1,12 +1,12 @@
 """Finds the media file that a row of a table means."""
 
-import os
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from ...config import UserError
+from ...files import files_below, is_plain
 from ._formats import columns_of
 
 
@@ -28,8 +28,10 @@ class MediaFinder:
             UserError: the record lacks a column of the pattern, a value leads out of the root, or two files fit.
         """
         path = fill(self.pattern, record, where)
-        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        if path.startswith("/") or ".." in path.split("/"):
             raise UserError(f"{where}: {path!r} leads out of the folder of the download")
+        if not is_plain(path):
+            raise UserError(f"{where}: {path!r} is no name of a file")
         if not path.endswith(".*"):
             return path
         folder, deep, stem = path[:-2].rpartition("**/")
@@ -45,14 +47,17 @@ class MediaFinder:
         if (folder, deep) in self._listings:
             return self._listings[folder, deep]
         names = defaultdict(list)
-        for place, folders, files in os.walk(self.root / folder, followlinks=True):
-            for file in files:
-                stem = unicodedata.normalize("NFC", file.rpartition(".")[0])
-                names[stem].append((Path(place) / file).relative_to(self.root).as_posix())
-            if not deep:
-                break
-            folders.sort()
         self._listings[folder, deep] = names
+        place = self.root / folder
+        if not place.is_dir():
+            return names
+        try:
+            files = files_below(place) if deep else (file for file in place.iterdir() if not file.is_dir())
+            for file in files:
+                stem = unicodedata.normalize("NFC", file.name.rpartition(".")[0])
+                names[stem].append(file.relative_to(self.root).as_posix())
+        except OSError as error:
+            raise UserError(f"cannot list {place}: {error.strerror}; --source is the folder of the download") from error
         return names
 
 

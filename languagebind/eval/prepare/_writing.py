@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UserError
-from ...files import temporary_name, write_atomic
+from ...files import is_plain, temporary_name, write_atomic
 
 # Of rows without a file, as many as are shown.
 SHOWN_MISSING = 5
@@ -121,7 +121,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _class_path(row: dict[str, Any], where: str) -> str:
     """`<label>/<name>`: a kind that writes files has put them there; others' files are linked there."""
     label = row.get("label")
-    if not isinstance(label, str) or "/" in label or label.startswith("."):
+    if not isinstance(label, str) or "/" in label or label.startswith(".") or not is_plain(label):
         raise UserError(f"{where}: the label {label!r} cannot be the name of a folder; a .jsonl as `data:` can hold it")
     path = row["path"]
     return path if path.startswith(f"{label}/") else f"{label}/{Path(path).name}"

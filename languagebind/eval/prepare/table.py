@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UserError
+from ...files import is_plain
 from ..datasets import refuse_unknown
 from ._formats import KEY, Format, Record, read_list, read_records, require
 from ._media import MediaFinder, fill
@@ -197,7 +198,7 @@ def _captions(value: Any, column: str, where: str) -> list[Any]:
 
 
 def _text(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or not is_plain(str(value)):
         raise UserError(f"{where}: {column} should be text, not {value!r}")
     return str(value).strip()
 
