@@ -15,6 +15,7 @@ from PIL import Image as Picture
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig, check_dataset, evaluate, load_dataset_config
 from languagebind.eval.__main__ import main
+from languagebind.eval.features import EncodeOptions, encode_texts
 from languagebind.eval.protocols import Protocol, Reader, choose_protocol
 from languagebind.eval.report import write_result
 from languagebind.eval.report.results import model_name, read_results
@@ -160,7 +161,7 @@ def bilinear(pixels, height, width):
 
 @pytest.mark.parametrize(
     ("count", "rate", "size"),
-    [(5, "10", (48, 64)), (64, "25", (64, 48)), (97, "30000/1001", (34, 62)), (131, "24", (16, 26))],
+    [(5, "10", (48, 64)), (64, "25", (64, 48)), (97, "30000/1001", (34, 66)), (131, "24", (16, 26))],
 )
 def test_views_are_the_original_s(tmp_path, count, rate, size):
     path = video(tmp_path / "a.mp4", count, rate, size)
@@ -290,6 +291,11 @@ def test_retrieval_by_the_paper_ranks_raw_dot_products(films, model):
     ranks = [1 + sum(float(t @ x[j]) >= float(t @ x[i]) for j in range(6) if j != i) for i, t in enumerate(texts)]
     assert result["metrics"]["text_to_modality/R@1"] == pytest.approx(np.mean([r == 1 for r in ranks]))
     assert result["metrics"]["text_to_modality/mean_rank"] == pytest.approx(np.mean(ranks))
+    back = [1 + sum(float(v @ texts[j]) >= float(v @ texts[i]) for j in range(6) if j != i) for i, v in enumerate(x)]
+    assert result["metrics"]["modality_to_text/mean_rank"] == pytest.approx(np.mean(back))
+    found, rows = encode_texts(model, [sample.captions[0] for sample in samples], EncodeOptions(workers=0), unit=False)
+    assert torch.allclose(found[torch.tensor(rows)].double(), texts, atol=1e-5)
+    assert (found.norm(dim=1) - 1).abs().min() > 0.01, "not of unit norm"
     protocol = result["protocol"]
     assert (protocol["protocol"], protocol["views"], protocol["resize"]) == ("paper", 1, "PIL bicubic")
     assert protocol["similarity"] == "dot product of features that are not normalised"
