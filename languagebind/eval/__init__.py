@@ -16,7 +16,7 @@ from ..modalities import DecodeError, Modality, modality_name
 from .cache import FeatureCache, weights_digest
 from .datasets import DatasetConfig, load_dataset_config, naming
 from .export import Features, export_features
-from .features import EncodeOptions, encode_samples, encode_texts, probe
+from .features import EncodeOptions, encode_samples, encode_texts, probe_features
 from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, class_names, read_samples
@@ -137,7 +137,7 @@ def _open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) ->
     facts = {
         "dataset": name,
         "weights": weights_digest(model),
-        "probe": probe(model, protocol.reader, options),
+        "probe": probe_features(model, protocol.reader, options),
         "text_fingerprint": model.text_fingerprint(),
         "modality": modality_name(modality),
         "inputs": to_dict(modality),

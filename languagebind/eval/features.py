@@ -151,7 +151,7 @@ def encode_texts(
     return features, positions
 
 
-def probe(model, reader: Reader, options: EncodeOptions) -> str:
+def probe_features(model, reader: Reader, options: EncodeOptions) -> str:
     """SHA-256 of the features of one made-up sample and text: what weights alone do not say of a model, such as its
     activation and its device."""
     device = _device(model, options)

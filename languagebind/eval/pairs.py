@@ -23,6 +23,7 @@ from ..fusion import fuse
 from . import digest
 from .features import EncodeOptions, encode_samples, encode_texts
 from .pairing import PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
+from .protocols import Reader
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import DIRECTIONS, Captioned, describe_retrieval, retrieve
 from .samples import Sample
@@ -116,7 +117,8 @@ def _encode(
             features[name] = _encode_captions(next(iter(models.values()))[0], samples, options)
             positions[name] = list(range(len(samples)))
         else:
-            features[name], positions[name] = encode_samples(*models[name], samples, options)
+            model, modality = models[name]
+            features[name], positions[name] = encode_samples(model, Reader(modality), samples, options)
     kept = sorted(set.intersection(*map(set, positions.values())))
     if not kept:
         raise UserError("no sample can be read in all of its modalities")
@@ -170,7 +172,8 @@ def _classification(
     found = classify(scores, targets, "classification")
     found["protocol"] |= {"templates": list(config.templates), "labels": config.labels, "logit_scale": first}
     samples = encoded.samples[first]
-    return found, describe_classification(scores, targets, model.logit_scale, config.class_names, samples)
+    logits = model.logit_scale.detach().to(scores.device, torch.float32).exp() * scores
+    return found, describe_classification(scores, targets, logits, config.class_names, samples)
 
 
 def _protocol(config: PairsConfig, models, matched: Mapping[str, list[Sample]], options: EncodeOptions):

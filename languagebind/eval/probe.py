@@ -21,6 +21,7 @@ from . import digest
 from .datasets import DatasetConfig, load_dataset_config
 from .features import EncodeOptions, encode_samples
 from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, probe
+from .protocols import Reader
 from .report import checkpoint_name, table, writable, write_result
 from .samples import check_data, class_names, read_samples
 from .statistics import settings
@@ -104,7 +105,7 @@ def read_labelled(
     """Features and labels of a dataset, and what the protocol says of it."""
     samples = read_samples(dataset, modality)
     targets = label_targets(samples, classes, dataset.name)
-    features, kept = encode_samples(model, modality, samples, options)
+    features, kept = encode_samples(model, Reader(modality), samples, options)
     labels = targets.int().argmax(dim=1)[kept]
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
     identity = digest([[sample.key, sample.labels] for sample in samples])
