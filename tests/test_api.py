@@ -280,7 +280,7 @@ def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_pa
 
 
 def test_what_the_published_layout_cannot_hold_is_not_exported(trained):
-    with pytest.raises(UserError, match=r"another one: use languagebind\.load"):
+    with pytest.raises(UserError, match=r"share its checkpoint file, which languagebind\.load takes"):
         LanguageBindDepth.from_pretrained(trained)
     with pytest.raises(UserError, match=r"another text tower than CLIP's: languagebind\.get_tokenizer"):
         languagebind.LanguageBindDepthTokenizer.from_pretrained(trained)

@@ -142,7 +142,10 @@ def test_the_commands_around_a_training_run_at_toy_size(depth_shards, clip_folde
     one = json.loads(next((tmp_path / "results").glob("*.json")).read_bytes())
     assert one["dataset"] == "nyu_v2"
     run("eval all", f"--output={tmp_path / 'again'}")
-    assert json.loads(next((tmp_path / "again").glob("*.json")).read_bytes()) == one
+    again = json.loads(next((tmp_path / "again").glob("*.json")).read_bytes())
+    assert [again[key] for key in ("dataset", "metrics", "protocol")] == [
+        one[key] for key in ("dataset", "metrics", "protocol")
+    ]
 
 
 SBATCH = """#!/bin/bash

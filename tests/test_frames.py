@@ -108,7 +108,7 @@ def test_a_picture_beside_frames_is_refused(media, tmp_path):
     )
     Image.fromarray(numbered(1)).save(media / "p.jpg")
     flags = ["jsonl", f"--manifest={tmp_path / 'm.jsonl'}", f"--root={media}", "--modality", "video", "image"]
-    printed = call("scripts/make_shards.py", *flags, "--frames=2", f"--output={tmp_path / 'out'}")
+    printed = call("scripts/make_shards.py", *flags, "--frames=2", f"--output={tmp_path / 'out'}", status=2)
     assert "two modalities in one member: 1" in printed
 
 
