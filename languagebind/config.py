@@ -6,6 +6,8 @@ key is refused with the nearest name.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -105,6 +107,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain values that YAML, JSON and a weights-only checkpoint can hold."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain values, as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file
+from test_eval import write_shard
 from torch import nn
 from torch.nn import functional as F
 
@@ -154,16 +154,6 @@ def world(tmp_path_factory):
         "task: retrieval\nmodality: audio\ndata: silent.jsonl\n" + source.format("silent")
     )
     return root
-
-
-def write_shard(path, samples):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for key, members in samples:
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
 
 
 def classification(data, **options):

@@ -101,7 +101,7 @@ def fit(config: TrainConfig, process: Process) -> None:
 
 def _fit(config: TrainConfig, process: Process, held: ExitStack) -> None:
     """`held` keeps the run's lock, and signals from ending the process, to the end."""
-    interrupts = held.enter_context(Interrupts())
+    interrupts, resolved = held.enter_context(Interrupts()), to_dict(config)
     shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
     val_datasets = open_val_datasets(config)
     folder, resume = open_run(config, process, held)
@@ -110,9 +110,9 @@ def _fit(config: TrainConfig, process: Process, held: ExitStack) -> None:
     features = open_text_features(config.data.text_features, shards, config.data.caption_source, fingerprint)
     log.info("text features: %s", "encoded at each step" if features is None else "from beside the shards")
     total_steps = steps_per_epoch * config.optim.epochs
-    checkpoint = read_resumable(resume, to_dict(config), fingerprint) if resume else None
+    checkpoint = read_resumable(resume, resolved, fingerprint) if resume else None
     if checkpoint:
-        note = check_progress(checkpoint, to_dict(config), steps_per_epoch)
+        note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:
             log.warning(note)
         load_weights(model, checkpoint, resume)
@@ -123,14 +123,14 @@ def _fit(config: TrainConfig, process: Process, held: ExitStack) -> None:
     report_start(config, model, process, shards, total_steps)
     state = new_state(config, model, process)
     if checkpoint:
-        restore(resume, checkpoint, state, process.rank, to_dict(config), digest)
+        restore(resume, checkpoint, state, process.rank, resolved, digest)
         log.info("resumed from %s at step %d of %d", resume, state.step, total_steps)
         del checkpoint
     if process.is_main:  # not before the checkpoint was accepted: these would replace the options that it was made with
         set_aside_later(folder / "checkpoints", state.step)
-        write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+        write_atomic(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
 
-    logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
+    logger = Logger(folder if process.is_main else None, config.log, resolved, state.step)
     k = config.optim.accum_freq
     plan = Plan(
         config.seed, process.rank, process.world_size, k * steps_per_epoch, k * total_steps, k * state.step,

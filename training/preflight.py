@@ -1,7 +1,5 @@
 """What can be known before the first step is checked before it, and refused with the arithmetic."""
 
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -10,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from languagebind.config import UserError, first_line
+from languagebind.config import UserError, digest, first_line
 from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions, split_shard
 from languagebind.data.streaming import stream_samples
 from languagebind.data.vidal import MissingCaption, choose_caption
@@ -57,9 +55,7 @@ def check_data(
 
 def shards_digest(shards: dict[str, int | None]) -> str:
     """What names the samples: a run that goes on with other shards under the same path does not go on exactly."""
-    return hashlib.sha256(
-        json.dumps([[split_shard(name)[1], count] for name, count in shards.items()]).encode()
-    ).hexdigest()
+    return digest([[split_shard(name)[1], count] for name, count in shards.items()])
 
 
 def check_disk(folder: Path, model: nn.Module, averages: int, checkpoints: int) -> None:

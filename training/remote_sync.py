@@ -73,6 +73,8 @@ class RemoteSync(threading.Thread):
         self.folder, self.url, self.every = folder, url, every
         self.copied: dict[str, tuple[int, int]] = {}
         """size and time of what the store has, by name within the folder"""
+        self.aside: set[Path] = set()
+        """what was set aside in the folder, and looked for in the store"""
         self.warned = -float(WARN_EVERY)
         self.failure: str | None = None
         self.ending = threading.Event()
@@ -129,10 +131,11 @@ class RemoteSync(threading.Thread):
 
     def set_aside(self, fs, root: str) -> None:
         """Rename in the store what `set_aside_later` renamed in the folder."""
-        for path in sorted((self.folder / "checkpoints").glob("*.left*")):
+        for path in sorted(set((self.folder / "checkpoints").glob("*.left*")) - self.aside):
             name = f"checkpoints/{path.name.partition('.left')[0]}"
             if not (self.folder / name).exists() and name not in self.copied and fs.exists(join(root, name)):
                 fs.mv(join(root, name), join(root, f"checkpoints/{path.name}"))
+            self.aside.add(path)
 
     def remove_outdated(self, fs, root: str) -> None:
         """Of the checkpoints that this run copied, remove those that are gone from its folder, if a newer one stays."""

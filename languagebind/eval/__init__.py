@@ -1,7 +1,5 @@
 """Zero-shot classification and retrieval: `python -m languagebind.eval`, or `evaluate` from a training loop."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import UserError, to_dict
+from ..config import UserError, digest, to_dict
 from ..distributed import gather_objects, rank
 from ..modalities import DecodeError, Modality, modality_name
 from .cache import FeatureCache, weights_digest
@@ -67,10 +65,7 @@ def evaluate(
     """
     encoding = EncodeOptions(**options)
     protocol = _choose(dataset, modality)
-    if dual_softmax and not protocol.unit:
-        raise UserError(f"{dataset.name}: the dual softmax is of cosines, which this protocol has none of")
-    if export is not None and (not protocol.unit or protocol.reader.views > 1):
-        raise UserError(f"{dataset.name}: this protocol has no features of unit norm, one a sample, to export")
+    _check_features(dataset.name, protocol, dual_softmax, export)
     if getattr(model, "takes_files", False):
         _check_files(dataset.name, protocol, encoding)
     samples = read_samples(dataset, modality)
@@ -119,6 +114,14 @@ def _choose(dataset: DatasetConfig, modality: Modality) -> Protocol:
         return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality)
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error
+
+
+def _check_features(name: str, protocol: Protocol, dual_softmax: bool, export: Path | None) -> None:
+    """What needs features of unit norm."""
+    if dual_softmax and not protocol.unit:
+        raise UserError(f"{name}: the dual softmax is of cosines, which this protocol has none of")
+    if export is not None and (not protocol.unit or protocol.reader.views > 1):
+        raise UserError(f"{name}: this protocol has no features of unit norm, one a sample, to export")
 
 
 def _check_files(name: str, protocol: Protocol, options: EncodeOptions) -> None:
@@ -213,8 +216,3 @@ def _protocol(model, protocol: Protocol, dataset: DatasetConfig, samples: list[S
         "text_fingerprint": model.text_fingerprint(),
         "versions": {"languagebind": __version__, "torch": torch.__version__},
     }
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

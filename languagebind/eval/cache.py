@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..config import UserError
+from ..config import UserError, digest
 from ..files import write_atomic
 from .samples import Sample, Source
 
@@ -38,7 +38,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
-        self.folder = Path(folder) / f"{facts['dataset']}-{_digest(facts)[:32]}"
+        self.folder = Path(folder) / f"{facts['dataset']}-{digest(facts)[:32]}"
         self._stored: dict[str, Tensor] = {}
         self._new: dict[str, Tensor] = {}
         try:
@@ -56,11 +56,11 @@ class FeatureCache:
 
     def get(self, items: Sequence[Any]) -> Tensor | None:
         """The features (B, D) of a batch, by what identifies its items."""
-        return self._stored.get(_digest(items))
+        return self._stored.get(digest(items))
 
     def put(self, items: Sequence[Any], features: Tensor) -> None:
         """Keep the features of a batch; they are on the disk after a few more, or after `flush`."""
-        self._new[_digest(items)] = features.cpu()
+        self._new[digest(items)] = features.cpu()
         if len(self._new) >= BATCHES_PER_PART:
             self.flush()
 
@@ -101,12 +101,12 @@ def identity(sample: Sample) -> list[Any]:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's structure and state."""
-    digest = hashlib.sha256(repr(model).encode())
+    total = hashlib.sha256(repr(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _identity(source: Source) -> list[Any]:
@@ -117,7 +117,3 @@ def _identity(source: Source) -> list[Any]:
     except OSError:
         return [str(path.absolute()), None, *place]
     return [str(path.absolute()), status.st_size, status.st_mtime_ns, *place]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -155,13 +155,13 @@ def resolve(data: str, folder: Path) -> str:
     return "::".join(part if is_url(part) else str(folder / part) for part in data.split("::"))
 
 
-def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str) -> None:
+def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str, what: str = "key") -> None:
     """Raise `UserError` with the nearest name if a key is not one of those known."""
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f", did you mean {nearest[0]!r}?" if nearest else f", expected {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {key!r}{hint}")
+            raise UserError(f"{where}: unknown {what} {key!r}{hint}")
 
 
 def not_there(config: DatasetConfig, missing: Path) -> UserError:

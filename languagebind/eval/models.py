@@ -24,7 +24,7 @@ from ..config import UserError, first_line
 from ..modalities import Modality, modality_class, modality_name, modality_names
 from ..text import TextConfig, encode_text, fingerprint, open_clip_text
 from ..weights import open_clip_model
-from .features import Unmoved
+from .inputs import Unmoved
 from .report import checkpoint_name
 
 log = logging.getLogger(__name__)

@@ -28,10 +28,9 @@ from typing import Any
 
 from ..config import UserError, load_yaml
 from ..encoders import TEXT
-from ..files import files_below
 from ..modalities import Modality
 from .datasets import DatasetConfig, read_class_names, read_templates, refuse_unknown, resolve
-from .samples import Sample, check_data, list_samples
+from .samples import Sample, check_data, list_samples, visible_files
 from .shards import list_shards
 
 TASKS = ("retrieval", "classification")
@@ -189,7 +188,7 @@ def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sam
     data = config.data[name]
     in_shard = bool(list_shards(data.data))
     folder = Path(data.data)
-    samples = _folder(folder) if folder.is_dir() and not in_shard else list_samples(data, modality)
+    samples = _folder(folder, config.name) if folder.is_dir() and not in_shard else list_samples(data, modality)
     found: dict[str, Sample] = {}
     for sample in samples:
         if name == TEXT and not sample.captions:
@@ -203,10 +202,9 @@ def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sam
     return found
 
 
-def _folder(folder: Path) -> list[Sample]:
+def _folder(folder: Path, name: str) -> list[Sample]:
     """Every file below a folder; the first folder on the way to it is its label."""
-    files = (file for file in files_below(folder) if not file.name.startswith("."))
-    paths = [(file, file.relative_to(folder)) for file in files]
+    paths = [(file, file.relative_to(folder)) for file in visible_files(folder, name)]
     return [Sample(path.as_posix(), file, path.parts[:-1][:1]) for file, path in paths]
 
 

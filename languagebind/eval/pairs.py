@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import __version__
-from ..config import UserError, parse, run, take_flag, to_dict
+from ..config import UserError, digest, parse, run, take_flag, to_dict
 from ..distributed import close_process, init_process
 from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
-from . import digest
 from .features import EncodeOptions, encode_samples, encode_texts
 from .pairing import PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
-from .protocols import Reader
+from .protocols import Reader, choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import DIRECTIONS, Captioned, describe_retrieval, retrieve
 from .samples import Sample
@@ -166,13 +165,14 @@ def _classification(
     config: PairsConfig, encoded: Encoded, query: Tensor, targets: Tensor, models, options: EncodeOptions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and protocol, and all else in the result."""
-    first, (model, _) = next(iter(models.items()))
+    first, (model, modality) = next(iter(models.items()))
     classifier = build_classifier(model, list(config.class_names.values()), config.templates, options)
-    scores, targets = query @ classifier.T, targets.to(query.device)  # (N, K) both
+    ours = choose_protocol("ours", None, None, modality)
+    scores, logits = ours.class_scores(query, classifier, model.logit_scale)
+    targets = targets.to(query.device)  # (N, K), as the scores
     found = classify(scores, targets, "classification")
     found["protocol"] |= {"templates": list(config.templates), "labels": config.labels, "logit_scale": first}
     samples = encoded.samples[first]
-    logits = model.logit_scale.detach().to(scores.device, torch.float32).exp() * scores
     return found, describe_classification(scores, targets, logits, config.class_names, samples)
 
 

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import UserError, parse, run, to_dict
+from ..config import UserError, digest, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..hub import load_model
 from ..modalities import Modality, modality_name
-from . import digest
 from .datasets import DatasetConfig, load_dataset_config
 from .features import EncodeOptions, encode_samples
 from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, probe

@@ -127,7 +127,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return [
             Sample(file.relative_to(data).as_posix(), file, (folder.name,))
             for folder in _class_folders(config)
-            for file in _files(folder, config)
+            for file in visible_files(folder, config.name)
         ]
     raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
 
@@ -139,12 +139,16 @@ def _class_folders(config: DatasetConfig) -> list[Path]:
     return folders
 
 
-def _files(folder: Path, config: DatasetConfig) -> Iterable[Path]:
-    """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over."""
+def visible_files(folder: Path, name: str) -> Iterable[Path]:
+    """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over.
+
+    Raises:
+        UserError: a folder of the dataset `name` cannot be listed.
+    """
     try:
         yield from (file for file in files_below(folder) if not file.name.startswith("."))
     except OSError as error:
-        raise UserError(f"{config.name}: cannot list {error.filename}: {error.strerror}") from error
+        raise UserError(f"{name}: cannot list {error.filename}: {error.strerror}") from error
 
 
 def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:

@@ -1,6 +1,5 @@
 """What the kinds share: options, MATLAB's files, PNG."""
 
-import difflib
 import importlib
 import io
 import logging
@@ -12,18 +11,14 @@ import numpy as np
 from PIL import Image
 
 from ...config import UserError, first_line
+from ..datasets import refuse_unknown
 
 log = logging.getLogger(__name__)
 
 
 def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
     """Raise `UserError` for an option that is not among `known`; `kind` is every kind's."""
-    known = (*known, "kind")
-    for option in options:
-        if option not in known:
-            nearest = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected {', '.join(known)}"
-            raise UserError(f"prepare: unknown option {option!r}, {hint}")
+    refuse_unknown(options, (*known, "kind"), "prepare", "option")
 
 
 def need(module: str) -> Any:
