@@ -223,6 +223,38 @@ def test_the_worked_example_of_a_new_dataset(toys, tmp_path):
     assert all(f"`{key}`" in page for key in result), "a key of the result that the page leaves out"
 
 
+def published_table(config) -> str:
+    """The figures of a dataset's config, in percent, as its page has them."""
+    names = {"text_to_modality/": "from text ", "modality_to_text/": "to text ", "_rank": ""}
+    metrics = list(dict.fromkeys(metric for row in config.published for metric in row["values"]))
+    header = ["model", *metrics, "source"]
+    lines = [
+        re.sub("|".join(names), lambda found: names[found[0]], " | ".join(header)),
+        "|".join(["---"] * len(header)),
+    ]
+    for row in config.published:
+        cells = [
+            "" if metric not in row["values"] else f"{row['values'][metric]:g}" if metric.endswith("_rank")
+            else f"{100 * row['values'][metric]:.1f}"
+            for metric in metrics
+        ]  # fmt: skip
+        lines.append(" | ".join([row["model"], *cells, row["where"]]))
+    return "\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "eval").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_dataset_has_its_page_with_the_figures_of_its_config(path):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    section = re.split("(?m)^##", page.partition(f"- **Config:** [`{path.name}`]")[2])[0]
+    config = load_dataset_config(path, "/data", prepared=False)
+    assert section, f"docs/evaluation.md says nothing of {path.name}"
+    assert config.source in section
+    assert f"`{config.metric}`" in section
+    assert all(re.search(rf"\b{count:,} {what}", section) for what, count in config.expect.items())
+    table = published_table(config)
+    assert f"\n{table}\n" in section if config.published else "\n| model |" not in section, f"expected:\n{table}"
+
+
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
