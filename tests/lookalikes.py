@@ -26,8 +26,10 @@ def sound(path: Path, seconds: float = 0.2) -> Path:
     return path
 
 
-def film(path: Path, frames: int = 4) -> Path:
+def film(path: Path, frames: int = 4, voice: bool = False) -> Path:
+    """A video file, with `voice` of 0.4 s of noise beside the pictures."""
     from av import open as open_video
+    from av.audio.frame import AudioFrame
     from av.video.frame import VideoFrame
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +37,15 @@ def film(path: Path, frames: int = 4) -> Path:
     with open_video(str(path), "w") as container:
         stream = container.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        sound = container.add_stream("aac", rate=16000, layout="mono") if voice else None
         for _ in range(frames):
             container.mux(stream.encode(VideoFrame.from_ndarray(rng.integers(0, 255, (32, 32, 3), np.uint8))))
         container.mux(stream.encode())
+        if sound:
+            noise = AudioFrame.from_ndarray(rng.normal(size=(1, 6400)).astype(np.float32) / 10, "fltp", "mono")
+            noise.sample_rate, noise.pts = 16000, 0
+            container.mux(sound.encode(noise))
+            container.mux(sound.encode())
     return path
 
 
@@ -83,7 +91,7 @@ def esc50(root: Path) -> Counts:
     return {"samples": 4, "classes": 3}
 
 
-def vggsound(root: Path) -> Counts:
+def vggsound(root: Path, suffix: str = ".flac") -> Counts:
     """No header; starts without zeros in the table, with six digits in the file name; labels with commas are quoted."""
     rows = [
         ("---g-f_I2yQ", 1, "people marching", "test"),
@@ -95,7 +103,8 @@ def vggsound(root: Path) -> Counts:
     table(root / "vggsound.csv", rows)
     for name, start, _, split in rows:
         if split == "test":
-            sound(root / "clips" / name[0] / f"{name}_{start:06d}.flac")
+            file = root / "clips" / name[0] / f"{name}_{start:06d}{suffix}"
+            sound(file) if suffix == ".flac" else film(file, voice=True)
     return {"samples": 4, "classes": 3}
 
 
@@ -172,7 +181,7 @@ def msrvtt(root: Path) -> Counts:
     rows += [(f"ret{k}", f"msr{9770 + k}", f"video{9770 + k}", text) for k, text in enumerate(SENTENCES)]
     table(root / "MSRVTT_JSFUSION_test.csv", rows)
     for k in range(5):
-        film(root / "MSRVTT_Videos" / f"video{9770 + k}.{'mkv' if k == 3 else 'mp4'}")
+        film(root / "MSRVTT_Videos" / f"video{9770 + k}.{'mkv' if k == 3 else 'mp4'}", voice=True)
     film(root / "MSRVTT_Videos" / "video0.mp4")
     return {"samples": 5, "captions": 5}
 
@@ -342,8 +351,10 @@ LOOKALIKES: dict[str, tuple[str, Callable[[Path], Counts]]] = {
     "vatex": ("video", vatex),
     "imagenet": ("image", imagenet),
     "nyu_v2": ("depth", nyu_v2),
+    "nyu_v2_rgb": ("image", nyu_v2),
     "sun_rgbd": ("depth", sun_rgbd),
     "llvip": ("infrared", llvip),
+    "llvip_rgb": ("image", llvip),
     "flir_v1": ("infrared", flir_v1),
     "flir_v2": ("infrared", flir_v2),
 }
@@ -369,4 +380,14 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Counts]]] = {
         "infrared",
         class_folders("Thermal/flirv2/val/light", "Thermal/flirv2/val/other vehicle", suffix="jpg"),
     ),
+}
+
+# What the comparisons of configs/eval/pairs are of: the datasets to prepare, each with how its download is written.
+PAIRS: dict[str, dict[str, Callable[[Path], Counts]]] = {
+    "nyu_v2_depth_rgb": {"nyu_v2": nyu_v2, "nyu_v2_rgb": nyu_v2},
+    "nyu_v2_rgb_to_depth": {"nyu_v2": nyu_v2, "nyu_v2_rgb": nyu_v2},
+    "llvip_infrared_rgb": {"llvip": llvip, "llvip_rgb": llvip},
+    "llvip_rgb_to_infrared": {},  # read as it unpacks
+    "msrvtt_audio_video": {"msrvtt": msrvtt},
+    "vggsound_video_to_audio": {"vggsound": lambda root: vggsound(root, ".mp4")},
 }

@@ -44,14 +44,20 @@ class InstantModel(nn.Module):
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
+    def project(self, inputs):
+        return inputs.mean(dim=(2, 3, 4)) + 1e-3
+
     def encode(self, inputs):
-        return F.normalize(inputs.mean(dim=(2, 3, 4)) + 1e-3, dim=-1)
+        return F.normalize(self.project(inputs), dim=-1)
 
     def tokenize(self, texts):
         return {"ids": torch.tensor([list(zlib.crc32(text.encode()).to_bytes(4)[:3]) for text in texts])}
 
+    def project_text(self, tokens):
+        return tokens["ids"] - 127.3
+
     def encode_text(self, tokens):
-        return F.normalize(tokens["ids"] - 127.3, dim=-1)
+        return F.normalize(self.project_text(tokens), dim=-1)
 
     def text_fingerprint(self):
         return "instant"

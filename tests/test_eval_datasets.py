@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, call
-from lookalikes import FOLDERS, LOOKALIKES, class_folders, film, picture, sound, table, write_json
+from lookalikes import FOLDERS, LOOKALIKES, PAIRS, class_folders, film, llvip, picture, sound, table, write_json
 
 from languagebind.config import UserError, load_yaml
+from languagebind.encoders import Encoders
 from languagebind.eval import evaluate, load_dataset_config
 from languagebind.eval import prepare as kinds_package
+from languagebind.eval.features import EncodeOptions
+from languagebind.eval.pairing import load_pairs_config
+from languagebind.eval.pairs import evaluate_pairs
 from languagebind.eval.prepare.__main__ import main
+from languagebind.eval.report import write_result
+from languagebind.eval.report.__main__ import main as page_main
 from languagebind.eval.samples import class_names, read_samples
 from languagebind.modalities.audio import Audio
 from languagebind.modalities.depth import Depth
@@ -117,6 +123,31 @@ def test_class_folders_to_result(name, models, configs, tmp_path):
     assert result["protocol"]["samples"] == counts["samples"]
     assert result["protocol"]["classes_with_samples"] == counts["classes"]
     assert result["protocol"]["classes"] == load_dataset_config(CONFIGS / f"{name}.yaml").expect["classes"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("pairs/*.yaml")), ids=lambda path: path.stem)
+def test_the_paper_s_pairs_from_download_to_result(path, models, configs, tmp_path):
+    data, samples = tmp_path / "data", None
+    for name, write in PAIRS[path.stem].items():
+        counts = write(tmp_path / name)
+        prepare(with_counts(configs / f"{name}.yaml", counts), tmp_path / name, data)
+        samples = counts["samples"]
+    if samples is None:
+        llvip(data)
+        samples = 2
+    config = load_pairs_config(configs / "pairs" / path.name, data)
+    encoders = Encoders({name: (models[name], MODALITIES[name]) for name in config.used if name != "text"})
+    result = evaluate_pairs(encoders, config, EncodeOptions(workers=0))
+    assert (result["protocol"]["samples"], result["protocol"]["skipped_samples"]) == (samples, 0)
+    assert 0 <= result["metrics"][config.metric] <= 1
+    assert config.source
+    assert all(config.metric in figure["values"] for figure in config.published)
+    result["pretrained"] = "ours"
+    write_result(result, tmp_path / "results" / f"{path.stem}.json")
+    page_main([str(tmp_path / "results"), "--configs", str(CONFIGS)])
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert f"{config.published[0]['values'][config.metric]:.4f} {config.published[0]['model']}" in page
+    assert f"{result['metrics'][config.metric]:.4f}" in page
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,6 +72,8 @@ def voc(boxes, size=(96, 64), name="person"):
 def llvip(root, files):
     """The release with pictures of 96 x 64, three channels as there; returns the pixels of the first."""
     (root / "LLVIP/Annotations").mkdir(parents=True)
+    for name in files:
+        picture(root / f"LLVIP/visible/test/{name}.jpg", 96, 64, "RGB")
     pixels = [picture(root / f"LLVIP/infrared/test/{name}.jpg", 96, 64, "RGB") for name in files]
     for name, text in files.items():
         (root / f"LLVIP/Annotations/{name}.xml").write_text(text)
@@ -279,14 +282,13 @@ def test_wrong_options_are_named(tmp_path, change, message):
 
 def nyu_release(root, types, tests, depths=None):
     """`nyu_depth_v2_labeled.mat` as MATLAB 7.3 writes it, 8 x 6 pixels; returns the depths (N, width, height)."""
-    import h5py
     from scipy.io import savemat
 
     if depths is None:
         depths = np.random.default_rng(0).uniform(0.7, 9.99, (len(types), 8, 6)).astype(np.float32)
     with h5py.File(root / "nyu_depth_v2_labeled.mat", "w") as file:
         file["depths"] = depths
-        file["images"] = np.zeros((len(types), 3, 8, 6), np.uint8)
+        file["images"] = np.random.default_rng(1).integers(0, 256, (len(types), 3, 8, 6), np.uint8)
         cells = file.create_dataset("sceneTypes", (1, len(types)), h5py.ref_dtype)
         for i, text in enumerate(types):
             file[f"#refs#/{i}"] = np.array([[ord(letter)] for letter in text], np.uint16)
@@ -309,6 +311,22 @@ def test_nyu_depth_in_millimetres_by_class(tmp_path):
         np.testing.assert_array_equal(stored(tmp_path, row), np.rint(depth.T.astype(float) * 1000))
         metres = Depth().decode(tmp_path / "out" / row["path"]).numpy()
         np.testing.assert_allclose(metres, depth.T, atol=0.00051)
+
+
+def test_nyu_colours_of_the_same_scenes(tmp_path):
+    nyu_release(tmp_path, ["kitchen", "office_kitchen", "home_office"], [1, 3])
+    rows, _ = run(nyu, tmp_path, {"take": "images"})
+    assert rows == run(nyu, tmp_path, {"take": "depths"}, tmp_path / "depths")[0]
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat") as file:
+        for row, number in zip(rows, (1, 3), strict=True):
+            np.testing.assert_array_equal(stored(tmp_path, row), file["images"][number - 1].transpose(2, 1, 0))
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "a") as file:
+        del file["images"]
+        file["images"] = np.zeros((3, 4, 8, 6), np.uint8)
+    with pytest.raises(UserError, match=r"images 1: \(4, 8, 6\) of uint8 should be \(3, width, height\)"):
+        run(nyu, tmp_path, {"take": "images"})
+    with pytest.raises(UserError, match="take should be depths or images, not 'rgb'"):
+        run(nyu, tmp_path, {"take": "rgb"})
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if "expect" in values:
         values["expect"] = _expect(values["expect"], f"{path}: expect")
     if "published" in values:
-        values["published"] = _published(values["published"], f"{path}: published")
+        values["published"] = read_published(values["published"], f"{path}: published")
     if not isinstance(values.get("prepare", {}), dict):
         raise UserError(f"{path}: prepare should be `kind: ...` and the options of the kind")
     config = DatasetConfig(**values | {"class_names": None}, data_root=str(data_root) if data_root else None)
@@ -217,6 +217,20 @@ def read_class_names(value: Any, path: Path, folders: tuple[Path, ...], config: 
     return {label: pair[-1].strip() for label, pair in zip(labels, pairs, strict=True)}
 
 
+def read_published(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """Each figure with its model and the place where it is printed; a percentage is refused."""
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise UserError(f"{where} should be a list of `model`, `values` and `where`")
+    figures = []
+    for entry in value:
+        refuse_unknown(entry, ("model", "values", "where"), where)
+        _texts([entry.get("model"), entry.get("where")], f"{where}: model and where")
+        if not isinstance(entry.get("values"), dict) or not entry["values"]:
+            raise UserError(f"{where}: {entry['model']} has no values")
+        figures.append(entry | {"values": {k: _fraction(v, k, where) for k, v in entry["values"].items()}})
+    return tuple(figures)
+
+
 def _texts(values: Any, where: str) -> list[str]:
     """Text as it is; YAML reads a bare yes, no or null as something else, and that must not become a class name."""
     if isinstance(values, bool):
@@ -270,20 +284,6 @@ def _expect(value: Any, where: str) -> dict[str, int]:
         raise UserError(f"{where} should be counts of {', '.join(COUNTS)}")
     refuse_unknown(value, COUNTS, where)
     return {key: _int(count, f"{where}: {key}") for key, count in value.items()}
-
-
-def _published(value: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """Each figure with its model and the place where it is printed; a percentage is refused."""
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise UserError(f"{where} should be a list of `model`, `values` and `where`")
-    figures = []
-    for entry in value:
-        refuse_unknown(entry, ("model", "values", "where"), where)
-        _texts([entry.get("model"), entry.get("where")], f"{where}: model and where")
-        if not isinstance(entry.get("values"), dict) or not entry["values"]:
-            raise UserError(f"{where}: {entry['model']} has no values")
-        figures.append(entry | {"values": {k: _fraction(v, k, where) for k, v in entry["values"].items()}})
-    return tuple(figures)
 
 
 def _fraction(value: Any, metric: str, where: str) -> float:

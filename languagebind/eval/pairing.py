@@ -13,6 +13,7 @@
     class_names: names.txt          # classification: as in an evaluation's config, and so are the templates
     templates: templates.txt
     split: test                     # for the record
+    metric: query_to_gallery/R@1    # the one to quote; and `source`, `published`: as in an evaluation's config
 
 The key of a sample: in a manifest its `id`, where it has one; in shards what webdataset takes for it; else the path
 (as the manifest has it, or below the folder) up to the first dot of the file's name.
@@ -29,7 +30,7 @@ from typing import Any
 from ..config import UserError, load_yaml
 from ..encoders import TEXT
 from ..modalities import Modality
-from .datasets import DatasetConfig, read_class_names, read_templates, refuse_unknown, resolve
+from .datasets import DatasetConfig, read_class_names, read_published, read_templates, refuse_unknown, resolve
 from .samples import Sample, check_data, list_samples, visible_files
 from .shards import list_shards
 
@@ -52,6 +53,9 @@ class PairsConfig:
     caption_source: str | None = None
     split: str = "test"
     language: str = "en"
+    metric: str | None = None
+    source: str | None = None
+    published: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -77,8 +81,13 @@ class PairsConfig:
         return {**self.query, **self.gallery}
 
 
-def load_pairs_config(path: Path, data_root: Path | None = None) -> PairsConfig:
+def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = True) -> PairsConfig:
     """The comparison that a YAML file describes; data is looked for below the root, by default beside the file.
+
+    Args:
+        path: the YAML file.
+        data_root: where its data is looked for.
+        there: False does not ask whether it is there.
 
     Raises:
         UserError: the file, its data or what it names is missing, or a key or a value is wrong.
@@ -89,7 +98,7 @@ def load_pairs_config(path: Path, data_root: Path | None = None) -> PairsConfig:
     for key in ("query", "data"):
         if not values.get(key):
             raise UserError(f"{path}: no {key}")
-    for key in values.keys() - {"query", "gallery", "data", "class_names", "templates"}:
+    for key in values.keys() - {"query", "gallery", "data", "class_names", "templates", "published"}:
         if not isinstance(values[key], str):
             raise UserError(f"{path}: {key} {values[key]!r} is not text, put it in quotes")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
@@ -105,6 +114,7 @@ def load_pairs_config(path: Path, data_root: Path | None = None) -> PairsConfig:
             task="retrieval" if name == TEXT else "classification",
             data=resolve(place, folders[-1]),
             caption_source=values.get("caption_source"),
+            source=values.get("source"),
             data_root=str(data_root) if data_root else None,
         )
         for name, place in values["data"].items()
@@ -114,8 +124,10 @@ def load_pairs_config(path: Path, data_root: Path | None = None) -> PairsConfig:
     if "class_names" in values:
         first = next(iter(values["data"].values()))
         values["class_names"] = read_class_names(values["class_names"], path, folders, first)
+    if "published" in values:
+        values["published"] = read_published(values["published"], f"{path}: published")
     config = PairsConfig(**values)
-    for data in config.data.values():
+    for data in config.data.values() if there else ():
         check_data(data)
     return config
 

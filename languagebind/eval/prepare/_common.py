@@ -3,6 +3,9 @@
 import importlib
 import io
 import logging
+import pickle
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,12 @@ from ...config import UserError, first_line
 from ..datasets import refuse_unknown
 
 log = logging.getLogger(__name__)
+
+READ_MAT = """
+import pickle, sys, scipy.io
+values = scipy.io.loadmat(sys.argv[1], variable_names=[sys.argv[2]])
+pickle.dump({name: value for name, value in values.items() if name == sys.argv[2]}, sys.stdout.buffer)
+"""
 
 
 def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
@@ -41,13 +50,15 @@ def load_mat(path: Path, variable: str) -> np.ndarray:
     Raises:
         UserError: the file is missing, is no such file, or lacks the variable.
     """
-    io = need("scipy.io")
+    need("scipy.io")
     if not path.is_file():
         raise UserError(f"{path} does not exist: --source is the folder of the download")
-    try:
-        values = io.loadmat(path, variable_names=[variable])
-    except Exception as error:  # scipy raises almost anything for a broken file
-        raise UserError(f"{path} cannot be read as a MATLAB file: {first_line(error)}; download it again") from error
+    # In a process of its own: scipy's reader crashes on some damaged files
+    done = subprocess.run([sys.executable, "-c", READ_MAT, str(path), variable], capture_output=True)
+    if done.returncode:
+        error = done.stderr.decode(errors="replace").strip().splitlines() or [f"its reader ends with {done.returncode}"]
+        raise UserError(f"{path} cannot be read as a MATLAB file: {error[-1]}; download it again")
+    values = pickle.loads(done.stdout)  # noqa: S301 - written two lines above
     if variable not in values:
         raise UserError(f"{path} has no variable {variable}: is it the file of the release?")
     return values[variable]

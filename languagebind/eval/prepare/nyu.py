@@ -1,15 +1,16 @@
-"""NYU Depth v2's test images, from `nyu_depth_v2_labeled.mat` and `splits.mat`, as 16-bit PNGs in millimetres.
+"""NYU Depth v2's test images, from `nyu_depth_v2_labeled.mat` and `splits.mat`, as PNGs.
 
-`depths` (N, width, height), the filled-in depth in metres, is turned to (height, width) and multiplied by 1000, and
-rounded to the nearest integer, halves to even: no scaling, cropping or clipping. A file is `<class>/<number>.png`, the
-number with four digits and from 1, as `testNdxs` in `splits.mat` counts.
+With `take: depths`, 16-bit PNGs in millimetres: `depths` (N, width, height), the filled-in depth in metres, is turned
+to (height, width) and multiplied by 1000, and rounded to the nearest integer, halves to even: no scaling, cropping or
+clipping. With `take: images`, the colour pictures of the same scenes: `images` (N, 3, width, height), turned. A file is
+`<class>/<number>.png`, the number with four digits and from 1, as `testNdxs` in `splits.mat` counts.
 
 The release's 27 scene types become 10 classes: the nine that CLASSES names, and `others` for every other type.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,13 +24,16 @@ CLASSES = (
 
 
 def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, int]]:
-    """Write the depth maps below `output`; yields {"path", "label"} rows, returns the scene types that became `others`.
+    """Write the pictures below `output`; yields {"path", "label"} rows, returns the scene types that became `others`.
 
     Raises:
         UserError: a package or a file is missing, or a file does not hold what the release does.
     """
-    check_options(options, ("images", "splits"))
-    file = Path(source, options.get("images", "nyu_depth_v2_labeled.mat"))
+    check_options(options, ("file", "splits", "take"))
+    take = options.get("take", "depths")
+    if take not in KINDS:
+        raise UserError(f"prepare: take should be {' or '.join(KINDS)}, not {take!r}")
+    file = Path(source, options.get("file", "nyu_depth_v2_labeled.mat"))
     splits = Path(source, options.get("splits", "splits.mat"))
     h5py = need("h5py")
     tests = load_mat(splits, "testNdxs").ravel()
@@ -38,7 +42,7 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
     others: dict[str, int] = {}
     try:
         with h5py.File(file, "r") as release:
-            depths, types = _variables(release, file)
+            pictures, types = _variables(release, take, file)
             _check_numbers(tests, len(types), splits, file)
             for number in map(int, tests):
                 scene = _text(release, types[number - 1], f"{file}: sceneTypes {number}")
@@ -46,8 +50,8 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
                 if label == "others":
                     others[scene] = others.get(scene, 0) + 1
                 path = f"{label}/{number:04d}.png"
-                millimetres = _millimetres(depths[number - 1], f"{file}: depths {number}")
-                write_png(Image.fromarray(millimetres), Path(output, path))
+                pixels = KINDS[take].pixels(pictures[number - 1], f"{file}: {take} {number}")
+                write_png(Image.fromarray(pixels), Path(output, path))
                 yield {"path": path, "label": label}
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for a file that is cut off, or broken inside
         raise UserError(f"{file} cannot be read as HDF5: {first_line(error)}; download it again") from error
@@ -55,16 +59,18 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
     return others
 
 
-def _variables(release: Any, file: Path) -> tuple[Any, np.ndarray]:
-    """`depths`, to be read a map at a time, and the references to the names in `sceneTypes` (N,)."""
-    for name in ("depths", "sceneTypes"):
+def _variables(release: Any, take: str, file: Path) -> tuple[Any, np.ndarray]:
+    """The pictures, to be read one at a time, and the references to the names in `sceneTypes` (N,)."""
+    for name in (take, "sceneTypes"):
         if name not in release or not hasattr(release[name], "shape"):
             raise UserError(f"{file} has no variable {name}: is it nyu_depth_v2_labeled.mat of the release?")
-    depths, types = release["depths"], release["sceneTypes"][()].ravel()
-    if depths.ndim != 3 or depths.dtype.kind != "f" or depths.shape[0] != len(types) or types.dtype.kind != "O":
-        found = f"{depths.shape} of {depths.dtype}, and {len(types)} sceneTypes of {types.dtype}"
-        raise UserError(f"{file}: expected depths (N, width, height) in metres and N names, found {found}")
-    return depths, types
+    pictures, types, kind = release[take], release["sceneTypes"][()].ravel(), KINDS[take]
+    shape, names = pictures.shape, len(types)
+    fits = len(shape) == kind.ndim and pictures.dtype.kind == kind.dtype and shape[0] == names
+    if not fits or types.dtype.kind != "O":
+        found = f"{shape} of {pictures.dtype}, and {names} sceneTypes of {types.dtype}"
+        raise UserError(f"{file}: expected {take} {kind.expected} and N names, found {found}")
+    return pictures, types
 
 
 def _check_numbers(tests: np.ndarray, count: int, splits: Path, file: Path) -> None:
@@ -90,3 +96,25 @@ def _millimetres(depth: np.ndarray, where: str) -> np.ndarray:
     if not np.isfinite(depth).all() or depth.min() < 0 or depth.max() > 65535:
         raise UserError(f"{where}: {depth.min() / 1000:g} to {depth.max() / 1000:g} should be metres, from 0 to 65.535")
     return depth.astype(np.uint16)
+
+
+def _colours(picture: np.ndarray, where: str) -> np.ndarray:
+    """(3, width, height) to (height, width, 3), uint8."""
+    if len(picture) != 3 or picture.dtype != np.uint8:
+        raise UserError(f"{where}: {picture.shape} of {picture.dtype} should be (3, width, height) of 8 bits")
+    return np.ascontiguousarray(picture.T)
+
+
+class Kind(NamedTuple):
+    """A variable of the release, and how one of its pictures becomes pixels."""
+
+    ndim: int
+    dtype: str  # numpy's letter for the kind of number
+    expected: str
+    pixels: Callable[[np.ndarray, str], np.ndarray]
+
+
+KINDS = {
+    "depths": Kind(3, "f", "(N, width, height) in metres", _millimetres),
+    "images": Kind(4, "u", "(N, 3, width, height) of 8 bits", _colours),
+}

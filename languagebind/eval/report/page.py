@@ -5,13 +5,14 @@ from itertools import combinations, groupby
 from typing import Any
 
 from ..datasets import DatasetConfig
+from ..pairing import PairsConfig
 from ..statistics import overlaps
 from .markup import Markup, breakable, details, join, table, tag
 from .results import Result, headline, lower_is_better, model_name
 from .sections import dataset_section, figure_cell
 from .style import STYLE
 
-Described = Mapping[str, DatasetConfig]
+Described = Mapping[str, DatasetConfig | PairsConfig]
 
 # Nothing is loaded and nothing runs, whatever a class name or a caption holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

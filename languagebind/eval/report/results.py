@@ -11,6 +11,7 @@ from typing import Any
 
 from ...config import UserError
 from ..datasets import DatasetConfig, load_dataset_config
+from ..pairing import PairsConfig, load_pairs_config
 
 HEADLINES = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
 Result = dict[str, Any]
@@ -64,7 +65,7 @@ def model_name(result: Result) -> str:
     return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
 
 
-def headline(config: DatasetConfig | None, task: str) -> str:
+def headline(config: DatasetConfig | PairsConfig | None, task: str) -> str:
     return (config and config.metric) or HEADLINES[task]
 
 
@@ -83,13 +84,14 @@ def interval(result: Result, metric: str) -> tuple[float, float] | None:
     return low, math.inf if high is None else high
 
 
-def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetConfig]:
-    """By name, those of the wanted datasets that a folder of configs describes.
+def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetConfig | PairsConfig]:
+    """By name, those of the wanted results that a folder describes: datasets, and in `pairs` below it comparisons.
 
     Raises:
         UserError: a config is malformed.
     """
     configs = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("*.yaml"))]
+    configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/*.yaml"))]
     return {config.name: config for config in configs if config.name in wanted}
 
 
