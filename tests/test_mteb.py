@@ -13,7 +13,7 @@ from languagebind import load
 
 wrappers = pytest.importorskip(
     "mteb.models.model_implementations.language_bind_models",
-    reason="mteb has an environment of its own: bash scripts/test_mteb.sh",
+    reason="mteb has an environment of its own: bash scripts/test_peers.sh",
 )
 TEXTS = ["a dog runs", "two cats sleep on a red sofa"]
 
