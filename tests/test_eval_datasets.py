@@ -65,7 +65,7 @@ def configs(tmp_path):
 def with_counts(config: Path, counts) -> Path:
     text, changed = re.subn("(?m)^expect: .*$", f"expect: {json.dumps(counts)}", config.read_text())
     assert changed == 1, f"{config} has no line `expect: {{...}}`"
-    config.write_text(text)
+    config.write_text(re.sub(r"(?m)^  pictures: \d+$", "  pictures: 2", text))
     return config
 
 
@@ -318,10 +318,13 @@ def test_missing_files_are_refused_or_counted(sounds, tmp_path):
     with pytest.raises(UserError, match=r"1 of 3 files .*clips/b.wav \(.*list.csv:3\); --skip-missing"):
         prepare(sounds, tmp_path / "download", tmp_path / "data")
     assert not (tmp_path / "data" / "set" / "test.jsonl").exists()
+    gone = tmp_path / "data" / "set" / "clips" / "b.wav"
+    gone.symlink_to(tmp_path / "nowhere")
     report = prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing")
     assert (report["samples"], report["captions"]) == (2, 2)
     assert len(report["missing"]) == 1
     assert "clips/b.wav" in report["missing"][0]
+    assert not gone.is_symlink()
     shutil.rmtree(tmp_path / "download" / "clips")
     with pytest.raises(UserError, match="3 of 3 files"):
         prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing", "--overwrite")
@@ -340,7 +343,7 @@ def test_class_folders_are_whole_or_not_there(tmp_path):
     sound(download / "clips" / "a.wav")
     config = sounds_yaml(tmp_path, data="set/test", expect="{samples: 2, classes: 2}", caption=None, label="text")
     config.write_text(config.read_text().replace("retrieval", "classification"))
-    with pytest.raises(UserError, match="1 of 2 files"):
+    with pytest.raises(UserError, match=r"1 of 2 files are not below .*: clips/b\.wav \("):
         prepare(config, download, tmp_path / "data")
     assert list((tmp_path / "data" / "set").iterdir()) == []
     sound(download / "clips" / "b.wav")
@@ -410,6 +413,8 @@ def test_mistakes_on_the_command_line(sounds, tmp_path):
         prepare(sounds_yaml(tmp_path, data="set/a.csv"), tmp_path / "download", tmp_path / "data")
     with pytest.raises(UserError, match="3 samples, expected 4: a table that was cut"):
         prepare(sounds_yaml(tmp_path, expect="{samples: 4}"), tmp_path / "download", tmp_path / "data")
+    with pytest.raises(UserError, match=r"list.csv: no row has text: five or six"):
+        prepare(sounds_yaml(tmp_path, where="{text: [five, six]}"), tmp_path / "download", tmp_path / "data")
 
 
 # ----------------------------------------------------------------------------------------------------- mistakes

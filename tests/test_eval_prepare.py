@@ -155,6 +155,9 @@ def test_an_entity_bomb_in_utf16_is_refused(tmp_path):
 
 def test_missing_and_broken_files_of_llvip(tmp_path):
     llvip(tmp_path, {"190001": voc([(1, 2, 30, 40)])})
+    run(crops, tmp_path, LLVIP | {"pictures": "1"})
+    with pytest.raises(UserError, match=r"infrared/test: 1 pictures, expected 2: unpack the release again"):
+        run(crops, tmp_path, LLVIP | {"pictures": "2"})
     image = tmp_path / "LLVIP/infrared/test/190001.jpg"
     image.write_bytes(image.read_bytes()[:-400])
     with pytest.raises(UserError, match=r"190001\.jpg cannot be read"):

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = {key: report[key] for key in ("samples", "captions", "classes") if report[key]}
     print(f"wrote {report['data']}: {', '.join(f'{count} {key}' for key, count in counts.items())}")
     if report["missing"]:
-        print(f"left out {len(report['missing'])} rows without a file")
+        print(f"left out for want of a file: {len(report['missing'])}")
 
 
 def prepare(options: PrepareConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Tally:
     samples: int = 0
     captions: int = 0
     labels: dict[str, str] = field(default_factory=dict)  # label -> where it was seen first
-    missing: list[str] = field(default_factory=list)  # "path (place in the table)"
+    missing: list[str] = field(default_factory=list)  # "path below the download (place in the table)"
     left_out: Mapping[str, int] = field(default_factory=dict)  # what the kind says it left out: reason -> how many
 
     def check(self, expected: Mapping[str, int], name: str) -> None:
@@ -30,7 +30,10 @@ class Tally:
         found = {"samples": self.samples, "captions": self.captions, "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expected.items() if found[key] != count]
         if wrong:
-            raise UserError(f"{name}: {'; '.join(wrong)}: a table that was cut, or of another release (see `expect`)")
+            raise UserError(
+                f"{name}: {'; '.join(wrong)}: a table that was cut, or of another release. A part of the set needs a"
+                " config of its own, with its own `name` and `expect`"
+            )
 
     def check_labels(self, classes: Iterable[str], name: str) -> None:
         """Raise `UserError` where a label is no class."""
@@ -61,7 +64,8 @@ def place_rows(
     for row in _with_result(rows, tally):
         row = dict(row)
         where = row.pop("where", row["path"])
-        file = source / row["path"]
+        wanted = row["path"]
+        file = source / wanted
         if by_class:
             row["path"] = _class_path(row, where)
         path = row["path"]
@@ -75,7 +79,7 @@ def place_rows(
         if _place(file, folder / path):
             kept.append(row)
         else:
-            tally.missing.append(f"{path} ({where})")
+            tally.missing.append(f"{wanted} ({where})")
     return kept, tally
 
 
@@ -133,11 +137,12 @@ def _place(file: Path, target: Path) -> bool:
         if file.is_file() and not file.samefile(target):
             raise UserError(f"{target} is there, and is not {file}: move one of them away")
         return True
-    if not file.is_file():
-        return False
     try:
+        if target.is_symlink():  # to a download that is gone
+            target.unlink()
+        if not file.is_file():
+            return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a link to a download that is gone
         target.symlink_to(file.resolve())
     except OSError as error:
         raise UserError(f"cannot link {target} to {file}: {error.strerror}") from error

@@ -19,7 +19,8 @@ The authors of LanguageBind published finished crops and no script, so this is a
    any annotated box of the picture, of whatever category, is taken; if none does, it is left out and counted.
 
 Options: `format` (voc, coco), `annotations` (coco: the file; voc: the folder), `images` (voc: the folder), all from
---source; `classes`, the annotation's category, by name or number, to the label; and those named above.
+--source; `pictures`, how many these are (COCO lists them, VOC does not, so that a missing one would not be noticed);
+`classes`, the annotation's category, by name or number, to the label; and those named above.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from ...config import UserError, first_line
 from ._boxes import Box, Picture, read_coco, read_voc
 from ._common import check_options, log_counts, write_png
 
-KNOWN = ("format", "annotations", "images", "classes", "min_size", "background", "background_tries")
+KNOWN = ("format", "annotations", "images", "pictures", "classes", "min_size", "background", "background_tries")
 MODES = ("L", "RGB", "RGBA", "P", "I;16")  # what PNG stores as it is
 
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
@@ -48,21 +49,25 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
     Raises:
         UserError: an option, an annotation or a picture is wrong.
     """
-    classes, min_size, tries = _check(options)
+    classes, numbers = _check(options)
     counts: Counter[str] = Counter()
-    for picture in _pictures(Path(source), options, classes):
+    pictures = list(_pictures(Path(source), options, classes))
+    if numbers["pictures"] not in (None, len(pictures)):
+        place = Path(source, options.get("images", options["annotations"]))
+        raise UserError(f"{place}: {len(pictures)} pictures, expected {numbers['pictures']}: unpack the release again")
+    for picture in pictures:
         if not picture.path.is_file():
             where = f"{picture.annotation}: the picture {picture.path} is missing"
             yield from ({**_row(picture, box, box.label), "where": where} for box in picture.boxes if box.label)
             continue
         image = _open(picture)
         for box in picture.boxes:
-            crop = _clip(box, image.size, min_size, counts)
+            crop = _clip(box, image.size, numbers["min_size"], counts)
             if crop is None:
                 continue
             yield _write(image, crop, picture, box, box.label, output)
             if background := options.get("background"):
-                place = _background(picture, box, crop, image.size, tries)
+                place = _background(picture, box, crop, image.size, numbers["background_tries"])
                 if place is None:
                     counts["no place for a background"] += 1
                 else:
@@ -71,8 +76,8 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
     return dict(counts)
 
 
-def _check(options: dict[str, Any]) -> tuple[dict[str, str], int, int]:
-    """The classes, `min_size` and `background_tries` of the options."""
+def _check(options: dict[str, Any]) -> tuple[dict[str, str], dict[str, int | None]]:
+    """The classes, and the options that are numbers."""
     check_options(options, KNOWN)
     classes = options.get("classes")
     if not isinstance(classes, dict) or not classes:
@@ -83,13 +88,13 @@ def _check(options: dict[str, Any]) -> tuple[dict[str, str], int, int]:
             raise UserError(f"prepare: the label {label!r} cannot be a folder's name")
     if options.get("background") in classes.values():
         raise UserError(f"prepare: background {options['background']!r} is a label of the classes, choose another one")
-    numbers = []
-    for name, default in (("min_size", 1), ("background_tries", 100)):
-        value = str(options.get(name, default))
+    numbers: dict[str, int | None] = {"min_size": 1, "background_tries": 100, "pictures": None}
+    for name in numbers.keys() & options.keys():
+        value = str(options[name])
         if not value.isdecimal() or int(value) < 1:
             raise UserError(f"prepare: {name} should be a whole number, at least 1; got {value}")
-        numbers.append(int(value))
-    return classes, *numbers
+        numbers[name] = int(value)
+    return classes, numbers
 
 
 def _pictures(source: Path, options: dict[str, Any], classes: dict[str, str]) -> Iterator[Picture]:

@@ -132,11 +132,12 @@ def _selected(source: Path, table: Table) -> Iterator[tuple[str, str, Record]]:
     patterns = {column: _pattern(text) for column, text in table.match.items()}
     wanted = {column: _tuple(value, f"where: {column}") for column, value in table.where.items()}
     split = read_list(source / table.split_list, Format()) if table.split_list else None
-    left = dict.fromkeys(split or ())
+    left, taken = dict.fromkeys(split or ()), 0
     for where, record in read_records(source / table.table, table.form):
         require(record, [*table.where, *table.match], where)
         if any(str(record[column]) not in values for column, values in wanted.items()):
             continue
+        taken += 1
         record |= {column: _part(pattern, record[column], where) for column, pattern in patterns.items()}
         key = fill(table.key if "{" in table.key else f"{{{table.key}}}", record, where).strip()
         if not key:
@@ -144,6 +145,9 @@ def _selected(source: Path, table: Table) -> Iterator[tuple[str, str, Record]]:
         if split is None or key in left:
             left[key] = True
             yield where, key, record
+    if table.where and not taken:
+        conditions = ", ".join(f"{column}: {' or '.join(values)}" for column, values in wanted.items())
+        raise UserError(f"{source / table.table}: no row has {conditions} (`where` in the config)")
     lost = [key for key in split or () if not left[key]]
     if lost:
         raise UserError(
