@@ -414,7 +414,7 @@ def test_mistakes_on_the_command_line(sounds, tmp_path):
     with pytest.raises(UserError, match="3 samples, expected 4: a table that was cut"):
         prepare(sounds_yaml(tmp_path, expect="{samples: 4}"), tmp_path / "download", tmp_path / "data")
     with pytest.raises(UserError, match=r"list.csv: no row has text: five or six"):
-        prepare(sounds_yaml(tmp_path, where="{text: [five, six]}"), tmp_path / "download", tmp_path / "data")
+        prepare(sounds_yaml(tmp_path, where={"text": ["five", "six"]}), tmp_path / "download", tmp_path / "data")
 
 
 # ----------------------------------------------------------------------------------------------------- mistakes
