@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from languagebind.config import UserError, to_dict
 from languagebind.eval import DatasetConfig, evaluate, load_dataset_config
 from languagebind.eval.__main__ import main
-from languagebind.eval.features import EncodeOptions, encode_samples
+from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
 from languagebind.eval.metrics import retrieval_metrics
 from languagebind.eval.protocols import Reader
 from languagebind.eval.report import checkpoint_name, table, write_result
@@ -369,8 +370,15 @@ def test_the_data_is_identified_wherever_it_lies(world, tmp_path):
 def test_nan_of_the_model_is_an_error(world):
     model = ColourModel()
     model.table.fill_(torch.nan)
-    with pytest.raises(UserError, match="gives NaN for 6 of 6 inputs, the first is 'red'"):
+    with pytest.raises(UserError, match="gives NaN or infinity for 6 of 6 inputs, the first is 'red'"):
         run(world / "folders", model=model)
+
+
+def test_features_that_overflow_are_an_error_where_no_norm_tells():
+    model = ColourModel()
+    model.project_text = lambda tokens: model.table[tokens["ids"]].sum(dim=1) * math.inf
+    with pytest.raises(UserError, match="NaN or infinity for 1 of 1 inputs, the first is 'red'"):
+        encode_texts(model, ["red"], EncodeOptions(), unit=False)
 
 
 # ---------------------------------------------------------------------------------------------- bad samples
@@ -524,6 +532,19 @@ def test_mistakes_in_the_data(tmp_path, name, text, task, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         run(tmp_path / name, task)
+
+
+def test_a_number_that_means_two_classes_is_refused(world, tmp_path):
+    # As in COCO, whose categories are numbered from 1: the index 1 is the second of them
+    names = {str(k): name for k, name in enumerate(COLOURS, 1)}
+    picture = str(world / "folders" / "red" / "000.png")
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [{"path": picture, "label": 1}])
+    with pytest.raises(UserError, match="the label 1 of .* index of one class and the label of another"):
+        run(wrong, class_names=names)
+    text = write_jsonl(tmp_path / "text.jsonl", [{"path": picture, "label": "1"}])
+    assert run(text, class_names=names)["classes"][0]["samples"] == 1
+    index = run(wrong, class_names={"0": "blue", "1": "red"})  # where both are the same
+    assert index["classes"][1]["samples"] == 1
 
 
 def test_mistakes_in_folders_and_shards(world, tmp_path):

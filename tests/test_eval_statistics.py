@@ -264,10 +264,13 @@ def test_curves_and_examples_of_retrieval():
 
 def test_features_that_are_no_numbers_are_refused():
     features, texts, one = torch.rand(2, 3), torch.full((1, 3), torch.nan), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(ValueError, match="the text_features hold NaN"):
+    with pytest.raises(ValueError, match="the text_features hold NaN or infinity"):
         Captioned(features, texts, one, torch.arange(2))
-    with pytest.raises(ValueError, match="the features hold NaN"):
+    with pytest.raises(ValueError, match="the features hold NaN or infinity"):
         Captioned(features * torch.nan, features, one, torch.arange(2))
+    # inf - inf is NaN, which no score is above: an overflow would rank first
+    with pytest.raises(ValueError, match="the features hold NaN or infinity"):
+        Captioned(features * torch.inf, features, one, torch.arange(2))
 
 
 GALLERY = """

@@ -61,7 +61,7 @@ def evaluate(
 
     Raises:
         UserError: the data is missing or incomplete, a label is no class, a sample cannot be read, or the model gives
-            NaN.
+            NaN or infinity.
     """
     encoding = EncodeOptions(**options)
     protocol = _choose(dataset, modality)

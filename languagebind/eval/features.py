@@ -81,7 +81,7 @@ def encode_samples(
         cache: where features are looked for first, and kept. Batches with unreadable samples are not.
 
     Raises:
-        UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN.
+        UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN or infinity.
     """
     device, views = _device(model, options), reader.views
     size = max(1, options.batch_size // views)
@@ -114,7 +114,7 @@ def encode_samples(
     _check_bad(bad, len(samples), options.skip_bad)
     kept = [i for i in range(len(samples)) if i not in bad]
     features = _gather_rows(parts, kept, len(samples), size, device)
-    _check_nan(features, [samples[i].key for i in kept])
+    _check_finite(features, [samples[i].key for i in kept])
     return features if views == 1 else features.unflatten(1, (views, -1)), kept
 
 
@@ -147,7 +147,7 @@ def encode_texts(
     if cache:
         cache.flush()
     features = _gather_rows(parts, list(range(len(distinct))), len(distinct), options.batch_size, device)
-    _check_nan(features, distinct)
+    _check_finite(features, distinct)
     return features, positions
 
 
@@ -223,11 +223,13 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     log.warning("%s; the result is over the rest:%s%s", found, listed, more)
 
 
-def _check_nan(features: Tensor, names: Sequence[str]) -> None:
-    rows = features.isnan().any(dim=1).nonzero()
+def _check_finite(features: Tensor, names: Sequence[str]) -> None:
+    rows = (~features.isfinite()).any(dim=1).nonzero()
     if len(rows):
         first = names[int(rows[0])]
-        raise UserError(f"the model gives NaN for {len(rows)} of {len(names)} inputs, the first is {first!r}")
+        raise UserError(
+            f"the model gives NaN or infinity for {len(rows)} of {len(names)} inputs, the first is {first!r}"
+        )
 
 
 def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int, device: torch.device) -> Tensor:

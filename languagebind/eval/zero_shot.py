@@ -46,7 +46,7 @@ def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: s
     """Whether each sample (N) has each class (K), bool. `classes` is label -> name in prompts, in class order.
 
     Raises:
-        UserError: a label is no class.
+        UserError: a label is no class, or a number that names one class and is the index of another.
     """
     positions = {label: k for k, label in enumerate(classes)}
     targets = torch.zeros(len(samples), len(classes), dtype=torch.bool)
@@ -57,6 +57,11 @@ def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: s
                 nearest = difflib.get_close_matches(str(label), list(positions), n=1)
                 hint = f", did you mean {nearest[0]!r}?" if nearest else f" ({len(positions)} classes)"
                 raise UserError(f"{name}: the label {label!r} of {sample.key} is not in class_names{hint}")
+            if positions.get(str(label), column) != column:
+                raise UserError(
+                    f"{name}: the label {label} of {sample.key} is the index of one class and the label of another:"
+                    f" write it as text, '{label}', or give class_names as a list in the order of the indices"
+                )
             targets[row, column] = True
     return targets
 
@@ -167,7 +172,7 @@ def _or_none(value: Tensor) -> float | None:
 
 
 def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
-    """The class that a label means: its label, or its index, unless the labels themselves are numbers."""
+    """The class that a label means: a text its label, or its index unless the labels are numbers; a number its index."""
     if isinstance(label, str):
         if label in positions:
             return positions[label]
