@@ -539,7 +539,7 @@ def test_a_number_that_means_two_classes_is_refused(world, tmp_path):
     names = {str(k): name for k, name in enumerate(COLOURS, 1)}
     picture = str(world / "folders" / "red" / "000.png")
     wrong = write_jsonl(tmp_path / "wrong.jsonl", [{"path": picture, "label": 1}])
-    with pytest.raises(UserError, match="the label 1 of .* index of one class and the label of another"):
+    with pytest.raises(UserError, match=r"the label 1 of .* index of one class and the label of another"):
         run(wrong, class_names=names)
     text = write_jsonl(tmp_path / "text.jsonl", [{"path": picture, "label": "1"}])
     assert run(text, class_names=names)["classes"][0]["samples"] == 1

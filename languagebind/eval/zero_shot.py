@@ -172,7 +172,7 @@ def _or_none(value: Tensor) -> float | None:
 
 
 def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
-    """The class that a label means: a text its label, or its index unless the labels are numbers; a number its index."""
+    """The class that a text is the label of, or, unless labels are numbers, the index; of a number, the index."""
     if isinstance(label, str):
         if label in positions:
             return positions[label]
