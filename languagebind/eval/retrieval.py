@@ -138,10 +138,11 @@ def describe_retrieval(
         samples: N.
         captions: Q.
     """
+    samples_of = {"text_to_modality": captioned.owners.cpu(), "modality_to_text": torch.arange(len(samples))}
     intervals = {
         f"{name}/{key}": interval
         for name, found in ranked.items()
-        for key, interval in rank_intervals(found.ranks).items()
+        for key, interval in rank_intervals(found.ranks, samples_of[name.removeprefix("dual_softmax/")]).items()
     }
     direction, found = captioned.direction("text_to_modality"), ranked["text_to_modality"]
 

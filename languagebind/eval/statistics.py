@@ -33,18 +33,33 @@ def settings() -> dict[str, Any]:
     return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
 
 
-def rank_intervals(ranks: Tensor) -> Intervals:
-    """Intervals of `rank_metrics`: queries are resampled, so captions of one sample count as independent.
+def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
+    """Intervals of `rank_metrics`, against the gallery as it is.
+
+    Samples are resampled, each with all of its queries: another test set would have other samples, and the captions
+    of one are found or missed together, so that drawing them on their own would make the intervals too narrow.
 
     Args:
-        ranks: (Q,) from 1.
+        ranks: (Q,) from 1, of the queries.
+        samples: (Q,) the sample that each query is of, from 0; every sample has one.
     """
+    order = np.argsort(ranks.numpy(), kind="stable")
+    ordered, owners = ranks.numpy()[order], samples.numpy()[order]
+    within = {f"R@{k}": np.searchsorted(ordered, k, side="right") for k in RECALL_AT}
 
-    def metrics(drawn: np.ndarray) -> dict[str, np.ndarray]:
-        recalls = {f"R@{k}": _share(drawn <= k) for k in RECALL_AT}
-        return recalls | {"median_rank": np.median(drawn, axis=1), "mean_rank": drawn.mean(axis=1)}
+    def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
+        weights = _occurrences(indices)[:, owners]  # (draws, Q)
+        seen = np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))  # of the 0, 1, ... Q queries of lowest rank
+        total = seen[:, -1]
+        found = {key: seen[:, count] / total for key, count in within.items()}
+        low, high = (
+            np.array([np.searchsorted(row, place) - 1 for row, place in zip(seen, places, strict=True)])
+            for places in ((total + 1) // 2, total // 2 + 1)
+        )
+        return found | {"median_rank": (ordered[low] + ordered[high]) / 2, "mean_rank": weights @ ordered / total}
 
-    return _intervals(_gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks))))
+    count = int(samples.max()) + 1
+    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))))
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
@@ -88,10 +103,7 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
     """
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
-        draws, count = indices.shape
-        places = indices + count * np.arange(draws)[:, None]
-        weights = torch.from_numpy(np.bincount(places.ravel(), minlength=draws * count)).view(draws, count)
-        weights = weights.T.to(scores.device, torch.float32).contiguous()  # (N, draws)
+        weights = torch.from_numpy(_occurrences(indices)).T.to(scores.device, torch.float32).contiguous()  # (N, draws)
         precisions, areas = precisions_and_areas(scores, targets, weights)  # (K, draws)
         area = areas.nanmean(dim=0)
         found = {"mAP": precisions.nanmean(dim=0), "mAUC": area, "d_prime": d_prime(area)}
@@ -132,12 +144,19 @@ def _bounds(interval: Sequence[float | None]) -> tuple[float, float]:
     return low, math.inf if high is None else high
 
 
-def _resamples(count: int) -> Iterator[np.ndarray]:
-    """(draws, count) indices of samples, RESAMPLES rows in all."""
+def _resamples(count: int, width: int = 0) -> Iterator[np.ndarray]:
+    """(draws, count) indices of samples, RESAMPLES rows in all; few at a time if `width` values are made of each."""
     generator = np.random.default_rng(SEED)
-    size = max(1, DRAWS_AT_A_TIME // count)
+    size = max(1, DRAWS_AT_A_TIME // max(count, width))
     for start in range(0, RESAMPLES, size):
         yield generator.integers(count, size=(min(size, RESAMPLES - start), count))
+
+
+def _occurrences(indices: np.ndarray) -> np.ndarray:
+    """(draws, count) indices to how often each occurs, of the same shape."""
+    draws, count = indices.shape
+    places = indices + count * np.arange(draws)[:, None]
+    return np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
 
 
 def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
