@@ -335,6 +335,13 @@ def test_models_side_by_side(world, tower, tmp_path, capsys):
     main([*argv, *specs, "--skip-existing"])
     assert capsys.readouterr().out.splitlines() == out
     assert comparison([results[names[0]]]).count("warning") == 0
+    # Results of other samples stand side by side, but are not said to overlap
+    fewer = results[names[2]] | {"protocol": results[names[2]]["protocol"] | {"samples": 1}}
+    _, *warnings = comparison([results[names[1]], fewer]).split("warning: ")
+    assert warnings == ["here: the models differ in samples, so their values cannot be compared"]
+    # In a file an infinite end is null
+    endless = results[names[0]] | {"intervals": {"top1": [0.5, None]}}
+    assert " (0.5000 to inf)" in comparison([endless])
 
 
 def test_several_models_without_compare_have_a_table_each(world, tmp_path, capsys):

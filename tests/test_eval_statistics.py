@@ -144,6 +144,9 @@ def test_overlaps_name_what_is_not_decided(tmp_path):
     assert overlaps({key: value for key, value in first.items() if key != "intervals"}, second) == []
     with pytest.raises(UserError, match="different data cannot be compared: data_sha256 is x and y"):
         overlaps(first, second | {"protocol": {"data_sha256": "y"}})
+    # The same list, of which one model could not read all
+    with pytest.raises(UserError, match="different data cannot be compared: samples is 9 and 10"):
+        overlaps(*({"dataset": "a", "protocol": {"data_sha256": "x", "samples": count}} for count in (9, 10)))
 
 
 # ---------------------------------------------------------------------------------------------- details

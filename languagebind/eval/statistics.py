@@ -10,7 +10,7 @@ The model and the prompts are taken as given: an interval says nothing about ano
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -112,35 +112,37 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
     values = _gather(metrics(indices) for indices in _resamples(len(scores)))
     measured = precisions_and_areas(scores, targets)[0].nanmean().item()
     values["mAP"] = (values["mAP"] - values["mAP"].mean() + measured).clip(0, 1)
-    return {key: _interval(value) for key, value in values.items() if not np.isnan(value).any()}
+    return {key: _ends(value) for key, value in values.items() if not np.isnan(value).any()}
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
     """The metrics of two results of the same data whose intervals overlap: there one model is not shown to be better.
 
     Raises:
-        UserError: the results are of different data.
+        UserError: the results are of different data, or of different samples of it.
     """
     for key, a, b in (
         ("dataset", result_a["dataset"], result_b["dataset"]),
-        ("data_sha256", result_a["protocol"].get("data_sha256"), result_b["protocol"].get("data_sha256")),
+        *((key, result_a["protocol"].get(key), result_b["protocol"].get(key)) for key in ("data_sha256", "samples")),
     ):
         if a != b:
             raise UserError(f"results of different data cannot be compared: {key} is {a} and {b}")
-    first, second = result_a.get("intervals", {}), result_b.get("intervals", {})
     found = []
-    for metric in (metric for metric in first if metric in second):
-        (low_a, high_a), (low_b, high_b) = _bounds(first[metric]), _bounds(second[metric])
-        if low_a <= high_b and low_b <= high_a:
+    for metric in result_a.get("intervals", {}):
+        first, second = interval(result_a, metric), interval(result_b, metric)
+        if second and first[0] <= second[1] and second[0] <= first[1]:
             found.append(metric)
     return found
 
 
-def _bounds(interval: Sequence[float | None]) -> tuple[float, float]:
-    """With the infinities that are null in a result file: below where only the lower bound is, else above."""
-    low, high = interval
+def interval(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
+    """The ends of a metric's interval, where the result has one; a result file holds an infinite end as null."""
+    if metric not in result.get("intervals", {}):
+        return None
+    low, high = result["intervals"][metric]
+    # Where one end alone is infinite, it is known which; where both are, it is above, as of an AUC of 1
     if low is None:
-        low = -math.inf if high is not None else math.inf
+        low = math.inf if high is None else -math.inf
     return low, math.inf if high is None else high
 
 
@@ -166,10 +168,10 @@ def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _intervals(values: dict[str, np.ndarray]) -> Intervals:
-    return {key: _interval(value) for key, value in values.items()}
+    return {key: _ends(value) for key, value in values.items()}
 
 
-def _interval(values: np.ndarray) -> list[float]:
+def _ends(values: np.ndarray) -> list[float]:
     """Of the sorted values, those that leave out as many on either side: the 26th from either end, of 1000."""
     left_out = round(len(values) * (1 - CONFIDENCE) / 2)
     ordered = np.sort(values)

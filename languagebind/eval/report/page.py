@@ -7,7 +7,7 @@ from typing import Any
 from ..datasets import DatasetConfig
 from ..statistics import overlaps
 from .markup import Markup, breakable, details, join, table, tag
-from .results import Result, headline, lower_is_better, model_name
+from .results import Result, differing, headline, lower_is_better, model_name
 from .sections import dataset_section, figure_cell
 from .style import STYLE
 
@@ -15,7 +15,6 @@ Described = Mapping[str, DatasetConfig]
 
 # Nothing is loaded and nothing runs, whatever a class name or a caption holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-COMPARED = ("data_sha256", "split", "limit", "caption_source", "protocol", "clip")
 
 
 def make_page(results: Sequence[Result], described: Described, about: str) -> str:
@@ -78,9 +77,8 @@ def _comparisons(datasets: Mapping[str, list[Result]], described: Described) -> 
     """What must not be read out of the table: differences within the intervals, and results of other samples."""
     lines = []
     for name, group in datasets.items():
-        differing = [key for key in COMPARED if len({str(result["protocol"].get(key)) for result in group}) > 1]
-        if differing:
-            lines.append(f"{name}: the models differ in {', '.join(differing)}, so their values cannot be compared")
+        if keys := differing(group):
+            lines.append(f"{name}: the models differ in {', '.join(keys)}, so their values cannot be compared")
             continue
         metric = headline(described.get(name), group[0]["task"])
         partners: dict[str, list[str]] = {}

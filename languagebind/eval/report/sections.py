@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..datasets import DatasetConfig
+from ..statistics import interval
 from . import charts
 from .markup import Markup, breakable, details, join, table, tag
-from .results import Result, headline, interval, model_name, shown_metrics
+from .results import Result, headline, model_name, shown_metrics
 from .thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
