@@ -17,6 +17,8 @@ from .metrics import (
     Ranked,
     best_thresholds,
     calibration,
+    chance_of_class,
+    chance_of_precision,
     classification_metrics,
     multilabel_metrics,
     precisions_and_areas,
@@ -79,14 +81,11 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
     if present < targets.shape[1]:
         log.warning("%d of %d classes have no sample", targets.shape[1] - present, targets.shape[1])
     if task == "multilabel":
-        prevalence = targets.double().mean(dim=0)
-        chance = {"mAP": prevalence[prevalence > 0].mean().item(), "mAUC": 0.5, "d_prime": 0.0}
+        chance = {"mAP": chance_of_precision(targets.sum(dim=0), len(targets)), "mAUC": 0.5, "d_prime": 0.0}
         return {"metrics": multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
     metrics = classification_metrics(scores, _labels(targets))
-    at_random = 1 / targets.shape[1]
-    chance = {"top1": at_random, "top5": min(1.0, 5 * at_random), "mean_per_class": at_random}
-    chance = {key: value for key, value in chance.items() if key in metrics}
-    return {"metrics": metrics | {"chance": at_random}, "protocol": protocol | {"chance": chance}}
+    chance = chance_of_class(targets.shape[1])
+    return {"metrics": metrics | {"chance": chance["top1"]}, "protocol": protocol | {"chance": chance}}
 
 
 def describe_classification(
