@@ -168,13 +168,16 @@ def test_every_kind_of_data_gives_the_same_retrieval(world, data):
     assert run(world / data, "retrieval")["metrics"] == run(world / "data.jsonl", "retrieval")["metrics"]
 
 
-def test_class_folders_name_their_classes(world, tmp_path):
+def test_class_folders_name_their_classes(world, tmp_path, caplog):
     (tmp_path / "traffic_red").symlink_to(world / "folders" / "red")
     (tmp_path / "a_blue").symlink_to(world / "folders" / "blue")
     result = run(tmp_path, class_names=None, templates=("one {c} thing",))
     assert result["metrics"]["top1"] > 0.5
     assert result["protocol"]["classes"] == 2
     assert "top5" not in result["metrics"]
+    assert "colours: 2 classes, the dataset has 3" not in caplog.text
+    run(tmp_path, class_names=None, expect={"classes": 3})
+    assert "colours: 2 classes, the dataset has 3" in caplog.text, "fewer folders are an easier task"
     # Prompts are the sorted folder names, with spaces.
     same = run(tmp_path, class_names={"a_blue": "a blue", "traffic_red": "traffic red"}, templates=("one {c} thing",))
     assert same == result

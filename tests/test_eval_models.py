@@ -368,6 +368,16 @@ def test_all_that_is_there(world, tmp_path, capsys):
         main([*argv, f"{HERE}:Green", "--config", str(world / "configs" / "here.yaml")])
 
 
+def test_data_that_is_there_is_not_called_absent_for_its_class_names(world, tmp_path):
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    text = "task: classification\nmodality: image\ndata: {}\nclass_names: {}\n"
+    (configs / "here.yaml").write_text(text.format(world / "folders", "names.txt"))
+    (configs / "names.txt").write_text("red\ngreen\nred\n")
+    with pytest.raises(UserError, match="'red' is there twice"):
+        main(flags(world, tmp_path / "out", "--all", f"--configs={configs}", f"--model={HERE}:Colours"))
+
+
 def test_every_config_of_the_repository_has_a_modality():
     from languagebind.modalities import modality_names
 

@@ -17,7 +17,7 @@ from .export import Features, export_features
 from .features import EncodeOptions, encode_samples, encode_texts, probe_features
 from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
-from .samples import Sample, class_names, read_samples
+from .samples import Sample, class_names, read_samples, warn_of_count
 from .statistics import overlaps, settings
 from .zero_shot import build_classifier, classify, describe_classification, describe_multilabel, label_targets
 
@@ -154,6 +154,7 @@ def _open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) ->
 def _classification(model, protocol: Protocol, dataset, samples: list[Sample], options, cache, statistics: bool):
     """Metrics and protocol, and all else in the result."""
     classes = class_names(dataset)
+    warn_of_count(dataset, "classes", len(classes))
     # (N, K), and before anything is encoded, so that a wrong label stops the run at once.
     targets = label_targets(samples, classes, dataset.name)
     if len(set(classes.values())) < len(classes):

@@ -71,9 +71,8 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     samples = list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
-    for what, count in (("samples", len(samples)), ("captions", sum(len(sample.captions) for sample in samples))):
-        if count != config.expect.get(what, count):
-            log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
+    warn_of_count(config, "samples", len(samples))
+    warn_of_count(config, "captions", sum(len(sample.captions) for sample in samples))
     if config.limit is not None and config.limit < len(samples):
         step = len(samples) / config.limit
         samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
@@ -88,6 +87,12 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         odd = next(i for i, count in enumerate(counts) if count != 1)
         raise UserError(f"{config.name}: {samples[odd].key} has {counts[odd]} labels, classification needs one each")
     return samples
+
+
+def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
+    """Say where the data has another number of samples, captions or classes than the dataset: it is another task."""
+    if count != config.expect.get(what, count):
+        log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
 
 
 def check_data(config: DatasetConfig) -> None:
