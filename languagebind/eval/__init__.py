@@ -9,12 +9,11 @@ import torch
 
 from .. import __version__
 from ..config import UserError, digest, to_dict
-from ..distributed import gather_objects, rank
+from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
-from .cache import FeatureCache, weights_digest
 from .datasets import DatasetConfig, load_dataset_config, naming
 from .export import Features, export_features
-from .features import EncodeOptions, encode_samples, encode_texts, probe_features
+from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, class_names, read_samples, warn_of_count
@@ -70,7 +69,7 @@ def evaluate(
         _check_files(dataset.name, protocol, encoding)
     samples = read_samples(dataset, modality)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
-    cache = _open_cache(model, dataset.name, protocol, encoding)
+    cache = open_cache(model, dataset.name, protocol, encoding)
     with naming(dataset.name):
         if dataset.task == "retrieval":
             found, details = _retrieval(model, protocol, samples, encoding, cache, statistics, dual_softmax)
@@ -130,25 +129,6 @@ def _check_files(name: str, protocol: Protocol, options: EncodeOptions) -> None:
         raise UserError(f"{name}: the model reads files itself, so the protocol's own way of reading is not to be had")
     if options.feature_cache is not None:
         raise UserError("--feature-cache: what a model that reads files itself makes of them cannot be told apart")
-
-
-def _open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:
-    """The cache of all that these features depend on beside the samples and prompts; the same one on all ranks."""
-    if options.feature_cache is None:
-        return None
-    modality = protocol.reader.modality
-    facts = {
-        "dataset": name,
-        "weights": weights_digest(model),
-        "probe": probe_features(model, protocol.reader, options),
-        "text_fingerprint": model.text_fingerprint(),
-        "modality": modality_name(modality),
-        "inputs": to_dict(modality),
-        "precision": options.precision,
-        "rules": protocol.describe(),
-        "versions": {"languagebind": __version__, "torch": torch.__version__},
-    }
-    return FeatureCache(options.feature_cache, gather_objects(facts)[0])
 
 
 def _classification(model, protocol: Protocol, dataset, samples: list[Sample], options, cache, statistics: bool):

@@ -20,12 +20,14 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ..config import UserError
+from .. import __version__
+from ..config import UserError, to_dict
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
-from .cache import FeatureCache, identity
+from ..modalities import Modality, modality_name
+from .cache import FeatureCache, identity, weights_digest
 from .inputs import Inputs, collate
 from .progress import progress
-from .protocols import Reader
+from .protocols import Protocol, Reader
 from .samples import Sample
 
 log = logging.getLogger(__name__)
@@ -151,11 +153,31 @@ def encode_texts(
     return features, positions
 
 
-def probe_features(model, reader: Reader, options: EncodeOptions) -> str:
+def open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:
+    """The cache of all that features of the dataset `name` depend on beside the samples and prompts, the same one on
+    all ranks; None where none is asked for. Raises `UserError` as `FeatureCache`."""
+    if options.feature_cache is None:
+        return None
+    modality = protocol.reader.modality
+    facts = {
+        "dataset": name,
+        "weights": weights_digest(model),
+        "probe": _probe_features(model, modality, options),
+        "text_fingerprint": model.text_fingerprint(),
+        "modality": modality_name(modality),
+        "inputs": to_dict(modality),
+        "precision": options.precision,
+        "rules": protocol.describe(),
+        "versions": {"languagebind": __version__, "torch": torch.__version__},
+    }
+    return FeatureCache(options.feature_cache, gather_objects(facts)[0])
+
+
+def _probe_features(model, modality: Modality, options: EncodeOptions) -> str:
     """SHA-256 of the features of one made-up sample and text: what weights alone do not say of a model, such as its
     activation and its device."""
     device = _device(model, options)
-    shape = reader.modality.input_shape
+    shape = modality.input_shape
     inputs = torch.linspace(-2, 2, math.prod(shape)).view(1, *shape)
     tokens = model.tokenize(["a photo of 2 dogs, running"])
     with _encoding(model, device, options):
