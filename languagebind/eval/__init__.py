@@ -18,7 +18,14 @@ from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, class_names, read_samples, warn_of_count
 from .statistics import overlaps, settings
-from .zero_shot import build_classifier, classify, describe_classification, describe_multilabel, label_targets
+from .zero_shot import (
+    build_classifier,
+    class_prompts,
+    classify,
+    describe_classification,
+    describe_multilabel,
+    label_targets,
+)
 
 __all__ = ["DatasetConfig", "EncodeOptions", "check_dataset", "evaluate", "load_dataset_config", "overlaps"]
 
@@ -140,19 +147,18 @@ def _classification(model, protocol: Protocol, dataset, samples: list[Sample], o
     if len(set(classes.values())) < len(classes):
         log.warning("%s: several classes have the same name, so they always tie", dataset.name)
     features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
+    seen = [samples[i] for i in kept]
     classifier = build_classifier(model, list(classes.values()), dataset.templates, options, cache)
     scores, logits = protocol.class_scores(features, classifier, model.logit_scale)
     targets = targets[kept].to(features.device)  # (N, K), as the scores
     found = classify(scores, targets, dataset.task)
-    prompts = [template.replace("{c}", name) for name in classes.values() for template in dataset.templates]
-    found["features"] = Features(
-        features, [samples[i] for i in kept], classifier, [{"label": k, "text": v} for k, v in classes.items()]
-    )
+    prompts = class_prompts(list(classes.values()), dataset.templates)
+    texts = [{"label": label, "text": name} for label, name in classes.items()]
+    found["features"] = Features(features, seen, classifier, texts)
     details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
     found["protocol"] = _counts(samples, kept) | details | found["protocol"]
     if not statistics:
         return found, {}
-    seen = [samples[i] for i in kept]
     if dataset.task == "multilabel":
         return found, describe_multilabel(scores, targets, classes, seen)
     return found, describe_classification(scores, targets, logits, classes, seen)

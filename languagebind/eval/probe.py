@@ -24,7 +24,7 @@ from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .samples import check_data, class_names, read_samples
 from .statistics import settings
-from .zero_shot import label_targets
+from .zero_shot import label_targets, single_labels
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def read_labelled(
     protocol = choose_protocol("ours", None, dataset.clip, modality)
     cache = open_cache(model, dataset.name, protocol, options)
     features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
-    labels = targets.int().argmax(dim=1)[kept]
+    labels = single_labels(targets)[kept]
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
     identity = digest([[sample.key, sample.labels] for sample in samples])
     facts = counts | {"data_sha256": identity} | ({"clip": list(dataset.clip)} if dataset.clip else {})

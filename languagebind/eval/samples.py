@@ -200,8 +200,10 @@ def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Sou
     if not isinstance(path, str):
         return tuple(_source(frame, manifest, config) for frame in path)
     beside = manifest.parent / path
-    below_root = Path(config.data_root or manifest.parent) / path
-    return below_root if os.path.exists(below_root) and not os.path.exists(beside) else beside
+    if config.data_root is None or os.path.exists(beside):
+        return beside
+    below_root = Path(config.data_root) / path
+    return below_root if os.path.exists(below_root) else beside
 
 
 def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:

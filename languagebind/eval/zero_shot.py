@@ -38,10 +38,14 @@ def build_classifier(
     cache: FeatureCache | None = None,
 ) -> Tensor:
     """Prompts of each class to one unit-norm vector a class, (K, D): the mean of its unit-norm prompt features."""
-    prompts = [template.replace("{c}", name) for name in names for template in templates]
-    features, rows = encode_texts(model, prompts, options, cache=cache)
+    features, rows = encode_texts(model, class_prompts(names, templates), options, cache=cache)
     per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
     return F.normalize(per_class.mean(dim=1), dim=-1)
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template of the first class, then of the second, ..."""
+    return [template.replace("{c}", name) for name in names for template in templates]
 
 
 def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: str) -> Tensor:
@@ -83,7 +87,7 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
     if task == "multilabel":
         chance = {"mAP": chance_of_precision(targets.sum(dim=0), len(targets)), "mAUC": 0.5, "d_prime": 0.0}
         return {"metrics": multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
-    metrics = classification_metrics(scores, _labels(targets))
+    metrics = classification_metrics(scores, single_labels(targets))
     chance = chance_of_class(targets.shape[1])
     return {"metrics": metrics | {"chance": chance["top1"]}, "protocol": protocol | {"chance": chance}}
 
@@ -102,7 +106,7 @@ def describe_classification(
         classes: K of label -> name in prompts, in class order.
         samples: N of them.
     """
-    labels = _labels(targets)
+    labels = single_labels(targets)
     ranked = rank_pairs(scores, torch.arange(len(scores), device=scores.device), labels)
     right = ranked.ranks == 1
     predicted = torch.where(right, labels, scores.masked_fill(targets, -torch.inf).argmax(dim=1))
@@ -161,9 +165,9 @@ def _examples(
     return pick_examples(ranked.ranks, ranked.best, describe)
 
 
-def _labels(targets: Tensor) -> Tensor:
+def single_labels(targets: Tensor) -> Tensor:
     """(N, K) bool with one True a row -> (N,) its column."""
-    return targets.int().argmax(dim=1)
+    return targets.byte().argmax(dim=1)
 
 
 def _or_none(value: Tensor) -> float | None:
