@@ -218,6 +218,11 @@ def test_frames_of_a_shard(world, tmp_path):
     )
     (listed,) = read_samples(dataset(manifest), frames)
     assert torch.equal(frames.preprocess(listed.load(3)), expected)
+    lists = [[str(pictures[0]), str(picture)] for picture in pictures]
+    rows = [{"path": paths, "label": "green"} for paths in [*lists, lists[0]]]
+    assert len(read_samples(dataset(write_jsonl(tmp_path / "b.jsonl", rows)), frames)) == 3, (
+        "one first frame, three clips"
+    )
 
 
 def test_multilabel_from_every_kind_of_label(world, tmp_path):

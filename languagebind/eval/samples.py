@@ -157,17 +157,18 @@ def visible_files(folder: Path, name: str) -> Iterable[Path]:
 
 
 def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
-    samples: dict[str, Sample] = {}
+    samples: dict[str | tuple[str, ...], Sample] = {}
     for number, row in _rows(manifest):
         path, where = row.get("path"), f"{manifest}:{number}"
         if not path or not all(isinstance(frame, str) and is_plain(frame) for frame in _as_list(path)):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
+        place = path if isinstance(path, str) else tuple(path)
         key = path if isinstance(path, str) else path[0]
         name = None if row.get("id") is None else str(row["id"])
-        old = samples.get(key) or Sample(key, _source(path, manifest, config), id=name)
+        old = samples.get(place) or Sample(key, _source(path, manifest, config), id=name)
         # A caption that is there twice is two queries; a label that is there twice is one label.
-        samples[key] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
+        samples[place] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
     return list(samples.values())
 
 

@@ -1,6 +1,6 @@
 """Intervals of metrics by the bootstrap: what another test set of the same size and kind could have given.
 
-A resample draws as many samples (or queries) as there are, with replacement, and the metric is computed anew on it.
+A resample draws as many samples as there are, with replacement, and the metric is computed anew on it.
 The interval goes from one value of the sorted resamples to another, with the same number of them left out on both
 sides: no normal distribution is assumed. Every rank draws the same resamples from the same seed, from the gathered
 values in the order of the data, so neither ranks nor workers matter; two models on the same data meet the same
