@@ -81,6 +81,12 @@ class Green(Colours):
         return torch.tensor([[-0.3, 0.7, -0.3]]).repeat(len(batch), 1)
 
 
+class Distant(Colours):
+    """For a modality that no dataset here is of."""
+
+    modality = "depth"
+
+
 class Loudness:
     """Of sounds as files: loud or quiet."""
 
@@ -362,6 +368,9 @@ def test_all_that_is_there(world, tmp_path, capsys):
     ]
     assert f"absent: gone ({world / 'gone'}); get it from: https://example.org/gone" in out
     assert "silent" not in out, "of another modality"
+    main([*argv, f"{HERE}:Colours", "--skip-existing"])  # what is left is of another modality, which is no mistake
+    with pytest.raises(UserError, match="none of the datasets that are there is depth"):
+        main(flags(world, tmp_path / "c", "--all", f"--configs={world / 'configs'}", f"--model={HERE}:Distant"))
     with pytest.raises(UserError, match=r"(?s)data of none of the 5 configs.*silent .*: https://example.org/silent"):
         main(flags(tmp_path, tmp_path / "b", "--all", "--configs", str(world / "configs"), "--model", f"{HERE}:Green"))
     with pytest.raises(UserError, match="leave out --config and --data"):

@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _report(results, specs, selection, config, modalities)
     finally:
         close_process()
-    if config.all and not results and any(jobs.values()):
+    fitting = [dataset for dataset in selection.datasets if dataset.modality in (None, *modalities)]
+    if config.all and modalities and not fitting:
         raise UserError(f"none of the datasets that are there is {' or '.join(sorted(modalities))}")
 
 

@@ -87,7 +87,7 @@ def _comparisons(datasets: Mapping[str, list[Result]], described: Described) -> 
                 partners.setdefault(model_name(first), []).append(model_name(second))
         if partners:
             texts = "; ".join(f"{first} with {', '.join(others)}" for first, others in partners.items())
-            lines.append(f"{name}: intervals overlap, so the difference is not significant: {texts}")
+            lines.append(f"{name}: intervals overlap, so neither is shown to be better: {texts}")
     if not lines:
         return []
     about = "Overlap is a cautious test: one of each sample under both models can be sharper."
