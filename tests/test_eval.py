@@ -670,6 +670,7 @@ def test_torchrun_gives_the_result_of_one_process(world, tiny, configs):
     done = subprocess.run([*command, "-m", "languagebind.eval", *argv], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("text_to_modality/R@1 ") == 1, "one rank reports"
+    assert done.stderr.count("retrieval on 45 samples") == 1, "and one logs"
     found = json.loads((configs / "results" / "second_run-epoch_1.json").read_text())
     expected = evaluate(tiny[0], IMAGE, load_dataset_config(configs / "second.yaml", world), workers=0)
     assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)

@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not any(jobs.values()) and not config.compare:
         return
     process = init_process(config.encode.device)
+    if not process.is_main:  # one rank says how far all are
+        logging.getLogger().setLevel(logging.WARNING)
     try:
         results, modalities = [], set()
         for spec in (spec for spec in specs if jobs[spec]):

@@ -136,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not writable(options.output):
         raise UserError(f"--output {options.output} cannot be written")
     process = init_process(options.encode.device)
+    if not process.is_main:  # one rank says how far all are
+        logging.getLogger().setLevel(logging.WARNING)
     try:
         model, modality = load_model(options.model, process.device)
         encode = replace(options.encode, device=str(process.device))
