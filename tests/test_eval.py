@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from languagebind.config import UserError, to_dict
 from languagebind.eval import DatasetConfig, evaluate, load_dataset_config
 from languagebind.eval.__main__ import main
-from languagebind.eval.features import EncodeOptions, encode_samples
+from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
 from languagebind.eval.metrics import retrieval_metrics
 from languagebind.eval.protocols import Reader
 from languagebind.eval.report import checkpoint_name, table, write_result
@@ -167,13 +168,16 @@ def test_every_kind_of_data_gives_the_same_retrieval(world, data):
     assert run(world / data, "retrieval")["metrics"] == run(world / "data.jsonl", "retrieval")["metrics"]
 
 
-def test_class_folders_name_their_classes(world, tmp_path):
+def test_class_folders_name_their_classes(world, tmp_path, caplog):
     (tmp_path / "traffic_red").symlink_to(world / "folders" / "red")
     (tmp_path / "a_blue").symlink_to(world / "folders" / "blue")
     result = run(tmp_path, class_names=None, templates=("one {c} thing",))
     assert result["metrics"]["top1"] > 0.5
     assert result["protocol"]["classes"] == 2
     assert "top5" not in result["metrics"]
+    assert "colours: 2 classes, the dataset has 3" not in caplog.text
+    run(tmp_path, class_names=None, expect={"classes": 3})
+    assert "colours: 2 classes, the dataset has 3" in caplog.text, "fewer folders are an easier task"
     # Prompts are the sorted folder names, with spaces.
     same = run(tmp_path, class_names={"a_blue": "a blue", "traffic_red": "traffic red"}, templates=("one {c} thing",))
     assert same == result
@@ -214,6 +218,11 @@ def test_frames_of_a_shard(world, tmp_path):
     )
     (listed,) = read_samples(dataset(manifest), frames)
     assert torch.equal(frames.preprocess(listed.load(3)), expected)
+    lists = [[str(pictures[0]), str(picture)] for picture in pictures]
+    rows = [{"path": paths, "label": "green"} for paths in [*lists, lists[0]]]
+    assert len(read_samples(dataset(write_jsonl(tmp_path / "b.jsonl", rows)), frames)) == 3, (
+        "one first frame, three clips"
+    )
 
 
 def test_multilabel_from_every_kind_of_label(world, tmp_path):
@@ -369,8 +378,15 @@ def test_the_data_is_identified_wherever_it_lies(world, tmp_path):
 def test_nan_of_the_model_is_an_error(world):
     model = ColourModel()
     model.table.fill_(torch.nan)
-    with pytest.raises(UserError, match="gives NaN for 6 of 6 inputs, the first is 'red'"):
+    with pytest.raises(UserError, match="gives NaN or infinity for 6 of 6 inputs, the first is 'red'"):
         run(world / "folders", model=model)
+
+
+def test_features_that_overflow_are_an_error_where_no_norm_tells():
+    model = ColourModel()
+    model.project_text = lambda tokens: model.table[tokens["ids"]].sum(dim=1) * math.inf
+    with pytest.raises(UserError, match="NaN or infinity for 1 of 1 inputs, the first is 'red'"):
+        encode_texts(model, ["red"], EncodeOptions(), unit=False)
 
 
 # ---------------------------------------------------------------------------------------------- bad samples
@@ -526,6 +542,19 @@ def test_mistakes_in_the_data(tmp_path, name, text, task, message):
         run(tmp_path / name, task)
 
 
+def test_a_number_that_means_two_classes_is_refused(world, tmp_path):
+    # As in COCO, whose categories are numbered from 1: the index 1 is the second of them
+    names = {str(k): name for k, name in enumerate(COLOURS, 1)}
+    picture = str(world / "folders" / "red" / "000.png")
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [{"path": picture, "label": 1}])
+    with pytest.raises(UserError, match=r"the label 1 of .* index of one class and the label of another"):
+        run(wrong, class_names=names)
+    text = write_jsonl(tmp_path / "text.jsonl", [{"path": picture, "label": "1"}])
+    assert run(text, class_names=names)["classes"][0]["samples"] == 1
+    index = run(wrong, class_names={"0": "blue", "1": "red"})  # where both are the same
+    assert index["classes"][1]["samples"] == 1
+
+
 def test_mistakes_in_folders_and_shards(world, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         run(tmp_path / "nowhere")
@@ -641,6 +670,7 @@ def test_torchrun_gives_the_result_of_one_process(world, tiny, configs):
     done = subprocess.run([*command, "-m", "languagebind.eval", *argv], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("text_to_modality/R@1 ") == 1, "one rank reports"
+    assert done.stderr.count("retrieval on 45 samples") == 1, "and one logs"
     found = json.loads((configs / "results" / "second_run-epoch_1.json").read_text())
     expected = evaluate(tiny[0], IMAGE, load_dataset_config(configs / "second.yaml", world), workers=0)
     assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)

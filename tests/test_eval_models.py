@@ -81,6 +81,12 @@ class Green(Colours):
         return torch.tensor([[-0.3, 0.7, -0.3]]).repeat(len(batch), 1)
 
 
+class Distant(Colours):
+    """For a modality that no dataset here is of."""
+
+    modality = "depth"
+
+
 class Loudness:
     """Of sounds as files: loud or quiet."""
 
@@ -221,7 +227,7 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
         (f"{HERE}:Mistakes.flat", r"encode gives \(30,\), expected \(30, D\)"),
         (f"{HERE}:Mistakes.words", "encode_text gives no tensor or array"),
         (f"{HERE}:Mistakes.wide", "encode_text gives 5 dimensions, other features have 3"),
-        (f"{HERE}:Mistakes.nan", "gives NaN for 30 of 30 inputs"),
+        (f"{HERE}:Mistakes.nan", "gives NaN or infinity for 30 of 30 inputs"),
         ("open_clip:ViT-B-32", "name an open_clip model with its weights"),
         ("open_clip:ViT-B-32/laion3b", "open_clip cannot load ViT-B-32 .*tags for it: openai"),
         ("open_clip:ViT-B-33/openai", "not among open_clip.list_models"),
@@ -335,6 +341,13 @@ def test_models_side_by_side(world, tower, tmp_path, capsys):
     main([*argv, *specs, "--skip-existing"])
     assert capsys.readouterr().out.splitlines() == out
     assert comparison([results[names[0]]]).count("warning") == 0
+    # Results of other samples stand side by side, but are not said to overlap
+    fewer = results[names[2]] | {"protocol": results[names[2]]["protocol"] | {"samples": 1}}
+    _, *warnings = comparison([results[names[1]], fewer]).split("warning: ")
+    assert warnings == ["here: the models differ in samples, so their values cannot be compared"]
+    # In a file an infinite end is null
+    endless = results[names[0]] | {"intervals": {"top1": [0.5, None]}}
+    assert " (0.5000 to inf)" in comparison([endless])
 
 
 def test_several_models_without_compare_have_a_table_each(world, tmp_path, capsys):
@@ -355,10 +368,23 @@ def test_all_that_is_there(world, tmp_path, capsys):
     ]
     assert f"absent: gone ({world / 'gone'}); get it from: https://example.org/gone" in out
     assert "silent" not in out, "of another modality"
+    main([*argv, f"{HERE}:Colours", "--skip-existing"])  # what is left is of another modality, which is no mistake
+    with pytest.raises(UserError, match="none of the datasets that are there is depth"):
+        main(flags(world, tmp_path / "c", "--all", f"--configs={world / 'configs'}", f"--model={HERE}:Distant"))
     with pytest.raises(UserError, match=r"(?s)data of none of the 5 configs.*silent .*: https://example.org/silent"):
         main(flags(tmp_path, tmp_path / "b", "--all", "--configs", str(world / "configs"), "--model", f"{HERE}:Green"))
     with pytest.raises(UserError, match="leave out --config and --data"):
         main([*argv, f"{HERE}:Green", "--config", str(world / "configs" / "here.yaml")])
+
+
+def test_data_that_is_there_is_not_called_absent_for_its_class_names(world, tmp_path):
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    text = "task: classification\nmodality: image\ndata: {}\nclass_names: {}\n"
+    (configs / "here.yaml").write_text(text.format(world / "folders", "names.txt"))
+    (configs / "names.txt").write_text("red\ngreen\nred\n")
+    with pytest.raises(UserError, match="'red' is there twice"):
+        main(flags(world, tmp_path / "out", "--all", f"--configs={configs}", f"--model={HERE}:Colours"))
 
 
 def test_every_config_of_the_repository_has_a_modality():

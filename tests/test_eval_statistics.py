@@ -39,7 +39,7 @@ def interval(values):
 def test_intervals_of_ranks_are_percentiles_of_the_metrics_of_resamples(monkeypatch):
     ranks = torch.from_numpy(np.random.default_rng(1).geometric(0.2, 37))
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    found = rank_intervals(ranks)
+    found = rank_intervals(ranks, torch.arange(37))
     assert (torch.get_rng_state() == state[0]).all()
     assert np.random.get_state()[1].tolist() == state[1], "training must go on as if there had been no evaluation"
     drawn = [rank_metrics(ranks[torch.from_numpy(indices)]) for indices in resample(37)]
@@ -48,7 +48,23 @@ def test_intervals_of_ranks_are_percentiles_of_the_metrics_of_resamples(monkeypa
     assert all(low <= metrics[key] <= high for key, (low, high) in found.items())
     assert found["R@1"][0] < found["R@1"][1]
     monkeypatch.setattr(statistics, "DRAWS_AT_A_TIME", 50)  # one at a time changes the memory alone
-    assert rank_intervals(ranks) == found
+    assert rank_intervals(ranks, torch.arange(37)) == found
+
+
+def test_captions_of_a_sample_are_drawn_together(monkeypatch):
+    generator = np.random.default_rng(1)
+    ranks, samples = torch.from_numpy(generator.geometric(0.2, 37)), torch.arange(37) % 7
+    found = rank_intervals(ranks, samples)
+    drawn = [torch.cat([ranks[samples == i] for i in indices]) for indices in resample(7)]
+    drawn = [rank_metrics(each) for each in drawn]
+    assert found == {key: pytest.approx(interval([metrics[key] for metrics in drawn])) for key in drawn[0]}
+    # Ten captions of each of 40 samples, found or missed together: as wide as of 40 queries, not of 400
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    truth, covered, samples = 0.4, 0, torch.arange(40).repeat_interleave(10)
+    for _ in range(200):
+        low, high = rank_intervals(torch.from_numpy(2 - (generator.random(40) < truth))[samples], samples)["R@1"]
+        covered += low <= truth <= high
+    assert 0.88 < covered / 200 < 0.99
 
 
 def test_intervals_of_classification():
@@ -94,7 +110,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
     generator = np.random.default_rng(0)
     truth, covered = 0.4, 0
     for _ in range(300):
-        low, high = rank_intervals(torch.from_numpy(2 - (generator.random(200) < truth)))["R@1"]
+        ranks = torch.from_numpy(2 - (generator.random(200) < truth))
+        low, high = rank_intervals(ranks, torch.arange(200))["R@1"]
         covered += low <= truth <= high
     assert 0.91 < covered / 300 < 0.98
 
@@ -127,6 +144,9 @@ def test_overlaps_name_what_is_not_decided(tmp_path):
     assert overlaps({key: value for key, value in first.items() if key != "intervals"}, second) == []
     with pytest.raises(UserError, match="different data cannot be compared: data_sha256 is x and y"):
         overlaps(first, second | {"protocol": {"data_sha256": "y"}})
+    # The same list, of which one model could not read all
+    with pytest.raises(UserError, match="different data cannot be compared: samples is 9 and 10"):
+        overlaps(*({"dataset": "a", "protocol": {"data_sha256": "x", "samples": count}} for count in (9, 10)))
 
 
 # ---------------------------------------------------------------------------------------------- details
@@ -264,10 +284,13 @@ def test_curves_and_examples_of_retrieval():
 
 def test_features_that_are_no_numbers_are_refused():
     features, texts, one = torch.rand(2, 3), torch.full((1, 3), torch.nan), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(ValueError, match="the text_features hold NaN"):
+    with pytest.raises(ValueError, match="the text_features hold NaN or infinity"):
         Captioned(features, texts, one, torch.arange(2))
-    with pytest.raises(ValueError, match="the features hold NaN"):
+    with pytest.raises(ValueError, match="the features hold NaN or infinity"):
         Captioned(features * torch.nan, features, one, torch.arange(2))
+    # inf - inf is NaN, which no score is above: an overflow would rank first
+    with pytest.raises(ValueError, match="the features hold NaN or infinity"):
+        Captioned(features * torch.inf, features, one, torch.arange(2))
 
 
 GALLERY = """

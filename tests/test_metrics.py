@@ -1,5 +1,6 @@
 """Metrics: hand-worked matrices, and brute force or scikit-learn on random ones full of ties."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from languagebind.eval.metrics import (
     best_thresholds,
     calibration,
     chance_at,
+    chance_of_precision,
     classification_metrics,
     multilabel_metrics,
     precisions_and_areas,
@@ -224,3 +226,13 @@ def test_chance_is_that_of_a_random_order():
     generator = np.random.default_rng(0)
     hits = [generator.permutation(12)[:3].min() < 5 for _ in range(20_000)]  # 3 of 12 relevant, any in the first five
     assert chance_at(5, 12, [3]) == pytest.approx(np.mean(hits), abs=0.01)
+
+
+def test_chance_of_precision_is_that_of_every_order():
+    targets = np.zeros((6, 4), dtype=bool)
+    targets[:1, 0] = targets[:2, 1] = targets[:, 2] = True  # the last class has no sample
+    orders = np.array(list(itertools.permutations(range(6))), dtype=float)
+    mean = [np.mean([average_precision_score(targets[:, k], scores) for scores in orders]) for k in range(3)]
+    assert chance_of_precision(torch.tensor([1, 2, 6, 0]), 6) == pytest.approx(np.mean(mean))
+    assert np.mean(mean) > 1.2 * np.mean([1 / 6, 2 / 6, 1]), "the share of the samples is not enough"
+    assert chance_of_precision(torch.tensor([1]), 1) == 1

@@ -156,6 +156,16 @@ def test_command_line(world, tmp_path, capsys):
         main(flags(world, tmp_path))
 
 
+def test_features_are_kept_where_a_cache_is_asked_for(world, tmp_path):
+    results = []
+    for folder in ("first", "second"):
+        main(flags(world, tmp_path / folder, "--seeds=1", f"--feature-cache={tmp_path / 'cache'}"))
+        results.append((tmp_path / folder / "stripes_probe_depth.json").read_text())
+        parts = sorted(file.name for file in tmp_path.glob("cache/stripes-*/*.safetensors"))
+        assert len(parts) == 2, "of the training data and of the test data, and none anew"
+    assert results[0] == results[1]
+
+
 def test_mistakes(world, tmp_path, capsys):
     same = [f"--test={world / 'train'}"]
     for more, message in ((["--shots", "0"], "--shots should be at least 1"), (same, "--train and --test are both")):
@@ -164,9 +174,11 @@ def test_mistakes(world, tmp_path, capsys):
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
     (tmp_path / "retrieval.yaml").write_text("task: retrieval\ndata: x\n")
+    (tmp_path / "clip.yaml").write_text("task: classification\ndata: x\nclip: [0, 2]\n")
     for more, message in (
         ([f"--config={tmp_path / 'retrieval.yaml'}"], "a probe is a classification, not retrieval"),
         (["--test=nowhere"], "nowhere does not exist"),
+        ([f"--config={tmp_path / 'clip.yaml'}"], "of videos, not of depth"),
         (["--shots", "8", "--seeds=1"], "8 shots need at least one more"),
         ([f"--train={world / 'test'}", f"--test={world / 'train'}"], "class_names is needed"),
     ):

@@ -9,17 +9,23 @@ import torch
 
 from .. import __version__
 from ..config import UserError, digest, to_dict
-from ..distributed import gather_objects, rank
+from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
-from .cache import FeatureCache, weights_digest
 from .datasets import DatasetConfig, load_dataset_config, naming
 from .export import Features, export_features
-from .features import EncodeOptions, encode_samples, encode_texts, probe_features
+from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
-from .samples import Sample, class_names, read_samples
+from .samples import Sample, class_names, read_samples, warn_of_count
 from .statistics import overlaps, settings
-from .zero_shot import build_classifier, classify, describe_classification, describe_multilabel, label_targets
+from .zero_shot import (
+    build_classifier,
+    class_prompts,
+    classify,
+    describe_classification,
+    describe_multilabel,
+    label_targets,
+)
 
 __all__ = ["DatasetConfig", "EncodeOptions", "check_dataset", "evaluate", "load_dataset_config", "overlaps"]
 
@@ -61,7 +67,7 @@ def evaluate(
 
     Raises:
         UserError: the data is missing or incomplete, a label is no class, a sample cannot be read, or the model gives
-            NaN.
+            NaN or infinity.
     """
     encoding = EncodeOptions(**options)
     protocol = _choose(dataset, modality)
@@ -70,7 +76,7 @@ def evaluate(
         _check_files(dataset.name, protocol, encoding)
     samples = read_samples(dataset, modality)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
-    cache = _open_cache(model, dataset.name, protocol, encoding)
+    cache = open_cache(model, dataset.name, protocol, encoding)
     with naming(dataset.name):
         if dataset.task == "retrieval":
             found, details = _retrieval(model, protocol, samples, encoding, cache, statistics, dual_softmax)
@@ -132,46 +138,27 @@ def _check_files(name: str, protocol: Protocol, options: EncodeOptions) -> None:
         raise UserError("--feature-cache: what a model that reads files itself makes of them cannot be told apart")
 
 
-def _open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:
-    """The cache of all that these features depend on beside the samples and prompts; the same one on all ranks."""
-    if options.feature_cache is None:
-        return None
-    modality = protocol.reader.modality
-    facts = {
-        "dataset": name,
-        "weights": weights_digest(model),
-        "probe": probe_features(model, protocol.reader, options),
-        "text_fingerprint": model.text_fingerprint(),
-        "modality": modality_name(modality),
-        "inputs": to_dict(modality),
-        "precision": options.precision,
-        "rules": protocol.describe(),
-        "versions": {"languagebind": __version__, "torch": torch.__version__},
-    }
-    return FeatureCache(options.feature_cache, gather_objects(facts)[0])
-
-
 def _classification(model, protocol: Protocol, dataset, samples: list[Sample], options, cache, statistics: bool):
     """Metrics and protocol, and all else in the result."""
     classes = class_names(dataset)
+    warn_of_count(dataset, "classes", len(classes))
     # (N, K), and before anything is encoded, so that a wrong label stops the run at once.
     targets = label_targets(samples, classes, dataset.name)
     if len(set(classes.values())) < len(classes):
         log.warning("%s: several classes have the same name, so they always tie", dataset.name)
     features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
+    seen = [samples[i] for i in kept]
     classifier = build_classifier(model, list(classes.values()), dataset.templates, options, cache)
     scores, logits = protocol.class_scores(features, classifier, model.logit_scale)
     targets = targets[kept].to(features.device)  # (N, K), as the scores
     found = classify(scores, targets, dataset.task)
-    prompts = [template.replace("{c}", name) for name in classes.values() for template in dataset.templates]
-    found["features"] = Features(
-        features, [samples[i] for i in kept], classifier, [{"label": k, "text": v} for k, v in classes.items()]
-    )
+    prompts = class_prompts(list(classes.values()), dataset.templates)
+    texts = [{"label": label, "text": name} for label, name in classes.items()]
+    found["features"] = Features(features, seen, classifier, texts)
     details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
     found["protocol"] = _counts(samples, kept) | details | found["protocol"]
     if not statistics:
         return found, {}
-    seen = [samples[i] for i in kept]
     if dataset.task == "multilabel":
         return found, describe_multilabel(scores, targets, classes, seen)
     return found, describe_classification(scores, targets, logits, classes, seen)

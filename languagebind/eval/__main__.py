@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not any(jobs.values()) and not config.compare:
         return
     process = init_process(config.encode.device)
+    if not process.is_main:  # one rank says how far all are
+        logging.getLogger().setLevel(logging.WARNING)
     try:
         results, modalities = [], set()
         for spec in (spec for spec in specs if jobs[spec]):
@@ -82,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _report(results, specs, selection, config, modalities)
     finally:
         close_process()
-    if config.all and not results and any(jobs.values()):
+    fitting = [dataset for dataset in selection.datasets if dataset.modality in (None, *modalities)]
+    if config.all and modalities and not fitting:
         raise UserError(f"none of the datasets that are there is {' or '.join(sorted(modalities))}")
 
 

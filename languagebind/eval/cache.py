@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ BATCHES_PER_PART = 4  # what a killed run has to encode again, at most
 
 
 class FeatureCache:
-    """The features of batches, on the CPU; each rank writes parts of its own and reads those of all.
+    """The features of batches, read from the disk when asked for: each rank writes parts, and finds those of all.
 
     Args:
         folder: of caches, made if it is not there.
@@ -39,7 +40,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
         self.folder = Path(folder) / f"{facts['dataset']}-{digest(facts)[:32]}"
-        self._stored: dict[str, Tensor] = {}
+        self._stored: dict[str, Path] = {}  # the part of each batch
         self._new: dict[str, Tensor] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,14 +50,21 @@ class FeatureCache:
                 temporary.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
                 temporary.replace(self.folder / "facts.json")
             for part in sorted(self.folder.glob("*.safetensors")):
-                self._read(part)
+                self._find(part)
         except OSError as error:
             raise UserError(f"the feature cache {self.folder} cannot be used: {error.strerror}") from error
         log.info("feature cache %s: %d batches", self.folder, len(self._stored))
 
     def get(self, items: Sequence[Any]) -> Tensor | None:
         """The features (B, D) of a batch, by what identifies its items."""
-        return self._stored.get(digest(items))
+        name = digest(items)
+        if name not in self._stored:
+            return None
+        try:
+            with safe_open(self._stored[name], "pt") as part:
+                return part.get_tensor(name)
+        except OSError as error:
+            raise UserError(f"the feature cache {self.folder} cannot be used: {error}") from error
 
     def put(self, items: Sequence[Any], features: Tensor) -> None:
         """Keep the features of a batch; they are on the disk after a few more, or after `flush`."""
@@ -78,10 +86,10 @@ class FeatureCache:
             write_atomic(self.folder / name, data)
         except OSError as error:
             raise UserError(f"the feature cache {self.folder} cannot be written: {error.strerror}") from error
-        self._stored |= self._new
+        self._stored |= dict.fromkeys(self._new, self.folder / name)
         self._new = {}
 
-    def _read(self, part: Path) -> None:
+    def _find(self, part: Path) -> None:
         try:
             data = part.read_bytes()
         except FileNotFoundError:  # another rank found it damaged
@@ -90,7 +98,7 @@ class FeatureCache:
             log.warning("%s is damaged and removed; its features are made again", part)
             part.unlink(missing_ok=True)
             return
-        self._stored |= load(data)
+        self._stored |= dict.fromkeys(load(data), part)
 
 
 def identity(sample: Sample) -> list[Any]:

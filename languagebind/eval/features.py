@@ -20,12 +20,14 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ..config import UserError
+from .. import __version__
+from ..config import UserError, to_dict
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
-from .cache import FeatureCache, identity
+from ..modalities import Modality, modality_name
+from .cache import FeatureCache, identity, weights_digest
 from .inputs import Inputs, collate
 from .progress import progress
-from .protocols import Reader
+from .protocols import Protocol, Reader
 from .samples import Sample
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def encode_samples(
         cache: where features are looked for first, and kept. Batches with unreadable samples are not.
 
     Raises:
-        UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN.
+        UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN or infinity.
     """
     device, views = _device(model, options), reader.views
     size = max(1, options.batch_size // views)
@@ -114,7 +116,7 @@ def encode_samples(
     _check_bad(bad, len(samples), options.skip_bad)
     kept = [i for i in range(len(samples)) if i not in bad]
     features = _gather_rows(parts, kept, len(samples), size, device)
-    _check_nan(features, [samples[i].key for i in kept])
+    _check_finite(features, [samples[i].key for i in kept])
     return features if views == 1 else features.unflatten(1, (views, -1)), kept
 
 
@@ -147,15 +149,35 @@ def encode_texts(
     if cache:
         cache.flush()
     features = _gather_rows(parts, list(range(len(distinct))), len(distinct), options.batch_size, device)
-    _check_nan(features, distinct)
+    _check_finite(features, distinct)
     return features, positions
 
 
-def probe_features(model, reader: Reader, options: EncodeOptions) -> str:
+def open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:
+    """The cache of all that features of the dataset `name` depend on beside the samples and prompts, the same one on
+    all ranks; None where none is asked for. Raises `UserError` as `FeatureCache`."""
+    if options.feature_cache is None:
+        return None
+    modality = protocol.reader.modality
+    facts = {
+        "dataset": name,
+        "weights": weights_digest(model),
+        "probe": _probe_features(model, modality, options),
+        "text_fingerprint": model.text_fingerprint(),
+        "modality": modality_name(modality),
+        "inputs": to_dict(modality),
+        "precision": options.precision,
+        "rules": protocol.describe(),
+        "versions": {"languagebind": __version__, "torch": torch.__version__},
+    }
+    return FeatureCache(options.feature_cache, gather_objects(facts)[0])
+
+
+def _probe_features(model, modality: Modality, options: EncodeOptions) -> str:
     """SHA-256 of the features of one made-up sample and text: what weights alone do not say of a model, such as its
     activation and its device."""
     device = _device(model, options)
-    shape = reader.modality.input_shape
+    shape = modality.input_shape
     inputs = torch.linspace(-2, 2, math.prod(shape)).view(1, *shape)
     tokens = model.tokenize(["a photo of 2 dogs, running"])
     with _encoding(model, device, options):
@@ -223,11 +245,13 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     log.warning("%s; the result is over the rest:%s%s", found, listed, more)
 
 
-def _check_nan(features: Tensor, names: Sequence[str]) -> None:
-    rows = features.isnan().any(dim=1).nonzero()
+def _check_finite(features: Tensor, names: Sequence[str]) -> None:
+    rows = (~features.isfinite()).any(dim=1).nonzero()
     if len(rows):
         first = names[int(rows[0])]
-        raise UserError(f"the model gives NaN for {len(rows)} of {len(names)} inputs, the first is {first!r}")
+        raise UserError(
+            f"the model gives NaN or infinity for {len(rows)} of {len(names)} inputs, the first is {first!r}"
+        )
 
 
 def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int, device: torch.device) -> Tensor:

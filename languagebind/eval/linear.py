@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..config import UserError
-from .metrics import classification_metrics, rank_pairs
+from .metrics import chance_of_class, classification_metrics, rank_pairs
 from .statistics import classification_intervals
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,8 @@ def probe(
         found_c[name] = strengths
     labels = torch.from_numpy(test.labels)
     ranks = rank_pairs(first, torch.arange(len(labels)), labels).ranks
-    chance = {"top1": 1 / num_classes, "top5": min(1.0, 5 / num_classes), "mean_per_class": 1 / num_classes}
-    chance = {key: value for key, value in chance.items() if key in metrics}
-    protocol = {"C": found_c, "classes": num_classes, "classes_trained": len(np.unique(train.labels)), "chance": chance}
+    protocol = {"C": found_c, "classes": num_classes, "classes_trained": len(np.unique(train.labels))}
+    protocol["chance"] = chance_of_class(num_classes)
     intervals = classification_intervals(ranks, labels, num_classes)
     return {"metrics": metrics, "protocol": protocol}, {"intervals": intervals}
 

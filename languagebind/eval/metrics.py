@@ -203,6 +203,22 @@ def chance_at(k: int, gallery: int, positives: Sequence[int]) -> float:
     return 1 - sum(misses) / len(misses)
 
 
+def chance_of_class(num_classes: int) -> dict[str, float]:
+    """Expected `classification_metrics` of a random order of the classes."""
+    top5 = {"top5": 5 / num_classes} if num_classes >= 5 else {}
+    return {"top1": 1 / num_classes, **top5, "mean_per_class": 1 / num_classes}
+
+
+def chance_of_precision(positives: Tensor, samples: int) -> float:
+    """Expected mAP of random orders of the samples, of which each class has `positives` (K,); those with none left out.
+
+    Of rare classes it is well above their share of the samples (Bestgen, 2015).
+    """
+    positives = positives[positives > 0].double()
+    first = (1 / torch.arange(1, samples + 1, dtype=torch.float64)).mean().item()  # of a class with one positive
+    return _mean(first + (1 - first) * (positives - 1) / max(samples - 1, 1))
+
+
 def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """`precisions_and_areas` of one class: (B,) each. Samples of equal score are taken as one step.
 

@@ -26,7 +26,7 @@ from ..encoders import TEXT, Encoders
 from ..modalities import modality_class
 from .datasets import DatasetConfig, load_dataset_config
 from .samples import class_names, read_samples
-from .zero_shot import label_targets
+from .zero_shot import class_prompts, label_targets, single_labels
 
 PICTURE = AbsTaskZeroShotClassification.input_column_name
 
@@ -56,12 +56,12 @@ class FolderTask(AbsTaskZeroShotClassification):
         files = [sample.source for sample in samples]
         if not all(isinstance(file, Path) and file.is_file() for file in files):
             raise UserError(f"{self.config.name}: mteb's task needs a file for each sample, not shards or frames")
-        columns = {PICTURE: list(map(str, files)), self.label_column_name: targets.int().argmax(dim=1).tolist()}
+        columns = {PICTURE: list(map(str, files)), self.label_column_name: single_labels(targets).tolist()}
         split = Dataset.from_dict(columns).cast_column(PICTURE, Image())
         self.dataset, self.data_loaded = DatasetDict({self.config.split: split}), True
 
     def get_candidate_labels(self) -> list[str]:
-        return [self.template.replace("{c}", name) for name in class_names(self.config).values()]
+        return class_prompts(list(class_names(self.config).values()), [self.template])
 
 
 class MtebEncoder(AbsEncoder):

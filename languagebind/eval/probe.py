@@ -18,13 +18,13 @@ from ..distributed import close_process, init_process
 from ..hub import load_model
 from ..modalities import Modality, modality_name
 from .datasets import DatasetConfig, load_dataset_config
-from .features import EncodeOptions, encode_samples
+from .features import EncodeOptions, encode_samples, open_cache
 from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, probe
-from .protocols import Reader
+from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .samples import check_data, class_names, read_samples
 from .statistics import settings
-from .zero_shot import label_targets
+from .zero_shot import label_targets, single_labels
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,14 @@ def read_labelled(
     """Features and labels of a dataset, and what the protocol says of it."""
     samples = read_samples(dataset, modality)
     targets = label_targets(samples, classes, dataset.name)
-    features, kept = encode_samples(model, Reader(modality), samples, options)
-    labels = targets.int().argmax(dim=1)[kept]
+    protocol = choose_protocol("ours", None, dataset.clip, modality)
+    cache = open_cache(model, dataset.name, protocol, options)
+    features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
+    labels = single_labels(targets)[kept]
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
     identity = digest([[sample.key, sample.labels] for sample in samples])
-    return Labelled(features.double().cpu().numpy(), labels.numpy()), counts | {"data_sha256": identity}
+    facts = counts | {"data_sha256": identity} | ({"clip": list(dataset.clip)} if dataset.clip else {})
+    return Labelled(features.double().cpu().numpy(), labels.numpy()), facts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not writable(options.output):
         raise UserError(f"--output {options.output} cannot be written")
     process = init_process(options.encode.device)
+    if not process.is_main:  # one rank says how far all are
+        logging.getLogger().setLevel(logging.WARNING)
     try:
         model, modality = load_model(options.model, process.device)
         encode = replace(options.encode, device=str(process.device))

@@ -33,7 +33,7 @@ class Captioned:
         owners: (Q,) the sample that each caption belongs to; every sample has one.
 
     Raises:
-        ValueError: features hold NaN, which would rank first.
+        ValueError: features hold NaN or infinity, whose products are NaN, which would rank first.
     """
 
     features: Tensor
@@ -43,8 +43,8 @@ class Captioned:
 
     def __post_init__(self):
         for name in ("features", "text_features"):
-            if getattr(self, name).isnan().any():
-                raise ValueError(f"the {name} hold NaN")
+            if not getattr(self, name).isfinite().all():
+                raise ValueError(f"the {name} hold NaN or infinity")
 
     def direction(self, name: str) -> "Direction":
         captions = torch.arange(len(self.rows), device=self.rows.device)
@@ -138,10 +138,11 @@ def describe_retrieval(
         samples: N.
         captions: Q.
     """
+    samples_of = {"text_to_modality": captioned.owners.cpu(), "modality_to_text": torch.arange(len(samples))}
     intervals = {
         f"{name}/{key}": interval
         for name, found in ranked.items()
-        for key, interval in rank_intervals(found.ranks).items()
+        for key, interval in rank_intervals(found.ranks, samples_of[name.removeprefix("dual_softmax/")]).items()
     }
     direction, found = captioned.direction("text_to_modality"), ranked["text_to_modality"]
 

@@ -71,9 +71,8 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     samples = list_samples(config, modality)
     if not samples:
         raise UserError(f"{config.name}: no samples in {config.data}")
-    for what, count in (("samples", len(samples)), ("captions", sum(len(sample.captions) for sample in samples))):
-        if count != config.expect.get(what, count):
-            log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
+    warn_of_count(config, "samples", len(samples))
+    warn_of_count(config, "captions", sum(len(sample.captions) for sample in samples))
     if config.limit is not None and config.limit < len(samples):
         step = len(samples) / config.limit
         samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
@@ -88,6 +87,12 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         odd = next(i for i, count in enumerate(counts) if count != 1)
         raise UserError(f"{config.name}: {samples[odd].key} has {counts[odd]} labels, classification needs one each")
     return samples
+
+
+def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
+    """Say where the data has another number of samples, captions or classes than the dataset: it is another task."""
+    if count != config.expect.get(what, count):
+        log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
 
 
 def check_data(config: DatasetConfig) -> None:
@@ -152,17 +157,18 @@ def visible_files(folder: Path, name: str) -> Iterable[Path]:
 
 
 def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
-    samples: dict[str, Sample] = {}
+    samples: dict[str | tuple[str, ...], Sample] = {}
     for number, row in _rows(manifest):
         path, where = row.get("path"), f"{manifest}:{number}"
         if not path or not all(isinstance(frame, str) and is_plain(frame) for frame in _as_list(path)):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
+        place = path if isinstance(path, str) else tuple(path)
         key = path if isinstance(path, str) else path[0]
         name = None if row.get("id") is None else str(row["id"])
-        old = samples.get(key) or Sample(key, _source(path, manifest, config), id=name)
+        old = samples.get(place) or Sample(key, _source(path, manifest, config), id=name)
         # A caption that is there twice is two queries; a label that is there twice is one label.
-        samples[key] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
+        samples[place] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
     return list(samples.values())
 
 
@@ -195,8 +201,10 @@ def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Sou
     if not isinstance(path, str):
         return tuple(_source(frame, manifest, config) for frame in path)
     beside = manifest.parent / path
-    below_root = Path(config.data_root or manifest.parent) / path
-    return below_root if os.path.exists(below_root) and not os.path.exists(beside) else beside
+    if config.data_root is None or os.path.exists(beside):
+        return beside
+    below_root = Path(config.data_root) / path
+    return below_root if os.path.exists(below_root) else beside
 
 
 def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:

@@ -28,8 +28,8 @@ def select(files: Sequence[str], folders: Sequence[Path], configs: Path | None, 
         data_root: where the data of the configs is; default: each config's own folder.
 
     Raises:
-        UserError: nothing is named, or nothing of `configs` is there; two have one name; a config is wrong, or its
-            data is absent.
+        UserError: nothing is named, or nothing of `configs` is there; two have one name; a config or what it
+            names is wrong, or its data is absent.
     """
     if configs is not None and (files or folders):
         raise UserError("--all takes the datasets of --configs: leave out --config and --data")
@@ -56,9 +56,10 @@ def _all(configs: Path, data_root: Path | None) -> tuple[list[DatasetConfig], li
         config = load_dataset_config(file, data_root, prepared=False)
         try:
             check_data(config)
-            datasets.append(load_dataset_config(file, data_root))  # class names that come with the data
         except UserError:
             absent.append(config)
+        else:  # with the class names that come with the data; what is wrong with them is not that they are absent
+            datasets.append(load_dataset_config(file, data_root))
     if not datasets:
         lines = [f"{dataset.name} ({dataset.data}): {(dataset.source or 'not said').strip()}" for dataset in absent]
         raise UserError("\n  ".join([f"the data of none of the {len(absent)} configs is there; get it from:", *lines]))

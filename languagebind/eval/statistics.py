@@ -1,6 +1,6 @@
 """Intervals of metrics by the bootstrap: what another test set of the same size and kind could have given.
 
-A resample draws as many samples (or queries) as there are, with replacement, and the metric is computed anew on it.
+A resample draws as many samples as there are, with replacement, and the metric is computed anew on it.
 The interval goes from one value of the sorted resamples to another, with the same number of them left out on both
 sides: no normal distribution is assumed. Every rank draws the same resamples from the same seed, from the gathered
 values in the order of the data, so neither ranks nor workers matter; two models on the same data meet the same
@@ -10,7 +10,7 @@ The model and the prompts are taken as given: an interval says nothing about ano
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,18 +33,33 @@ def settings() -> dict[str, Any]:
     return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
 
 
-def rank_intervals(ranks: Tensor) -> Intervals:
-    """Intervals of `rank_metrics`: queries are resampled, so captions of one sample count as independent.
+def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
+    """Intervals of `rank_metrics`, against the gallery as it is.
+
+    Samples are resampled, each with all of its queries: another test set would have other samples, and the captions
+    of one are found or missed together, so that drawing them on their own would make the intervals too narrow.
 
     Args:
-        ranks: (Q,) from 1.
+        ranks: (Q,) from 1, of the queries.
+        samples: (Q,) the sample that each query is of, from 0; every sample has one.
     """
+    order = np.argsort(ranks.numpy(), kind="stable")
+    ordered, owners = ranks.numpy()[order], samples.numpy()[order]
+    within = {f"R@{k}": np.searchsorted(ordered, k, side="right") for k in RECALL_AT}
 
-    def metrics(drawn: np.ndarray) -> dict[str, np.ndarray]:
-        recalls = {f"R@{k}": _share(drawn <= k) for k in RECALL_AT}
-        return recalls | {"median_rank": np.median(drawn, axis=1), "mean_rank": drawn.mean(axis=1)}
+    def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
+        weights = _occurrences(indices)[:, owners]  # (draws, Q)
+        seen = np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))  # of the 0, 1, ... Q queries of lowest rank
+        total = seen[:, -1]
+        found = {key: seen[:, count] / total for key, count in within.items()}
+        low, high = (
+            np.array([np.searchsorted(row, place) - 1 for row, place in zip(seen, places, strict=True)])
+            for places in ((total + 1) // 2, total // 2 + 1)
+        )
+        return found | {"median_rank": (ordered[low] + ordered[high]) / 2, "mean_rank": weights @ ordered / total}
 
-    return _intervals(_gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks))))
+    count = int(samples.max()) + 1
+    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))))
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
@@ -88,10 +103,7 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
     """
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
-        draws, count = indices.shape
-        places = indices + count * np.arange(draws)[:, None]
-        weights = torch.from_numpy(np.bincount(places.ravel(), minlength=draws * count)).view(draws, count)
-        weights = weights.T.to(scores.device, torch.float32).contiguous()  # (N, draws)
+        weights = torch.from_numpy(_occurrences(indices)).T.to(scores.device, torch.float32).contiguous()  # (N, draws)
         precisions, areas = precisions_and_areas(scores, targets, weights)  # (K, draws)
         area = areas.nanmean(dim=0)
         found = {"mAP": precisions.nanmean(dim=0), "mAUC": area, "d_prime": d_prime(area)}
@@ -100,44 +112,53 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
     values = _gather(metrics(indices) for indices in _resamples(len(scores)))
     measured = precisions_and_areas(scores, targets)[0].nanmean().item()
     values["mAP"] = (values["mAP"] - values["mAP"].mean() + measured).clip(0, 1)
-    return {key: _interval(value) for key, value in values.items() if not np.isnan(value).any()}
+    return {key: _ends(value) for key, value in values.items() if not np.isnan(value).any()}
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
     """The metrics of two results of the same data whose intervals overlap: there one model is not shown to be better.
 
     Raises:
-        UserError: the results are of different data.
+        UserError: the results are of different data, or of different samples of it.
     """
     for key, a, b in (
         ("dataset", result_a["dataset"], result_b["dataset"]),
-        ("data_sha256", result_a["protocol"].get("data_sha256"), result_b["protocol"].get("data_sha256")),
+        *((key, result_a["protocol"].get(key), result_b["protocol"].get(key)) for key in ("data_sha256", "samples")),
     ):
         if a != b:
             raise UserError(f"results of different data cannot be compared: {key} is {a} and {b}")
-    first, second = result_a.get("intervals", {}), result_b.get("intervals", {})
     found = []
-    for metric in (metric for metric in first if metric in second):
-        (low_a, high_a), (low_b, high_b) = _bounds(first[metric]), _bounds(second[metric])
-        if low_a <= high_b and low_b <= high_a:
+    for metric in result_a.get("intervals", {}):
+        first, second = interval(result_a, metric), interval(result_b, metric)
+        if second and first[0] <= second[1] and second[0] <= first[1]:
             found.append(metric)
     return found
 
 
-def _bounds(interval: Sequence[float | None]) -> tuple[float, float]:
-    """With the infinities that are null in a result file: below where only the lower bound is, else above."""
-    low, high = interval
+def interval(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
+    """The ends of a metric's interval, where the result has one; a result file holds an infinite end as null."""
+    if metric not in result.get("intervals", {}):
+        return None
+    low, high = result["intervals"][metric]
+    # Where one end alone is infinite, it is known which; where both are, it is above, as of an AUC of 1
     if low is None:
-        low = -math.inf if high is not None else math.inf
+        low = math.inf if high is None else -math.inf
     return low, math.inf if high is None else high
 
 
-def _resamples(count: int) -> Iterator[np.ndarray]:
-    """(draws, count) indices of samples, RESAMPLES rows in all."""
+def _resamples(count: int, width: int = 0) -> Iterator[np.ndarray]:
+    """(draws, count) indices of samples, RESAMPLES rows in all; few at a time if `width` values are made of each."""
     generator = np.random.default_rng(SEED)
-    size = max(1, DRAWS_AT_A_TIME // count)
+    size = max(1, DRAWS_AT_A_TIME // max(count, width))
     for start in range(0, RESAMPLES, size):
         yield generator.integers(count, size=(min(size, RESAMPLES - start), count))
+
+
+def _occurrences(indices: np.ndarray) -> np.ndarray:
+    """(draws, count) indices to how often each occurs, of the same shape."""
+    draws, count = indices.shape
+    places = indices + count * np.arange(draws)[:, None]
+    return np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
 
 
 def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -147,10 +168,10 @@ def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _intervals(values: dict[str, np.ndarray]) -> Intervals:
-    return {key: _interval(value) for key, value in values.items()}
+    return {key: _ends(value) for key, value in values.items()}
 
 
-def _interval(values: np.ndarray) -> list[float]:
+def _ends(values: np.ndarray) -> list[float]:
     """Of the sorted values, those that leave out as many on either side: the 26th from either end, of 1000."""
     left_out = round(len(values) * (1 - CONFIDENCE) / 2)
     ordered = np.sort(values)

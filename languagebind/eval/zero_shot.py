@@ -17,6 +17,8 @@ from .metrics import (
     Ranked,
     best_thresholds,
     calibration,
+    chance_of_class,
+    chance_of_precision,
     classification_metrics,
     multilabel_metrics,
     precisions_and_areas,
@@ -36,17 +38,21 @@ def build_classifier(
     cache: FeatureCache | None = None,
 ) -> Tensor:
     """Prompts of each class to one unit-norm vector a class, (K, D): the mean of its unit-norm prompt features."""
-    prompts = [template.replace("{c}", name) for name in names for template in templates]
-    features, rows = encode_texts(model, prompts, options, cache=cache)
+    features, rows = encode_texts(model, class_prompts(names, templates), options, cache=cache)
     per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
     return F.normalize(per_class.mean(dim=1), dim=-1)
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template of the first class, then of the second, ..."""
+    return [template.replace("{c}", name) for name in names for template in templates]
 
 
 def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: str) -> Tensor:
     """Whether each sample (N) has each class (K), bool. `classes` is label -> name in prompts, in class order.
 
     Raises:
-        UserError: a label is no class.
+        UserError: a label is no class, or a number that names one class and is the index of another.
     """
     positions = {label: k for k, label in enumerate(classes)}
     targets = torch.zeros(len(samples), len(classes), dtype=torch.bool)
@@ -57,6 +63,11 @@ def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: s
                 nearest = difflib.get_close_matches(str(label), list(positions), n=1)
                 hint = f", did you mean {nearest[0]!r}?" if nearest else f" ({len(positions)} classes)"
                 raise UserError(f"{name}: the label {label!r} of {sample.key} is not in class_names{hint}")
+            if positions.get(str(label), column) != column:
+                raise UserError(
+                    f"{name}: the label {label} of {sample.key} is the index of one class and the label of another:"
+                    f" write it as text, '{label}', or give class_names as a list in the order of the indices"
+                )
             targets[row, column] = True
     return targets
 
@@ -74,14 +85,11 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
     if present < targets.shape[1]:
         log.warning("%d of %d classes have no sample", targets.shape[1] - present, targets.shape[1])
     if task == "multilabel":
-        prevalence = targets.double().mean(dim=0)
-        chance = {"mAP": prevalence[prevalence > 0].mean().item(), "mAUC": 0.5, "d_prime": 0.0}
+        chance = {"mAP": chance_of_precision(targets.sum(dim=0), len(targets)), "mAUC": 0.5, "d_prime": 0.0}
         return {"metrics": multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
-    metrics = classification_metrics(scores, _labels(targets))
-    at_random = 1 / targets.shape[1]
-    chance = {"top1": at_random, "top5": min(1.0, 5 * at_random), "mean_per_class": at_random}
-    chance = {key: value for key, value in chance.items() if key in metrics}
-    return {"metrics": metrics | {"chance": at_random}, "protocol": protocol | {"chance": chance}}
+    metrics = classification_metrics(scores, single_labels(targets))
+    chance = chance_of_class(targets.shape[1])
+    return {"metrics": metrics | {"chance": chance["top1"]}, "protocol": protocol | {"chance": chance}}
 
 
 def describe_classification(
@@ -98,7 +106,7 @@ def describe_classification(
         classes: K of label -> name in prompts, in class order.
         samples: N of them.
     """
-    labels = _labels(targets)
+    labels = single_labels(targets)
     ranked = rank_pairs(scores, torch.arange(len(scores), device=scores.device), labels)
     right = ranked.ranks == 1
     predicted = torch.where(right, labels, scores.masked_fill(targets, -torch.inf).argmax(dim=1))
@@ -157,9 +165,9 @@ def _examples(
     return pick_examples(ranked.ranks, ranked.best, describe)
 
 
-def _labels(targets: Tensor) -> Tensor:
+def single_labels(targets: Tensor) -> Tensor:
     """(N, K) bool with one True a row -> (N,) its column."""
-    return targets.int().argmax(dim=1)
+    return targets.byte().argmax(dim=1)
 
 
 def _or_none(value: Tensor) -> float | None:
@@ -167,7 +175,7 @@ def _or_none(value: Tensor) -> float | None:
 
 
 def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
-    """The class that a label means: its label, or its index, unless the labels themselves are numbers."""
+    """The class that a text is the label of, or, unless labels are numbers, the index; of a number, the index."""
     if isinstance(label, str):
         if label in positions:
             return positions[label]

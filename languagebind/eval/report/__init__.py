@@ -9,6 +9,7 @@ from typing import Any
 
 from ...config import UserError
 from ...files import write_atomic
+from ..statistics import interval
 
 
 def result_path(output: Path, dataset: str, model: str) -> Path:
@@ -50,8 +51,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for metric, value in result["metrics"].items():
             if metric != "chance":
                 head = (result["dataset"], result["task"], str(result["protocol"]["samples"]))
-                interval = " to ".join(map(number, result.get("intervals", {}).get(metric, ())))
-                lines.append((*head, metric, number(value), interval, number(chance.get(metric))))
+                ends = " to ".join(map(number, interval(result, metric) or ()))
+                lines.append((*head, metric, number(value), ends, number(chance.get(metric))))
     return "\n".join(aligned(lines, left=4))
 
 

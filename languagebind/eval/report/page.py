@@ -8,7 +8,7 @@ from ..datasets import DatasetConfig
 from ..pairing import PairsConfig
 from ..statistics import overlaps
 from .markup import Markup, breakable, details, join, table, tag
-from .results import Result, headline, lower_is_better, model_name
+from .results import Result, differing, headline, lower_is_better, model_name
 from .sections import dataset_section, figure_cell
 from .style import STYLE
 
@@ -16,7 +16,6 @@ Described = Mapping[str, DatasetConfig | PairsConfig]
 
 # Nothing is loaded and nothing runs, whatever a class name or a caption holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-COMPARED = ("data_sha256", "split", "limit", "caption_source", "protocol", "clip")
 
 
 def make_page(results: Sequence[Result], described: Described, about: str) -> str:
@@ -79,9 +78,8 @@ def _comparisons(datasets: Mapping[str, list[Result]], described: Described) -> 
     """What must not be read out of the table: differences within the intervals, and results of other samples."""
     lines = []
     for name, group in datasets.items():
-        differing = [key for key in COMPARED if len({str(result["protocol"].get(key)) for result in group}) > 1]
-        if differing:
-            lines.append(f"{name}: the models differ in {', '.join(differing)}, so their values cannot be compared")
+        if keys := differing(group):
+            lines.append(f"{name}: the models differ in {', '.join(keys)}, so their values cannot be compared")
             continue
         metric = headline(described.get(name), group[0]["task"])
         partners: dict[str, list[str]] = {}
@@ -90,7 +88,7 @@ def _comparisons(datasets: Mapping[str, list[Result]], described: Described) -> 
                 partners.setdefault(model_name(first), []).append(model_name(second))
         if partners:
             texts = "; ".join(f"{first} with {', '.join(others)}" for first, others in partners.items())
-            lines.append(f"{name}: intervals overlap, so the difference is not significant: {texts}")
+            lines.append(f"{name}: intervals overlap, so neither is shown to be better: {texts}")
     if not lines:
         return []
     about = "Overlap is a cautious test: one of each sample under both models can be sharper."

@@ -12,8 +12,10 @@ from typing import Any
 from ...config import UserError
 from ..datasets import DatasetConfig, load_dataset_config
 from ..pairing import PairsConfig, load_pairs_config
+from ..statistics import interval
 
 HEADLINES = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
+COMPARED = ("data_sha256", "samples", "split", "limit", "caption_source", "protocol", "clip")
 Result = dict[str, Any]
 
 # A type, several types, [what each item is] or [what one is, the next...], {str: what each value is}, or the keys that
@@ -73,15 +75,9 @@ def lower_is_better(metric: str) -> bool:
     return metric.endswith("_rank")
 
 
-def interval(result: Result, metric: str) -> tuple[float, float] | None:
-    """The ends of a metric's 95 % interval, where the result has one; JSON holds an infinite end as null."""
-    if metric not in result.get("intervals", {}):
-        return None
-    low, high = result["intervals"][metric]
-    # Where one end alone is infinite, it is known which; where both are, it is above, as of an AUC of 1
-    if low is None:
-        low = math.inf if high is None else -math.inf
-    return low, math.inf if high is None else high
+def differing(results: Sequence[Result]) -> list[str]:
+    """What must agree in results of one dataset before their values are compared, and does not."""
+    return [key for key in COMPARED if len({str(result["protocol"].get(key)) for result in results}) > 1]
 
 
 def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetConfig | PairsConfig]:

@@ -3,13 +3,15 @@
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..datasets import DatasetConfig
+from ..statistics import interval
 from . import charts
 from .markup import Markup, breakable, details, join, table, tag
-from .results import Result, headline, interval, model_name, shown_metrics
+from .results import Result, headline, model_name, shown_metrics
 from .thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
@@ -128,7 +130,9 @@ def _confusion(result: Result) -> list[Markup]:
     classes = result.get("classes") or []
     size = max(len(classes), 1 + max(map(max, counts)))
     names = [classes[k]["name"] if k < len(classes) else f"class {k}" for k in range(size)]
-    totals = [sum(count for (true, _), count in counts.items() if true == k) for k in range(size)]
+    totals = Counter()
+    for (true, _), count in counts.items():
+        totals[true] += count
     wrong = sorted(
         ((n, pair) for pair, n in counts.items() if pair[0] != pair[1]), key=lambda item: (-item[0], item[1])
     )
