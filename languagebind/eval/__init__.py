@@ -1,7 +1,9 @@
 """Zero-shot classification and retrieval: `python -m languagebind.eval`, or `evaluate` from a training loop."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +81,21 @@ def evaluate(
     cache = open_cache(model, dataset.name, protocol, encoding)
     with naming(dataset.name):
         if dataset.task == "retrieval":
-            found, details = _retrieval(model, protocol, samples, encoding, cache, statistics, dual_softmax)
+            found = _retrieval(model, protocol, samples, encoding, cache, dual_softmax)
         else:
-            found, details = _classification(model, protocol, dataset, samples, encoding, cache, statistics)
+            found = _classification(model, protocol, dataset, samples, encoding, cache)
     if export is not None and not rank():
-        export_features(found["features"], export)
+        export_features(found.features, export)
     result = {
         "dataset": dataset.name,
         "model": modality_name(modality),
         "pretrained": None,
         "task": dataset.task,
-        "metrics": found["metrics"],
+        "metrics": found.metrics,
         "language": dataset.language,
-        "protocol": _protocol(model, protocol, dataset, samples, encoding) | found["protocol"],
+        "protocol": _protocol(model, protocol, dataset, samples, encoding) | found.protocol,
     }
-    return result | ({"statistics": settings()} | details if statistics else {})
+    return result | ({"statistics": settings()} | found.describe() if statistics else {})
 
 
 def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
@@ -138,8 +140,18 @@ def _check_files(name: str, protocol: Protocol, options: EncodeOptions) -> None:
         raise UserError("--feature-cache: what a model that reads files itself makes of them cannot be told apart")
 
 
-def _classification(model, protocol: Protocol, dataset, samples: list[Sample], options, cache, statistics: bool):
-    """Metrics and protocol, and all else in the result."""
+@dataclass(frozen=True)
+class _Found:
+    """What a task adds to the result."""
+
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    describe: Callable[[], dict[str, Any]]
+    """makes all else, which takes longer"""
+    features: Features
+
+
+def _classification(model, protocol: Protocol, dataset: DatasetConfig, samples: list[Sample], options, cache) -> _Found:
     classes = class_names(dataset)
     warn_of_count(dataset, "classes", len(classes))
     # (N, K), and before anything is encoded, so that a wrong label stops the run at once.
@@ -153,19 +165,21 @@ def _classification(model, protocol: Protocol, dataset, samples: list[Sample], o
     targets = targets[kept].to(features.device)  # (N, K), as the scores
     found = classify(scores, targets, dataset.task)
     prompts = class_prompts(list(classes.values()), dataset.templates)
-    texts = [{"label": label, "text": name} for label, name in classes.items()]
-    found["features"] = Features(features, seen, classifier, texts)
-    details = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
-    found["protocol"] = _counts(samples, kept) | details | found["protocol"]
-    if not statistics:
-        return found, {}
+    asked = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
     if dataset.task == "multilabel":
-        return found, describe_multilabel(scores, targets, classes, seen)
-    return found, describe_classification(scores, targets, logits, classes, seen)
+        describe = partial(describe_multilabel, scores, targets, classes, seen)
+    else:
+        describe = partial(describe_classification, scores, targets, logits, classes, seen)
+    texts = [{"label": label, "text": name} for label, name in classes.items()]
+    return _Found(
+        found["metrics"],
+        _counts(samples, kept) | asked | found["protocol"],
+        describe,
+        Features(features, seen, classifier, texts),
+    )
 
 
-def _retrieval(model, protocol: Protocol, samples: list[Sample], options, cache, statistics: bool, dual_softmax: bool):
-    """Metrics and protocol, and all else in the result."""
+def _retrieval(model, protocol: Protocol, samples: list[Sample], options, cache, dual_softmax: bool) -> _Found:
     features, kept = encode_samples(model, protocol.reader, samples, options, protocol.unit, cache)
     captions = [(i, caption) for i, position in enumerate(kept) for caption in samples[position].captions]
     text_features, rows = encode_texts(model, (text for _, text in captions), options, protocol.unit, cache)
@@ -173,13 +187,13 @@ def _retrieval(model, protocol: Protocol, samples: list[Sample], options, cache,
     owners = torch.tensor([i for i, _ in captions], device=features.device)
     captioned = Captioned(features, text_features, rows, owners)
     found, ranked = retrieve(captioned, model.logit_scale.to(features.device) if dual_softmax else None)
-    found["protocol"] = _counts(samples, kept) | found["protocol"]
-    seen = [samples[i] for i in kept]
-    distinct = [{"text": text} for text in dict.fromkeys(caption for _, caption in captions)]
-    found["features"] = Features(features, seen, text_features, distinct)
-    if not statistics:
-        return found, {}
-    return found, describe_retrieval(captioned, ranked, seen, [caption for _, caption in captions])
+    seen, queries = [samples[i] for i in kept], [caption for _, caption in captions]
+    return _Found(
+        found["metrics"],
+        _counts(samples, kept) | found["protocol"],
+        partial(describe_retrieval, captioned, ranked, seen, queries),
+        Features(features, seen, text_features, [{"text": text} for text in dict.fromkeys(queries)]),
+    )
 
 
 def _counts(samples: Sequence[Sample], kept: Sequence[int]) -> dict[str, int]:
