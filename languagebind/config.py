@@ -65,6 +65,15 @@ def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[li
     return values, rest
 
 
+def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
+    """The arguments with every value of each of some flags in one place; a parser takes the last alone."""
+    rest = list(argv)
+    for flag in flags:
+        values, rest = take_flag(rest, flag, several=True)
+        rest += [flag, *values] if values else []
+    return rest
+
+
 def yaml_to_argv(path: Path) -> list[str]:
     """The flags that a YAML file stands for. A nested section only groups keys for the reader."""
     argv = []

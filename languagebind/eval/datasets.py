@@ -10,6 +10,7 @@
     metric: top1                        # the one to quote
     source: https://...                 # where to get the data; and `licence`, `layout`: what should lie where
     clip: [0, 31]                       # the part of each video that counts, in seconds
+    clips: 4                            # and crops: 3; of each video, whose features are averaged
     protocol: ours                      # or paper: evaluate as the original did
     paper: {inputs: seconds, similarity: dot} # how that was; {}: as ours is. protocols.py has the rules
     expect: {samples: 654, classes: 10} # and captions; `prepare` refuses other counts
@@ -22,11 +23,10 @@ file first. `samples.py` says what the three kinds of data look like.
 """
 
 import dataclasses
-import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,13 +35,21 @@ from typing import Any
 from ..config import UserError, load_yaml
 from ..remote import is_url
 from .clip_benchmark import fill_in
-from .protocols import INPUTS, SIMILARITIES
+from .metrics import METRICS
+from .values import (
+    counts,
+    find,
+    paper_rules,
+    published_figures,
+    read_lines,
+    refuse_unknown,
+    seconds,
+    texts,
+    whole_number,
+)
 
 TASKS = ("classification", "multilabel", "retrieval")
 PROTOCOLS = ("ours", "paper")
-COUNTS = ("samples", "captions", "classes")
-# Metrics that are no fractions; every other published value lies in 0 to 1.
-UNBOUNDED = ("median_rank", "mean_rank", "d_prime")
 # As many entries of a folder as tell what it is.
 SHOWN_ENTRIES = 8
 
@@ -61,6 +69,8 @@ class DatasetConfig:
     caption_source: str | None = None  # which captions, where the samples hold several sources
     limit: int | None = None  # this many samples, evenly spaced over the data
     clip: tuple[float, float] | None = None  # of each video, start and end in seconds
+    clips: int = 1  # of each video, and crops of each clip, whose features are averaged
+    crops: int = 1
     protocol: str = "ours"
     paper: Mapping[str, str] | None = None  # rules for inputs and similarity; None: the original has no such evaluation
     metric: str | None = None  # the metric to quote, a key of the result's `metrics`
@@ -77,8 +87,10 @@ class DatasetConfig:
             raise UserError(f"{self.name}: task {self.task!r} is not one of {', '.join(TASKS)}")
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise UserError(f"the dataset name {self.name!r} becomes a file name: use letters, digits and _ . -")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"{self.name}: limit should be at least 1")
+        for key in ("limit", "clips", "crops"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise UserError(f"{self.name}: {key} should be at least 1")
+        refuse_unknown([self.metric] if self.metric else [], METRICS[self.task], self.name, "metric")
         if self.protocol not in PROTOCOLS:
             raise UserError(f"{self.name}: protocol {self.protocol!r} is not one of {', '.join(PROTOCOLS)}")
         if self.protocol == "paper" and self.paper is None:
@@ -123,29 +135,29 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     if missing:
         raise UserError(f"{path}: no {' and no '.join(missing)}")
     values = {"name": path.stem} | {key: value for key, value in values.items() if value is not None}
-    texts = ("name", "task", "data", "modality", "split", "language", "caption_source", "limit", "metric", "protocol")
-    for key in (*texts, "source", "licence", "layout"):
-        _texts([values[key]] if key in values else [], f"{path}: {key}")
+    numbers = ("limit", "clips", "crops")
+    words = ("name", "task", "data", "modality", "split", "language", "caption_source", "metric", "protocol")
+    for key in (*words, *numbers, "source", "licence", "layout"):
+        texts([values[key]] if key in values else [], f"{path}: {key}")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
     values["data"] = resolve(values["data"], folders[-1])
     if "templates" in values:
         values["templates"] = read_templates(values["templates"], path, folders)
-    if "limit" in values:
-        values["limit"] = _int(values["limit"], f"{path}: limit")
+    values |= {key: whole_number(values[key], f"{path}: {key}") for key in numbers if key in values}
     if "clip" in values:
-        values["clip"] = _clip(values["clip"], f"{path}: clip")
+        values["clip"] = seconds(values["clip"], f"{path}: clip")
     if "paper" in values:
-        values["paper"] = _paper(values["paper"], f"{path}: paper")
+        values["paper"] = paper_rules(values["paper"], f"{path}: paper")
     if "expect" in values:
-        values["expect"] = _expect(values["expect"], f"{path}: expect")
+        values["expect"] = counts(values["expect"], f"{path}: expect")
     if "published" in values:
-        values["published"] = read_published(values["published"], f"{path}: published")
+        values["published"] = published_figures(values["published"], f"{path}: published")
     if not isinstance(values.get("prepare", {}), dict):
         raise UserError(f"{path}: prepare should be `kind: ...` and the options of the kind")
     config = DatasetConfig(**values | {"class_names": None}, data_root=str(data_root) if data_root else None)
     config = fill_in(config)
     names = values.get("class_names")
-    if names is None or (not prepared and isinstance(names, str) and _find(names, folders) is None):
+    if names is None or (not prepared and isinstance(names, str) and find(names, folders) is None):
         return config
     return replace(config, class_names=read_class_names(names, path, folders, config))
 
@@ -153,15 +165,6 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
 def resolve(data: str, folder: Path) -> str:
     """A path, or several joined by `::`, as seen from a folder; URLs stay as they are."""
     return "::".join(part if is_url(part) else str(folder / part) for part in data.split("::"))
-
-
-def refuse_unknown(values: Iterable[Any], known: Sequence[str], where: str, what: str = "key") -> None:
-    """Raise `UserError` with the nearest name if a key is not one of those known."""
-    for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean {nearest[0]!r}?" if nearest else f", expected {', '.join(known)}"
-            raise UserError(f"{where}: unknown {what} {key!r}{hint}")
 
 
 def not_there(config: DatasetConfig, missing: Path) -> UserError:
@@ -196,8 +199,8 @@ def naming(dataset: str) -> Iterator[None]:
 def read_templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
     """The `templates` of a config: a list, one, or the name of a file of them. Raises UserError."""
     if isinstance(value, str) and "{c}" not in value:
-        value = _read_lines(value, path, folders)
-    return tuple(_texts([value] if isinstance(value, str) else value, f"{path}: templates"))
+        value = read_lines(value, path, folders)
+    return tuple(texts([value] if isinstance(value, str) else value, f"{path}: templates"))
 
 
 def read_class_names(value: Any, path: Path, folders: tuple[Path, ...], config: DatasetConfig) -> dict[str, str]:
@@ -205,99 +208,13 @@ def read_class_names(value: Any, path: Path, folders: tuple[Path, ...], config: 
     where = f"{path}: class_names"
     if isinstance(value, str):
         # One that `prepare` writes is missing because the dataset is.
-        if config.prepare and _find(value, folders) is None:
+        if config.prepare and find(value, folders) is None:
             raise not_there(config, folders[-1] / value)
-        value = _read_lines(value, path, folders)
+        value = read_lines(value, path, folders)
     if isinstance(value, dict):
-        return dict(zip(_texts(value, where), _texts(value.values(), where), strict=True))
-    pairs = [line.split("\t", 1) for line in _texts(value, where)]
+        return dict(zip(texts(value, where), texts(value.values(), where), strict=True))
+    pairs = [line.split("\t", 1) for line in texts(value, where)]
     labels = [pair[0].strip() for pair in pairs]
     if len(set(labels)) < len(labels):
         raise UserError(f"{where}: {next(label for label in labels if labels.count(label) > 1)!r} is there twice")
     return {label: pair[-1].strip() for label, pair in zip(labels, pairs, strict=True)}
-
-
-def read_published(value: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """Each figure with its model and the place where it is printed; a percentage is refused."""
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise UserError(f"{where} should be a list of `model`, `values` and `where`")
-    figures = []
-    for entry in value:
-        refuse_unknown(entry, ("model", "values", "where"), where)
-        _texts([entry.get("model"), entry.get("where")], f"{where}: model and where")
-        if not isinstance(entry.get("values"), dict) or not entry["values"]:
-            raise UserError(f"{where}: {entry['model']} has no values")
-        figures.append(entry | {"values": {k: _fraction(v, k, where) for k, v in entry["values"].items()}})
-    return tuple(figures)
-
-
-def _texts(values: Any, where: str) -> list[str]:
-    """Text as it is; YAML reads a bare yes, no or null as something else, and that must not become a class name."""
-    if isinstance(values, bool):
-        raise UserError(f"{where}: {values!r} is not a list of texts")
-    for value in values:
-        if not isinstance(value, str):
-            raise UserError(f"{where}: {value!r} is not text, put it in quotes")
-    return list(values)
-
-
-def _read_lines(name: str, path: Path, folders: tuple[Path, ...]) -> list[str]:
-    """The lines of a text file that a config names, without blank ones."""
-    file = _find(name, folders)
-    if file is None:
-        raise UserError(f"{path}: no such file: {' nor '.join(str(folder / name) for folder in folders)}")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    if not any(lines):
-        raise UserError(f"{file} is empty")
-    return [line for line in lines if line]
-
-
-def _find(name: Any, folders: tuple[Path, ...]) -> Path | None:
-    """The first of the folders' files of a name."""
-    files = [folder / name for folder in folders] if isinstance(name, str) else []
-    return next((file for file in files if os.path.isfile(file)), None)  # False, too, of a name that is too long
-
-
-def _clip(value: Any, where: str) -> tuple[float, float]:
-    try:
-        if isinstance(value, list) and len(value) == 2:
-            return float(value[0]), float(value[1])
-    except (TypeError, ValueError):
-        pass
-    raise UserError(f"{where}: {value!r} is not [start, end] in seconds")
-
-
-def _paper(value: Any, where: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} should be `inputs: ...` and `similarity: ...`, or {{}}")
-    refuse_unknown(value, ("inputs", "similarity"), where)
-    for key, known in (("inputs", INPUTS), ("similarity", SIMILARITIES)):
-        refuse_unknown([value[key]] if key in value else [], list(known), f"{where}: {key}")
-    return value
-
-
-def _expect(value: Any, where: str) -> dict[str, int]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} should be counts of {', '.join(COUNTS)}")
-    refuse_unknown(value, COUNTS, where)
-    return {key: _int(count, f"{where}: {key}") for key, count in value.items()}
-
-
-def _fraction(value: Any, metric: str, where: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {metric} {value!r} is not a number") from error
-    if not (0 <= number <= 1 or metric.rpartition("/")[2] in UNBOUNDED):
-        raise UserError(f"{where}: {metric} {value} should be a fraction of 1, not a percentage")
-    return number
-
-
-def _int(value: str, where: str) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {value!r} is not a whole number") from error

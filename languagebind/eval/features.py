@@ -72,7 +72,7 @@ def encode_samples(
 ) -> tuple[Tensor, list[int]]:
     """Features (M, D), float32, and the positions (M,) of the samples that could be read; the same on all ranks.
 
-    Of a reader with several views, the features are (M, V, D).
+    Of a reader with several views that are not averaged, the features are (M, V, D).
 
     Args:
         model: its `encode` is called; with `unit` off, its `project`.
@@ -117,7 +117,12 @@ def encode_samples(
     kept = [i for i in range(len(samples)) if i not in bad]
     features = _gather_rows(parts, kept, len(samples), size, device)
     _check_finite(features, [samples[i].key for i in kept])
-    return features if views == 1 else features.unflatten(1, (views, -1)), kept
+    if views > 1:
+        features = features.unflatten(1, (views, -1))
+        features = F.normalize(features.mean(dim=1), dim=-1) if reader.pooled else features
+    if len(features) > 1 and not rank() and bool((features == features[0]).all()):
+        log.warning("all %d samples have the same features: the encoder has collapsed", len(features))
+    return features, kept
 
 
 def encode_texts(

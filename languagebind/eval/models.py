@@ -6,6 +6,7 @@ A model is named by a specification:
     open_clip:NAME/TAG         an open_clip model; TAG is a pretrained tag or a file of weights (NAME//abs/file.pt)
     open_clip:local-dir:FOLDER and open_clip:hf-hub:ORG/NAME, which bring their weights along
     MODULE:FUNCTION            a Python callable, called once without arguments, that returns an `External`
+    NAME=...                   any of these, with a name for its results
 """
 
 import importlib
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UserError, first_line
+from ..hub import latest_checkpoint, load_model
 from ..modalities import Modality, modality_class, modality_name, modality_names
 from ..text import TextConfig, encode_text, fingerprint, open_clip_text
 from ..weights import open_clip_model
@@ -30,6 +32,7 @@ from .report import checkpoint_name
 log = logging.getLogger(__name__)
 
 OPEN_CLIP = "open_clip:"
+NAMED = re.compile(r"([\w.-]+)=(.+)")
 CALLABLE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 BRINGS_WEIGHTS = ("local-dir:", "hf-hub:")
 LOGIT_SCALE = math.log(100)  # CLIP's, where training ends
@@ -75,6 +78,12 @@ class External(Protocol):
         """Of N texts, (N, D)."""
 
 
+def named(spec: str) -> tuple[str, str]:
+    """The name that a specification has in results, and the specification without it."""
+    match = NAMED.fullmatch(spec) if not Path(spec).exists() else None
+    return match.groups() if match else (model_name(spec), spec)
+
+
 def model_name(spec: str) -> str:
     """A short name for a specification, for the names of result files."""
     if spec.startswith(OPEN_CLIP):
@@ -90,24 +99,37 @@ def reads_any(spec: str) -> bool:
     return spec.startswith(OPEN_CLIP)
 
 
-def load(spec: str, device: torch.device, modality: str | None = None) -> tuple[Model, Modality]:
+def checkpoint_of(spec: str) -> str:
+    """What a specification means now: of a run's folder, the last checkpoint in it."""
+    path = Path(spec)
+    if not path.exists():
+        return spec
+    return str((latest_checkpoint(path / "checkpoints") or path).resolve())
+
+
+def load(
+    spec: str, device: torch.device, modality: str | None = None, num_frames: int | None = None
+) -> tuple[Model, Modality]:
     """The model of a specification, ready for evaluation, and how its inputs are read.
 
     Args:
         spec: as in the module's docstring.
         device: where to put the model.
         modality: what an open_clip model is to read; of other models, what they should read, None for anything.
+        num_frames: of clips, in place of what the model was trained with.
 
     Raises:
         UserError: it cannot be used, or is of another modality.
     """
-    if spec.startswith(OPEN_CLIP):
-        return _open_clip(spec, device, modality)
-    if _callable_parts(spec):
-        return _external(spec, device, modality)
-    from ..hub import load_model
-
-    return load_model(spec, device, modality=modality)
+    if not spec.startswith(OPEN_CLIP) and not _callable_parts(spec):
+        return load_model(spec, device, modality=modality, num_frames=num_frames)
+    make = _open_clip if spec.startswith(OPEN_CLIP) else _external
+    model, kind = make(spec, device, modality)
+    if num_frames is None:
+        return model, kind
+    if not hasattr(kind, "num_frames"):
+        raise UserError(f"{spec} reads {modality_name(kind)}, which has no frames: leave out --num-frames")
+    return model, replace(kind, num_frames=num_frames)
 
 
 class OpenClipModel(nn.Module):

@@ -30,9 +30,10 @@ from typing import Any
 from ..config import UserError, load_yaml
 from ..encoders import TEXT
 from ..modalities import Modality
-from .datasets import DatasetConfig, read_class_names, read_published, read_templates, refuse_unknown, resolve
+from .datasets import DatasetConfig, read_class_names, read_templates, resolve
 from .samples import Sample, check_data, list_samples, visible_files
 from .shards import list_shards
+from .values import published_figures, refuse_unknown
 
 TASKS = ("retrieval", "classification")
 LISTED = 5
@@ -125,7 +126,7 @@ def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = T
         first = next(iter(values["data"].values()))
         values["class_names"] = read_class_names(values["class_names"], path, folders, first)
     if "published" in values:
-        values["published"] = read_published(values["published"], f"{path}: published")
+        values["published"] = published_figures(values["published"], f"{path}: published")
     config = PairsConfig(**values)
     for data in config.data.values() if there else ():
         check_data(data)

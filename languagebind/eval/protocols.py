@@ -35,7 +35,9 @@ class Reader:
         UserError: the rule does not fit the modality.
     """
 
-    views: ClassVar[int] = 1
+    views: int = 1
+    # Whether a sample's feature is the mean of its views'; else each view is compared with the classes
+    pooled: ClassVar[bool] = False
     # A method that the modality needs, and what those are that have it
     needs: ClassVar[tuple[str, str]] = ("preprocess", "files")
 
@@ -53,18 +55,59 @@ class Reader:
         """
         if self.clip is None:
             return self.modality.preprocess(source)[None]
+        start, end, count = self.part(source)
+        indices = start + self.modality.frame_indices(end - start)
+        return self.modality.transform(read_frames(source, indices, count, self.modality.video_backend))[None]
+
+    def part(self, source: Any) -> tuple[int, int, int]:
+        """The first frame of a video's part in `clip`, the one after its last, and how many frames the video has."""
         count, rate, _ = self.modality.inspect(source)
+        if self.clip is None:
+            return 0, count, count
         # As fractions: 1.1 * 10.0 is more than 11
         start, end = (math.ceil(Fraction(str(second)) * rate) for second in self.clip)
         end = min(end, count)
         if end <= start:
             raise DecodeError(source, f"no frame of {count} lies from {self.clip[0]:g} s to {self.clip[1]:g} s")
-        indices = start + self.modality.frame_indices(end - start)
-        return self.modality.transform(read_frames(source, indices, count, self.modality.video_backend))[None]
+        return start, end, count
 
     def describe(self) -> dict[str, Any]:
         """For the result's protocol."""
         return {"views": self.views} | ({"clip": list(self.clip)} if self.clip else {})
+
+
+class Clips(Reader):
+    """Several clips of a video, and several crops of each along the longer side; their features are averaged.
+
+    Of S clips, clip s has frame floor((t + (s + 0.5) / S) * N / T) of N for each t < T: together they are S * T frames
+    evenly spaced, each in the middle of its stretch.
+    """
+
+    needs = OF_VIDEOS
+    pooled = True
+
+    def __init__(self, modality: Modality, clip: tuple[float, float] | None, clips: int, crops: int):
+        super().__init__(modality, clip)
+        self.clips, self.crops, self.views = clips, crops, clips * crops
+
+    def read(self, source: Any) -> Tensor:
+        start, end, count = self.part(source)
+        indices = start + clip_indices(end - start, self.modality.num_frames, self.clips)
+        frames = read_frames(source, indices.flatten(), count, self.modality.video_backend)  # (S * T, 3, H, W)
+        height, width = frames.shape[2:]
+        side, room = min(height, width), abs(height - width)
+        places = [0.5] if self.crops == 1 else np.linspace(0, 1, self.crops)
+        starts = [round(room * place) for place in places]
+        squares = [frames[:, :, s : s + side] if height >= width else frames[..., s : s + side] for s in starts]
+        clips = [clip for square in squares for clip in square.split(self.modality.num_frames)]
+        return torch.stack([self.modality.transform(clip) for clip in clips])
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {
+            "clips": self.clips,
+            "crops": self.crops,
+            "average": "of the views' unit-norm features, at unit norm again",
+        }
 
 
 class Seconds(Reader):
@@ -196,7 +239,7 @@ class Protocol:
             classifier: (K, D), unit norm.
             logit_scale: log-space; the views have a scale of their own.
         """
-        if self.reader.views == 1:
+        if features.ndim == 2:
             scores = features @ classifier.T
             return scores, logit_scale.detach().to(scores.device, torch.float32).exp() * scores
         # A view at a time: all views of all samples against a thousand classes would not fit
@@ -206,16 +249,31 @@ class Protocol:
 
 
 def choose_protocol(
-    name: str, paper: Mapping[str, str] | None, clip: tuple[float, float] | None, modality: Modality
+    name: str,
+    paper: Mapping[str, str] | None,
+    clip: tuple[float, float] | None,
+    modality: Modality,
+    clips: int = 1,
+    crops: int = 1,
 ) -> Protocol:
     """`ours`, or the `paper` rules of a dataset.
 
     Raises:
-        UserError: the rules do not fit the modality.
+        UserError: the rules do not fit the modality, or the paper's are to be mixed with clips and crops.
     """
     rules = paper if name == "paper" and paper else {}
+    if clips * crops > 1:
+        if name == "paper":
+            raise UserError("clips and crops are of our protocol: the paper's has views of its own")
+        return Protocol(name, Clips(modality, clip, clips, crops))
     reader = INPUTS[rules.get("inputs", "modality")](modality, clip)
     return Protocol(name, reader, rules.get("similarity", "cosine"))
+
+
+def clip_indices(count: int, num_frames: int, clips: int) -> np.ndarray:
+    """(S, T) of a video of `count` frames: S clips, each over the whole of it."""
+    offsets = (np.arange(clips)[:, None] + 0.5) / clips
+    return ((np.arange(num_frames) + offsets) * count / num_frames).astype(int)
 
 
 def second_indices(count: int, rate: int, num_frames: int, clip: tuple[float, float] | None) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...config import UserError, first_line
-from ..datasets import refuse_unknown
+from ..values import refuse_unknown
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from ...config import UserError
 from ...files import is_plain
-from ..datasets import refuse_unknown
+from ..values import refuse_unknown
 from ._formats import KEY, Format, Record, read_list, read_records, require
 from ._media import MediaFinder, fill
 
