@@ -652,7 +652,10 @@ def test_command_line(world, tiny, configs, capsys, monkeypatch):
     assert result["pretrained"] == "run-epoch_1"
     assert result["model"] == "image"
     config = load_dataset_config(configs / "first.yaml", world)
-    assert result == evaluate(model, IMAGE, config, workers=2) | {"pretrained": "run-epoch_1"}
+    assert len(result["weights_sha256"]) == 64
+    assert Path(result["checkpoint"]).samefile(checkpoint)
+    plain = evaluate(model, IMAGE, config, workers=2) | {"pretrained": "run-epoch_1"}
+    assert {key: result[key] for key in plain} == plain
     # A result is never lost: neither twice by chance, nor when one is there already.
     before = path.stat().st_mtime_ns
     with pytest.raises(UserError, match=r"first_run-epoch_1.json exists: --overwrite replaces it"):

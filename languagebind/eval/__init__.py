@@ -11,14 +11,14 @@ import torch
 
 from .. import __version__
 from ..config import UserError, digest, to_dict
-from ..distributed import rank
+from ..distributed import gather_objects, rank
 from ..modalities import DecodeError, Modality, modality_name
 from .datasets import DatasetConfig, load_dataset_config, naming
 from .export import Features, export_features
 from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
-from .samples import Sample, class_names, read_samples, warn_of_count
+from .samples import Sample, class_names, count_missing, read_samples, warn_of_count
 from .statistics import overlaps, settings
 from .zero_shot import (
     build_classifier,
@@ -58,7 +58,7 @@ def evaluate(
         statistics: whether the result holds more than metrics: intervals, classes, curves, examples. Training leaves
             them out.
         dual_softmax: for retrieval, the metrics of the dual softmax too, named `dual_softmax/...`.
-        export: write the features to this path with `.safetensors` and `.jsonl`, see `export_features`.
+        export: write the features to this file, .safetensors or .parquet, see `export_features`.
         **options: fields of `EncodeOptions`: batch_size, workers, precision, device, skip_bad, feature_cache.
 
     Returns:
@@ -76,7 +76,14 @@ def evaluate(
     _check_features(dataset.name, protocol, dual_softmax, export)
     if getattr(model, "takes_files", False):
         _check_files(dataset.name, protocol, encoding)
+    if encoding.feature_cache is not None and not getattr(model, "known", True):
+        raise UserError("--feature-cache: give the model a `fingerprint` that changes with its weights")
     samples = read_samples(dataset, modality)
+    identity = digest([[sample.key, sample.labels, sample.captions] for sample in samples])
+    if len(set(gather_objects(identity))) > 1:
+        raise UserError(
+            f"{dataset.name}: the ranks see other samples at {dataset.data}: copy the same data to every node"
+        )
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
     cache = open_cache(model, dataset.name, protocol, encoding)
     with naming(dataset.name):
@@ -93,7 +100,7 @@ def evaluate(
         "task": dataset.task,
         "metrics": found.metrics,
         "language": dataset.language,
-        "protocol": _protocol(model, protocol, dataset, samples, encoding) | found.protocol,
+        "protocol": _protocol(model, protocol, dataset, identity, encoding) | found.protocol,
     }
     return result | ({"statistics": settings()} | found.describe() if statistics else {})
 
@@ -118,17 +125,18 @@ def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
 
 
 def _choose(dataset: DatasetConfig, modality: Modality) -> Protocol:
-    try:
-        return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality)
-    except UserError as error:
-        raise UserError(f"{dataset.name}: {error}") from error
+    if dataset.modality not in (None, modality_name(modality)):
+        raise UserError(f"{dataset.name} is of {dataset.modality}, the model reads {modality_name(modality)}")
+    with naming(dataset.name):
+        return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality, dataset.clips, dataset.crops)
 
 
 def _check_features(name: str, protocol: Protocol, dual_softmax: bool, export: Path | None) -> None:
     """What needs features of unit norm."""
     if dual_softmax and not protocol.unit:
         raise UserError(f"{name}: the dual softmax is of cosines, which this protocol has none of")
-    if export is not None and (not protocol.unit or protocol.reader.views > 1):
+    several = protocol.reader.views > 1 and not protocol.reader.pooled
+    if export is not None and (not protocol.unit or several):
         raise UserError(f"{name}: this protocol has no features of unit norm, one a sample, to export")
 
 
@@ -163,6 +171,8 @@ def _classification(model, protocol: Protocol, dataset: DatasetConfig, samples: 
     classifier = build_classifier(model, list(classes.values()), dataset.templates, options, cache)
     scores, logits = protocol.class_scores(features, classifier, model.logit_scale)
     targets = targets[kept].to(features.device)  # (N, K), as the scores
+    if not targets.any():
+        raise UserError("none of the samples that can be read has a label")
     found = classify(scores, targets, dataset.task)
     prompts = class_prompts(list(classes.values()), dataset.templates)
     asked = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
@@ -200,13 +210,14 @@ def _counts(samples: Sequence[Sample], kept: Sequence[int]) -> dict[str, int]:
     return {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
 
 
-def _protocol(model, protocol: Protocol, dataset: DatasetConfig, samples: list[Sample], options: EncodeOptions):
+def _protocol(model, protocol: Protocol, dataset: DatasetConfig, identity: str, options: EncodeOptions):
     """What must agree before two results can be compared."""
     modality = protocol.reader.modality
     return {
         "split": dataset.split,
         "limit": dataset.limit,
-        "data_sha256": digest([[sample.key, sample.labels, sample.captions] for sample in samples]),
+        "data_sha256": identity,
+        "missing_samples": count_missing(dataset),
         "input_shape": list(modality.input_shape),
         "inputs": to_dict(modality),
         "frames": modality.input_shape[1],
@@ -214,6 +225,7 @@ def _protocol(model, protocol: Protocol, dataset: DatasetConfig, samples: list[S
         **protocol.describe(),
         "ties": "count against the model",
         "precision": options.precision,
+        "batch_size": options.batch_size,
         "text_fingerprint": model.text_fingerprint(),
         "versions": {"languagebind": __version__, "torch": torch.__version__},
     }

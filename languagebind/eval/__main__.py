@@ -2,18 +2,21 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby, product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..config import UserError, parse, run, take_flag
+from ..config import UserError, gather_flags, parse, run
 from ..distributed import Process, close_process, init_process
 from ..modalities import modality_name
 from . import EncodeOptions, evaluate
+from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
-from .datasets import DatasetConfig
-from .models import load, model_name, reads_any
+from .datasets import DatasetConfig, read_templates
+from .export import check_format
+from .models import checkpoint_of, load, named, reads_any
 from .report import result_path, table, writable, write_result
 from .report.compare import comparison
 from .report.results import read_result
@@ -24,15 +27,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate models on each --config FILE.yaml (one or several, see configs/eval/), on --data, or on --all."""
+    """Evaluate models on the datasets of --config FILE.yaml ..., of --data FOLDER ..., or on --all."""
 
+    config: tuple[Path, ...] = ()
+    """YAML files that describe datasets, see configs/eval/"""
     checkpoint: str | None = None
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     model: tuple[str, ...] = ()
     """in place of --checkpoint, one or several: what it takes, open_clip:NAME/TAG (or NAME/FILE, or
-    open_clip:local-dir:FOLDER), or MODULE:FUNCTION, see languagebind/eval/models.py"""
+    open_clip:local-dir:FOLDER), or MODULE:FUNCTION, see languagebind/eval/models.py; each may be given a name for its
+    results, NAME=..."""
     modality: str | None = None
     """what an open_clip model reads; default: what the datasets hold, where it is the same for all of them"""
+    num_frames: int | None = None
+    """frames of a clip, in place of what the model was trained with"""
     output: Path = Path("results")
     """folder for the result files, <dataset>_<model>.json"""
     data_root: Path | None = None
@@ -46,59 +54,89 @@ class EvalConfig:
     overwrite: bool = False
     """replace result files that exist"""
     skip_existing: bool = False
-    """leave out the datasets whose result file exists"""
+    """leave out the datasets whose result file exists; one of another checkpoint is an error"""
     compare: bool = False
     """print a column for each model, with results that --skip-existing left out"""
     protocol: Literal["ours", "paper"] | None = None
     """evaluate as the original did, to reproduce its figures, or our way; default: what each config says, or ours"""
+    templates: str | None = None
+    """a file of prompts, one a line with {c} for the class, in place of the datasets' own"""
+    clips: int | None = None
+    """clips of each video, whose features are averaged; default: what each config says, or 1"""
+    crops: int | None = None
+    """crops of each clip, along the longer side, whose features are averaged; default as above"""
     dual_softmax: bool = False
     """for retrieval, the metrics of the dual softmax too, which needs all queries at once; named dual_softmax/..."""
     export_features: Path | None = None
     """write the features to this folder: <dataset>_<model>.safetensors, and .jsonl with what each row is of"""
+    export_format: Literal["safetensors", "parquet"] = "safetensors"
+    """or <dataset>_<model>.parquet, with both in one table"""
     clip_benchmark_keys: bool = False
     """write CLIP_benchmark's names of metrics (acc1, image_retrieval_recall@5, ...) into the results too"""
     encode: EncodeOptions = field(default_factory=EncodeOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    files, rest = take_flag(sys.argv[1:] if argv is None else argv, "--config", several=True)
-    config = parse(EvalConfig, rest, prog="python -m languagebind.eval", description=EvalConfig.__doc__)
+    words = gather_flags(sys.argv[1:] if argv is None else argv, "--config", "--model", "--data")
+    config = parse(EvalConfig, words, prog="python -m languagebind.eval", description=EvalConfig.__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    specs = _specs(config)
-    selection = select(files, config.data, config.configs if config.all else None, config.data_root)
-    if config.protocol:
-        selection = replace(selection, datasets=[replace(d, protocol=config.protocol) for d in selection.datasets])
-    jobs = {spec: _jobs(spec, selection.datasets, config) for spec in specs}
-    if not any(jobs.values()) and not config.compare:
+    models = _models(config)
+    selection = select(config.config, config.data, config.configs if config.all else None, config.data_root)
+    selection = replace(selection, datasets=_as_asked(selection.datasets, config))
+    jobs = _jobs(models, selection.datasets, config)
+    if not jobs and not config.compare:
         return
     process = init_process(config.encode.device)
     if not process.is_main:  # one rank says how far all are
         logging.getLogger().setLevel(logging.WARNING)
     try:
-        results, modalities = [], set()
-        for spec in (spec for spec in specs if jobs[spec]):
-            found, modality = _evaluate(spec, jobs[spec], config, process)
-            results += found
-            modalities.add(modality)
+        done = Done()
+        for name, group in groupby(jobs, key=lambda job: job.model):
+            _evaluate(models[name], list(group), config, process, done)
         if process.is_main:
-            _report(results, specs, selection, config, modalities)
+            _report(done, models, selection, config)
     finally:
         close_process()
-    fitting = [dataset for dataset in selection.datasets if dataset.modality in (None, *modalities)]
-    if config.all and modalities and not fitting:
-        raise UserError(f"none of the datasets that are there is {' or '.join(sorted(modalities))}")
+    if done.failures:
+        lines = "".join(f"\n  {failure}" for failure in done.failures)
+        raise UserError(f"{len(done.failures)} of {len(jobs)} evaluations failed, the others are written:{lines}")
+    _check_read(done, jobs, selection, config)
 
 
-def _specs(config: EvalConfig) -> list[str]:
-    """The models; every mistake that can be seen without loading one is found here and in `_jobs`."""
+@dataclass(frozen=True)
+class Job:
+    """One result to be made."""
+
+    model: str
+    """its name"""
+    dataset: DatasetConfig
+    path: Path
+    """of the result"""
+    export: Path | None
+    """of the features"""
+
+
+@dataclass
+class Done:
+    """What has been made of the jobs."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
+    """datasets that a model could read"""
+    modalities: set[str] = field(default_factory=set)
+
+
+def _models(config: EvalConfig) -> dict[str, str]:
+    """Name -> specification; every mistake that can be seen without loading one is found here and in `_jobs`."""
     if (config.checkpoint is None) == (not config.model):
         raise UserError("name what to evaluate, with --checkpoint or else with --model")
-    specs = [config.checkpoint] if config.checkpoint is not None else list(config.model)
-    names = [model_name(spec) for spec in specs]
+    models = [named(spec) for spec in ([config.checkpoint] if config.checkpoint is not None else config.model)]
+    names = [name for name, _ in models]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two models are named {twice}, so that their results would be one file")
-    if config.compare and len(specs) < 2:
+        raise UserError(f"two models are named {twice}, so that their results would be one file: --model NAME=... ...")
+    if config.compare and len(names) < 2:
         raise UserError("--compare needs two models or more: --model SPEC SPEC")
     if config.overwrite and config.skip_existing:
         raise UserError("--overwrite and --skip-existing exclude each other")
@@ -106,66 +144,122 @@ def _specs(config: EvalConfig) -> list[str]:
     for flag, folder in (("--output", config.output), ("--export-features", config.export_features)):
         if folder is not None and not writable(folder):
             raise UserError(f"{flag} {folder} cannot be written")
-    return specs
+    if config.export_features is not None:
+        check_format(config.export_format)
+    return dict(models)
 
 
-def _jobs(spec: str, datasets: Sequence[DatasetConfig], config: EvalConfig) -> list[DatasetConfig]:
-    """The datasets without a result of the model."""
-    wanted = []
-    for dataset in datasets:
-        path = result_path(config.output, dataset.result_name, model_name(spec))
+def _as_asked(datasets: Sequence[DatasetConfig], config: EvalConfig) -> list[DatasetConfig]:
+    """The datasets with what the command line says in place of their configs."""
+    changes = {key: getattr(config, key) for key in ("protocol", "clips", "crops") if getattr(config, key) is not None}
+    changed = [replace(dataset, **changes) for dataset in datasets]
+    if config.templates is None:
+        return changed
+    templates = read_templates(config.templates, Path("--templates"), (Path(),))
+    if all(dataset.task == "retrieval" for dataset in datasets):
+        raise UserError("--templates: none of the datasets has classes")
+    return [d if d.task == "retrieval" else replace(d, templates=templates) for d in changed]
+
+
+def _jobs(models: Mapping[str, str], datasets: Sequence[DatasetConfig], config: EvalConfig) -> list[Job]:
+    """The results that are not there yet, or are to be replaced."""
+    jobs, paths = [], set()
+    for name, dataset in product(models, datasets):
+        path = result_path(config.output, dataset.result_name, name)
+        if path in paths:
+            raise UserError(f"two results would be {path}: name the models, --model NAME=..., or the datasets, `name:`")
+        paths.add(path)
         if path.exists() and config.skip_existing:
+            _check_same(path, models[name])
             log.info("skipping %s: %s exists", dataset.name, path)
             continue
-        if path.exists() and not config.overwrite:
-            raise UserError(f"{path} exists: --overwrite replaces it, --skip-existing leaves the dataset out")
-        wanted.append(dataset)
-    return wanted
+        export = None
+        if config.export_features is not None:
+            export = config.export_features / f"{dataset.result_name}_{name}.{config.export_format}"
+        for file in (path, export):
+            if file is not None and file.exists() and not config.overwrite:
+                raise UserError(f"{file} exists: --overwrite replaces it, --skip-existing leaves the dataset out")
+        jobs.append(Job(name, dataset, path, export))
+    return jobs
 
 
-def _evaluate(spec: str, datasets: Sequence[DatasetConfig], config: EvalConfig, process: Process):
-    """The results of a model, written as they are made, and the name of its modality."""
+def _check_same(path: Path, spec: str) -> None:
+    """Refuse to take a result for one of a checkpoint that it is not of."""
+    made_of, now = read_result(path).get("checkpoint"), checkpoint_of(spec)
+    if made_of not in (None, now):
+        raise UserError(f"{path} is of {made_of}, not of {now}: --overwrite replaces it, --model NAME=... adds another")
+
+
+def _evaluate(spec: str, jobs: Sequence[Job], config: EvalConfig, process: Process, done: Done) -> None:
+    """Make a model's results, each written as soon as it is made."""
     modality = config.modality
     if modality is None and reads_any(spec):
-        held = {dataset.modality for dataset in datasets}
+        held = {job.dataset.modality for job in jobs}
         modality = held.pop() if len(held) == 1 else None
-    model, reader = load(spec, process.device, modality)
-    name, results = model_name(spec), []
-    for dataset in datasets:
-        if config.all and dataset.modality not in (None, modality_name(reader)):
+    model, reader = load(spec, process.device, modality, config.num_frames)
+    own = modality_name(reader)
+    done.modalities.add(own)
+    identity = {"checkpoint": checkpoint_of(spec), "weights_sha256": weights_digest(model)}
+    several = config.all or len(config.model) > 1
+    options = asdict(replace(config.encode, device=str(process.device)))
+    for job in jobs:
+        if several and job.dataset.modality not in (None, own):
             continue
-        options = asdict(replace(config.encode, device=str(process.device)))
-        export = config.export_features and config.export_features / f"{dataset.result_name}_{name}"
-        result = evaluate(model, reader, dataset, dual_softmax=config.dual_softmax, export=export, **options)
-        results.append(result | {"pretrained": name})
+        done.tried.add(job.dataset.name)
+        try:
+            result = evaluate(
+                model, reader, job.dataset, dual_softmax=config.dual_softmax, export=job.export, **options
+            )
+        except UserError as error:
+            # Of several ranks, one alone may have failed: the others wait for it
+            if process.world_size > 1 or len(jobs) == 1:
+                raise
+            log.error("%s", error)
+            done.failures.append(str(error))
+            continue
+        done.results.append(result | {"pretrained": job.model} | identity)
         if process.is_main:
-            path = result_path(config.output, dataset.result_name, name)
-            write_result(with_clip_benchmark_keys(results[-1]) if config.clip_benchmark_keys else results[-1], path)
-            log.info("wrote %s", path)
-    return results, modality_name(reader)
+            _write(done.results[-1], job.path, config)
 
 
-def _report(
-    results: Sequence[dict], specs: Sequence[str], selection: Selection, config: EvalConfig, modalities: set[str]
-) -> None:
+def _write(result: dict[str, Any], path: Path, config: EvalConfig) -> None:
+    if path.exists() and not config.overwrite:
+        raise UserError(f"{path} was made by another run meanwhile, and is left as it is")
+    write_result(with_clip_benchmark_keys(result) if config.clip_benchmark_keys else result, path)
+    log.info("wrote %s", path)
+
+
+def _check_read(done: Done, jobs: Sequence[Job], selection: Selection, config: EvalConfig) -> None:
+    """Raise `UserError` where no model reads a dataset that was named, or any dataset of all."""
+    unread = {job.dataset.name: job.dataset.modality for job in jobs if job.dataset.name not in done.tried}
+    modalities = " or ".join(sorted(done.modalities))
+    fitting = [dataset for dataset in selection.datasets if dataset.modality in (None, *done.modalities)]
+    if config.all and done.modalities and not fitting:
+        raise UserError(f"none of the datasets that are there is {modalities}")
+    if unread and not config.all:
+        kinds = ", ".join(f"{name} is of {modality}" for name, modality in unread.items())
+        raise UserError(f"{kinds}; the models read {modalities}")
+
+
+def _report(done: Done, models: Mapping[str, str], selection: Selection, config: EvalConfig) -> None:
     """Print what was found, and which datasets are absent."""
     if config.compare:
-        made = {(result["dataset"], result["pretrained"]): result for result in results}
+        made = {(result["dataset"], result["pretrained"]): result for result in done.results}
         paths = {
-            (dataset.name, model_name(spec)): result_path(config.output, dataset.result_name, model_name(spec))
+            (dataset.name, name): result_path(config.output, dataset.result_name, name)
             for dataset in selection.datasets
-            for spec in specs
+            for name in models
         }
-        results = [made.get(k) or read_result(path) for k, path in paths.items() if k in made or path.exists()]
+        results = [made.get(key) or read_result(path) for key, path in paths.items() if key in made or path.exists()]
         print(comparison(results))
     else:
-        for spec in specs:
-            own = [result for result in results if result["pretrained"] == model_name(spec)]
-            if own and len(specs) > 1:
-                print(f"{model_name(spec)}:")
+        for name in models:
+            own = [result for result in done.results if result["pretrained"] == name]
+            if own and len(models) > 1:
+                print(f"{name}:")
             if own:
                 print(table(own))
-    absent = [dataset for dataset in selection.absent if dataset.modality in (None, *modalities)]
+    absent = [dataset for dataset in selection.absent if dataset.modality in (None, *done.modalities)]
     for dataset in absent:
         print(f"absent: {dataset.name} ({dataset.data}); get it from: {(dataset.source or 'not said').strip()}")
 

@@ -111,6 +111,9 @@ def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's structure and state."""
     total = hashlib.sha256(repr(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state
+            total.update(f"{name} {tensor!r}".encode())
+            continue
         tensor = tensor.detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy())

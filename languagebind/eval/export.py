@@ -1,11 +1,13 @@
 """Features of an evaluation as files: tensors, and what each of their rows is of."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ..config import UserError
@@ -27,28 +29,57 @@ class Features:
     """U of them: `text`, and the class's `label`"""
 
 
-def export_features(found: Features, path: Path) -> None:
-    """Write `<path>.safetensors` with `features` and `text_features`, and `<path>.jsonl` with a line for each row.
+def check_format(name: str) -> None:
+    """Raise `UserError` where a format of `export_features` needs a package that is not installed."""
+    if name == "parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise UserError("--export-format parquet needs the package pyarrow: pip install pyarrow") from error
 
-    A line is `{"tensor": "features", "row", "key", "labels", "captions"}` or `{"tensor": "text_features", "row",
-    "text", ...}`.
+
+def export_features(found: Features, path: Path) -> None:
+    """Write the features as the path's extension says.
+
+    `.safetensors`: the tensors `features` and `text_features`, and beside it `.jsonl` with a line for each of their
+    rows: `{"tensor": "features", "row", "key", "labels", "captions"}` or `{"tensor": "text_features", "row", "text",
+    ...}`. `.parquet`: these lines as a table, with the features in the column `vector`.
 
     Raises:
         UserError: they cannot be written.
     """
-    from safetensors.torch import save
-
-    tensors = {"features": found.features, "text_features": found.text_features}
     lines = [
         {"tensor": "features", "row": row, "key": sample.key, "labels": sample.labels, "captions": sample.captions}
         for row, sample in enumerate(found.samples)
     ]
     lines += [{"tensor": "text_features", "row": row} | text for row, text in enumerate(found.texts)]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    tensors = {"features": found.features, "text_features": found.text_features}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomic(path.with_name(f"{path.name}.safetensors"), save(tensors))
-        write_atomic(path.with_name(f"{path.name}.jsonl"), text.encode())
+        if path.suffix == ".parquet":
+            write_atomic(path, _parquet(tensors, lines))
+            return
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomic(path.with_suffix(".jsonl"), text.encode())
+        write_atomic(path, save(tensors))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _parquet(tensors: Mapping[str, Tensor], lines: Sequence[dict[str, Any]]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.list_(pyarrow.string())
+    kinds = {"tensor": pyarrow.string(), "row": pyarrow.int64(), "key": pyarrow.string(), "labels": texts,
+             "captions": texts, "text": pyarrow.string(), "label": pyarrow.string()}  # fmt: skip
+    # Labels may be numbers or texts; a column has one type
+    rows = [line | {"labels": list(map(str, line["labels"]))} if "labels" in line else line for line in lines]
+    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds.items()))
+    vectors = torch.cat(list(tensors.values()))
+    flat = pyarrow.array(vectors.flatten().numpy())
+    table = table.append_column("vector", pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue().to_pybytes()

@@ -105,7 +105,7 @@ def encode_samples(
             continue
         with _encoding(model, device, options):
             found = encode(inputs.flatten(0, 1).to(device, non_blocking=True)).float()  # (B * V, D)
-        found = (F.normalize(found, dim=-1) if unit else found).unflatten(0, (-1, views)).flatten(1)
+        found = (_unit(found) if unit else found).unflatten(0, (-1, views)).flatten(1)
         parts[batch[0]] = positions, found
         if cache and not unreadable:
             cache.put(names, found)
@@ -147,7 +147,7 @@ def encode_texts(
             tokens = model.tokenize(here)
             with _encoding(model, device, options):
                 found = encode({key: value.to(device) for key, value in tokens.items()}).float()
-            found = F.normalize(found, dim=-1) if unit else found
+            found = _unit(found) if unit else found
             if cache:
                 cache.put(["text", *here], found)
         parts[batch[0]] = list(batch), found.to(device)
@@ -248,6 +248,12 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     if not skip_bad or len(bad) == total:
         raise UserError(f"{found} (--skip-bad goes on without bad samples):{listed}{more}")
     log.warning("%s; the result is over the rest:%s%s", found, listed, more)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Unit norm; NaN, which is an error, where the norm is too large for float32 and would make all numbers zero."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
 
 
 def _check_finite(features: Tensor, names: Sequence[str]) -> None:

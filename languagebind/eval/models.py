@@ -36,6 +36,7 @@ NAMED = re.compile(r"([\w.-]+)=(.+)")
 CALLABLE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 BRINGS_WEIGHTS = ("local-dir:", "hf-hub:")
 LOGIT_SCALE = math.log(100)  # CLIP's, where training ends
+MAX_LOGIT_SCALE = 20.0  # no model's; its exponential times a cosine is a number still
 
 
 class Model(Protocol):
@@ -165,10 +166,17 @@ class ExternalModel(nn.Module):
         super().__init__()
         self.external, self.spec, self.embed_dim = external, spec, None
         self.takes_files = not callable(getattr(external, "encode", None))
-        scale = torch.as_tensor(getattr(external, "logit_scale", LOGIT_SCALE), dtype=torch.float32).detach().clone()
-        if scale.numel() != 1 or not scale.isfinite().all():
-            raise UserError(f"{spec}: logit_scale should be one number, log-space, not {scale.tolist()}")
+        found = getattr(external, "logit_scale", LOGIT_SCALE)
+        try:
+            scale = torch.as_tensor(found, dtype=torch.float32).detach().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{spec}: logit_scale should be one number, not {found!r}") from error
+        if scale.numel() != 1 or not bool((scale.abs() <= MAX_LOGIT_SCALE).all()):
+            raise UserError(f"{spec}: logit_scale should be one number, the logarithm of the scale (CLIP's is ln 100,"
+                            f" {LOGIT_SCALE:.2f}), not {scale.tolist()}")  # fmt: skip
         self.register_buffer("logit_scale", scale.reshape(()))
+        # Without either, other weights behind the same name could not be told apart
+        self.known = isinstance(external, nn.Module) or hasattr(external, "fingerprint")
 
     def tokenize(self, texts: list[str]) -> dict[str, Unmoved]:
         return {"texts": Unmoved(texts)}
@@ -188,9 +196,12 @@ class ExternalModel(nn.Module):
     def _checked(self, method: str, inputs: list | Tensor) -> Tensor:
         found = getattr(self.external, method)(inputs)
         try:
-            features = torch.as_tensor(found, device=self.logit_scale.device)
+            features = torch.as_tensor(found, device=self.logit_scale.device).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.spec}: {method} gives no tensor or array: {first_line(error)}") from error
+        if features.layout != torch.strided or features.is_complex() or features.dtype == torch.bool:
+            kind = f"{features.dtype}, {features.layout}"
+            raise UserError(f"{self.spec}: {method} gives a tensor of {kind}: plain numbers are expected")
         if features.ndim != 2 or len(features) != len(inputs) or not features.shape[1]:
             shape = tuple(features.shape)
             raise UserError(f"{self.spec}: {method} gives {shape}, expected ({len(inputs)}, D), a row for each input")
@@ -249,11 +260,16 @@ def _external(spec: str, device: torch.device, modality: str | None) -> tuple[Mo
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise UserError(f"{spec}: {module} needs the module {error.name}, which is not installed") from error
         raise UserError(f"{spec}: there is no module {error.name} (its folder should be in PYTHONPATH)") from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise UserError(f"{spec}: {module} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     for name in function.split("."):
         found = getattr(found, name, None)
     if not callable(found):
         raise UserError(f"{spec}: {module} has no function {function}")
-    external = found()
+    try:
+        external = found()
+    except Exception as error:  # whatever the user's function does
+        raise UserError(f"{spec}: {function}() fails: {type(error).__name__}: {first_line(error)}") from error
     text, *inputs = (callable(getattr(external, name, None)) for name in ("encode_text", "encode", "encode_files"))
     if not (text and any(inputs)):
         raise UserError(f"{spec}: what it returns should have encode_text, and encode or encode_files")

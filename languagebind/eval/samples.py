@@ -28,6 +28,7 @@ from .shards import Member, list_shards, read_shard
 log = logging.getLogger(__name__)
 
 Source = Path | Member
+PREPARED = ".prepare.json"  # of what `prepare` made, beside the data
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,18 @@ def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
     """Say where the data has another number of samples, captions or classes than the dataset: it is another task."""
     if count != config.expect.get(what, count):
         log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
+
+
+def count_missing(config: DatasetConfig) -> int | None:
+    """How many samples `prepare --skip-missing` left out of the data; None where it is not `prepare`'s."""
+    report = Path(config.data + PREPARED)
+    try:
+        missing = len(json.loads(report.read_text(encoding="utf-8"))["missing"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if missing:
+        log.warning("%s: prepare left out %d samples whose file was missing (%s)", config.name, missing, report)
+    return missing
 
 
 def check_data(config: DatasetConfig) -> None:
