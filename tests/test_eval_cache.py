@@ -61,6 +61,14 @@ class Slow(torch.nn.Module):
         return "words"
 
 
+class WithExtraState(Slow):
+    def get_extra_state(self):
+        return {"shown": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
@@ -97,13 +105,17 @@ def test_the_same_bits_and_nothing_is_encoded_twice(data, tmp_path, task, protoc
     assert run(data, tmp_path, task=task, **rules) == (expected, 0, 0)
 
 
-def test_whatever_features_depend_on_is_part_of_the_key(data, tmp_path):
+def test_whatever_features_depend_on_is_part_of_the_key(data, tmp_path, monkeypatch):
     _, everything, texts = run(data, tmp_path)
     changed, other = Slow(), replace(IMAGE, max_pixels=10**6)
     with torch.no_grad():
         changed.picture[3, 3] += 1e-3
+    other_text = Slow()
+    other_text.text_fingerprint = lambda: "other words"
     for options in (
         {"model": changed},
+        {"model": other_text},
+        {"model": WithExtraState()},
         {"modality": other},
         {"precision": "amp_bf16"},
         {"config": {"protocol": "paper"}},
@@ -111,6 +123,9 @@ def test_whatever_features_depend_on_is_part_of_the_key(data, tmp_path):
         assert run(data, tmp_path, **options)[1:] == (everything, texts), options
         assert run(data, tmp_path, **options)[1:] == (0, 0), options
     assert run(data, tmp_path)[1:] == (0, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("languagebind.eval.features.__version__", "9.9")
+        assert run(data, tmp_path)[1:] == (everything, texts)
     # Another batch is no part of the key of the others
     assert run(data, tmp_path, config={"limit": 23})[1] == 23
 

@@ -313,7 +313,7 @@ def test_another_file_of_the_same_name_is_not_taken_for_it(sounds, tmp_path):
         prepare(sounds, tmp_path / "download", tmp_path / "data")
 
 
-def test_missing_files_are_refused_or_counted(sounds, tmp_path):
+def test_missing_files_are_refused_or_counted(sounds, models, caplog, tmp_path):
     (tmp_path / "download" / "clips" / "b.wav").unlink()
     with pytest.raises(UserError, match=r"1 of 3 files .*clips/b.wav \(.*list.csv:3\); --skip-missing"):
         prepare(sounds, tmp_path / "download", tmp_path / "data")
@@ -325,6 +325,10 @@ def test_missing_files_are_refused_or_counted(sounds, tmp_path):
     assert len(report["missing"]) == 1
     assert "clips/b.wav" in report["missing"][0]
     assert not gone.is_symlink()
+    with caplog.at_level("WARNING"):
+        result = score(models, "audio", sounds, tmp_path / "data")
+    assert "prepare left out 1 samples whose file was missing" in caplog.text
+    assert (result["protocol"]["samples"], result["protocol"]["missing_samples"]) == (2, 1)
     shutil.rmtree(tmp_path / "download" / "clips")
     with pytest.raises(UserError, match="3 of 3 files"):
         prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing", "--overwrite")

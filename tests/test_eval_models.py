@@ -74,6 +74,18 @@ class FileColours:
         return np.stack([np.asarray(picture).mean(axis=(0, 1)) / 255 - 0.3 for picture in pictures])
 
 
+class Plain:
+    """Neither a module nor with a fingerprint; its features need gradients."""
+
+    modality = IMAGE
+
+    def encode_text(self, texts):
+        return nn.Parameter(colours_of(texts))
+
+    def encode(self, batch):
+        return nn.Parameter(Colours().eval().encode(batch))
+
+
 class Green(Colours):
     """Sees green everywhere."""
 
@@ -114,6 +126,17 @@ class Mistakes:
     wide = broken(encode_text=lambda self, texts: torch.ones(len(texts), 5))
     nan = broken(encode=lambda self, batch: torch.full((len(batch), 3), torch.nan))
     scale = broken(logit_scale=[1.0, 2.0])
+    large_scale = broken(logit_scale=100.0)
+    no_scale = broken(logit_scale="a")
+    huge = broken(encode=lambda self, batch: torch.full((len(batch), 3), 1e25))
+    sparse = broken(encode=lambda self, batch: torch.ones(len(batch), 3).to_sparse())
+    complex = broken(encode=lambda self, batch: torch.ones(len(batch), 3, dtype=torch.complex64))
+    bits = broken(encode=lambda self, batch: torch.ones(len(batch), 3, dtype=torch.bool))
+
+    @staticmethod
+    def wants(argument):
+        return argument
+
     kind = broken(modality="imu")
     nothing = object
     number = 3
@@ -193,6 +216,11 @@ def test_a_callable_is_a_model(world, data, workers):
     assert found["FileColours"]["protocol"]["text_fingerprint"] == f"{HERE}:FileColours"
 
 
+def test_features_may_need_gradients(world):
+    data = classification(world / "folders")
+    assert result(f"{HERE}:Plain", data)["metrics"] == result(f"{HERE}:Colours", data)["metrics"]
+
+
 def test_what_a_callable_may_leave_out(world):
     model, reader = load(f"{HERE}:FileColours", CPU)
     assert model.logit_scale == pytest.approx(LOGIT_SCALE)
@@ -209,6 +237,8 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
     found = [result(spec, data, feature_cache=tmp_path) for spec in specs]
     assert found == [result(spec, data) for spec in specs]
     assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(UserError, match="give the model a `fingerprint` that changes with its weights"):
+        result(f"{HERE}:Plain", data, feature_cache=tmp_path)
     with pytest.raises(UserError, match="what a model that reads files itself makes of them"):
         result(f"{HERE}:FileColours", data, feature_cache=tmp_path)
 
@@ -223,6 +253,13 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
         (f"{HERE}:Mistakes.nothing", "should have encode_text, and encode or encode_files"),
         (f"{HERE}:Mistakes.kind", "the modality 'imu' is none of audio, depth"),
         (f"{HERE}:Mistakes.scale", "logit_scale should be one number"),
+        (f"{HERE}:Mistakes.large_scale", r"the logarithm of the scale \(CLIP's is ln 100, 4.61\), not 100"),
+        (f"{HERE}:Mistakes.no_scale", "logit_scale should be one number, not 'a'"),
+        (f"{HERE}:Mistakes.huge", "gives NaN or infinity for 30 of 30 inputs"),
+        (f"{HERE}:Mistakes.sparse", r"gives a tensor of torch.float32, torch.sparse_coo"),
+        (f"{HERE}:Mistakes.complex", r"gives a tensor of torch.complex64"),
+        (f"{HERE}:Mistakes.bits", r"gives a tensor of torch.bool"),
+        (f"{HERE}:Mistakes.wants", r"Mistakes.wants\(\) fails: TypeError: .*argument"),
         (f"{HERE}:Mistakes.rows", r"encode gives \(31, 3\), expected \(30, D\)"),
         (f"{HERE}:Mistakes.flat", r"encode gives \(30,\), expected \(30, D\)"),
         (f"{HERE}:Mistakes.words", "encode_text gives no tensor or array"),
@@ -238,6 +275,13 @@ def test_mistakes_in_a_model(world, spec, message):
     modality = "image" if spec.startswith("open_clip") else None
     with pytest.raises(UserError, match=message):
         result(spec, classification(world / "folders"), modality)
+
+
+def test_a_module_that_is_no_python(tmp_path, monkeypatch):
+    (tmp_path / "no_python.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="no_python cannot be imported: SyntaxError"):
+        load("no_python:f", CPU)
 
 
 def test_a_module_that_lacks_another(tmp_path, monkeypatch):

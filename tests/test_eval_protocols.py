@@ -246,6 +246,29 @@ def test_a_clip_of_ours_holds_the_frames_of_its_time(tmp_path, clip, rate):
             choose_protocol("ours", None, nothing, VIDEO).reader.read(path)
 
 
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (32, 32)])
+@pytest.mark.parametrize(("clips", "crops"), [(1, 3), (4, 1), (3, 2), (1, 2)])
+def test_clips_and_crops_of_ours(tmp_path, size, clips, crops):
+    path = video(tmp_path / "a.mp4", 75, "10", size)
+    frames = np.stack([pixels for _, pixels in every_frame(path)])[10:50]
+    reader = choose_protocol("ours", None, (1.0, 5.0), VIDEO, clips, crops).reader
+    found = reader.read(path)
+    assert found.shape == (clips * crops, *VIDEO.input_shape)
+    side, room = min(size), max(size) - min(size)
+    expected = []
+    for c in range(crops):
+        start = round(room / 2) if crops == 1 else round(room * c / (crops - 1))
+        for s in range(clips):
+            chosen = frames[[int((t + (s + 0.5) / clips) * 40 / 8) for t in range(8)]]
+            square = chosen[:, :, start : start + side] if size[1] >= size[0] else chosen[:, start : start + side]
+            expected.append(VIDEO.preprocess(square))
+    assert torch.allclose(found, torch.stack(expected), atol=NEAR)
+    together = sorted(int((t + (s + 0.5) / clips) * 40 / 8) for t in range(8) for s in range(clips))
+    assert len(set(together)) == min(40, 8 * clips), "no frame twice"
+    with pytest.raises(UserError, match="clips and crops are of our protocol"):
+        choose_protocol("paper", RETRIEVAL, None, VIDEO, clips, crops)
+
+
 # ---------------------------------------------------------------------------------------------- results
 
 
