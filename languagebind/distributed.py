@@ -50,6 +50,11 @@ def init_process(device: str | None = None) -> Process:
             raise UserError(f"--device {device}: PyTorch finds no GPU here")
         target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", target.index or 0)))
         torch.cuda.set_device(target)
+    elif target.type != "cpu":
+        try:
+            torch.empty(1, device=target).cpu()
+        except (RuntimeError, NotImplementedError, ImportError) as error:
+            raise UserError(f"--device {device} cannot be used here: {first_line(error)}") from error
     if "RANK" not in os.environ:
         return Process(0, 1, target)
     backend = "nccl" if target.type == "cuda" else "gloo"

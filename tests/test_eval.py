@@ -26,6 +26,7 @@ from languagebind.eval.metrics import retrieval_metrics
 from languagebind.eval.protocols import Reader
 from languagebind.eval.report import checkpoint_name, table, write_result
 from languagebind.eval.samples import read_samples
+from languagebind.eval.statistics import settings
 from languagebind.modalities import DecodeError, Modality
 from languagebind.modalities.image import Image
 
@@ -341,7 +342,7 @@ def test_result_is_json_with_the_protocol(world, tmp_path):
         "calibration",
         "examples",
     ]
-    assert result["statistics"] == {"bootstrap": 1000, "seed": 0, "confidence": 0.95}
+    assert result["statistics"] == settings()
     assert set(result["intervals"]) == set(result["metrics"]) - {"chance"}
     assert sum(count for *_, count in result["confusion"]) == 45
     rights = sum(count for true, predicted, count in result["confusion"] if true == predicted)
@@ -689,6 +690,7 @@ def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
         (flags(world, configs / "none.pt", configs, "first.yaml"), "no checkpoint at .*none.pt"),
         ([*flags(world, checkpoint, configs, "first.yaml"), "--overwrite", "--skip-existing"], "exclude each other"),
         ([*flags(world, checkpoint, configs, "first.yaml"), "--device", "gpu"], "--device gpu"),
+        ([*flags(world, checkpoint, configs, "first.yaml"), "--device", "meta"], "--device meta cannot be used here"),
         ([*flags(world, checkpoint, configs), "--config"], "--config needs a value"),
     ]
     for argv, message in cases:

@@ -146,7 +146,7 @@ def test_command_line(world, tmp_path, capsys):
     assert file.name == "stripes_probe_depth.json"
     result = json.loads(file.read_text())
     keys = ["dataset", "model", "pretrained", "task", "metrics", "language", "protocol", "statistics", "intervals"]
-    assert list(result) == keys
+    assert list(result) == [*keys, "checkpoint", "weights_sha256"]
     # Features of random weights tell four places of a stripe apart.
     assert result["metrics"]["top1"] > 0.5
     assert result["protocol"]["samples"] == 24
@@ -167,7 +167,7 @@ def test_features_are_kept_where_a_cache_is_asked_for(world, tmp_path):
 
 
 def test_mistakes(world, tmp_path, capsys):
-    same = [f"--test={world / 'train'}"]
+    same = [f"--test={world / 'train'}/../train"]
     for more, message in ((["--shots", "0"], "--shots should be at least 1"), (same, "--train and --test are both")):
         with pytest.raises(SystemExit) as stop:
             main(flags(world, tmp_path / "out", *more))
@@ -179,7 +179,7 @@ def test_mistakes(world, tmp_path, capsys):
         ([f"--config={tmp_path / 'retrieval.yaml'}"], "a probe is a classification, not retrieval"),
         (["--test=nowhere"], "nowhere does not exist"),
         ([f"--config={tmp_path / 'clip.yaml'}"], "of videos, not of depth"),
-        (["--shots", "8", "--seeds=1"], "8 shots need at least one more"),
+        (["--shots", "8", "--seeds=1"], r"train: class '\w+' has 8 training samples: 8 shots need at least one more"),
         ([f"--train={world / 'test'}", f"--test={world / 'train'}"], "class_names is needed"),
     ):
         with pytest.raises(UserError, match=message):

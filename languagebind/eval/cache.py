@@ -10,6 +10,8 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .samples import Sample, Source
 
 log = logging.getLogger(__name__)
 
+DECODERS = ("pillow", "torchvision", "av", "opencv-python-headless", "decord", "torchcodec", "soundfile", "torchaudio")
 BATCHES_PER_PART = 4  # what a killed run has to encode again, at most
 
 
@@ -118,6 +121,15 @@ def weights_digest(model: nn.Module) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def decoder_versions() -> dict[str, str]:
+    """The versions of the packages that files are read with: another one may give other pixels."""
+    found = {}
+    for package in DECODERS:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _identity(source: Source) -> list[Any]:

@@ -24,7 +24,7 @@ from .. import __version__
 from ..config import UserError, to_dict
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import Modality, modality_name
-from .cache import FeatureCache, identity, weights_digest
+from .cache import FeatureCache, decoder_versions, identity, weights_digest
 from .inputs import Inputs, collate
 from .progress import progress
 from .protocols import Protocol, Reader
@@ -173,7 +173,7 @@ def open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> 
         "inputs": to_dict(modality),
         "precision": options.precision,
         "rules": protocol.describe(),
-        "versions": {"languagebind": __version__, "torch": torch.__version__},
+        "versions": {"languagebind": __version__, "torch": torch.__version__} | decoder_versions(),
     }
     return FeatureCache(options.feature_cache, gather_objects(facts)[0])
 

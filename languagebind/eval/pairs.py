@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import __version__
-from ..config import UserError, digest, parse, run, take_flag, to_dict
+from ..config import UserError, digest, gather_flags, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
-from .features import EncodeOptions, encode_samples, encode_texts
+from .cache import FeatureCache, weights_digest
+from .features import EncodeOptions, encode_samples, encode_texts, open_cache
+from .models import checkpoint_of
 from .pairing import PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
-from .protocols import Reader, choose_protocol
+from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import DIRECTIONS, Captioned, describe_retrieval, retrieve
 from .samples import Sample
@@ -38,8 +40,12 @@ NAMES = dict(zip(DIRECTIONS, ("query_to_gallery", "gallery_to_query"), strict=Tr
 
 @dataclass(frozen=True)
 class PairsOptions:
-    """Evaluate checkpoints, --model MODALITY=CHECKPOINT ..., on each --config FILE.yaml (both are required)."""
+    """Evaluate checkpoints on comparisons between modalities."""
 
+    model: tuple[str, ...] = ()
+    """MODALITY=CHECKPOINT, one a modality; a checkpoint as `python -m languagebind.eval --checkpoint` takes it"""
+    config: tuple[Path, ...] = ()
+    """YAML files that describe comparisons, see configs/eval/pairs/"""
     output: Path = Path("results")
     """folder for the result files, <name>_<checkpoints>.json"""
     data_root: Path | None = None
@@ -84,7 +90,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     targets = None
     if config.task == "classification":
         targets = label_targets(sample_labels(config, matched), config.class_names, config.name)
-    encoded, kept = _encode(models, matched, unpaired, options)
+    encoded, kept = _encode(config.name, models, matched, unpaired, options)
     query = _fuse(config, encoded, config.query)
     if targets is None:
         found, details = _retrieval(config, encoded, query)
@@ -107,17 +113,19 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
 
 
 def _encode(
-    models: Mapping[str, Any], matched: Mapping[str, list[Sample]], unpaired: int, options: EncodeOptions
+    config: str, models: Mapping[str, Any], matched: Mapping[str, list[Sample]], unpaired: int, options: EncodeOptions
 ) -> tuple[Encoded, list[int]]:
     """Features of what all modalities can be read of, and its positions among the matched samples."""
     features, positions = {}, {}
     for name, samples in matched.items():
+        model, modality = models.get(name) or next(iter(models.values()))
+        ours = choose_protocol("ours", None, None, modality)
+        cache = open_cache(model, f"{config}_{name}", ours, options)
         if name == TEXT:
-            features[name] = _encode_captions(next(iter(models.values()))[0], samples, options)
+            features[name] = _encode_captions(model, samples, options, cache)
             positions[name] = list(range(len(samples)))
         else:
-            model, modality = models[name]
-            features[name], positions[name] = encode_samples(model, Reader(modality), samples, options)
+            features[name], positions[name] = encode_samples(model, ours.reader, samples, options, cache=cache)
     kept = sorted(set.intersection(*map(set, positions.values())))
     if not kept:
         raise UserError("no sample can be read in all of its modalities")
@@ -129,9 +137,10 @@ def _encode(
     return Encoded(features, samples, unpaired + lost, unpaired), kept
 
 
-def _encode_captions(model, samples: Sequence[Sample], options: EncodeOptions) -> Tensor:
+def _encode_captions(model, samples: Sequence[Sample], options: EncodeOptions, cache: FeatureCache | None) -> Tensor:
     """(N, D): of a sample's several captions the mean of their unit-norm features, at unit norm again."""
-    texts, rows = encode_texts(model, (caption for sample in samples for caption in sample.captions), options)
+    captions = (caption for sample in samples for caption in sample.captions)
+    texts, rows = encode_texts(model, captions, options, cache=cache)
     counts = torch.tensor([len(sample.captions) for sample in samples])
     owners = torch.arange(len(samples)).repeat_interleave(counts).to(texts.device)
     total = texts.new_zeros(len(samples), texts.shape[1]).index_add(0, owners, texts[rows])
@@ -204,14 +213,13 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words, rest = take_flag(sys.argv[1:] if argv is None else argv, "--model", several=True)
-    files, rest = take_flag(rest, "--config", several=True)
-    options = parse(PairsOptions, rest, prog="python -m languagebind.eval.pairs", description=PairsOptions.__doc__)
+    words = gather_flags(sys.argv[1:] if argv is None else argv, "--model", "--config")
+    options = parse(PairsOptions, words, prog="python -m languagebind.eval.pairs", description=PairsOptions.__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    checkpoints = dict(_named(word) for word in words)
-    if len(checkpoints) < len(words) or not words or not files:
+    checkpoints = dict(_named(word) for word in options.model)
+    if len(checkpoints) < len(options.model) or not options.model or not options.config:
         raise UserError("give --model MODALITY=CHECKPOINT, once a modality, and --config FILE.yaml")
-    configs = [load_pairs_config(Path(file), options.data_root) for file in files]
+    configs = [load_pairs_config(file, options.data_root) for file in options.config]
     names = [
         "+".join(checkpoint_name(checkpoints[name]) for name in config.used if name in checkpoints)
         for config in configs
@@ -225,12 +233,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if path.exists() and not options.overwrite:
             raise UserError(f"{path} exists: --overwrite replaces it")
     process = init_process(options.encode.device)
+    if not process.is_main:  # one rank says how far all are
+        logging.getLogger().setLevel(logging.WARNING)
     try:
         encoders = load(checkpoints, device=process.device)
+        weights = {name: weights_digest(model) for name, (model, _) in encoders.encoders.items()}
         encode = replace(options.encode, device=str(process.device))
         results = []
         for config, path, name in zip(configs, paths, names, strict=True):
-            results.append(evaluate_pairs(encoders, config, encode) | {"pretrained": name})
+            found = evaluate_pairs(encoders, config, encode)
+            identity = {
+                "checkpoint": {name: checkpoint_of(checkpoints[name]) for name in weights if name in config.used},
+                "weights_sha256": {name: value for name, value in weights.items() if name in config.used},
+            }
+            results.append(found | {"pretrained": name} | identity)
             if process.is_main:
                 write_result(results[-1], path)
                 log.info("wrote %s", path)

@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from ..config import UserError, digest, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..hub import load_model
 from ..modalities import Modality, modality_name
+from .cache import weights_digest
 from .datasets import DatasetConfig, load_dataset_config
 from .features import EncodeOptions, encode_samples, open_cache
 from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, probe
+from .models import checkpoint_of
 from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .samples import check_data, class_names, read_samples
@@ -56,7 +59,7 @@ class ProbeOptions:
     def __post_init__(self):
         if self.seeds < 1 or any(shots < 1 for shots in self.shots):
             raise UserError("--seeds and --shots should be at least 1")
-        if self.train == self.test:
+        if os.path.realpath(self.train) == os.path.realpath(self.test):
             raise UserError(f"--train and --test are both {self.train}")
 
 
@@ -69,6 +72,7 @@ def evaluate_probe(
         UserError: the data is wrong, a sample cannot be read, or there are too few for the shots.
     """
     classes = class_names(parts["train"])
+    _check_shots(parts["train"], modality, classes, options.shots)
     read = {name: read_labelled(model, modality, part, classes, encode) for name, part in parts.items()}
     found, details = probe(read["train"][0], read["test"][0], len(classes), options.shots, options.seeds)
     protocol = {
@@ -96,6 +100,18 @@ def evaluate_probe(
         "statistics": settings(),
         **details,
     }
+
+
+def _check_shots(dataset: DatasetConfig, modality: Modality, classes: dict[str, str], shots: Sequence[int]) -> None:
+    """Raise `UserError` where a class has too few samples, before any is encoded."""
+    labels = single_labels(label_targets(read_samples(dataset, modality), classes, dataset.name))
+    counts = labels.bincount(minlength=len(classes)).tolist()
+    for label, count in zip(classes, counts, strict=True):
+        if 0 < count <= max(shots, default=0):
+            raise UserError(
+                f"{dataset.data}: class {label!r} has {count} training samples: {max(shots)} shots need at least one"
+                " more, to choose C on"
+            )
 
 
 def read_labelled(
@@ -141,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         model, modality = load_model(options.model, process.device)
         encode = replace(options.encode, device=str(process.device))
-        result = evaluate_probe(model, modality, parts, options, encode) | {"pretrained": name}
+        identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(model)}
+        result = evaluate_probe(model, modality, parts, options, encode) | {"pretrained": name} | identity
         if process.is_main:
             write_result(result, path)
             log.info("wrote %s", path)

@@ -6,11 +6,14 @@ sides: no normal distribution is assumed. Every rank draws the same resamples fr
 values in the order of the data, so neither ranks nor workers matter; two models on the same data meet the same
 resamples. Global random state is neither read nor changed.
 
+Where all samples are found, or none is, no resample differs: a share of 1 or 0 has the exact interval of Clopper and
+Pearson instead, for as many samples as there are.
+
 The model and the prompts are taken as given: an interval says nothing about another training run.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ Intervals = dict[str, list[float]]
 
 def settings() -> dict[str, Any]:
     """How the intervals were made, for the result."""
-    return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
+    return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE, "shares_of_0_and_1": "Clopper-Pearson"}
 
 
 def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
@@ -59,7 +62,7 @@ def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
         return found | {"median_rank": (ordered[low] + ordered[high]) / 2, "mean_rank": weights @ ordered / total}
 
     count = int(samples.max()) + 1
-    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))))
+    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))), within, count)
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
@@ -67,7 +70,7 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
 
     For top1 and top5 all samples are resampled. For mean_per_class the samples of each class are resampled among
     themselves: how many each class has is a property of the test set, and a class of few samples would otherwise be
-    absent from many resamples. A class of one sample then adds no width.
+    absent from many resamples. A class of one sample then adds no width; where no class adds any, there is no interval.
 
     Args:
         ranks: (N,) of the right class, from 1.
@@ -85,7 +88,8 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
     # The number of hits among n draws from n samples of a class is binomial.
     draws = np.random.default_rng(SEED).binomial(counts, hits / counts, size=(RESAMPLES, len(counts)))
     values = _gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
-    return _intervals(values | {"mean_per_class": (draws / counts).mean(axis=1)})
+    means = (draws / counts).mean(axis=1)
+    return _intervals(values, values, len(ranks)) | ({"mean_per_class": _ends(means)} if np.ptp(means) else {})
 
 
 def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
@@ -167,8 +171,12 @@ def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
-def _intervals(values: dict[str, np.ndarray]) -> Intervals:
-    return {key: _ends(value) for key, value in values.items()}
+def _intervals(values: dict[str, np.ndarray], shares: Container[str], count: int) -> Intervals:
+    """The intervals of metrics, of which some are shares of `count` samples."""
+    found = {key: _ends(value) for key, value in values.items()}
+    far = ((1 - CONFIDENCE) / 2) ** (1 / count)
+    exact = {(0.0, 0.0): [0.0, 1 - far], (1.0, 1.0): [far, 1.0]}
+    return {key: exact.get(tuple(ends), ends) if key in shares else ends for key, ends in found.items()}
 
 
 def _ends(values: np.ndarray) -> list[float]:
