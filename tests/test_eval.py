@@ -226,6 +226,13 @@ def test_frames_of_a_shard(world, tmp_path):
     )
 
 
+def test_multilabel_needs_a_label_among_what_can_be_read(world, tmp_path):
+    good = str(next((world / "folders").rglob("*.png")))
+    rows = [{"path": good, "labels": []}, {"path": "gone.png", "labels": ["red"]}]
+    with pytest.raises(UserError, match="none of the samples that can be read has a label"):
+        run(write_jsonl(tmp_path / "data.jsonl", rows), "multilabel", skip_bad=True)
+
+
 def test_multilabel_from_every_kind_of_label(world, tmp_path):
     paths = sorted((world / "folders").rglob("0*.png"))[:12]
     labels = [["red"], ["red", "blue"], [], ["blue", "yellow"]] * 3

@@ -187,11 +187,14 @@ def test_damaged_files_are_found_and_made_again(data, tmp_path, caplog):
     parts[0].write_bytes(damaged)
     parts[1].write_bytes(parts[1].read_bytes()[:-9])
     (parts[0].parent / ".half.safetensors.tmp").write_bytes(b"half")  # as a killed run leaves it
+    mine = parts[0].parent / "mine.safetensors"
+    mine.write_bytes(b"not of the cache")
     with caplog.at_level(logging.WARNING):
         found, samples, _ = run(data, tmp_path)
     assert found == expected
     assert samples == 2 * BATCHES_PER_PART * BATCH
     assert caplog.text.count("is damaged and removed; its features are made again") == 2
+    assert mine.read_bytes() == b"not of the cache"
     assert run(data, tmp_path) == (expected, 0, 0)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"feature cache .* cannot be used"):

@@ -8,6 +8,7 @@ that encoding it would give, bit for bit. A part's name holds the checksum of it
 import hashlib
 import json
 import logging
+import re
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from .samples import Sample, Source
 log = logging.getLogger(__name__)
 
 DECODERS = ("pillow", "torchvision", "av", "opencv-python-headless", "decord", "torchcodec", "soundfile", "torchaudio")
+PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}\.safetensors")
 BATCHES_PER_PART = 4  # what a killed run has to encode again, at most
 
 
@@ -53,7 +55,8 @@ class FeatureCache:
                 temporary.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
                 temporary.replace(self.folder / "facts.json")
             for part in sorted(self.folder.glob("*.safetensors")):
-                self._find(part)
+                if PART.fullmatch(part.name):  # whatever else lies here is not ours
+                    self._find(part)
         except OSError as error:
             raise UserError(f"the feature cache {self.folder} cannot be used: {error.strerror}") from error
         log.info("feature cache %s: %d batches", self.folder, len(self._stored))
