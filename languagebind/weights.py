@@ -4,6 +4,7 @@ Names follow the published checkpoints: `vision_model.…`, `visual_projection.w
 `text_projection.weight`, `logit_scale`.
 """
 
+import difflib
 import logging
 import pickle
 import re
@@ -179,8 +180,13 @@ def open_clip_model(name: str, pretrained: str | None, cache_dir: str | None = N
     try:
         return open_clip.create_model(name, pretrained, cache_dir=cache_dir, require_pretrained=True).eval()
     except (RuntimeError, ValueError, OSError) as error:
+        models = open_clip.list_models()
+        if ":" not in name and name not in models:
+            near = difflib.get_close_matches(name, models, n=3)
+            hint = f", near are {', '.join(near)}" if near else ""
+            raise UserError(f"open_clip has no model {name}: it is not among open_clip.list_models(){hint}") from error
         tags = open_clip.list_pretrained_tags_by_model(name)
-        known = f"tags for it: {', '.join(tags)}" if tags else "it is not among open_clip.list_models()"
+        known = f"tags for it: {', '.join(tags)}" if tags else "no tags are known for it"
         reason = first_line(error)
         raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({known})") from error
 
