@@ -62,7 +62,7 @@ def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: ran
 
 
 def _write_yaml(folder: Path, modality: str, name: str, content: dict[str, str]) -> None:
-    content = {"name": f"{modality}_{name}", **content}
+    content = {"name": f"{modality}_{name}", "modality": modality, **content}
     _write_lines(folder / f"{modality}_{name}.yaml", [f"{key}: {value}" for key, value in content.items()])
 
 
