@@ -98,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         close_process()
     if done.failures:
-        lines = "".join(f"\n  {failure}" for failure in done.failures)
-        raise UserError(f"{len(done.failures)} of {len(jobs)} evaluations failed, the others are written:{lines}")
+        head = f"{len(done.failures)} of {len(jobs)} evaluations failed, the others are written:"
+        raise UserError("\n  ".join([*([head] if len(jobs) > 1 else []), *done.failures]))
     _check_read(done, jobs, selection, config)
 
 
@@ -211,10 +211,9 @@ def _evaluate(spec: str, jobs: Sequence[Job], config: EvalConfig, process: Proce
                 model, reader, job.dataset, dual_softmax=config.dual_softmax, export=job.export, **options
             )
         except UserError as error:
-            # Of several ranks, one alone may have failed: the others wait for it
-            if process.world_size > 1 or len(jobs) == 1:
+            if process.world_size > 1:  # one alone may have failed, and the others wait for it
                 raise
-            log.error("%s", error)
+            log.error("%s could not be scored; why is said at the end", job.dataset.name)
             done.failures.append(str(error))
             continue
         done.results.append(result | {"pretrained": job.model} | identity)
