@@ -49,6 +49,18 @@ OPTIONAL = {
     "curves": {str: [[NUMBER, NUMBER]]},
     "examples": {str: [EXAMPLE]},
 }
+# Of a protocol, all of them optional
+SETTINGS = {
+    **dict.fromkeys(("samples", "captions", "skipped_samples", "unpaired_samples", "missing_samples"), int),
+    "classes": int,
+    "limit": (int, NoneType),
+    "inputs": dict,
+    "query": dict,
+    "gallery": dict,
+    "templates": [str],
+    "prompts_sha256": str,
+    "chance": {str: MAYBE},
+}
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -156,6 +168,9 @@ def read_result(file: Path) -> Result:
             raise UserError(f"{file} is no result of an evaluation, it has no `{key}`: move it out of the folder")
         if key in result and not _fits(result[key], shape):
             raise UserError(f"{file}: `{key}` is not what an evaluation writes: evaluate again, or move the file away")
+    for key, shape in SETTINGS.items():
+        if key in result["protocol"] and not _fits(result["protocol"][key], shape):
+            raise UserError(f"{file}: `protocol.{key}` is not what an evaluation writes: evaluate again")
     return result
 
 

@@ -73,7 +73,8 @@ dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: .1rem .7rem
 dt { color: var(--faint); } .cards dt { max-width: 5.5rem; } .cards dl { font-size: .9rem; line-height: 1.4; }
 .path { font-size: .92em; }
 dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 600px) { body { padding: 1rem; } .headline tbody th { min-width: 6.5rem; max-width: 6.5rem; position: static; }
+@media (max-width: 600px) { body { padding: 1rem; }
+  .headline tbody th { min-width: 6.5rem; max-width: 6.5rem; position: static; }
   .headline :is(th, td):is(:nth-child(2), :nth-child(3)) { min-width: 3.5rem; padding-right: .8rem; }
   .headline .number { white-space: normal; } .cautions dt { margin-top: .5rem; }
   h2, h3 { overflow-wrap: anywhere; } .cautions { grid-template-columns: minmax(0, 1fr); gap: .2rem; } }
