@@ -161,7 +161,8 @@ def test_a_result_of_a_part_is_never_without_a_caveat(tmp_path):
         plain("all", 0.7, dataset="unknown", limit=100),
         plain("pair", dataset="pairs", skipped_samples=5, unpaired_samples=3),
         plain("c", dataset="texts", samples=10, captions=40),
-        configs=f"d: {{task: classification, data: x, expect: {{samples: 1000, captions: 5000, classes: 3}}, published: [{figures}]}}\n"
+        configs="d: {task: classification, data: x, expect: {samples: 1000, captions: 5000, classes: 3},"
+        f" published: [{figures}]}}\n"
         "texts: {task: classification, data: x, expect: {samples: 10, captions: 50}}",
     )
     cells = page.table("Headline metric of d")["d top1"]
@@ -248,6 +249,8 @@ def test_thumbnails_show_the_samples(page):
     assert page.text.count("The file is not there: ") == 2
     assert page.folded.count("Best examples") == page.text.count("Best examples") == 4
     assert page.folded.count("Examples: 1 best and 1 worst") == 2
+    assert page.folded.count("Classes and confusion") == 2  # of two models; open where there is one
+    assert not any("open" in attributes for _, attributes in page.tags)
     gone = [attributes["title"] for tag, attributes in page.tags if attributes.get("title", "").endswith("gone.png")]
     assert len(gone) == 2
     assert gone[0] not in page.text
@@ -333,6 +336,9 @@ def test_results_of_older_versions_and_many_classes(tmp_path):
     assert page.table("All metrics on esc50")["top1"] == ["0.5000 [0.4000, ∞]", "0.5000", "0.0200"]
     assert "so these values cannot be compared: limit 10 (new), none (old)." in page.text
     assert "Calibration: expected error 0.0712" in page.text
+    (tmp_path / "a.json").unlink()
+    main([str(tmp_path), "--configs", str(tmp_path)])
+    assert "open" in next(a for tag, a in Page((tmp_path / "report.html").read_text()).tags if tag == "details")
     assert page.table("How often new is right")["0.3000"] == ["0.2500", "12"]
     assert len([1 for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "bar"]) == 40
     assert "… 60 classes between these …" in page.text

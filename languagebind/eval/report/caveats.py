@@ -70,7 +70,8 @@ def _overlapping(results: Sequence[Result], metric: str) -> list[list[str]]:
     """The largest groups of models of which every two have intervals that overlap."""
     ends = {model_name(result): found for result in results if (found := interval(result, metric))}
     # Intervals that overlap two by two have a place in common, which is where one of them starts
-    groups = [{name for name, (low, high) in ends.items() if low <= start <= high} for start, _ in ends.values()]
+    starts = sorted(low for low, _ in ends.values())
+    groups = [{name for name, (low, high) in ends.items() if low <= start <= high} for start in starts]
     groups = [group for k, group in enumerate(groups) if group not in groups[:k]]
     largest = [group for group in groups if len(group) > 1 and not any(group < other for other in groups)]
     return [[name for name in ends if name in group] for group in largest]

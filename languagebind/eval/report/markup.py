@@ -55,8 +55,8 @@ def short_path(path: str) -> Markup:
     return tag("span", breakable(text), title=path if text != path else None, class_="path")
 
 
-def details(summary: str, *children: Any) -> Markup:
-    return tag("details", tag("summary", summary), *children)
+def details(summary: str, *children: Any, open_: bool = False) -> Markup:
+    return tag("details", tag("summary", summary), *children, open="open" if open_ else None)
 
 
 def shorten(text: str, width: int) -> str:

@@ -41,7 +41,7 @@ def dataset_section(name: str, results: Sequence[Result], config: Config | None)
         _origin(config) if config else None,
         _metrics(name, results),
         *_curves(results),
-        *(_model(name, result) for result in results),
+        *(_model(name, result, opened=len(results) == 1) for result in results),
         _protocols(name, results),
         aria_labelledby=name,
     )
@@ -87,9 +87,12 @@ def _curves(results: Sequence[Result]) -> list[Markup]:
     return drawn
 
 
-def _model(name: str, result: Result) -> Markup | None:
-    """What is known of one model alone: its classes, what it confuses, its best and worst samples."""
-    parts = [*_classes(result), *_confusion(result), _calibration(result), example_cards(result)]
+def _model(name: str, result: Result, opened: bool) -> Markup | None:
+    """What is known of one model alone, folded unless `opened`: its classes, what it confuses, its best and worst samples."""
+    charted = [*_classes(result), *_confusion(result)]
+    titles = ["Classes"] * ("classes" in result) + ["confusion"] * ("confusion" in result)
+    classes = details(" and ".join(titles).capitalize(), *charted, open_=opened) if charted else None
+    parts = [classes, _calibration(result), example_cards(result)]
     return tag("section", tag("h3", f"{model_name(result)} on {name}"), *parts) if any(parts) else None
 
 

@@ -38,9 +38,10 @@ td { overflow-wrap: anywhere; }
 .range { display: block; color: var(--faint); font-size: .82em; white-space: nowrap; }
 .best { font-weight: 700; } .number { text-align: right; white-space: nowrap; } th .number { font-weight: inherit; }
 .caveat { display: block; color: var(--warn); font-size: .82em; line-height: 1.3; }
-.headline tbody th { min-width: 12.5rem; max-width: 16rem; } .headline td { min-width: 8.2rem; }
-.headline :is(th, td):is(:nth-child(2), :nth-child(3)) { min-width: 5rem; padding-right: 1.4rem; }
-.published { min-width: 15rem; font-size: .92em; } .published summary { margin: .1rem 0; }
+.headline tbody th { min-width: 11rem; max-width: 16rem; } .headline td { min-width: 7.6rem; }
+.headline :is(th, td):is(:nth-child(2), :nth-child(3)) { min-width: 4.4rem; padding-right: 1.2rem; }
+.published { min-width: 14rem; font-size: .92em; } .published div { padding-left: 3.7em; text-indent: -3.7em; }
+.published summary { margin: .1rem 0; }
 .origin { color: var(--faint); font-size: .82rem; margin: -.6rem 0 .6rem; overflow-wrap: anywhere; }
 .origin span { display: inline-block; margin-right: 1.5rem; }
 .cautions { grid-template-columns: minmax(6rem, auto) minmax(0, 1fr); gap: .5rem 1.2rem; }
