@@ -88,7 +88,7 @@ def _curves(results: Sequence[Result]) -> list[Markup]:
 
 
 def _model(name: str, result: Result, opened: bool) -> Markup | None:
-    """What is known of one model alone, folded unless `opened`: its classes, what it confuses, its best and worst samples."""
+    """What is known of one model alone: its classes and confusions, folded unless `opened`, and its examples."""
     charted = [*_classes(result), *_confusion(result)]
     titles = ["Classes"] * ("classes" in result) + ["confusion"] * ("confusion" in result)
     classes = details(" and ".join(titles).capitalize(), *charted, open_=opened) if charted else None
