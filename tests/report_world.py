@@ -1,13 +1,17 @@
 """Results in the form that an evaluation writes, of three tasks, with files that their examples are read from."""
 
+import html.parser
 import io
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 import soundfile
-from helpers import depth_png
+from helpers import ROOT, depth_png
 from PIL import Image
 
 from languagebind.config import to_dict
@@ -25,12 +29,13 @@ def example(key: str, source: list, text: str, found: str, rank: int, score: flo
 
 def result(dataset: str, model: str, task: str, metrics: dict, half: float, **more) -> dict:
     """In the form that an evaluation writes; each interval reaches `half` to both sides of the value."""
+    inputs = {} if "+" in model else to_dict(modality_class(model)())
     protocol = {
         "split": "test",
         "limit": None,
         "data_sha256": "ab12",
         "samples": 240,
-        "inputs": to_dict(modality_class(model)()),
+        "inputs": inputs,
         "versions": {"torch": "2.11.0"},
         "chance": dict.fromkeys(metrics, 0.0833),
     }
@@ -53,6 +58,8 @@ def media(folder: Path) -> dict[str, list]:
     """A depth map, one in a shard, a sound, a video, one of frames, and nothing; as `source` of an example."""
     rng = np.random.default_rng(0)
     (folder / "room.png").write_bytes(depth_png(1, rng))
+    (folder / "b" / "c").mkdir(parents=True)
+    (folder / "b" / "c" / "other.png").write_bytes(depth_png(3, rng))
     with tarfile.open(folder / "00000.tar", "w") as archive:
         png = depth_png(2, rng)
         info = tarfile.TarInfo("s0.depth.png")
@@ -122,6 +129,75 @@ def retrieval(shift: float, sources: dict) -> dict:
         way: [[k, min(1.0, 0.4271 + shift + lift + 0.24 * np.log10(k))] for k in ks]
         for way, lift in zip(DIRECTIONS, (0, -0.03), strict=True)
     }
-    best = [example("video7", sources["video"], CAPTION, CAPTION, 1, 0.41)]
+    best = [example("video7", sources["video"], CAPTION, "video7", 1, 0.41)]
     worst = [example("video8", sources["frames"], "two cats", "video7", 240, 0.02)]
     return result("msrvtt", "video", "retrieval", metrics, 0.03, curves=curves, examples={"best": best, "worst": worst})
+
+
+def pairs(sources: dict, **protocol) -> dict:
+    """Between modalities: video and text to text and depth, each found for the other."""
+    metrics = {f"{way}/R@{k}": 0.1 * k for way in ("query_to_gallery", "gallery_to_query") for k in (1, 5)}
+    root = sources["depth"][0].removesuffix("room.png")
+    worst = [example("room.png", [f"{root}room.png"], "a/b/two", "b/c/other.png", 3, 0.2)]
+    modalities = {"inputs": {name: to_dict(modality_class(name)()) for name in ("video", "depth")}}
+    sides = {"query": {"video": 1.0, "text": 1.0}, "gallery": {"text": 0.5, "depth": 1.0}}
+    return result("rooms", "video+depth", "retrieval", metrics, 0.02, examples={"best": [], "worst": worst},
+                  protocol=modalities | sides | protocol)  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """Its tables by caption, as rows of texts; the text and tags that it holds, and the text that is folded."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.folded = ""
+        self.depth = 0
+        self.parts: list[str] | None = None
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.depth += tag == "details"
+        if tag == "table":
+            self.rows = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th", "caption"):
+            self.parts = []
+        if tag in ("div", "span", "summary") and self.parts:
+            self.parts.append(" ")
+
+    def handle_endtag(self, tag):
+        self.depth -= tag == "details"
+        if tag in ("td", "th"):
+            self.rows[-1].append(" ".join("".join(self.parts).split()))
+        if tag == "caption":
+            self.tables["".join(self.parts)] = self.rows
+        if tag in ("td", "th", "caption"):
+            self.parts = None
+
+    def handle_data(self, data):
+        self.text += data
+        self.folded += data if self.depth else ""
+        if self.parts is not None:
+            self.parts.append(data)
+
+    def table(self, start: str) -> dict[str, list[str]]:
+        rows = next(rows for caption, rows in self.tables.items() if caption.startswith(start))
+        return {row[0]: row[1:] for row in rows if len(row) > 1}
+
+
+def chromium(*flags: str, page: Path, profile: Path) -> tuple[str, str]:
+    """What the browser prints and what it logs, its pages' consoles included."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium is installed: the page is not tried in a browser")
+    command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+               f"--user-data-dir={profile}", *flags, page.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr

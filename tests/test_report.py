@@ -2,23 +2,21 @@
 
 import base64
 import csv
-import html.parser
 import io
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, call
+from helpers import call
 from PIL import Image
-from report_world import EVIL, classification, media, multilabel, retrieval
+from report_world import EVIL, Page, chromium, classification, media, multilabel, pairs, retrieval
 
 from languagebind.config import UserError
 from languagebind.eval.report import write_result
 from languagebind.eval.report.__main__ import main
+from languagebind.eval.report.style import DARK, LIGHT
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +41,11 @@ def world(tmp_path_factory):
     return folder
 
 
-class Page(html.parser.HTMLParser):
-    """Its tables by caption, as rows of texts; its pictures; the text and tags that it holds."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.parts: list[str] | None = None
-        self.rows: list[list[str]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag == "table":
-            self.rows = []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th", "caption"):
-            self.parts = []
-        if tag in ("div", "span") and self.parts:
-            self.parts.append(" ")
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.rows[-1].append(" ".join("".join(self.parts).split()))
-        if tag == "caption":
-            self.tables["".join(self.parts)] = self.rows
-        if tag in ("td", "th", "caption"):
-            self.parts = None
-
-    def handle_data(self, data):
-        self.text += data
-        if self.parts is not None:
-            self.parts.append(data)
-
-    def table(self, start: str) -> dict[str, list[str]]:
-        rows = next(rows for caption, rows in self.tables.items() if caption.startswith(start))
-        return {row[0]: row[1:] for row in rows if len(row) > 1}
-
-
 def check_figures(page: Page, folder: Path) -> None:
     """Every metric of every result, with its interval, is in its cell."""
-    overview = page.table("Headline metric")
+    overview = {}
+    for caption, rows in page.tables.items():
+        overview |= {row[0]: row[1:] for row in rows} if caption.startswith("Headline metric") else {}
     for file in (folder / "results").glob("*.json"):
         made = json.loads(file.read_text())
         table = page.table(f"All metrics on {made['dataset']},")
@@ -102,7 +61,9 @@ def check_figures(page: Page, folder: Path) -> None:
             assert table[metric][-1] == "0.0833"
         headline = {"nyu_v2": "mean_per_class", "audioset": "mAP", "msrvtt": "text_to_modality/R@1"}[made["dataset"]]
         place = overview["dataset"].index(made["pretrained"])
-        assert overview[f"{made['dataset']} {headline}"][place] == table[headline][column]
+        row = next(row for name, row in overview.items() if name.startswith(made["dataset"]))
+        assert row[place].replace(" ★", "") == table[headline][column]
+        assert row[:2] == ["240", "0.0833"]  # samples, chance
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +73,9 @@ def page(world):
 
 def test_tables_hold_the_results(world, page):
     check_figures(page, world)
-    published = page.table("Headline metric")["msrvtt text_to_modality/R@1"][-1]
-    assert published == f"★ 0.4480 LanguageBind 0.3600 {EVIL}"
+    first, second, published = page.table("Headline metric")["msrvtt text_to_modality/R@1"][2:]
+    assert published == f"0.4480 LanguageBind ★ 0.3600 {EVIL}"
+    assert (first[:7], second[:8]) == ("0.4271 ", "0.4671 ★")
     assert page.table("Published figures")["msrvtt"] == [EVIL, "text_to_modality/R@5", "0.6100", "table 3"]
     assert page.table("Every class of audioset, epoch_1")["never heard"] == ["13", "0", "–", "–"]
     assert page.table("The most frequent confusions on nyu_v2, LanguageBind_FT")[EVIL] == [
@@ -123,11 +85,132 @@ def test_tables_hold_the_results(world, page):
     ]
 
 
-def test_what_must_not_be_compared_is_said(page):
+def make(folder: Path, *results: dict, configs: str = "") -> Page:
+    """The page of some results, and of datasets' configs `name: ...`, one a line."""
+    for k, each in enumerate(results):
+        write_result(each, folder / "results" / f"{k}.json")
+    (folder / "configs").mkdir(exist_ok=True)
+    for line in configs.splitlines():
+        name, _, config = line.partition(": ")
+        (folder / "configs" / f"{name}.yaml").write_text(config)
+    main([str(folder / "results"), "--configs", str(folder / "configs")])
+    return Page((folder / "results" / "report.html").read_text())
+
+
+def plain(name: str, top1: float = 0.5, half: float | None = 0.01, dataset: str = "d", **protocol) -> dict:
+    """A result of a model."""
+    given = {"samples": 100, "chance": {"top1": 0.1}, "data_sha256": "abcd", "precision": "fp32"} | protocol
+    made = {"dataset": dataset, "model": "video", "pretrained": name, "task": "classification", "language": "en",
+            "metrics": {"top1": top1}, "protocol": given}  # fmt: skip
+    return made if half is None else made | {"intervals": {"top1": [top1 - half, top1 + half]}}
+
+
+def test_what_must_not_be_compared_is_said(page, tmp_path):
     # 0.61 and 0.57 with 0.05 to each side overlap; 0.31 and 0.35 with 0.004 do not
-    assert "nyu_v2: intervals overlap, so neither is shown to be better: LanguageBind_FT with epoch_1" in page.text
-    assert "msrvtt: intervals overlap" in page.text
-    assert "audioset: intervals overlap" not in page.text
+    both = "overlap, so none of these is shown to be better: LanguageBind_FT, epoch_1."
+    assert f"Intervals of mean_per_class {both}" in page.text
+    assert f"Intervals of text_to_modality/R@1 {both}" in page.text
+    assert "Intervals of mAP" not in page.text
+    assert "significant" not in page.text
+    values = {"a": 0.5, "b": 0.515, "c": 0.53, "d": 0.8}
+    within = plain("e", 0.508, 0.001)
+    chain = make(tmp_path, *(plain(name, value) for name, value in values.items()), within)
+    assert "in none of these groups is a model shown to be better: a, b, e; b, c." in chain.text
+
+
+def test_settings_that_differ_are_named_with_their_models(tmp_path):
+    inputs = {"num_frames": 8, "image_size": 224, "hflip": 0.5}
+    first = {"templates": ["{c}"], "prompts_sha256": "12", "inputs": inputs}
+    page = make(
+        tmp_path,
+        plain("a", **first),
+        plain("b", **first | {"inputs": inputs | {"num_frames": 16, "hflip": 0.0}, "precision": "amp_bf16"}),
+        plain("c", **first | {"templates": ["a photo of {c}"], "prompts_sha256": "34"}),
+        *(plain(name, dataset="short", **first) for name in "abd"),
+        plain("c", dataset="short", **first | {"limit": 60, "samples": 60}),
+        plain("a", dataset="shapes", input_shape=[3, 1, 8, 8]),
+        plain("b", dataset="shapes", input_shape=[3, 2, 8, 8]),
+        plain("a", dataset="same", **first),
+        plain("b", dataset="same", **first | {"inputs": inputs | {"hflip": 0.0}}),
+    )
+    assert (
+        "Part of a difference may come from how the models were run: prompts “a photo of {c}” (c), “{c}” (a, b);"
+        " precision amp_bf16 (b), fp32 (a, c); num_frames 16 (b), 8 (a, c)." in page.text
+    )
+    assert (
+        "What was scored differs, so these values cannot be compared: samples 60 (c), 100 (a, b, d);"
+        " limit 60 (c), none (a, b, d)." in page.text
+    )
+    assert "input shape 3 × 1 × 8 × 8 (a), 3 × 2 × 8 × 8 (b)" in page.text
+    assert "hflip" not in page.text.partition("Protocol")[0]
+    assert page.text.count("Intervals of top1 overlap") == 4
+    assert "better: a, b, d." in page.text  # c was not scored on the same
+    overview = page.table("Headline metric")
+    assert overview["short top1"][0] == "100 or 60"
+    assert "★" not in "".join(overview["short top1"])
+    assert overview["same top1"][2].startswith("0.5000 ★")
+
+
+def test_a_result_of_a_part_is_never_without_a_caveat(tmp_path):
+    figures = ", ".join(f"{{model: M{k}, values: {{top1: 0.{k}}}, where: w}}" for k in range(1, 8))
+    page = make(
+        tmp_path,
+        plain("all", samples=1000, classes=3),
+        plain("few", samples=3, captions=15, limit=3, skipped_samples=0, classes=3),
+        plain("left", samples=990, skipped_samples=4, missing_samples=6, classes=3),
+        plain("all", 0.7, dataset="unknown", limit=100),
+        plain("pair", dataset="pairs", skipped_samples=5, unpaired_samples=3),
+        plain("c", dataset="texts", samples=10, captions=40),
+        configs="d: {task: classification, data: x, expect: {samples: 1000, captions: 5000, classes: 3},"
+        f" published: [{figures}]}}\n"
+        "texts: {task: classification, data: x, expect: {samples: 10, captions: 50}}",
+    )
+    cells = page.table("Headline metric of d")["d top1"]
+    assert cells[0] == "1,000 or 3 or 990 of 1,000"
+    assert [cell.partition("] ")[2] for cell in cells[2:5]] == [
+        "",
+        "⚠ 3 of 1,000 samples",
+        "⚠ 990 of 1,000 samples, 6 missing from the prepared data, 4 could not be read",
+    ]
+    folded = " ".join(f"0.{k}000 M{k}" for k in range(6, 2, -1))
+    assert cells[5] == f"0.7000 M7 ★ {folded} 2 more 0.2000 M2 0.1000 M1 ⚠ of the whole dataset, unlike few, left"
+    assert "0.3000 M3" not in page.folded.partition("Where")[0]
+    assert "2 more0.2000 M20.1000 M1" in page.folded
+    assert "few: 3 of 1,000 samples; left: 990 of 1,000 samples, 6 missing from the prepared data" in page.text
+    assert "Published figures are of all of it." in page.text
+    assert "Not of the whole dataset: all: limited to 100 samples." in page.text
+    assert "Not of the whole dataset: pair: 3 without a partner, 2 could not be read." in page.text
+    assert "⚠ 40 of 50 captions" in page.table("Headline metric of texts")["texts top1"][-1]
+
+
+def test_results_without_intervals_promise_none(tmp_path):
+    page = make(tmp_path, plain("a", half=None), plain("b", 0.6, half=None, precision="amp_bf16"))
+    assert "95 %" not in page.text
+    assert not re.search(r"\bintervals?\b", page.text)
+    assert page.table("All metrics on d,")["top1"] == ["0.5000", "0.6000", "0.1000"]
+
+
+def test_pairs_name_their_query_and_show_what_was_found(world, tmp_path):
+    sources = {"depth": [str(world / "room.png")]}
+    texts = pairs(sources, gallery={"text": 1.0}) | {"dataset": "texts"}
+    page = make(tmp_path, pairs(sources), texts, plain("x", dataset="fused", query={"text": 1.0, "depth": 1.0}))
+    assert page.table("Headline metric of rooms, texts")["rooms query_to_gallery/R@1"][2] == "0.1000 [0.0800, 0.1200]"
+    images = [attributes["alt"].partition(":")[0] for tag, attributes in page.tags if tag == "img"]
+    assert images == ["Sample room.png", "Sample b/c/other.png"]
+    assert "query…/b/two (video + text)" in page.text
+    assert "caption…" not in page.text
+    assert "The examples are texts: they have no picture." in page.text
+
+
+def test_datasets_are_described_and_linked(tmp_path):
+    page = make(
+        tmp_path,
+        plain("a"),
+        configs="d: {task: classification, data: x, licence: CC BY 4.0, source: 'https://a.org/b?c=1 (and <i>)'}",
+    )
+    assert "Source: https://a.org/b?c=1 (and <i>)Licence: CC BY 4.0All metrics" in page.text
+    links = [attributes for tag, attributes in page.tags if tag == "a" and attributes["href"][0] != "#"]
+    assert links == [{"href": "https://a.org/b?c=1", "rel": "noreferrer"}]
 
 
 def test_text_from_data_is_escaped_and_nothing_is_loaded(world, page):
@@ -150,7 +233,8 @@ def test_thumbnails_show_the_samples(page):
         data = base64.b64decode(attributes["src"].partition(",")[2])
         assert len(data) <= 15_000
         shown[attributes["alt"]] = np.asarray(Image.open(io.BytesIO(data))).astype(int)
-    assert len(images) == 10  # two depth maps, one in a shard, a sound, a clip and one of frames, for both models
+    # Two depth maps, one in a shard, a sound, a clip, one of frames with the clip that was found, for both models
+    assert len(images) == 12
     depth = next(picture for alt, picture in shown.items() if alt.startswith("Sample bathroom/room.png"))
     assert abs(depth[36, 27] - (68, 1, 84)).max() < 25  # the near stripe, dark blue
     assert abs(depth[36, 60] - (253, 231, 37)).max() < 25  # the wall, bright yellow
@@ -163,6 +247,14 @@ def test_thumbnails_show_the_samples(page):
     sound = next(alt for alt in shown if "tone" in alt)
     assert "1.5 s, 20 Hz (bottom) to 8 kHz (top)" in sound
     assert page.text.count("The file is not there: ") == 2
+    assert page.folded.count("Best examples") == page.text.count("Best examples") == 4
+    assert page.folded.count("Examples: 1 best and 1 worst") == 2
+    assert page.folded.count("Classes and confusion") == 2  # of two models; open where there is one
+    assert not any("open" in attributes for _, attributes in page.tags)
+    gone = [attributes["title"] for tag, attributes in page.tags if attributes.get("title", "").endswith("gone.png")]
+    assert len(gone) == 2
+    assert gone[0] not in page.text
+    assert "/".join(["…", *gone[0].split("/")[-2:]]) in page.text
 
 
 def test_charts_show_every_class_and_line(page):
@@ -176,6 +268,45 @@ def test_charts_show_every_class_and_line(page):
     assert steps[0] == pytest.approx(first[4][0] - first[3][0], abs=0.2)  # from 1 to 2 is as far as from 5 to 10
     assert "LanguageBind_FT, text to video: 0.4271 at k = 1" in page.text
     assert "taken for class 3: " in page.text
+
+
+def test_eight_models_share_a_chart(tmp_path):
+    def curved(name: str) -> dict:
+        return plain(name) | {"task": "retrieval", "curves": {"text_to_modality": [[1, 0.2], [10, 0.9]]}}
+
+    page = make(tmp_path, *map(curved, "abcdefgh"))
+    assert page.text.count("Recall curves") == 1
+    lines = [attributes["class"] for tag, attributes in page.tags if tag == "polyline"]
+    assert lines == [f"line c{k}" for k in range(8)]
+    markers = {(a["d"], "hollow" in a["class"]) for tag, a in page.tags if tag == "path"}
+    assert len(markers) == 8
+    page = make(tmp_path, *map(curved, "abcdefghi"))
+    assert page.text.count("Recall curves") == 2
+    assert [a["class"] for tag, a in page.tags if tag == "polyline"] == [f"line c{k % 5}" for k in range(9)]
+
+
+# To linear RGB as seen without the receptors of long, of middle or of short waves (Machado et al., 2009)
+BLINDNESS = (
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+)
+TO_LMS = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]  # Oklab
+TO_LAB = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_of_lines_are_told_apart(theme):
+    colours = dict(re.findall(r"--(\w+): #(\w{6});", theme))
+    names = ["paper", *(f"c{k}" for k in range(8))]
+    rgb = np.array([[int(colours[name][k : k + 2], 16) / 255 for k in (0, 2, 4)] for name in names])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    light = linear @ [0.2126, 0.7152, 0.0722] + 0.05
+    assert (np.maximum(light[1:], light[0]) / np.minimum(light[1:], light[0])).min() >= 3
+    for seen in (np.eye(3), *BLINDNESS):
+        lab = np.cbrt((linear @ np.transpose(seen)).clip(0, 1) @ np.transpose(TO_LMS)) @ np.transpose(TO_LAB)
+        apart = np.linalg.norm(lab[1:, None] - lab[None, 1:], axis=-1)
+        assert apart[np.triu_indices(8, 1)].min() > 0.075
 
 
 def test_csv_has_a_row_a_metric(world):
@@ -203,8 +334,11 @@ def test_results_of_older_versions_and_many_classes(tmp_path):
     main([str(tmp_path), "--configs", str(tmp_path)])
     page = Page((tmp_path / "report.html").read_text())
     assert page.table("All metrics on esc50")["top1"] == ["0.5000 [0.4000, ∞]", "0.5000", "0.0200"]
-    assert "esc50: the models differ in limit, so their values cannot be compared" in page.text
+    assert "so these values cannot be compared: limit 10 (new), none (old)." in page.text
     assert "Calibration: expected error 0.0712" in page.text
+    (tmp_path / "a.json").unlink()
+    main([str(tmp_path), "--configs", str(tmp_path)])
+    assert "open" in next(a for tag, a in Page((tmp_path / "report.html").read_text()).tags if tag == "details")
     assert page.table("How often new is right")["0.3000"] == ["0.2500", "12"]
     assert len([1 for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "bar"]) == 40
     assert "… 60 classes between these …" in page.text
@@ -228,6 +362,7 @@ def test_mistakes_say_what_to_do(tmp_path):
         (json.dumps(good | {"intervals": {"top1": 3}}), "`intervals` is not what"),
         (json.dumps(good | {"confusion": [[0, 1]]}), "`confusion` is not what"),
         (json.dumps(good | {"task": "clustering"}), "`task` is not what"),
+        (json.dumps(good | {"protocol": {"samples": "many"}}), "`protocol.samples` is not what"),
     ):
         (tmp_path / "a.json").write_text(content)
         fails(words)
@@ -244,18 +379,6 @@ def test_mistakes_say_what_to_do(tmp_path):
     assert call("-m", "languagebind.eval.report", str(tmp_path / "none"), status=2).startswith("error: ")
 
 
-def chromium(*flags: str, page: Path, profile: Path) -> tuple[str, str]:
-    """What the browser prints and what it logs, its pages' consoles included."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium is installed: the page is not tried in a browser")
-    command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-               f"--user-data-dir={profile}", *flags, page.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 def test_in_a_browser(world, tmp_path):
     """The tables are there, and the console is silent: no script was blocked, nothing was looked for."""
     dom, log = chromium("--dump-dom", page=world / "out" / "page.html", profile=tmp_path / "profile")
@@ -264,3 +387,17 @@ def test_in_a_browser(world, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text("<script>console.error('seen')</script>")
     assert "CONSOLE" in chromium("--dump-dom", page=broken, profile=tmp_path / "profile")[1]  # so it would be seen
+
+
+def test_nothing_overflows_a_telephone(world, tmp_path):
+    """Wide tables and charts scroll in themselves; the page does not."""
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe width=400 height=900 src='{(world / 'out' / 'page.html').as_uri()}'></iframe><p></p><script>"
+        "onload = () => { document.querySelector('p').textContent = 'wide '"
+        " + document.querySelector('iframe').contentDocument.documentElement.scrollWidth + ' end' }</script>"
+    )
+    dom, _ = chromium("--dump-dom", "--allow-file-access-from-files", page=frame, profile=tmp_path / "profile")
+    found = re.search(r"<p>wide (\d+) end</p>", dom)
+    assert found, dom
+    assert int(found[1]) <= 400

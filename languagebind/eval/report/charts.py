@@ -13,7 +13,9 @@ SHOWN_BARS = 40
 SHOWN_CLASSES = 30
 CELL = 28
 PLOT_WIDTH, PLOT_HEIGHT, LEFT = 620, 300, 56
-COLOURS = 4  # that the style sheet has for lines
+COLOURS = 8  # that the style sheet has for lines
+# Markers around (0, 0), so that lines can be told apart without their colours
+SHAPES = ("M-4,0a4,4 0 1 0 8,0a4,4 0 1 0 -8,0Z", "M-3.5,-3.5h7v7h-7Z", "M0,-5L5,0L0,5L-5,0Z", "M0,-5L4.6,3.5H-4.6Z")
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,13 @@ def curves(lines: Sequence[Line]) -> Markup:
     parts.append(_text(middle, bottom + 38, "k, the number of results looked at (logarithmic)", "middle", "axis-title"))
     parts.append(_turned(14, top + PLOT_HEIGHT / 2, "recall at k", "axis-title"))
     for row, line in enumerate(lines):
-        style = f"line c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
+        style = f"line c{line.colour}" + (" dashed" if line.dashed else "")
         points = [place(k, recall) for k, recall in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(tag("polyline", tag("title", line.name), points=path, class_=style))
-        parts += [
-            tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_=f"dot c{line.colour % COLOURS}")
-            for x, y in points
-        ]
+        parts += [_marker(x, y, line.colour) for x, y in points]
         y = bottom + 62 + row * ROW
-        parts.append(_line(LEFT, y - 4, LEFT + 40, y - 4, style))
+        parts += [_line(LEFT, y - 4, LEFT + 40, y - 4, style), _marker(LEFT + 20, y - 4, line.colour)]
         parts.append(
             _text(LEFT + 50, y, f"{shorten(line.name, 80)}: {line.points[0][1]:.4f} at k = {line.points[0][0]:g}")
         )
@@ -133,6 +132,13 @@ def curves(lines: Sequence[Line]) -> Markup:
 def _room(names: Sequence[str]) -> int:
     """The pixels that the longest of some labels needs, once shortened."""
     return 16 + LETTER * min(LABEL, max(map(columns, names)))
+
+
+def _marker(x: float, y: float, colour: int) -> Markup:
+    """The first four are full, the others hollow."""
+    hollow = " hollow" if colour >= len(SHAPES) else ""
+    path = SHAPES[colour % len(SHAPES)]
+    return tag("path", d=path, transform=f"translate({x:.1f} {y:.1f})", class_=f"dot c{colour}{hollow}")
 
 
 def _cell(x: float, y: float, count: int, share: float, title: str) -> list[Markup]:

@@ -8,6 +8,7 @@ from typing import Any
 
 # What HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+ADDRESS = re.compile(r"(https?://[^\s;,()<>\"']+)")
 WITHOUT_END = ("meta", "img")
 
 
@@ -32,7 +33,8 @@ def table(caption: Any, header: Sequence[Any], rows: Sequence[Sequence[Any]]) ->
     lines = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
     top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
     # What scrolls sideways has to be reachable with the keyboard
-    return tag("div", tag("table", tag("caption", caption), top, tag("tbody", *lines)), class_="scroll", tabindex=0)
+    whole = tag("table", tag("caption", tag("span", caption)), top, tag("tbody", *lines))
+    return tag("div", whole, class_="scroll", tabindex=0)
 
 
 def breakable(name: str) -> Markup:
@@ -40,8 +42,21 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub("([_/])", r"\1<wbr>", _escape(name)))
 
 
-def details(summary: str, *children: Any) -> Markup:
-    return tag("details", tag("summary", summary), *children)
+def linked(text: str) -> Markup:
+    """Text whose web addresses are links."""
+    parts = ADDRESS.split(text)  # every second one is an address
+    return join(tag("a", part, href=part, rel="noreferrer") if place % 2 else part for place, part in enumerate(parts))
+
+
+def short_path(path: str) -> Markup:
+    """A path's last two parts; the whole of it when pointed at."""
+    parts = path.split("/")
+    text = "/".join(["…", *parts[-2:]]) if len(parts) > 2 else path
+    return tag("span", breakable(text), title=path if text != path else None, class_="path")
+
+
+def details(summary: str, *children: Any, open_: bool = False) -> Markup:
+    return tag("details", tag("summary", summary), *children, open="open" if open_ else None)
 
 
 def shorten(text: str, width: int) -> str:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,8 +15,23 @@ from ..pairing import PairsConfig, load_pairs_config
 from ..statistics import interval
 
 HEADLINES = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
-COMPARED = ("data_sha256", "samples", "split", "limit", "caption_source", "protocol", "clip")
+PAIRS_HEADLINE = "query_to_gallery/R@1"
+# Keys of a protocol, and what they are called: two results that differ in one are not of the same samples and task
+COMPARED = {
+    "samples": "samples",
+    "limit": "limit",
+    "split": "split",
+    "data_sha256": "data",
+    "caption_source": "caption source",
+    "classes": "classes",
+    "protocol": "protocol",
+    "clip": "part of each video in seconds",
+    "query": "query",
+    "gallery": "gallery",
+    "labels": "labels of",
+}
 Result = dict[str, Any]
+Config = DatasetConfig | PairsConfig
 
 # A type, several types, [what each item is] or [what one is, the next...], {str: what each value is}, or the keys that
 # an object has to have
@@ -33,6 +48,18 @@ OPTIONAL = {
     "calibration": {"ece": NUMBER, "bins": [[NUMBER, NUMBER, NUMBER]]},
     "curves": {str: [[NUMBER, NUMBER]]},
     "examples": {str: [EXAMPLE]},
+}
+# Of a protocol, all of them optional
+SETTINGS = {
+    **dict.fromkeys(("samples", "captions", "skipped_samples", "unpaired_samples", "missing_samples"), int),
+    "classes": int,
+    "limit": (int, NoneType),
+    "inputs": dict,
+    "query": dict,
+    "gallery": dict,
+    "templates": [str],
+    "prompts_sha256": str,
+    "chance": {str: MAYBE},
 }
 
 
@@ -67,8 +94,13 @@ def model_name(result: Result) -> str:
     return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
 
 
-def headline(config: DatasetConfig | PairsConfig | None, task: str) -> str:
-    return (config and config.metric) or HEADLINES[task]
+def headline(config: Config | None, results: Sequence[Result]) -> str:
+    """The metric to quote of the results of one dataset: the config's, or that of the task."""
+    if config and config.metric:
+        return config.metric
+    usual = HEADLINES[results[0]["task"]]
+    held = {metric for result in results for metric in result["metrics"]}
+    return PAIRS_HEADLINE if usual not in held and PAIRS_HEADLINE in held else usual
 
 
 def lower_is_better(metric: str) -> bool:
@@ -77,16 +109,25 @@ def lower_is_better(metric: str) -> bool:
 
 def differing(results: Sequence[Result]) -> list[str]:
     """What must agree in results of one dataset before their values are compared, and does not."""
-    return [key for key in COMPARED if len({str(result["protocol"].get(key)) for result in results}) > 1]
+    return [name for key, name in COMPARED.items() if len({str(result["protocol"].get(key)) for result in results}) > 1]
 
 
-def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, DatasetConfig | PairsConfig]:
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting that is none of settings itself, `inputs.num_frames`, and its value as text."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, Config]:
     """By name, those of the wanted results that a folder describes: datasets, and in `pairs` below it comparisons.
 
     Raises:
         UserError: a config is malformed.
     """
-    configs = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("*.yaml"))]
+    configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("*.yaml"))]
     configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/*.yaml"))]
     return {config.name: config for config in configs if config.name in wanted}
 
@@ -127,6 +168,9 @@ def read_result(file: Path) -> Result:
             raise UserError(f"{file} is no result of an evaluation, it has no `{key}`: move it out of the folder")
         if key in result and not _fits(result[key], shape):
             raise UserError(f"{file}: `{key}` is not what an evaluation writes: evaluate again, or move the file away")
+    for key, shape in SETTINGS.items():
+        if key in result["protocol"] and not _fits(result["protocol"][key], shape):
+            raise UserError(f"{file}: `protocol.{key}` is not what an evaluation writes: evaluate again")
     return result
 
 

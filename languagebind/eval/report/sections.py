@@ -1,18 +1,17 @@
 """The section of a dataset: metrics, curves and the protocol of all models, then each model's classes and examples."""
 
-import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..datasets import DatasetConfig
-from ..statistics import interval
 from . import charts
-from .markup import Markup, breakable, details, join, table, tag
-from .results import Result, headline, model_name, shown_metrics
-from .thumbnails import Thumbnails
+from .cards import example_cards
+from .markup import Markup, breakable, details, join, linked, table, tag
+from .overview import chances, value_cell
+from .results import Config, Result, headline, leaves, model_name, shown_metrics
 
 log = logging.getLogger(__name__)
 
@@ -23,76 +22,77 @@ DIRECTIONS = {
     "query_to_gallery": "query to gallery",
     "gallery_to_query": "gallery to query",
 }
-MODELS_A_CHART = 4
 SHOWN_CONFUSIONS = 50
 
 
-def dataset_section(name: str, results: Sequence[Result], config: DatasetConfig | None) -> Markup:
+def dataset_section(name: str, results: Sequence[Result], config: Config | None) -> Markup:
     log.info("drawing %s", name)  # reading the examples may take a while
     first = results[0]
     protocol = first["protocol"]
-    facts = [first["task"], f"{protocol['samples']} samples" if "samples" in protocol else None]
+    counts = dict.fromkeys(result["protocol"].get("samples") for result in results)
+    known = [f"{count:,}" for count in counts if count is not None]
+    facts = [first["task"], f"{' or '.join(known)} samples" if known else None]
     facts += [f"split {protocol['split']}" if protocol.get("split") else None]
-    facts += [f"headline metric {headline(config, first['task'])}"]
+    facts += [f"headline metric {headline(config, results)}"]
     return tag(
         "section",
         tag("h2", name, id=name),
         tag("p", ", ".join(fact for fact in facts if fact), class_="lead"),
+        _origin(config) if config else None,
         _metrics(name, results),
         *_curves(results),
-        *(_model(name, result) for result in results),
+        *(_model(name, result, opened=len(results) == 1) for result in results),
         _protocols(name, results),
         aria_labelledby=name,
     )
 
 
-def figure_cell(result: Result | None, metric: str) -> Markup:
-    """A value with its interval below."""
-    if result is None or metric not in result["metrics"]:
-        return Markup("–")
-    ends = interval(result, metric)
-    return join([_number(result["metrics"][metric]), tag("span", _range(ends), class_="range") if ends else None])
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
-
-
-def _range(ends: tuple[float, float]) -> str:
-    return "[{}, {}]".format(*(f"{end:.4f}" if math.isfinite(end) else str(end).replace("inf", "∞") for end in ends))
+def _origin(config: Config) -> Markup | None:
+    """Where the data is to be had, with links, and its licence."""
+    parts = []
+    if config.source:
+        parts.append(join(["Source: ", linked(config.source)]))
+    if isinstance(config, DatasetConfig) and config.licence:
+        parts.append(f"Licence: {config.licence}")
+    lines = [tag("span", part) for part in parts]
+    return tag("p", *lines, class_="origin") if lines else None
 
 
 def _metrics(name: str, results: Sequence[Result]) -> Markup:
     metrics = list(dict.fromkeys(metric for result in results for metric in shown_metrics(result)))
-    rows = []
-    for metric in metrics:
-        chance = dict.fromkeys(result["protocol"].get("chance", {}).get(metric) for result in results)
-        texts = [_number(value) for value in chance if value is not None]
-        rows.append(
-            [breakable(metric), *(figure_cell(result, metric) for result in results), " or ".join(texts) or "–"]
-        )
+    rows = [
+        [breakable(metric), *(value_cell(result, metric) for result in results), chances(results, metric)]
+        for metric in metrics
+    ]
     if any("ties" in result for result in results):
         rows.append(["ties", *(result.get("ties", "–") for result in results), "–"])
     header = ["metric", *(breakable(model_name(result)) for result in results), "chance"]
-    return table(f"All metrics on {name}, with 95 % intervals, and what guessing gives", header, rows)
+    ranges = ", with 95 % intervals" if any("intervals" in result for result in results) else ""
+    return table(f"All metrics on {name}{ranges}, and what guessing gives", header, rows)
 
 
 def _curves(results: Sequence[Result]) -> list[Markup]:
+    """As few charts as there are colours for, with about as many models in each."""
     drawn = []
-    for start in range(0, len(results), MODELS_A_CHART):
+    curved = [result for result in results if result.get("curves")]
+    size = math.ceil(len(curved) / max(1, math.ceil(len(curved) / charts.COLOURS)))
+    for start in range(0, len(curved), size or 1):
         lines = [
             charts.Line(f"{model_name(result)}, {text.format(result['model'])}", colour, bool(place % 2), points)
-            for colour, result in enumerate(results[start : start + MODELS_A_CHART])
+            for colour, result in enumerate(curved[start : start + size])
             for place, (direction, text) in enumerate(DIRECTIONS.items())
-            if (points := result.get("curves", {}).get(direction))
+            if (points := result["curves"].get(direction))
         ]
         drawn += [charts.curves(lines)] if lines else []
     return drawn
 
 
-def _model(name: str, result: Result) -> Markup | None:
-    """What is known of one model alone: its classes, what it confuses, its best and worst samples."""
-    parts = [*_classes(result), *_confusion(result), _calibration(result), *_examples(result)]
+def _model(name: str, result: Result, opened: bool) -> Markup | None:
+    """What is known of one model alone: its classes and confusions, folded unless `opened`, and its examples."""
+    charted = [*_classes(result), *_confusion(result)]
+    titles = ["Classes"] * ("classes" in result) + ["confusion"] * ("confusion" in result)
+    classes = details(" and ".join(titles).capitalize(), *charted, open_=opened) if charted else None
+    parts = [classes, _calibration(result), example_cards(result)]
     return tag("section", tag("h3", f"{model_name(result)} on {name}"), *parts) if any(parts) else None
 
 
@@ -165,28 +165,9 @@ def _calibration(result: Result) -> Markup | None:
     )
 
 
-def _examples(result: Result) -> list[Markup]:
-    thumbnails = Thumbnails(result)
-    parts = []
-    for kind, title in (("best", "Best examples"), ("worst", "Worst examples")):
-        examples = result.get("examples", {}).get(kind)
-        if examples:
-            cards = [_card(example, thumbnails, result) for example in examples]
-            parts += [tag("h4", title), tag("ul", *cards, class_="cards")]
-    return parts
-
-
-def _card(example: Mapping[str, Any], thumbnails: Thumbnails, result: Result) -> Markup:
-    asked = "caption" if result["task"] == "retrieval" else "true class"
-    facts = {asked: example["text"], "found": example["found"], "rank": example["rank"],
-             "score": f"{example['score']:.4f}", "sample": example["key"]}  # fmt: skip
-    pairs = [cell for key, value in facts.items() for cell in (tag("dt", key), tag("dd", value, dir="auto"))]
-    return tag("li", thumbnails.draw(dict(example)), tag("dl", *pairs))
-
-
 def _protocols(name: str, results: Sequence[Result]) -> Markup:
     """Every setting: those in which the models differ with a column a model, then those they share."""
-    flat = [dict(_leaves(result["protocol"] | {"statistics": result.get("statistics", {})})) for result in results]
+    flat = [dict(leaves(result["protocol"] | {"statistics": result.get("statistics", {})})) for result in results]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
     rows = [[key, *(settings.get(key, "–") for settings in flat)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
@@ -197,11 +178,3 @@ def _protocols(name: str, results: Sequence[Result]) -> Markup:
         table(f"Settings on {name} in which the models differ", header, differing) if differing else None,
         table(f"How {name} was evaluated", ["setting", "value"], same),
     )
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = ""):
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

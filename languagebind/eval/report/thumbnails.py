@@ -3,16 +3,18 @@
 import base64
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ...config import UserError, from_dict
+from ...encoders import TEXT
 from ...modalities import DecodeError, Modality, modality_class
 from ..samples import Sample
 from ..shards import Member
-from .markup import Markup, tag
+from .markup import Markup, short_path, tag
 
 SIDE = 240  # pixels, of the longer side
 MAX_BYTES = 15_000
@@ -25,22 +27,31 @@ class Thumbnails:
     def __init__(self, result: dict[str, Any]):
         self.modality: Modality | None = None
         self.reason = ""
+        name, inputs = _shown(result)
+        if name is None:
+            self.reason = "The examples are texts: they have no picture."
+            return
         try:
-            self.modality = from_dict(modality_class(result["model"]), result["protocol"].get("inputs", {}))
+            self.modality = from_dict(modality_class(name), inputs)
         except (ValueError, TypeError) as error:  # of a version, or with a modality, that is not this one's
-            self.reason = f"The samples of {result['model']} cannot be read here: {error}"
+            self.reason = f"The samples of {name} cannot be read here: {error}"
 
-    def draw(self, example: dict[str, Any]) -> Markup:
-        """The picture with what its colours mean, or why there is none."""
+    def draw(self, key: str, places: Sequence[Any]) -> Markup:
+        """The picture of a sample with what its colours mean, or why there is none.
+
+        Args:
+            key: of the sample.
+            places: its files, as a result names them.
+        """
         if self.modality is None:
             return _placeholder(self.reason)
-        source = tuple(map(_place, example["source"]))
+        source = tuple(map(_place, places))
         if not source or None in source:
             return _placeholder("The result does not say where the sample is.")
         missing = next((file for file in map(_file, source) if not os.path.isfile(file)), None)
         if missing is not None:
-            return _placeholder(f"The file is not there: {missing}")
-        sample = Sample(example["key"], source if len(source) > 1 else source[0])
+            return _placeholder("The file is not there: ", short_path(str(missing)))
+        sample = Sample(key, source if len(source) > 1 else source[0])
         try:
             raw = self.modality.decode(sample.load(self.modality.input_shape[1]))
             pixels, meaning = self.modality.picture(raw)
@@ -49,8 +60,21 @@ class Thumbnails:
         except (UserError, ImportError) as error:  # no decoder is installed
             return _placeholder(f"The file cannot be decoded here: {error}")
         note = tag("span", meaning, class_="meaning") if meaning else None
-        described = f"Sample {example['key']}" + (f": {meaning}" if meaning else "")
+        described = f"Sample {key}" + (f": {meaning}" if meaning else "")
         return tag("div", tag("img", src=data_uri(pixels), alt=described), note, class_="thumbnail")
+
+
+def _shown(result: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The modality that a result's examples are files of, and its options; None where they are texts.
+
+    Between modalities that is the first of the gallery that is no text; of a fusion that is classified, of the query.
+    """
+    protocol = result["protocol"]
+    side = protocol.get("gallery") or protocol.get("query")
+    if not isinstance(side, dict):
+        return result["model"], protocol.get("inputs", {})
+    name = next((name for name in side if name != TEXT), None)
+    return name, protocol.get("inputs", {}).get(name, {})
 
 
 def data_uri(pixels: Tensor) -> str:
@@ -82,5 +106,5 @@ def _file(place: Path | Member) -> Path:
     return place.shard if isinstance(place, Member) else place
 
 
-def _placeholder(reason: str) -> Markup:
-    return tag("div", tag("p", reason), class_="thumbnail placeholder")
+def _placeholder(*reason: str) -> Markup:
+    return tag("div", tag("p", *reason), class_="thumbnail placeholder")
