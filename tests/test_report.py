@@ -320,6 +320,25 @@ def test_csv_has_a_row_a_metric(world):
     assert found["epoch_1", "audioset", "d_prime"]["value"] == ""
 
 
+def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path):
+    result = {"dataset": "\ud800d", "model": "depth", "pretrained": "=1+1", "task": "classification",
+              "metrics": {"top1": 0.5}, "protocol": {}}  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(result))
+    (tmp_path / "data.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"data.csv is there, and is no report: move it away, or choose another"):
+        main([str(tmp_path), "--output", str(tmp_path / "data.html")])
+    assert (tmp_path / "data.csv").read_text() == "mine"
+    assert not (tmp_path / "data.html").exists()
+    for _ in range(2):  # over its own it writes
+        main([str(tmp_path)])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
+    assert [row["model"] for row in rows] == ["'=1+1"]
+    (tmp_path / "report.csv").unlink()
+    (tmp_path / "report.csv").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report.csv: Is a directory: choose another place"):
+        main([str(tmp_path)])
+
+
 def test_results_of_older_versions_and_many_classes(tmp_path):
     """Without anything optional; and more classes than a chart shows."""
     old = {"dataset": "esc50", "model": "audio", "pretrained": "old", "task": "classification", "language": "en",
@@ -361,6 +380,11 @@ def test_mistakes_say_what_to_do(tmp_path):
         ('{"dataset": "d"}', "has no `model`"),
         (json.dumps(good | {"intervals": {"top1": 3}}), "`intervals` is not what"),
         (json.dumps(good | {"confusion": [[0, 1]]}), "`confusion` is not what"),
+        (json.dumps(good | {"confusion": [[0, 1, -2]]}), "`confusion` is not what"),
+        (json.dumps(good | {"curves": {"a": [[1.5, 0.2]]}}), "`curves` is not what"),
+        (json.dumps(good | {"metrics": {"top1": 10**400}}), "`metrics` is not what"),
+        (json.dumps(good | {"metrics": {"top1": float("nan")}}), "NaN is no number of JSON"),
+        (json.dumps(good | {"ties": True}), "`ties` is not what"),
         (json.dumps(good | {"task": "clustering"}), "`task` is not what"),
         (json.dumps(good | {"protocol": {"samples": "many"}}), "`protocol.samples` is not what"),
     ):

@@ -18,6 +18,7 @@ from .results import read_configs, read_results, to_csv
 log = logging.getLogger(__name__)
 
 CONFIGS = Path("configs/eval")
+MARK = 40  # letters: as many as all reports, and all of their tables, have in common
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = f"Published figures are those of the configs in {configs}."
     if not any(config.published for config in described.values()):
         where = f"No published figures: {configs} holds none for these datasets."
-    page = make_page(results, described, where)
-    for path, text in ((output, page), (output.with_suffix(".csv"), to_csv(results))):
-        write_atomic(path, text.encode())
+    texts = {output: make_page(results, described, where), output.with_suffix(".csv"): to_csv(results)}
+    for path, text in texts.items():
+        _check_ours(path, text[:MARK])
+    for path, text in texts.items():
+        try:
+            write_atomic(path, text.encode("utf-8", "replace"))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}: choose another place with --output") from error
         log.info("wrote %s", path)
+
+
+def _check_ours(path: Path, start: str) -> None:
+    """Raise `UserError` rather than write over a file that does not start as ours do."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            ours = file.read(len(start)) == start
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}: choose another place with --output") from error
+    if not ours:
+        raise UserError(f"{path} is there, and is no report: move it away, or choose another place with --output")
 
 
 if __name__ == "__main__":

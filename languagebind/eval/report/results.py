@@ -33,26 +33,28 @@ COMPARED = {
 Result = dict[str, Any]
 Config = DatasetConfig | PairsConfig
 
+LARGEST = 1e15  # of numbers: what is larger is no count, rank or share
+
 # A type, several types, [what each item is] or [what one is, the next...], {str: what each value is}, or the keys that
-# an object has to have
-NUMBER, MAYBE = (int, float), (int, float, NoneType)
-EXAMPLE = {"key": str, "source": list, "text": str, "found": str, "rank": int, "score": NUMBER}
+# an object has to have; COUNT is a number of things
+NUMBER, MAYBE, COUNT = (int, float), (int, float, NoneType), "count"
+EXAMPLE = {"key": str, "source": list, "text": str, "found": str, "rank": COUNT, "score": NUMBER}
 NEEDED = {"dataset": str, "model": str, "task": tuple(HEADLINES), "metrics": {str: MAYBE}, "protocol": dict}
 OPTIONAL = {
     "pretrained": (str, NoneType),
     "intervals": {str: [MAYBE, MAYBE]},
     "statistics": dict,
-    "ties": int,
-    "classes": [{"label": (str, int), "name": str, "samples": int}],
-    "confusion": [[int, int, int]],
-    "calibration": {"ece": NUMBER, "bins": [[NUMBER, NUMBER, NUMBER]]},
-    "curves": {str: [[NUMBER, NUMBER]]},
+    "ties": COUNT,
+    "classes": [{"label": (str, int), "name": str, "samples": COUNT}],
+    "confusion": [[COUNT, COUNT, COUNT]],
+    "calibration": {"ece": NUMBER, "bins": [[NUMBER, NUMBER, COUNT]]},
+    "curves": {str: [[COUNT, NUMBER]]},
     "examples": {str: [EXAMPLE]},
 }
 # Of a protocol, all of them optional
 SETTINGS = {
-    **dict.fromkeys(("samples", "captions", "skipped_samples", "unpaired_samples", "missing_samples"), int),
-    "classes": int,
+    **dict.fromkeys(("samples", "captions", "classes", "skipped_samples", "unpaired_samples"), COUNT),
+    "missing_samples": (int, NoneType),
     "limit": (int, NoneType),
     "inputs": dict,
     "query": dict,
@@ -144,7 +146,9 @@ def to_csv(results: Sequence[Result]) -> str:
             chance = protocol.get("chance", {}).get(metric)
             numbers = (value, *ends, chance, protocol.get("samples"))
             known = ["" if number is None or math.isinf(number) else number for number in numbers]
-            writer.writerow([model_name(result), result["dataset"], metric, *known])
+            # A spreadsheet would run a name that looks like a formula
+            names = [f"'{name}" if name[:1] in "=+-@" else name for name in (model_name(result), result["dataset"])]
+            writer.writerow([*names, metric, *known])
     return text.getvalue()
 
 
@@ -156,7 +160,7 @@ def shown_metrics(result: Result) -> dict[str, float | None]:
 def read_result(file: Path) -> Result:
     """A result file; raises `UserError` if it cannot be read, or is something else."""
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -174,7 +178,15 @@ def read_result(file: Path) -> Result:
     return result
 
 
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST:
+        return False
+    if shape == COUNT:
+        return type(value) is int and value >= 0
     if isinstance(shape, list) and isinstance(value, list):
         shapes = shape if len(shape) > 1 else shape * len(value)
         return len(value) == len(shapes) and all(map(_fits, value, shapes))

@@ -18,6 +18,7 @@ from .markup import Markup, short_path, tag
 
 SIDE = 240  # pixels, of the longer side
 MAX_BYTES = 15_000
+MAX_MEMBER = 2**31  # bytes; no sample is as large
 MEMBER = {"shard": str, "name": str, "offset": int, "size": int}
 
 
@@ -97,7 +98,7 @@ def _place(item: Any) -> Path | Member | None:
         return Path(item)
     if not isinstance(item, dict) or not all(isinstance(item.get(key), kind) for key, kind in MEMBER.items()):
         return None
-    if min(item["offset"], item["size"]) < 0:
+    if min(item["offset"], item["size"]) < 0 or item["size"] > MAX_MEMBER:
         return None
     return Member(Path(item["shard"]), item["name"], item["offset"], item["size"])
 
