@@ -11,14 +11,14 @@ import torch
 
 from .. import __version__
 from ..config import UserError, digest, to_dict
-from ..distributed import gather_objects, rank
+from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
 from .datasets import DatasetConfig, load_dataset_config, naming
 from .export import Features, export_features
 from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .protocols import Protocol, Reader, choose_protocol
 from .retrieval import Captioned, describe_retrieval, retrieve
-from .samples import Sample, class_names, count_missing, read_samples, warn_of_count
+from .samples import Sample, class_names, count_missing, digest_of_samples, read_samples, warn_of_count
 from .statistics import overlaps, settings
 from .zero_shot import (
     build_classifier,
@@ -79,11 +79,7 @@ def evaluate(
     if encoding.feature_cache is not None and not getattr(model, "known", True):
         raise UserError("--feature-cache: give the model a `fingerprint` that changes with its weights")
     samples = read_samples(dataset, modality)
-    identity = digest([[sample.key, sample.labels, sample.captions] for sample in samples])
-    if len(set(gather_objects(identity))) > 1:
-        raise UserError(
-            f"{dataset.name}: the ranks see other samples at {dataset.data}: copy the same data to every node"
-        )
+    identity = digest_of_samples([[x.key, x.labels, x.captions] for x in samples], dataset.name)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
     cache = open_cache(model, dataset.name, protocol, encoding)
     with naming(dataset.name):

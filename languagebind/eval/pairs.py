@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import __version__
-from ..config import UserError, digest, gather_flags, parse, run, to_dict
+from ..config import UserError, gather_flags, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
@@ -27,7 +27,7 @@ from .pairing import PairsConfig, load_pairs_config, match_samples, sample_key, 
 from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import DIRECTIONS, Captioned, describe_retrieval, retrieve
-from .samples import Sample
+from .samples import Sample, digest_of_samples
 from .shards import list_shards
 from .statistics import settings
 from .zero_shot import build_classifier, classify, describe_classification, label_targets
@@ -87,6 +87,8 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     matched, unpaired = match_samples(
         config, {name: modality for name, (_, modality) in models.items()}, options.skip_bad
     )
+    samples = {name: [[x.key, x.id, x.labels, x.captions] for x in own] for name, own in matched.items()}
+    identity = digest_of_samples(samples, config.name)
     targets = None
     if config.task == "classification":
         targets = label_targets(sample_labels(config, matched), config.class_names, config.name)
@@ -96,7 +98,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
         found, details = _retrieval(config, encoded, query)
     else:
         found, details = _classification(config, encoded, query, targets[kept], models, options)
-    protocol = _protocol(config, models, matched, options) | {
+    protocol = _protocol(config, models, identity, options) | {
         "samples": len(query), "skipped_samples": encoded.skipped, "unpaired_samples": encoded.unpaired,
     }  # fmt: skip
     return {
@@ -185,9 +187,8 @@ def _classification(
     return found, describe_classification(scores, targets, logits, config.class_names, samples)
 
 
-def _protocol(config: PairsConfig, models, matched: Mapping[str, list[Sample]], options: EncodeOptions):
+def _protocol(config: PairsConfig, models, identity: str, options: EncodeOptions):
     """What must agree before two results can be compared."""
-    samples = {name: [[x.key, x.id, x.labels, x.captions] for x in matched[name]] for name in matched}
     sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
     return {
         **sides,
@@ -195,7 +196,7 @@ def _protocol(config: PairsConfig, models, matched: Mapping[str, list[Sample]], 
         "text": "mean of the unit-norm features of a sample's captions, at unit norm again",
         "caption_source": config.caption_source,
         "split": config.split,
-        "data_sha256": digest(samples),
+        "data_sha256": identity,
         "input_shape": {name: list(modality.input_shape) for name, (_, modality) in models.items()},
         "inputs": {name: to_dict(modality) for name, (_, modality) in models.items()},
         "similarity": "cosine",

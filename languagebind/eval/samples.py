@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
+from ..config import UserError, digest
+from ..distributed import gather_objects
 from ..files import files_below, is_plain
 from ..modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
@@ -94,6 +95,18 @@ def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
     """Say where the data has another number of samples, captions or classes than the dataset: it is another task."""
     if count != config.expect.get(what, count):
         log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
+
+
+def digest_of_samples(facts: Any, name: str) -> str:
+    """A hash of what tells a dataset's samples from others.
+
+    Raises:
+        UserError: another rank sees others; every rank must call this.
+    """
+    found = digest(facts)
+    if len(set(gather_objects(found))) > 1:
+        raise UserError(f"{name}: the ranks see other samples: have the same data on every node")
+    return found
 
 
 def count_missing(config: DatasetConfig) -> int | None:
