@@ -234,7 +234,6 @@ def _weights(value: Any, where: str) -> dict[str, float]:
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: the weight of {name}, {weight!r}, is not a number") from error
         if not SMALLEST <= abs(found[name]) <= LARGEST:
-            raise UserError(
-                f"{where}: the weight of {name} should be {SMALLEST:g} to {LARGEST:g} or the negative, not {weight}"
-            )
+            size = f"of {SMALLEST:g} to {LARGEST:g} but for its sign"
+            raise UserError(f"{where}: the weight of {name} should be a number other than 0, {size}, not {weight}")
     return found

@@ -231,7 +231,7 @@ def _csv_rows(reader: csv.DictReader, manifest: Path) -> Iterable[tuple[int, dic
             plural = {key: row[key].split("|") for key in ("labels", "captions") if row.get(key)}
             yield reader.line_num, {key: value for key, value in (row | plural).items() if value}
     except csv.Error as error:
-        raise UserError(f"{manifest}:{reader.line_num} cannot be read as .csv: {error}") from error
+        raise UserError(f"{manifest}:{reader.line_num + 1} cannot be read as .csv: {error}") from error
 
 
 def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Source | tuple[Source, ...]:

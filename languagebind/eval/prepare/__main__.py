@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,11 @@ def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: Prepa
     folder = target if by_class else target.parent
     with naming(dataset.name):
         rows, tally, links = find_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
-    tally.check(dataset.expect, dataset.name)
-    if not options.skip_missing or not rows:
+    read = _files_read(dataset, options.source)
+    if not options.skip_missing:
+        refuse_missing(tally, options.source, dataset.name)
+    tally.check(dataset.expect, dataset.name, read)
+    if not rows:
         refuse_missing(tally, options.source, dataset.name)
     if not rows:
         raise UserError(f"{dataset.name}: no samples in {options.source}")
@@ -123,8 +127,16 @@ def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: Prepa
             names = kind.class_names(options.source, rest) if hasattr(kind, "class_names") else None
         names = names or {label: label for label in sorted(tally.labels)}
     if classes := names or dataset.class_names:
-        tally.check_labels(classes, dataset.name)
+        tally.check_labels(classes, dataset.name, read)
     return rows, tally, names, links
+
+
+def _files_read(dataset: DatasetConfig, source: Path) -> str:
+    """For messages: the files of the download that the options name."""
+    classes = dataset.prepare.get("classes")
+    values = [*dataset.prepare.values(), *(classes.values() if isinstance(classes, dict) else ())]
+    files = [value for value in values if isinstance(value, str) and os.path.isfile(source / value)]
+    return f"; it was read from {', '.join(files)}" if files else ""
 
 
 def _names_file(options: PrepareConfig) -> str | None:

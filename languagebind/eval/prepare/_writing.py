@@ -26,21 +26,23 @@ class Tally:
     missing: list[str] = field(default_factory=list)  # "path below the download (place in the table)"
     left_out: Mapping[str, int] = field(default_factory=dict)  # what the kind says it left out: reason -> how many
 
-    def check(self, expected: Mapping[str, int], name: str) -> None:
-        """Raise `UserError` where the counts are not those that the dataset should have."""
+    def check(self, expected: Mapping[str, int], name: str, read: str) -> None:
+        """Raise `UserError` where the counts are not those that the dataset should have; `read` says which files."""
         found = {"samples": self.samples, "captions": self.captions, "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expected.items() if found[key] != count]
+        left_out = "".join(f"; left out: {count} {reason}" for reason, count in self.left_out.items())
         if wrong:
             raise UserError(
                 f"{name}: {'; '.join(wrong)}: a table that was cut, or of another release. A part of the set needs a"
-                " config of its own, with its own `name` and `expect`"
+                f" config of its own, with its own `name` and `expect`{read}{left_out}"
             )
 
-    def check_labels(self, classes: Collection[str], name: str) -> None:
-        """Raise `UserError` where a label is no class."""
+    def check_labels(self, classes: Collection[str], name: str, read: str) -> None:
+        """Raise `UserError` where a label is no class; `read` says which files."""
         unknown = [label for label in self.labels if label not in classes]
         if unknown:
-            raise UserError(f"{self.labels[unknown[0]]}: {unknown[0]!r} is no class of {name} ({len(unknown)} are not)")
+            count = f"({len(unknown)} are not)"
+            raise UserError(f"{self.labels[unknown[0]]}: {unknown[0]!r} is no class of {name} {count}{read}")
 
 
 def find_rows(
