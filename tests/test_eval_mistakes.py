@@ -195,7 +195,7 @@ def test_captions_of_a_shard_end_where_lines_end(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "limit", "expected"),
-    [("ababab", 4, "abab"), ("aabbab", 2, "ab"), ("aaaabb", 3, "aab"), ("abcabcabc", 3, "abc"), ("aaabbb", 2, "ab")],
+    [("ababab", 3, "abb"), ("aabbab", 2, "ab"), ("aaaabb", 3, "aab"), ("abcabcabc", 3, "abc"), ("aaabbb", 2, "ab")],
 )
 def test_each_class_keeps_its_share_of_the_limit(tmp_path, labels, limit, expected):
     data = write_jsonl(tmp_path / "a.jsonl", [{"path": f"{i}", "label": label} for i, label in enumerate(labels)])
