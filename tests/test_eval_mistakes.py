@@ -113,6 +113,11 @@ def test_a_pipe_is_no_sample_and_no_table(folders, tmp_path, alarm):
         os.mkfifo(tmp_path / pipe)
         with pytest.raises(UserError, match=rf"{pipe}.*not a regular file"):
             list_samples(dataset(tmp_path / data), IMAGE)
+    options = download(tmp_path)
+    (options.source / "list.csv").unlink()
+    os.mkfifo(options.source / "list.csv")
+    with pytest.raises(UserError, match=r"list\.csv: not a regular file"):
+        prepare(options)
 
 
 # ---------------------------------------------------------------------------------------------- manifests, shards
