@@ -218,7 +218,7 @@ def names_of(path: Path, before: bytes) -> set[str]:
     if not path.exists():
         names.add(f"{path.parent}:")  # of pictures that no table lists, a folder has one less
     if path.name == "scene.txt" and path.is_file():
-        names.add(f"left out: 1 {path.read_bytes().decode('utf-8', 'replace').strip()}")
+        names.add(f"{path.read_bytes().decode('utf-8-sig', 'replace').strip()} (1)")  # as what is left out
     if path.suffix == ".jsonl" and path.is_file():
         for line in path.read_bytes().splitlines():
             with suppress(ValueError, TypeError, KeyError):

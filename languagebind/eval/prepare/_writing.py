@@ -30,7 +30,8 @@ class Tally:
         """Raise `UserError` where the counts are not those that the dataset should have; `read` says which files."""
         found = {"samples": self.samples, "captions": self.captions, "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expected.items() if found[key] != count]
-        left_out = "".join(f"; left out: {count} {reason}" for reason, count in self.left_out.items())
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items())
+        left_out = f"; left out: {reasons}" if reasons else ""
         if wrong:
             raise UserError(
                 f"{name}: {'; '.join(wrong)}: a table that was cut, or of another release. A part of the set needs a"
