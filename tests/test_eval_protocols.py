@@ -365,13 +365,7 @@ def test_every_config_has_the_paper_s_protocol_or_says_that_there_is_none(path):
         Video() if config.task == "retrieval" or "kinetics" in path.stem else Image(),
     )
     if config.paper is None:
-        assert path.stem in (
-            "lsmdc",
-            "vatex",
-            "sun_rgbd",
-            "nyu_v2_rgb",
-            "llvip_rgb",
-        )  # not in the original's evaluation
+        assert path.stem in ("lsmdc", "vatex", "sun_rgbd", "nyu_v2_rgb", "llvip_rgb")  # not in the original's evaluation
         with pytest.raises(UserError, match="there is no paper protocol"):
             DatasetConfig(config.name, config.task, config.data, protocol="paper", paper=config.paper)
         return
