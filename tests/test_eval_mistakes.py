@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image as Picture
 from test_eval import write_jsonl, write_shard
 
+from languagebind._yaml import PlainLoader
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.clip_benchmark import fill_in
@@ -229,12 +231,33 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_label(tmp_path):
         ("expect: {samples: -5}", "expect: samples: -5 is less than 0"),
         ("published: [{model: m, where: t, values: {median_rank: nan}}]", "median_rank nan is not a finite number"),
         ("published: [{model: m, where: t, values: {null: 1}}]", "None is not text"),
+        ("modality: dephth", "unknown modality 'dephth', did you mean 'depth'"),
+        ("templates: {'a {c}': x}", "templates should be a list"),
+        ("limit: !!int x", "limit: 'x' is not a whole number"),
+        ("limit: !!bool x", "'x' is no boolean"),
+        ("clip: !!timestamp x", "'x' is not .start, end. in seconds"),
+        ("class_names: {a: ''}", "the class 'a': '' needs a label and a name"),
+        ("class_names: [a, ' ']", "needs a label and a name"),
     ],
 )
 def test_mistakes_in_a_config(tmp_path, line, message):
     (tmp_path / "a.yaml").write_text(f"task: retrieval\ndata: x\n{line}\n")
     with pytest.raises(UserError, match=rf"a\.yaml.*{message}"):
         load_dataset_config(tmp_path / "a.yaml")
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"task: retrieval\ndata: x\nname: {'x' * 5000}\n")
+    with pytest.raises(UserError, match=r"the dataset name 'x{200}' becomes a file name: .* 100 at most"):
+        load_dataset_config(tmp_path / "a.yaml")
+
+
+def test_the_keys_of_a_large_mapping_are_checked_at_once():
+    keys = [yaml.ScalarNode("tag:yaml.org,2002:str", f"c{number}") for number in range(40_000)]
+    start = time.process_time()
+    found = PlainLoader("").construct_mapping(yaml.MappingNode("tag:yaml.org,2002:map", [(key, key) for key in keys]))
+    assert len(found) == 40_000
+    assert time.process_time() - start < 5  # a count for each key takes twice as long
 
 
 def test_data_of_a_name_that_no_file_can_have_is_not_there(tmp_path):

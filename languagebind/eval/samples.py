@@ -40,7 +40,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     id: str | None = None
 
-    def load(self, num_frames: int) -> Any:
+    def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
         """What `Modality.decode` takes: a path, the bytes of a member, or a list of these.
 
         Of frame files, a modality without frames is given the middle one.
@@ -55,10 +55,6 @@ class Sample:
         if num_frames == 1:
             return _contents(self.source[len(self.source) // 2])
         return [_contents(frame) for frame in self.source]
-
-    def files(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
-        """As `load`, for a model that reads files itself."""
-        return self.load(num_frames)
 
 
 def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
