@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -60,27 +62,78 @@ def is_plain(text: str) -> bool:
     return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
 
 
-def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def check_regular(path: Path) -> None:
+    """Raise OSError where a path leads to no file, or to a pipe or device, whose reading may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def text_lines(data: bytes) -> list[str]:
+    """The lines of UTF-8, stripped; unlike with `str.splitlines`, a text's own U+2028 or form feed ends none.
+
+    Raises:
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return [line.strip() for line in data.decode("utf-8-sig").split("\n")]
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or names a key twice, of which Python would drop the first.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_no_twins)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {twice(name for name, _ in pairs)!r} is there twice")
+    return found
+
+
+def twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before, if any."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether a real path is that of a folder, or of something in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def files_below(folder: Path, above: tuple[str, ...] = (), owners: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Every file below a folder, in the order of the names, a folder's own files first; links are followed.
 
-    A link back to a folder that it lies in is passed over: such loops multiply files without end.
+    What is hidden is passed over, and so is a link to a folder that it lies in: such loops multiply files without end.
 
     Args:
         folder: where to look.
         above: the real paths of the folders that led here.
+        owners: the real paths of folders to be listed each on its own: what lies in another one is passed over.
 
     Raises:
         OSError: a folder cannot be listed.
     """
     real = os.path.realpath(folder)
-    if real in above:
+    if any(lies_in(known, real) for known in above):
         return
+    if above and owners:
+        places = (real, *map(str, Path(real).parents))
+        if next((place for place in places if place in owners), above[0]) != above[0]:
+            return
     with os.scandir(folder) as listing:
-        # A link to itself is no folder; entry.is_dir() would raise.
-        entries = sorted((os.path.isdir(e) if e.is_symlink() else e.is_dir(), e.name) for e in listing)
+        shown = [entry for entry in listing if not entry.name.startswith(".")]
+    # A link to itself is no folder; entry.is_dir() would raise.
+    entries = sorted((os.path.isdir(e) if e.is_symlink() else e.is_dir(), e.name) for e in shown)
     for is_folder, name in entries:
         if is_folder:
-            yield from files_below(folder / name, (*above, real))
+            yield from files_below(folder / name, (*above, real), owners)
         else:
             yield folder / name
 

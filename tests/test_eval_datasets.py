@@ -319,6 +319,8 @@ def test_missing_files_are_refused_or_counted(sounds, models, caplog, tmp_path):
         prepare(sounds, tmp_path / "download", tmp_path / "data")
     assert not (tmp_path / "data" / "set" / "test.jsonl").exists()
     gone = tmp_path / "data" / "set" / "clips" / "b.wav"
+    assert not gone.parent.exists(), "a refused run leaves no links"
+    gone.parent.mkdir()
     gone.symlink_to(tmp_path / "nowhere")
     report = prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing")
     assert (report["samples"], report["captions"]) == (2, 2)
@@ -349,7 +351,7 @@ def test_class_folders_are_whole_or_not_there(tmp_path):
     config.write_text(config.read_text().replace("retrieval", "classification"))
     with pytest.raises(UserError, match=r"1 of 2 files are not below .*: clips/b\.wav \("):
         prepare(config, download, tmp_path / "data")
-    assert list((tmp_path / "data" / "set").iterdir()) == []
+    assert [path.name for path in (tmp_path / "data" / "set").iterdir()] == [".test.lock"]
     sound(download / "clips" / "b.wav")
     assert prepare(config, download, tmp_path / "data")["classes"] == 2
     (download / "clips" / "b.wav").unlink()

@@ -145,6 +145,16 @@ def test_mistakes_in_an_xml_are_named(tmp_path, change, message):
         run(crops, tmp_path, LLVIP)
 
 
+def test_a_missing_picture_of_llvip_lacks_its_backgrounds_too(tmp_path):
+    llvip(tmp_path, {"190001": voc([(1, 2, 30, 40)]), "190002": voc([])})
+    (tmp_path / "LLVIP/infrared/test/190001.jpg").rename(tmp_path / "LLVIP/infrared/test/190003.jpg")
+    (tmp_path / "LLVIP/infrared/test/190001.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "LLVIP/Annotations/190003.xml").write_text(voc([]))
+    rows, _ = run(crops, tmp_path, LLVIP)
+    assert [row["path"] for row in rows] == ["person/190001_0.png", "background/190001_0.png"]
+    assert all(row["where"].endswith("190001.jpg is missing") for row in rows)
+
+
 def test_an_entity_bomb_in_utf16_is_refused(tmp_path):
     llvip(tmp_path, {"190001": voc([])})
     bomb = voc([]).replace("<annotation>", '<!DOCTYPE a [<!ENTITY b "xx">]><annotation>').replace("utf-8", "utf-16")
@@ -376,7 +386,7 @@ def test_broken_files_of_nyu_are_named(tmp_path, monkeypatch):
 SCENES = {
     "kv2/kinect2data/000002_2014-05-26_14-23-37": "bedroom",
     "xtion/sun3ddata/mit_32_d463/floor/0001": "idk",
-    "realsense/lg/2014_10_21-18": "rest_space\n",
+    "realsense/lg/2014_10_21-18": "\ufeffrest_space\n",
 }
 MILLIMETRES = np.arange(500, 8000, 625, dtype=np.uint16).reshape(3, 4)
 

@@ -11,6 +11,7 @@ FOLDER/zeroshot_classification_templates.txt                with {c} for the cla
 FOLDER/dataset_type.txt                                     retrieval or multilabel; else classification
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError, run
+from ..files import check_regular, text_lines
 from ..modalities import DecodeError
 from ..remote import is_url
 
@@ -54,7 +56,7 @@ def task_of(folder: Path, split: str = "test") -> str:
     """
     if not (folder / split / SHARDS).is_file():
         raise UserError(f"{folder} is no webdataset folder of CLIP_benchmark: it has no {split}/{SHARDS}")
-    task = " ".join(_lines(folder / TYPE)).lower() if (folder / TYPE).is_file() else TYPES[0]
+    task = " ".join(_lines(folder / TYPE)).strip().lower() if (folder / TYPE).is_file() else TYPES[0]
     if task not in TYPES:
         raise UserError(f"{folder / TYPE} holds {task!r}, expected one of {', '.join(TYPES)}")
     return task
@@ -68,32 +70,41 @@ def fill_in(config: "DatasetConfig") -> "DatasetConfig":
         UserError: the folder is damaged, or of another task.
     """
     folder = Path(config.data)
-    if is_url(config.data) or not (folder / config.split / SHARDS).is_file():
+    # Unlike Path's, this is False of a name that is too long.
+    if is_url(config.data) or not os.path.isfile(folder / config.split / SHARDS):
         return config
     if task_of(folder, config.split) != config.task:
         raise UserError(f"{config.name}: {folder} is for {task_of(folder, config.split)}, not for {config.task}")
-    count = " ".join(_lines(folder / config.split / SHARDS))
-    if not count.isdecimal() or int(count) < 1:
+    count = " ".join(_lines(folder / config.split / SHARDS)).strip()
+    if not count.isdecimal() or len(count) > 6 or int(count) < 1:
         raise UserError(f"{folder / config.split / SHARDS} should hold the number of shards, not {count!r}")
     config = replace(config, data=str(folder / config.split / f"{{0..{int(count) - 1}}}.tar"))
     if config.task == "retrieval":
         return config
     if config.class_names is None:
         # By their numbers, as some datasets have two classes of one name.
-        names = {str(number): name for number, name in enumerate(_lines(folder / "classnames.txt"))}
-        config = replace(config, class_names=names)
+        names = _lines(folder / "classnames.txt")
+        if "" in names:
+            place = f"{folder / 'classnames.txt'}:{names.index('') + 1}"
+            raise UserError(f"{place}: a blank line in front of a name: a class's label is the number of its line")
+        config = replace(config, class_names={str(number): name for number, name in enumerate(names)})
     templates = folder / "zeroshot_classification_templates.txt"
-    if config.templates == ("{c}",) and templates.is_file():
-        config = replace(config, templates=tuple(_lines(templates)))
+    # What the config itself gives is another object than the default, even where it is equal to that.
+    if config.templates is type(config).templates and templates.is_file():
+        config = replace(config, templates=tuple(filter(None, _lines(templates))))
     return config
 
 
 def _lines(file: Path) -> list[str]:
+    """Its lines, without blank ones at the end."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        check_regular(file)
+        lines = text_lines(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    return [line for line in lines if line]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 class ClipBenchmarkModel(nn.Module):

@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, load_yaml
+from ..files import twice
+from ..modalities import modality_names
 from ..remote import is_url
 from .clip_benchmark import fill_in
 from .metrics import METRICS
@@ -50,6 +52,7 @@ from .values import (
 
 TASKS = ("classification", "multilabel", "retrieval")
 PROTOCOLS = ("ours", "paper")
+LONGEST_NAME = 100  # characters, as the model's name comes behind it in that of a result file
 # As many entries of a folder as tell what it is.
 SHOWN_ENTRIES = 8
 
@@ -85,8 +88,9 @@ class DatasetConfig:
     def __post_init__(self):
         if self.task not in TASKS:
             raise UserError(f"{self.name}: task {self.task!r} is not one of {', '.join(TASKS)}")
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise UserError(f"the dataset name {self.name!r} becomes a file name: use letters, digits and _ . -")
+        if not re.fullmatch(rf"[\w.-]{{1,{LONGEST_NAME}}}", self.name):
+            message = f"becomes a file name: use letters, digits and _ . -, {LONGEST_NAME} at most"
+            raise UserError(f"the dataset name {self.name[: 2 * LONGEST_NAME]!r} {message}")
         for key in ("limit", "clips", "crops"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"{self.name}: {key} should be at least 1")
@@ -139,6 +143,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     words = ("name", "task", "data", "modality", "split", "language", "caption_source", "metric", "protocol")
     for key in (*words, *numbers, "source", "licence", "layout"):
         texts([values[key]] if key in values else [], f"{path}: {key}")
+    refuse_unknown([values["modality"]] if "modality" in values else [], modality_names(), str(path), "modality")
     folders = (path.parent, *([Path(data_root)] if data_root else []))
     values["data"] = resolve(values["data"], folders[-1])
     if "templates" in values:
@@ -198,6 +203,8 @@ def naming(dataset: str) -> Iterator[None]:
 
 def read_templates(value: Any, path: Path, folders: tuple[Path, ...]) -> tuple[str, ...]:
     """The `templates` of a config: a list, one, or the name of a file of them. Raises UserError."""
+    if isinstance(value, dict):
+        raise UserError(f"{path}: templates should be a list of texts, not `key: value` lines")
     if isinstance(value, str) and "{c}" not in value:
         value = read_lines(value, path, folders)
     return tuple(texts([value] if isinstance(value, str) else value, f"{path}: templates"))
@@ -212,9 +219,13 @@ def read_class_names(value: Any, path: Path, folders: tuple[Path, ...], config: 
             raise not_there(config, folders[-1] / value)
         value = read_lines(value, path, folders)
     if isinstance(value, dict):
-        return dict(zip(texts(value, where), texts(value.values(), where), strict=True))
-    pairs = [line.split("\t", 1) for line in texts(value, where)]
-    labels = [pair[0].strip() for pair in pairs]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"{where}: {next(label for label in labels if labels.count(label) > 1)!r} is there twice")
-    return {label: pair[-1].strip() for label, pair in zip(labels, pairs, strict=True)}
+        pairs = list(zip(texts(value, where), texts(value.values(), where), strict=True))
+    else:
+        lines = [line.split("\t", 1) for line in texts(value, where)]
+        pairs = [(line[0].strip(), line[-1].strip()) for line in lines]
+    if label := twice(label for label, _ in pairs):
+        raise UserError(f"{where}: {label!r} is there twice")
+    for label, name in pairs:
+        if not label.strip() or not name.strip():
+            raise UserError(f"{where}: the class {label!r}: {name!r} needs a label and a name")
+    return dict(pairs)

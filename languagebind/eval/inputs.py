@@ -36,10 +36,11 @@ class Inputs(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Any]:
         sample = self.samples[index]
         try:
+            source = sample.load(self.reader.modality.input_shape[1])
             if self.as_files:
-                return index, sample.files(self.reader.modality.input_shape[1])
+                return index, source
             with _one_thread():
-                return index, self.reader.read(sample.load(self.reader.modality.input_shape[1]))
+                return index, self.reader.read(source)
         except DecodeError as error:
             return index, f"{sample.key}: {error.reason}"
 

@@ -20,7 +20,6 @@ The key of a sample: in a manifest its `id`, where it has one; in shards what we
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,8 @@ from .values import published_figures, refuse_unknown
 
 TASKS = ("retrieval", "classification")
 LISTED = 5
+# Of a weight, but for its sign: beyond these a fusion is rounded to one of its parts, or to nothing.
+SMALLEST, LARGEST = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ def _weights(value: Any, where: str) -> dict[str, float]:
             found[name] = float(weight)
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: the weight of {name}, {weight!r}, is not a number") from error
-        if not math.isfinite(found[name]) or found[name] == 0:
-            raise UserError(f"{where}: the weight of {name} should be a number other than 0, not {weight}")
+        if not SMALLEST <= abs(found[name]) <= LARGEST:
+            size = f"of {SMALLEST:g} to {LARGEST:g} but for its sign"
+            raise UserError(f"{where}: the weight of {name} should be a number other than 0, {size}, not {weight}")
     return found

@@ -1,6 +1,7 @@
 """The samples of a dataset, listed once and in a fixed order, to be read at random by any number of workers.
 
-Class folders: `<data>/<label>/**/<file>`, every file that is not hidden.
+Class folders: `<data>/<label>/**/<file>`, every file that is not hidden, nor in a hidden folder. Links are followed,
+but for those to another class's folder, or to one that the class's folder lies in.
 Manifest: a .csv or .jsonl file with `path` (from the manifest's folder, or the data root), `label` or `labels`,
 `caption` or `captions`, and perhaps `id`, which says what belongs together across modalities (`pairing.py`). In a
 .csv the plural columns are separated by `|`. Rows with the same path are one sample.
@@ -21,7 +22,7 @@ from typing import Any
 
 from ..config import UserError, digest
 from ..distributed import gather_objects
-from ..files import files_below, is_plain
+from ..files import check_regular, files_below, is_plain, lies_in, parse_json, twice
 from ..modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
@@ -42,10 +43,13 @@ class Sample:
     captions: tuple[str, ...] = ()
     id: str | None = None
 
-    def load(self, num_frames: int) -> Any:
+    def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
         """What `Modality.decode` takes: a path, the bytes of a member, or a list of these.
 
         Of frame files, a modality without frames is given the middle one.
+
+        Raises:
+            DecodeError: there is no media, or a path leads to no file.
         """
         if self.source is None:
             raise DecodeError(self.key, "the sample holds no file that this modality reads")
@@ -55,17 +59,11 @@ class Sample:
             return _contents(self.source[len(self.source) // 2])
         return [_contents(frame) for frame in self.source]
 
-    def files(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
-        """As `load`, for a model that reads files itself; raises `DecodeError` too where a path leads to no file."""
-        found = self.load(num_frames)
-        for path in found if isinstance(found, list) else [found]:
-            if isinstance(path, Path) and not path.is_file():
-                raise DecodeError(path, "No such file")
-        return found
-
 
 def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
-    """Every sample of the dataset; with `limit`, that many, evenly spaced so that each class keeps its share.
+    """Every sample of the dataset; with `limit`, that many, evenly spaced over the data.
+
+    In classification these are evenly spaced within each label, so that each class keeps its share, but for rounding.
 
     Raises:
         UserError: the data is missing, empty, of no known kind, or lacks the labels or captions of its task.
@@ -76,8 +74,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     warn_of_count(config, "samples", len(samples))
     warn_of_count(config, "captions", sum(len(sample.captions) for sample in samples))
     if config.limit is not None and config.limit < len(samples):
-        step = len(samples) / config.limit
-        samples = [samples[int((i + 0.5) * step)] for i in range(config.limit)]
+        samples = _evenly_spaced(samples, config.limit, config.task == "classification")
     wanted = "captions" if config.task == "retrieval" else "labels"
     counts = [len(getattr(sample, wanted)) for sample in samples]
     if not any(counts):
@@ -89,6 +86,18 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         odd = next(i for i, count in enumerate(counts) if count != 1)
         raise UserError(f"{config.name}: {samples[odd].key} has {counts[odd]} labels, classification needs one each")
     return samples
+
+
+def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sample]:
+    """`count` samples in the order of the data; `by_label`, taken label by label."""
+    places = list(range(len(samples)))
+    if by_label:
+        first_seen: dict[tuple, int] = {}
+        for sample in samples:
+            first_seen.setdefault(sample.labels, len(first_seen))
+        places.sort(key=lambda place: first_seen[samples[place].labels])
+    step = len(samples) / count
+    return [samples[place] for place in sorted(places[int((i + 0.5) * step)] for i in range(count))]
 
 
 def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
@@ -155,29 +164,38 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     if data.suffix in (".csv", ".jsonl"):
         return _read_manifest(data, config)
     if data.is_dir():
+        folders = _class_folders(config)
+        owners = frozenset(map(os.path.realpath, folders))
         return [
             Sample(file.relative_to(data).as_posix(), file, (folder.name,))
-            for folder in _class_folders(config)
-            for file in visible_files(folder, config.name)
+            for folder in folders
+            for file in visible_files(folder, config.name, owners)
         ]
     raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
 
 
 def _class_folders(config: DatasetConfig) -> list[Path]:
+    data = os.path.realpath(config.data)
     folders = sorted(f for f in Path(config.data).iterdir() if f.is_dir() and not f.name.startswith("."))
+    places = {folder: os.path.realpath(folder) for folder in folders}
+    # A link to a folder that the data lies in is a loop, and no class.
+    folders = [folder for folder in folders if not lies_in(data, places[folder])]
     if not folders:
         raise UserError(f"{config.name}: {config.data} holds neither class folders nor shards")
+    if place := twice(places[folder] for folder in folders):
+        names = " and ".join(folder.name for folder in folders if places[folder] == place)
+        raise UserError(f"{config.name}: the class folders {names} of {config.data} are one folder: keep one of them")
     return folders
 
 
-def visible_files(folder: Path, name: str) -> Iterable[Path]:
-    """Every file below a folder that is not hidden; one that cannot be decoded is then reported, not passed over.
+def visible_files(folder: Path, name: str, owners: frozenset[str] = frozenset()) -> Iterable[Path]:
+    """`files_below`, for the dataset `name`; a file that cannot be decoded is then reported, not passed over.
 
     Raises:
-        UserError: a folder of the dataset `name` cannot be listed.
+        UserError: a folder cannot be listed.
     """
     try:
-        yield from (file for file in files_below(folder) if not file.name.startswith("."))
+        yield from files_below(folder, owners=owners)
     except OSError as error:
         raise UserError(f"{name}: cannot list {error.filename}: {error.strerror}") from error
 
@@ -201,26 +219,42 @@ def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
 def _rows(manifest: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     """(line number, row) of a manifest."""
     try:
+        check_regular(manifest)
         with manifest.open(encoding="utf-8-sig", newline="") as lines:
             if manifest.suffix == ".csv":
-                yield from _csv_rows(csv.DictReader(lines))
+                yield from _csv_rows(csv.DictReader(lines, strict=True), manifest)
                 return
             for number, line in enumerate(lines, 1):
-                row = json.loads(line) if line.strip() else None
-                if row is not None and not isinstance(row, dict):
-                    raise UserError(f"{manifest}:{number}: should be a JSON object")
-                if row is not None:
-                    yield number, row
+                if line.strip():
+                    yield number, _json_row(line, f"{manifest}:{number}")
     except OSError as error:
         raise UserError(f"cannot read {manifest}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{manifest} cannot be read as {manifest.suffix}: {error}") from error
 
 
-def _csv_rows(reader: csv.DictReader) -> Iterable[tuple[int, dict[str, Any]]]:
-    for row in reader:
-        plural = {key: row[key].split("|") for key in ("labels", "captions") if row.get(key)}
-        yield reader.line_num, {key: value for key, value in (row | plural).items() if value}
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read as .jsonl: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: should be a JSON object")
+    return row
+
+
+def _csv_rows(reader: csv.DictReader, manifest: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        if name := twice(filter(None, reader.fieldnames or ())):
+            raise UserError(f"{manifest}:1: the column {name!r} is there twice")
+        for row in reader:
+            where = f"{manifest}:{reader.line_num}"
+            if None in row:
+                raise UserError(f"{where}: more cells than columns: put a text with a comma in double quotes")
+            plural = {key: row[key].split("|") for key in ("labels", "captions") if row.get(key)}
+            yield reader.line_num, {key: value for key, value in (row | plural).items() if value}
+    except csv.Error as error:
+        raise UserError(f"{manifest}:{reader.line_num + 1} cannot be read as .csv: {error}") from error
 
 
 def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Source | tuple[Source, ...]:
@@ -236,7 +270,8 @@ def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Sou
 def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
     """The labels and captions of a manifest row or of a shard's metadata, under their singular or plural names."""
     labels = _as_list(record.get("label")) + _as_list(record.get("labels"))
-    if not all(isinstance(label, (str, int)) for label in labels):
+    # In Python true and false are numbers too.
+    if not all(isinstance(label, (str, int)) and not isinstance(label, bool) for label in labels):
         raise UserError(f"{where}: labels should be text or class indices, not {labels!r}")
     captions: list[Any] = []
     if config.task == "retrieval":  # other tasks need not say which caption source they would mean
@@ -258,7 +293,13 @@ def _choose_source(value: Any, where: str, config: DatasetConfig) -> Any:
 
 
 def _contents(source: Source) -> Path | bytes:
-    return source.read() if isinstance(source, Member) else source
+    if isinstance(source, Member):
+        return source.read()
+    try:
+        check_regular(source)
+    except OSError as error:
+        raise DecodeError(source, error.strerror) from error
+    return source
 
 
 def _as_list(value: Any) -> list[Any]:

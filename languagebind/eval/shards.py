@@ -4,7 +4,6 @@ Streaming would tie the order of the samples to the number of workers, and an ev
 """
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..config import UserError
 from ..data.shards import expand_shards, media_members
+from ..files import check_regular, parse_json, text_lines
 from ..modalities import DecodeError
 from ..remote import is_url, local_copy
 
@@ -71,10 +71,17 @@ def read_shard(shard: Path, extensions: tuple[str, ...], num_classes: int | None
         num_classes: what the length of a `.npy` label is checked against.
 
     Raises:
-        UserError: the shard is no tar file, is cut off, or an annotation cannot be read.
+        UserError: the shard is no tar file, is cut off or has a sample or a member twice; an annotation cannot be read.
     """
+    seen: set[str] = set()
     for key, group in groupby(_members(shard), key=lambda member: _split(member.name)[0]):
-        members = {_split(member.name)[1]: member for member in group}
+        if key in seen:
+            raise UserError(f"{shard}: members of {key} lie at two places: write those of a sample next to each other")
+        seen.add(key)
+        members: dict[str, Member] = {}
+        for member in group:
+            if members.setdefault(_split(member.name)[1], member) is not member:
+                raise UserError(f"{shard}: {member.name} is there twice")
         source = _media(members, extensions)
         # A .npy may be the media itself.
         rest = {extension: member for extension, member in members.items() if member != source}
@@ -85,10 +92,12 @@ def read_shard(shard: Path, extensions: tuple[str, ...], num_classes: int | None
 
 
 def _members(shard: Path) -> Iterable[Member]:
+    """What is hidden, as macOS's `._name`, is no part of a sample; webdataset sees it so, too."""
     try:
+        check_regular(shard)
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
-                if info.isfile():
+                if info.isfile() and not info.name.rpartition("/")[2].startswith("."):
                     yield Member(shard, info.name, info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard} cannot be read as a tar file: {error}") from error
@@ -109,7 +118,7 @@ def _media(members: dict[str, Member], extensions: tuple[str, ...]) -> Member | 
 
 
 def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str, Any]:
-    record = json.loads(members["json"].read()) if "json" in members else {}
+    record = parse_json(members["json"].read()) if "json" in members else {}
     if not isinstance(record, dict):
         raise ValueError("the .json should be an object")
     if "cls" in members:
@@ -117,7 +126,7 @@ def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str
     if "npy" in members:
         record.setdefault("labels", _positions(members["npy"].read(), num_classes))
     if "txt" in members and not record.keys() & {"caption", "captions"}:
-        record["captions"] = members["txt"].read().decode().splitlines()
+        record["captions"] = text_lines(members["txt"].read())
     return record
 
 

@@ -1,12 +1,14 @@
 """Values of the YAML files, checked: each function raises `UserError`, which says where the value stands."""
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import UserError
+from ..files import text_lines
 from .protocols import INPUTS, SIMILARITIES
 
 COUNTS = ("samples", "captions", "classes")
@@ -62,7 +64,11 @@ def counts(value: Any, where: str) -> dict[str, int]:
     if not isinstance(value, dict):
         raise UserError(f"{where} should be counts of {', '.join(COUNTS)}")
     refuse_unknown(value, COUNTS, where)
-    return {key: whole_number(count, f"{where}: {key}") for key, count in value.items()}
+    found = {key: whole_number(count, f"{where}: {key}") for key, count in value.items()}
+    for key, count in found.items():
+        if count < 0:
+            raise UserError(f"{where}: {key}: {count} is less than 0")
+    return found
 
 
 def published_figures(value: Any, where: str) -> tuple[dict[str, Any], ...]:
@@ -75,6 +81,7 @@ def published_figures(value: Any, where: str) -> tuple[dict[str, Any], ...]:
         texts([entry.get("model"), entry.get("where")], f"{where}: model and where")
         if not isinstance(entry.get("values"), dict) or not entry["values"]:
             raise UserError(f"{where}: {entry['model']} has no values")
+        texts(entry["values"], f"{where}: values")
         figures.append(entry | {"values": {k: _fraction(v, k, where) for k, v in entry["values"].items()}})
     return tuple(figures)
 
@@ -85,7 +92,7 @@ def read_lines(name: str, path: Path, folders: tuple[Path, ...]) -> list[str]:
     if file is None:
         raise UserError(f"{path}: no such file: {' nor '.join(str(folder / name) for folder in folders)}")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = text_lines(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if not any(lines):
@@ -104,6 +111,8 @@ def _fraction(value: Any, metric: str, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {metric} {value!r} is not a number") from error
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {metric} {value} is not a finite number")
     if not (0 <= number <= 1 or metric.rpartition("/")[2] in UNBOUNDED):
         raise UserError(f"{where}: {metric} {value} should be a fraction of 1, not a percentage")
     return number

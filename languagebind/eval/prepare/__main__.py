@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,9 @@ import tyro
 
 from ... import __version__
 from ...config import UserError, load_yaml, parse, run
-from ...files import write_atomic
+from ...files import locked, write_atomic
 from ..datasets import DatasetConfig, load_dataset_config, naming
-from ._writing import Tally, count_captions, new_folder, place_rows, refuse_missing, write_manifest
+from ._writing import Tally, count_captions, find_rows, make_links, new_folder, refuse_missing, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         keys_sha256, version.
 
     Raises:
-        UserError: the download is not what the YAML says, or the data is there already.
+        UserError: the download is not what the YAML says, or the data is there already, or being made.
     """
     dataset = load_dataset_config(options.config, options.output, prepared=False)
     kind, target = _kind(dataset), Path(dataset.data)
@@ -74,27 +75,36 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         raise UserError(
             f"--source {options.source} is no folder; {dataset.name} is at {dataset.source or 'its authors'}"
         )
-    _refuse_existing(target, report_path, options)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if by_class:
-            with new_folder(target) as folder:
-                rows, tally, names = _rows(dataset, kind, folder, options)
-        else:
-            rows, tally, names = _rows(dataset, kind, target, options)
-        if names is not None:
-            _write_names(names, options)
-        if not by_class:
-            write_manifest(rows, target)
-        report = _report(dataset, rows, tally)
-        write_atomic(report_path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+        with locked(target.with_name(f".{target.name}.lock")):
+            _refuse_existing(target, report_path, options)
+            report = _write(dataset, kind, target, options)
+            write_atomic(report_path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+    except BlockingIOError as error:
+        raise UserError(f"another run makes {target}: wait for its end ({error.filename} is locked)") from error
     except OSError as error:
         raise UserError(f"cannot write {error.filename or target}: {error.strerror}") from error
     return report
 
 
+def _write(dataset: DatasetConfig, kind: ModuleType, target: Path, options: PrepareConfig) -> dict[str, Any]:
+    """The manifest with the links that it needs, or the class folders, and the class names; returns the report."""
+    if target.suffix:
+        rows, tally, names, links = _rows(dataset, kind, target, options)
+        _write_names(names, options)
+        make_links(links)
+        write_manifest(rows, target)
+    else:
+        with new_folder(target) as folder:
+            rows, tally, names, links = _rows(dataset, kind, folder, options)
+            make_links(links)
+            _write_names(names, options)
+    return _report(dataset, rows, tally)
+
+
 def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: PrepareConfig):
-    """The manifest's rows with their files in place, the counts, and the class names to write, if they are asked for.
+    """The manifest's rows, the counts, the class names to write, if they are asked for, and the links to make.
 
     `target` is the manifest to be, or the folder of class folders.
     """
@@ -102,9 +112,12 @@ def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: Prepa
     by_class = target.is_dir()
     folder = target if by_class else target.parent
     with naming(dataset.name):
-        rows, tally = place_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
-    tally.check(dataset.expect, dataset.name)
-    if not options.skip_missing or not rows:
+        rows, tally, links = find_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
+    read = _files_read(dataset, options.source)
+    if not options.skip_missing:
+        refuse_missing(tally, options.source, dataset.name)
+    tally.check(dataset.expect, dataset.name, read)
+    if not rows:
         refuse_missing(tally, options.source, dataset.name)
     if not rows:
         raise UserError(f"{dataset.name}: no samples in {options.source}")
@@ -114,8 +127,16 @@ def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: Prepa
             names = kind.class_names(options.source, rest) if hasattr(kind, "class_names") else None
         names = names or {label: label for label in sorted(tally.labels)}
     if classes := names or dataset.class_names:
-        tally.check_labels(classes, dataset.name)
-    return rows, tally, names
+        tally.check_labels(classes, dataset.name, read)
+    return rows, tally, names, links
+
+
+def _files_read(dataset: DatasetConfig, source: Path) -> str:
+    """For messages: the files of the download that the options name."""
+    classes = dataset.prepare.get("classes")
+    values = [*dataset.prepare.values(), *(classes.values() if isinstance(classes, dict) else ())]
+    files = [value for value in values if isinstance(value, str) and os.path.isfile(source / value)]
+    return f"; it was read from {', '.join(files)}" if files else ""
 
 
 def _names_file(options: PrepareConfig) -> str | None:
@@ -124,7 +145,9 @@ def _names_file(options: PrepareConfig) -> str | None:
     return value if isinstance(value, str) and not (options.config.parent / value).is_file() else None
 
 
-def _write_names(names: Mapping[str, str], options: PrepareConfig) -> None:
+def _write_names(names: Mapping[str, str] | None, options: PrepareConfig) -> None:
+    if names is None:
+        return
     file = options.output / _names_file(options)
     contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
     if file.exists() and file.read_bytes() != contents and not options.overwrite:
@@ -166,7 +189,7 @@ def _refuse_existing(target: Path, report: Path, options: PrepareConfig) -> None
         return
     if not options.overwrite:
         raise UserError(f"{target} is there already: --overwrite makes it again")
-    if target.is_dir() and not report.is_file():
+    if not report.is_file():
         raise UserError(f"{target} was not made by prepare: move it away first")
     if target.is_dir() and options.source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"--source {options.source} lies in {target}, which would be replaced")

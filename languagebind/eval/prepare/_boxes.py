@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...config import UserError, first_line
-from ...files import is_plain
+from ...files import check_regular, is_plain, parse_json, twice
 
 PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -60,17 +60,14 @@ def read_voc(images: Path, annotations: Path, classes: dict[str, str]) -> Iterat
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
     if not paths:
         raise UserError(f"{images} holds no pictures ({', '.join(PICTURES)}): unpack the download again")
-    stems = [path.stem for path in paths]
-    if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"{images} holds two pictures named {twice}: keep the one of the release")
+    if stem := twice(path.stem for path in paths):
+        raise UserError(f"{images} holds two pictures named {stem}: keep the one of the release")
     for path in paths:
         file = annotations / f"{path.stem}.xml"
         root = _parse_xml(file)
         boxes = [_voc_box(item, i, f"{file}: object {i}", classes) for i, item in enumerate(root.iterfind("object"))]
-        size = tuple(root.findtext(f"size/{side}", "0").strip() for side in ("width", "height"))
-        known = all(side.isdecimal() and int(side) > 0 for side in size)
-        yield Picture(path, file, (int(size[0]), int(size[1])) if known else None, tuple(boxes))
+        size = _size([root.findtext(f"size/{side}") for side in ("width", "height")], str(file))
+        yield Picture(path, file, size, tuple(boxes))
 
 
 def read_coco(file: Path, classes: dict[str, str]) -> Iterator[Picture]:
@@ -109,10 +106,9 @@ def read_coco(file: Path, classes: dict[str, str]) -> Iterator[Picture]:
         seen.add((key, number))
         pictures[key][1].append(_coco_box(item, number, where, names, classes))
     for item, boxes in pictures.values():
-        size = item.get("width"), item.get("height")
-        known = all(isinstance(side, int) and side > 0 for side in size)
         if boxes:
-            yield Picture(file.parent / item["file_name"], file, size if known else None, tuple(boxes))
+            size = _size([item.get("width"), item.get("height")], f"{file}: the image {item['file_name']}")
+            yield Picture(file.parent / item["file_name"], file, size, tuple(boxes))
 
 
 def _voc_box(item: ElementTree.Element, number: int, where: str, classes: dict[str, str]) -> Box:
@@ -133,6 +129,18 @@ def _coco_box(item: dict, number: int, where: str, names: dict[str, str], classe
     label = classes.get(names[category], classes.get(category))
     left, top, width, height = box
     return Box(number, names[category], label, *_whole([left, top, left + width, top + height], where))
+
+
+def _size(sides: list[Any], where: str) -> tuple[int, int] | None:
+    """Width and height, None where either is not annotated, or 0."""
+    try:
+        # As text, since a boolean is no number there.
+        width, height = (0.0 if side in (None, "") else float(str(side)) for side in sides)
+    except ValueError:
+        width = height = math.nan
+    if not (width.is_integer() and height.is_integer() and min(width, height) >= 0):
+        raise UserError(f"{where}: the size should be two whole numbers, found {sides}")
+    return (int(width), int(height)) if min(width, height) > 0 else None
 
 
 def _whole(edges: list[Any], where: str) -> list[int]:
@@ -159,8 +167,8 @@ def _parse_xml(file: Path) -> ElementTree.Element:
 
 def _parse_json(file: Path) -> dict:
     try:
-        content = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(_read(file))
+    except ValueError as error:
         raise UserError(f"{file} is no usable JSON: {first_line(error)}; take it from the release again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} should hold one JSON object with images, annotations and categories")
@@ -169,6 +177,7 @@ def _parse_json(file: Path) -> dict:
 
 def _read(file: Path) -> bytes:
     try:
+        check_regular(file)
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; --source is the folder of the download") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UserError
+from ...files import check_regular, parse_json, twice
 
 Record = dict[str, Any]
 # The columns of what has no names: the key of a mapping's entry, and an entry that is no mapping itself.
@@ -38,6 +39,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     if name not in READERS:
         raise UserError(f"{file}: {name!r} is no format of a table, set format to one of {', '.join(READERS)}")
     try:
+        check_regular(file)
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
@@ -53,6 +55,8 @@ def _text(data: bytes, file: Path, form: Format) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         wrong = f"byte {data[error.start]:#04x} is not {form.encoding.removesuffix('-sig')}"
         raise UserError(f"{file}:{line}: {wrong}; set `encoding` (latin-1?) or convert the file") from error
+    except UnicodeError as error:  # of an encoding that only exists by name
+        raise UserError(f"{file}: cannot be read as {form.encoding!r}: {error}") from error
 
 
 def _text_lines(data: bytes, file: Path, form: Format) -> list[str]:
@@ -77,14 +81,18 @@ def _tsv(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 
 def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     columns = list(form.columns)
+    if name := twice(columns):
+        raise UserError(f"{file}: `columns` names {name!r} twice")
     try:
         for row in reader:
             if not row:  # a blank line; one of empty cells is a mistake
                 continue
+            where = f"{file}:{reader.line_num + skipped}"
             if not columns:
                 columns = [name.strip() for name in row]
+                if name := twice(filter(None, columns)):
+                    raise UserError(f"{where}: the column {name!r} is there twice")
                 continue
-            where = f"{file}:{reader.line_num + skipped}"
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()  # a separator at the end of a line
             if len(row) != len(columns):
@@ -97,10 +105,10 @@ def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple
 def _json(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     text = _text(data, file, form)
     try:
-        content = json.loads(text, object_pairs_hook=_no_twins)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: no JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{file}: {error}") from error
     if form.records is not None:
         if not isinstance(content, dict) or form.records not in content:
@@ -109,20 +117,11 @@ def _json(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]
     return _entries(content, file)
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values under one key Python would drop the first."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
-
-
 def _jsonl(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(_text(data, file, form).split("\n"), 1):
         try:
             if line.strip():
-                yield f"{file}:{number}", _record(json.loads(line, object_pairs_hook=_no_twins))
+                yield f"{file}:{number}", _record(parse_json(line))
         except ValueError as error:
             raise UserError(f"{file}:{number}: no JSON: {error}") from error
 

@@ -1,8 +1,9 @@
 """Writes what a kind yields: a manifest, or class folders; whole, or not at all."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,27 +26,30 @@ class Tally:
     missing: list[str] = field(default_factory=list)  # "path below the download (place in the table)"
     left_out: Mapping[str, int] = field(default_factory=dict)  # what the kind says it left out: reason -> how many
 
-    def check(self, expected: Mapping[str, int], name: str) -> None:
-        """Raise `UserError` where the counts are not those that the dataset should have."""
+    def check(self, expected: Mapping[str, int], name: str, read: str) -> None:
+        """Raise `UserError` where the counts are not those that the dataset should have; `read` says which files."""
         found = {"samples": self.samples, "captions": self.captions, "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expected.items() if found[key] != count]
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items())
+        left_out = f"; left out: {reasons}" if reasons else ""
         if wrong:
             raise UserError(
                 f"{name}: {'; '.join(wrong)}: a table that was cut, or of another release. A part of the set needs a"
-                " config of its own, with its own `name` and `expect`"
+                f" config of its own, with its own `name` and `expect`{read}{left_out}"
             )
 
-    def check_labels(self, classes: Iterable[str], name: str) -> None:
-        """Raise `UserError` where a label is no class."""
-        unknown = [label for label in self.labels if label not in set(classes)]
+    def check_labels(self, classes: Collection[str], name: str, read: str) -> None:
+        """Raise `UserError` where a label is no class; `read` says which files."""
+        unknown = [label for label in self.labels if label not in classes]
         if unknown:
-            raise UserError(f"{self.labels[unknown[0]]}: {unknown[0]!r} is no class of {name} ({len(unknown)} are not)")
+            count = f"({len(unknown)} are not)"
+            raise UserError(f"{self.labels[unknown[0]]}: {unknown[0]!r} is no class of {name} {count}{read}")
 
 
-def place_rows(
+def find_rows(
     rows: Iterator[dict[str, Any]], source: Path, folder: Path, by_class: bool
-) -> tuple[list[dict[str, Any]], Tally]:
-    """The manifest's rows, their files below `folder`: as they are there, or as links into the download.
+) -> tuple[list[dict[str, Any]], Tally, dict[Path, Path]]:
+    """The manifest's rows, whose files lie below `folder`, or are to be linked there.
 
     Args:
         rows: what a kind yields.
@@ -54,13 +58,13 @@ def place_rows(
         by_class: files are to be at `<label>/<name>`.
 
     Returns:
-        The rows that have a file, and the counts of all.
+        The rows that have a file, the counts of all, and the links to make: where -> which file, if it is there.
 
     Raises:
-        UserError: two rows are of one file, or a row has no class.
+        UserError: two rows are of one file, a row has no class, or another file lies where a link should.
     """
     seen: dict[str, str] = {}
-    kept, tally = [], Tally()
+    kept, tally, links = [], Tally(), {}
     for row in _with_result(rows, tally):
         row = dict(row)
         where = row.pop("where", row["path"])
@@ -76,11 +80,17 @@ def place_rows(
         tally.captions += count_captions(row)
         for label in row.get("labels", [row["label"]] if "label" in row else []):
             tally.labels.setdefault(str(label), where)
-        if _place(file, folder / path):
+        target = folder / path
+        there, found = os.path.isfile(target), os.path.isfile(file)  # False, too, of a name that is too long
+        if there and found and not file.samefile(target):
+            raise UserError(f"{target} is there, and is not {file}: move one of them away")
+        if not there:
+            links[target] = file
+        if there or found:
             kept.append(row)
         else:
             tally.missing.append(f"{wanted} ({where})")
-    return kept, tally
+    return kept, tally, links
 
 
 def _with_result(rows: Iterator[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
@@ -99,6 +109,19 @@ def refuse_missing(tally: Tally, source: Path, name: str) -> None:
         first = "; ".join(tally.missing[:SHOWN_MISSING])
         count = f"{len(tally.missing)} of {tally.samples} files are not below {source}"
         raise UserError(f"{name}: {count}: {first}; --skip-missing leaves such rows out and lists them")
+
+
+def make_links(links: Mapping[Path, Path]) -> None:
+    """Links, where -> to which file, in place of links to a download that is gone; none to a file that is missing."""
+    for target, file in links.items():
+        try:
+            if os.path.islink(target):
+                target.unlink()
+            if os.path.isfile(file):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(file.resolve())
+        except OSError as error:
+            raise UserError(f"cannot link {target} to {file}: {error.strerror}") from error
 
 
 def write_manifest(rows: Iterable[dict[str, Any]], manifest: Path) -> None:
@@ -129,21 +152,3 @@ def _class_path(row: dict[str, Any], where: str) -> str:
         raise UserError(f"{where}: the label {label!r} cannot be the name of a folder; a .jsonl as `data:` can hold it")
     path = row["path"]
     return path if path.startswith(f"{label}/") else f"{label}/{Path(path).name}"
-
-
-def _place(file: Path, target: Path) -> bool:
-    """Have a file at `target`, by a link if need be; False if there is none."""
-    if target.is_file():
-        if file.is_file() and not file.samefile(target):
-            raise UserError(f"{target} is there, and is not {file}: move one of them away")
-        return True
-    try:
-        if target.is_symlink():  # to a download that is gone
-            target.unlink()
-        if not file.is_file():
-            return False
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(file.resolve())
-    except OSError as error:
-        raise UserError(f"cannot link {target} to {file}: {error.strerror}") from error
-    return True

@@ -58,7 +58,10 @@ def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[di
     for picture in pictures:
         if not picture.path.is_file():
             where = f"{picture.annotation}: the picture {picture.path} is missing"
-            yield from ({**_row(picture, box, box.label), "where": where} for box in picture.boxes if box.label)
+            background = [options["background"]] if options.get("background") else []
+            for box in picture.boxes:
+                for label in [box.label, *background] if box.label else ():
+                    yield {**_row(picture, box, label), "where": where}
             continue
         image = _open(picture)
         for box in picture.boxes:

@@ -79,7 +79,7 @@ def _keys(split: Path) -> list[str]:
 
 def _scene(folder: Path, split: Path) -> str:
     try:
-        label = (folder / "scene.txt").read_text(encoding="utf-8").strip()
+        label = (folder / "scene.txt").read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         message = f"{split} names {folder}, of which scene.txt cannot be read: unpack SUNRGBD.zip into --source"
         raise UserError(message) from error

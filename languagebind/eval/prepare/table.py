@@ -30,7 +30,7 @@ from typing import Any
 
 from ...config import UserError
 from ...files import is_plain
-from ..values import refuse_unknown
+from ..values import refuse_unknown, texts
 from ._formats import KEY, Format, Record, read_list, read_records, require
 from ._media import MediaFinder, fill
 
@@ -85,6 +85,7 @@ def class_names(source: Path, options: dict[str, Any]) -> dict[str, str] | None:
     if not classes:
         return None
     refuse_unknown(classes, ("table", "label", "name"), "prepare: classes")
+    texts(classes.values(), "prepare: classes")
     if missing := {"table", "label"} - classes.keys():
         raise UserError(f"prepare: classes has no {' and no '.join(sorted(missing))}")
     names: dict[str, str] = {}
@@ -105,6 +106,10 @@ def _options(options: dict[str, Any]) -> Table:
     for name in ("table", "media"):
         if not isinstance(options.get(name), str):
             raise UserError(f"prepare: a table needs {name}: the path of a file")
+    words = ("key", "label", "labels", "labels_separator", "split_list", "comment", "encoding", "records", "format")
+    for name in words:
+        if not isinstance(options.get(name, ""), str):
+            raise UserError(f"prepare: {name} should be a text, not {options[name]!r}")
     values = {name: options[name] for name in known if name in options}
     values["caption"] = _tuple(options.get("caption", ()), "caption")
     if not any(values.get(name) for name in ("caption", "label", "labels")):
