@@ -11,7 +11,6 @@ or CLIP_benchmark's `.cls` (class index), `.npy` (0/1 a class), `.txt` (a captio
 A label is a class's label, or its index. Captions are one text, a list, or either of these by caption source.
 """
 
-import csv
 import json
 import logging
 import os
@@ -22,9 +21,10 @@ from typing import Any
 
 from ..config import UserError, digest
 from ..distributed import gather_objects
-from ..files import check_regular, files_below, is_plain, lies_in, parse_json, twice
+from ..files import check_regular, files_below, is_plain, lies_in, twice
 from ..modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
+from .manifests import read_rows
 from .shards import Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def visible_files(folder: Path, name: str, owners: frozenset[str] = frozenset())
 
 def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[str | tuple[str, ...], Sample] = {}
-    for number, row in _rows(manifest):
+    for number, row in read_rows(manifest):
         path, where = row.get("path"), f"{manifest}:{number}"
         if not path or not all(isinstance(frame, str) and is_plain(frame) for frame in _as_list(path)):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
@@ -214,47 +214,6 @@ def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
         # A caption that is there twice is two queries; a label that is there twice is one label.
         samples[place] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
     return list(samples.values())
-
-
-def _rows(manifest: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a manifest."""
-    try:
-        check_regular(manifest)
-        with manifest.open(encoding="utf-8-sig", newline="") as lines:
-            if manifest.suffix == ".csv":
-                yield from _csv_rows(csv.DictReader(lines, strict=True), manifest)
-                return
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _json_row(line, f"{manifest}:{number}")
-    except OSError as error:
-        raise UserError(f"cannot read {manifest}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{manifest} cannot be read as {manifest.suffix}: {error}") from error
-
-
-def _json_row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{where} cannot be read as .jsonl: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: should be a JSON object")
-    return row
-
-
-def _csv_rows(reader: csv.DictReader, manifest: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    try:
-        if name := twice(filter(None, reader.fieldnames or ())):
-            raise UserError(f"{manifest}:1: the column {name!r} is there twice")
-        for row in reader:
-            where = f"{manifest}:{reader.line_num}"
-            if None in row:
-                raise UserError(f"{where}: more cells than columns: put a text with a comma in double quotes")
-            plural = {key: row[key].split("|") for key in ("labels", "captions") if row.get(key)}
-            yield reader.line_num, {key: value for key, value in (row | plural).items() if value}
-    except csv.Error as error:
-        raise UserError(f"{manifest}:{reader.line_num + 1} cannot be read as .csv: {error}") from error
 
 
 def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Source | tuple[Source, ...]:
