@@ -124,7 +124,9 @@ def test_settings_that_differ_are_named_with_their_models(tmp_path):
     page = make(
         tmp_path,
         plain("a", **first),
-        plain("b", **first | {"inputs": inputs | {"num_frames": 16, "hflip": 0.0}, "precision": "amp_bf16"}),
+        plain(
+            "b", **first | {"inputs": inputs | {"num_frames": 16, "hflip": 0.0}, "precision": "amp_bf16", "clips": 3}
+        ),
         plain("c", **first | {"templates": ["a photo of {c}"], "prompts_sha256": "34"}),
         *(plain(name, dataset="short", **first) for name in "abd"),
         plain("c", dataset="short", **first | {"limit": 60, "samples": 60}),
@@ -135,7 +137,7 @@ def test_settings_that_differ_are_named_with_their_models(tmp_path):
     )
     assert (
         "Part of a difference may come from how the models were run: prompts “a photo of {c}” (c), “{c}” (a, b);"
-        " precision amp_bf16 (b), fp32 (a, c); num_frames 16 (b), 8 (a, c)." in page.text
+        " precision amp_bf16 (b), fp32 (a, c); clips 3 (b), none (a, c); num_frames 16 (b), 8 (a, c)." in page.text
     )
     assert (
         "What was scored differs, so these values cannot be compared: samples 60 (c), 100 (a, b, d);"

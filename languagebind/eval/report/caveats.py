@@ -86,13 +86,14 @@ def _tasks(results: Sequence[Result]) -> list[str]:
 
 
 def _settings(results: Sequence[Result]) -> list[str]:
-    """Prompts, precision, and the options that samples are read with."""
+    """Prompts, precision, views, and the options that samples are read with."""
     protocols = {model_name(result): result["protocol"] for result in results}
     prompts = _differing("prompts", {model: _prompts(protocol) for model, protocol in protocols.items()})
     # The hash is of prompts with the classes in them
     hashes = {model: _text(protocol.get("prompts_sha256"))[:SHOWN_HASH] for model, protocol in protocols.items()}
     texts = prompts or _differing("names of the classes", hashes)
-    texts += _differing("precision", {model: _text(protocol.get("precision")) for model, protocol in protocols.items()})
+    for key in ("precision", "clips", "crops"):
+        texts += _differing(key, {model: _text(protocol.get(key)) for model, protocol in protocols.items()})
     if modalities := _differing("modality", {model_name(result): result["model"] for result in results}):
         return texts + modalities  # whose options have little in common
     inputs = {model: dict(leaves(protocol.get("inputs", {}))) for model, protocol in protocols.items()}
