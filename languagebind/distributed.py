@@ -53,8 +53,8 @@ def init_process(device: str | None = None) -> Process:
     elif target.type != "cpu":
         try:
             torch.empty(1, device=target).cpu()
-        except (RuntimeError, NotImplementedError, ImportError) as error:
-            raise UserError(f"--device {device} cannot be used here: {first_line(error)}") from error
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise UserError(f"--device {device} cannot be used here: {first_line(error)[:200]}") from error
     if "RANK" not in os.environ:
         return Process(0, 1, target)
     backend = "nccl" if target.type == "cuda" else "gloo"

@@ -177,6 +177,57 @@ def test_two_results_of_one_name_and_files_that_are_there_are_refused(world, tmp
     assert (tmp_path / "d_m.safetensors").read_text() == "mine"
 
 
+def test_a_result_made_with_other_options_is_not_skipped(films, tmp_path):
+    argv = ["--config", str(films), "--model", f"{HERE}:Films", "--output", str(tmp_path / "out"), "--workers", "0"]
+    main(argv)
+    main([*argv, "--skip-existing"])
+    for more, key in (
+        (["--clips", "2"], "clips"), (["--num-frames", "2"], "frames"), (["--templates", "some {c}"], "templates"),
+        (["--precision", "amp_bf16"], "precision"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"films_{HERE}-Films.json was made with other {key}: --overwrite replaces"):
+            main([*argv, "--skip-existing", *more])
+
+
+def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, caplog):  # noqa: F811
+    for name, more in (("a", ""), ("b", "paper: {}\n")):
+        (tmp_path / f"{name}.yaml").write_text(f"task: classification\nmodality: image\ndata: {world}/folders\n{more}")
+    with caplog.at_level(logging.INFO):
+        main(
+            flags(world, tmp_path / "out", "--all", f"--configs={tmp_path}", f"--model=m={COLOURS}", "--protocol=paper")
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_paper_m.json"]
+    assert "a is left out: the original has no protocol for it" in caplog.text
+
+
+def test_what_a_stopped_run_has_left_is_made_again(world, tmp_path):  # noqa: F811
+    argv = flags(world, tmp_path / "out", "--config", config(world), "--model", f"m={COLOURS}",
+                 "--export-features", str(tmp_path / "features"))  # fmt: skip
+    main(argv)
+    (tmp_path / "out" / "here_m.json").unlink()  # stopped between the two
+    with pytest.raises(UserError, match=r"here_m.safetensors exists: --overwrite"):
+        main(argv)
+    main([*argv, "--skip-existing"])
+    assert (tmp_path / "out" / "here_m.json").is_file()
+
+
+def test_no_old_value_is_shown_for_a_dataset_that_failed(world, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "here.yaml").write_text(f"task: classification\ndata: {tmp_path}/here\n")
+    import shutil
+
+    shutil.copytree(world / "folders", tmp_path / "here")
+    argv = flags(world, tmp_path / "out", "--config", str(tmp_path / "here.yaml"), config(world, "texts"), "--compare",
+                 "--model", f"a={COLOURS}", f"b={COLOURS}")  # fmt: skip
+    main(argv)
+    assert " top1 " in capsys.readouterr().out
+    (tmp_path / "here" / "red" / "00.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="2 of 4 evaluations failed"):
+        main([*argv, "--overwrite"])
+    out = capsys.readouterr().out
+    assert " top1 " not in out
+    assert "text_to_modality/R@1" in out
+
+
 def test_features_as_parquet(world, tmp_path):  # noqa: F811
     pyarrow = pytest.importorskip("pyarrow.parquet")
     for name in ("here", "texts"):

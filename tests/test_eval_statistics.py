@@ -39,7 +39,7 @@ def interval(values):
 def test_intervals_of_ranks_are_percentiles_of_the_metrics_of_resamples(monkeypatch):
     ranks = torch.from_numpy(np.random.default_rng(1).geometric(0.2, 37))
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    found = rank_intervals(ranks, torch.arange(37))
+    found = rank_intervals(ranks, torch.arange(37), 50)
     assert (torch.get_rng_state() == state[0]).all()
     assert np.random.get_state()[1].tolist() == state[1], "training must go on as if there had been no evaluation"
     drawn = [rank_metrics(ranks[torch.from_numpy(indices)]) for indices in resample(37)]
@@ -48,13 +48,13 @@ def test_intervals_of_ranks_are_percentiles_of_the_metrics_of_resamples(monkeypa
     assert all(low <= metrics[key] <= high for key, (low, high) in found.items())
     assert found["R@1"][0] < found["R@1"][1]
     monkeypatch.setattr(statistics, "DRAWS_AT_A_TIME", 50)  # one at a time changes the memory alone
-    assert rank_intervals(ranks, torch.arange(37)) == found
+    assert rank_intervals(ranks, torch.arange(37), 50) == found
 
 
 def test_captions_of_a_sample_are_drawn_together(monkeypatch):
     generator = np.random.default_rng(1)
     ranks, samples = torch.from_numpy(generator.geometric(0.2, 37)), torch.arange(37) % 7
-    found = rank_intervals(ranks, samples)
+    found = rank_intervals(ranks, samples, 50)
     drawn = [torch.cat([ranks[samples == i] for i in indices]) for indices in resample(7)]
     drawn = [rank_metrics(each) for each in drawn]
     assert found == {key: pytest.approx(interval([metrics[key] for metrics in drawn])) for key in drawn[0]}
@@ -62,7 +62,7 @@ def test_captions_of_a_sample_are_drawn_together(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 200)
     truth, covered, samples = 0.4, 0, torch.arange(40).repeat_interleave(10)
     for _ in range(200):
-        low, high = rank_intervals(torch.from_numpy(2 - (generator.random(40) < truth))[samples], samples)["R@1"]
+        low, high = rank_intervals(torch.from_numpy(2 - (generator.random(40) < truth))[samples], samples, 50)["R@1"]
         covered += low <= truth <= high
     assert 0.88 < covered / 200 < 0.99
 
@@ -84,6 +84,24 @@ def test_intervals_of_classification():
         within.append(classification_metrics(logits[indices], labels[indices])["mean_per_class"])
     assert found["mean_per_class"] == pytest.approx(interval(within), abs=0.02)
     assert "top5" not in classification_intervals(ranks, labels % 4, 4)
+
+
+def test_shares_of_none_and_of_all_have_the_interval_of_clopper_and_pearson():
+    from scipy.stats import binomtest
+
+    for hits, count in ((0, 12), (12, 12), (1, 1)):
+        ranks = torch.where(torch.arange(count) < hits, 1, 7)
+        expected = list(binomtest(hits, count).proportion_ci(0.95, "exact"))
+        assert rank_intervals(ranks, torch.arange(count), 9)["R@5"] == pytest.approx(expected)
+        found = classification_intervals(ranks, torch.zeros(count, dtype=torch.long), 9)
+        assert found["top5"] == pytest.approx(expected)
+        assert "mean_per_class" not in found, "which never varies"
+    # Three captions of each of four samples are four chances, not twelve
+    found = rank_intervals(torch.ones(12, dtype=torch.long), torch.arange(4).repeat_interleave(3), 9)
+    assert found["R@1"] == pytest.approx(list(binomtest(4, 4).proportion_ci(0.95, "exact")))
+    # What is certain has no width
+    assert found["R@10"] == [1, 1]
+    assert classification_intervals(torch.ones(4), torch.arange(4), 5)["top5"] == [1, 1]
 
 
 def test_intervals_of_multilabel_match_scikit_learn(monkeypatch):
@@ -111,7 +129,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
     truth, covered = 0.4, 0
     for _ in range(300):
         ranks = torch.from_numpy(2 - (generator.random(200) < truth))
-        low, high = rank_intervals(ranks, torch.arange(200))["R@1"]
+        low, high = rank_intervals(ranks, torch.arange(200), 500)["R@1"]
         covered += low <= truth <= high
     assert 0.91 < covered / 300 < 0.98
 

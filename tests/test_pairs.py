@@ -244,6 +244,7 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
         (RETRIEVAL.replace("query: depth", "query: {depth: nan}"), "weight of depth should be a number other than 0"),
         (RETRIEVAL.replace("query: depth", "query: {depth: much}"), "the weight of depth, 'much', is not a number"),
         (RETRIEVAL.replace("query: depth", "query: [depth]"), "query should be a modality, or `modality: weight`"),
+        (RETRIEVAL + "metric: query_to_gallery/R1\n", "unknown metric .*did you mean 'query_to_gallery/R@1'"),
         (RETRIEVAL + "task: sorting\n", "'sorting' is not one of retrieval, classification"),
         (RETRIEVAL + "task: classification\n", "retrieval needs a gallery, classification has none"),
         (RETRIEVAL.replace("gallery: infrared\n", ""), "retrieval needs a gallery"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import UserError, gather_flags, parse, run
-from ..distributed import Process, close_process, init_process
+from ..distributed import Process, close_process, gather_objects, init_process
 from ..modalities import modality_name
 from . import EncodeOptions, evaluate
 from .cache import weights_digest
@@ -83,14 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = _models(config)
     selection = select(config.config, config.data, config.configs if config.all else None, config.data_root)
     selection = replace(selection, datasets=_as_asked(selection.datasets, config))
-    jobs = _jobs(models, selection.datasets, config)
-    if not jobs and not config.compare:
-        return
     process = init_process(config.encode.device)
     if not process.is_main:  # one rank says how far all are
         logging.getLogger().setLevel(logging.WARNING)
     try:
         done = Done()
+        # The first rank's, which writes the results: other nodes may have other files there
+        jobs = gather_objects(_jobs(models, selection.datasets, config))[0]
+        if not jobs and not config.compare:
+            return
         for name, group in groupby(jobs, key=lambda job: job.model):
             _evaluate(models[name], list(group), config, process, done)
         if process.is_main:
@@ -152,6 +153,10 @@ def _models(config: EvalConfig) -> dict[str, str]:
 def _as_asked(datasets: Sequence[DatasetConfig], config: EvalConfig) -> list[DatasetConfig]:
     """The datasets with what the command line says in place of their configs."""
     changes = {key: getattr(config, key) for key in ("protocol", "clips", "crops") if getattr(config, key) is not None}
+    if config.all and config.protocol == "paper":
+        for dataset in (dataset for dataset in datasets if dataset.paper is None):
+            log.info("%s is left out: the original has no protocol for it", dataset.name)
+        datasets = [dataset for dataset in datasets if dataset.paper is not None]
     changed = [replace(dataset, **changes) for dataset in datasets]
     if config.templates is None:
         return changed
@@ -170,24 +175,34 @@ def _jobs(models: Mapping[str, str], datasets: Sequence[DatasetConfig], config: 
             raise UserError(f"two results would be {path}: name the models, --model NAME=..., or the datasets, `name:`")
         paths.add(path)
         if path.exists() and config.skip_existing:
-            _check_same(path, models[name])
+            _check_same(path, models[name], dataset, config)
             log.info("skipping %s: %s exists", dataset.name, path)
             continue
         export = None
         if config.export_features is not None:
             export = config.export_features / f"{dataset.result_name}_{name}.{config.export_format}"
-        for file in (path, export):
-            if file is not None and file.exists() and not config.overwrite:
+        # Features without a result are what a run that was stopped has left
+        features = [export, export.with_suffix(".jsonl")] if export is not None and not config.skip_existing else []
+        for file in (path, *features):
+            if file.exists() and not config.overwrite:
                 raise UserError(f"{file} exists: --overwrite replaces it, --skip-existing leaves the dataset out")
         jobs.append(Job(name, dataset, path, export))
     return jobs
 
 
-def _check_same(path: Path, spec: str) -> None:
-    """Refuse to take a result for one of a checkpoint that it is not of."""
-    made_of, now = read_result(path).get("checkpoint"), checkpoint_of(spec)
+def _check_same(path: Path, spec: str, dataset: DatasetConfig, config: EvalConfig) -> None:
+    """Refuse to take a result for one of another checkpoint, or made with other options."""
+    result = read_result(path)
+    made_of, now = result.get("checkpoint"), checkpoint_of(spec)
     if made_of not in (None, now):
         raise UserError(f"{path} is of {made_of}, not of {now}: --overwrite replaces it, --model NAME=... adds another")
+    protocol = {"clips": 1, "crops": 1} | result["protocol"]
+    asked = {key: getattr(dataset, key) for key in ("clips", "crops", "limit")}
+    asked |= {"precision": config.encode.precision, "templates": list(dataset.templates)}
+    asked |= {} if config.num_frames is None else {"frames": config.num_frames}
+    for key, value in asked.items():
+        if protocol.get(key, value) != value:
+            raise UserError(f"{path} was made with other {key}: --overwrite replaces it, --model NAME=... adds another")
 
 
 def _evaluate(spec: str, jobs: Sequence[Job], config: EvalConfig, process: Process, done: Done) -> None:
@@ -199,7 +214,8 @@ def _evaluate(spec: str, jobs: Sequence[Job], config: EvalConfig, process: Proce
     model, reader = load(spec, process.device, modality, config.num_frames)
     own = modality_name(reader)
     done.modalities.add(own)
-    identity = {"checkpoint": checkpoint_of(spec), "weights_sha256": weights_digest(model)}
+    weights = weights_digest(model) if getattr(model, "known", True) else None
+    identity = {"checkpoint": checkpoint_of(spec), "weights_sha256": weights}
     several = config.all or len(config.model) > 1
     options = asdict(replace(config.encode, device=str(process.device)))
     for job in jobs:
@@ -210,15 +226,16 @@ def _evaluate(spec: str, jobs: Sequence[Job], config: EvalConfig, process: Proce
             result = evaluate(
                 model, reader, job.dataset, dual_softmax=config.dual_softmax, export=job.export, **options
             )
+            result |= {"pretrained": job.model} | identity
+            if process.is_main:
+                _write(result, job.path, config)
         except UserError as error:
             if process.world_size > 1:  # one alone may have failed, and the others wait for it
                 raise
             log.error("%s could not be scored; why is said at the end", job.dataset.name)
             done.failures.append(str(error))
             continue
-        done.results.append(result | {"pretrained": job.model} | identity)
-        if process.is_main:
-            _write(done.results[-1], job.path, config)
+        done.results.append(result)
 
 
 def _write(result: dict[str, Any], path: Path, config: EvalConfig) -> None:
@@ -249,7 +266,8 @@ def _report(done: Done, models: Mapping[str, str], selection: Selection, config:
             for dataset in selection.datasets
             for name in models
         }
-        results = [made.get(key) or read_result(path) for key, path in paths.items() if key in made or path.exists()]
+        kept = [key for key, path in paths.items() if config.skip_existing and path.exists()]
+        results = [made.get(key) or read_result(paths[key]) for key in paths if key in made or key in kept]
         print(comparison(results))
     else:
         for name in models:

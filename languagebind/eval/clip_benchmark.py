@@ -2,8 +2,9 @@
 
     python -m languagebind.eval.clip_benchmark eval --model_type languagebind --pretrained CHECKPOINT --dataset wds/NAME
 
-takes the flags of `clip_benchmark`, and CHECKPOINT as `--model` of `python -m languagebind.eval` does. CLIP_benchmark
-hands over RGB pictures of 8 bits, so this is for encoders of images and infrared; depth is refused. Its folders:
+takes the flags of `clip_benchmark`, and for CHECKPOINT what `--checkpoint` of `python -m languagebind.eval` takes, or
+MODULE:FUNCTION. CLIP_benchmark hands over RGB pictures of 8 bits, so this is for encoders of images and infrared; depth
+is refused. Its folders:
 
 FOLDER/test/nshards.txt, FOLDER/test/0.tar, 1.tar, ...      (or another split)
 FOLDER/classnames.txt                                       in the order of the `.cls` labels

@@ -4,11 +4,13 @@
     task: classification                # classification | multilabel | retrieval
     modality: depth                     # of the samples; `--all` takes the datasets of the model's modality
     data: Depth/nyuv2/data/val          # a folder of class folders, a .csv or .jsonl manifest, or shards
-    split: val                          # for the record
+    split: val                          # for the record; and `language`
     templates: templates/depth.txt      # one prompt a line with {c} for the class; default: the bare class name
     class_names: [bathroom, bedroom]    # or a file, one a line, `label` or `label<TAB>name`; or `label: name` lines
     metric: top1                        # the one to quote
     source: https://...                 # where to get the data; and `licence`, `layout`: what should lie where
+    limit: 500                          # no more samples than this, evenly spaced
+    caption_source: ofa                 # which captions, where the samples hold those of several sources
     clip: [0, 31]                       # the part of each video that counts, in seconds
     clips: 4                            # and crops: 3; of each video, whose features are averaged
     protocol: ours                      # or paper: evaluate as the original did

@@ -191,7 +191,7 @@ class ExternalModel(nn.Module):
         return str(getattr(self.external, "fingerprint", self.spec))
 
     def extra_repr(self) -> str:
-        return self.spec
+        return f"{self.spec}, {self.text_fingerprint()}"
 
     def _checked(self, method: str, inputs: list | Tensor) -> Tensor:
         found = getattr(self.external, method)(inputs)

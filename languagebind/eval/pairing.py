@@ -29,12 +29,20 @@ from typing import Any
 from ..config import UserError, load_yaml
 from ..encoders import TEXT
 from ..modalities import Modality
+from . import metrics
 from .datasets import DatasetConfig, read_class_names, read_templates, resolve
+from .retrieval import DIRECTIONS
 from .samples import Sample, check_data, list_samples, visible_files
 from .shards import list_shards
 from .values import published_figures, refuse_unknown
 
 TASKS = ("retrieval", "classification")
+# `retrieve` ranks captions and samples; here the captions' place is the query's.
+NAMES = dict(zip(DIRECTIONS, ("query_to_gallery", "gallery_to_query"), strict=True))
+METRICS = metrics.METRICS | {
+    "retrieval": tuple(NAMES[way] + slash + name for way, slash, name in
+                       (metric.partition("/") for metric in metrics.METRICS["retrieval"])),
+}  # fmt: skip
 LISTED = 5
 # Of a weight, but for its sign: beyond these a fusion is rounded to one of its parts, or to nothing.
 SMALLEST, LARGEST = 1e-3, 1e3
@@ -70,6 +78,7 @@ class PairsConfig:
             raise UserError(f"{self.name}: retrieval needs a gallery, classification has none")
         if (self.task == "classification") != bool(self.class_names):
             raise UserError(f"{self.name}: classification needs class_names, retrieval has none")
+        refuse_unknown([self.metric] if self.metric else [], METRICS[self.task], self.name, "metric")
         if self.data.keys() != self.used.keys():
             raise UserError(
                 f"{self.name}: data should name {', '.join(self.used)}, and names {', '.join(self.data) or 'nothing'}"

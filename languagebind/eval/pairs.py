@@ -16,26 +16,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import __version__
-from ..config import UserError, gather_flags, parse, run, to_dict
+from ..config import UserError, digest, gather_flags, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
 from .cache import FeatureCache, weights_digest
 from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .models import checkpoint_of
-from .pairing import PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
+from .pairing import NAMES, PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
 from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
-from .retrieval import DIRECTIONS, Captioned, describe_retrieval, retrieve
+from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, digest_of_samples
 from .shards import list_shards
 from .statistics import settings
-from .zero_shot import build_classifier, classify, describe_classification, label_targets
+from .zero_shot import build_classifier, class_prompts, classify, describe_classification, label_targets
 
 log = logging.getLogger(__name__)
-
-# `retrieve` ranks captions and samples; here the captions' place is the query's.
-NAMES = dict(zip(DIRECTIONS, ("query_to_gallery", "gallery_to_query"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -177,12 +174,15 @@ def _classification(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and protocol, and all else in the result."""
     first, (model, modality) = next(iter(models.items()))
-    classifier = build_classifier(model, list(config.class_names.values()), config.templates, options)
     ours = choose_protocol("ours", None, None, modality)
+    cache = open_cache(model, f"{config.name}_{first}", ours, options)
+    names = list(config.class_names.values())
+    classifier = build_classifier(model, names, config.templates, options, cache)
     scores, logits = ours.class_scores(query, classifier, model.logit_scale)
     targets = targets.to(query.device)  # (N, K), as the scores
     found = classify(scores, targets, "classification")
-    found["protocol"] |= {"templates": list(config.templates), "labels": config.labels, "logit_scale": first}
+    prompts = {"templates": list(config.templates), "prompts_sha256": digest(class_prompts(names, config.templates))}
+    found["protocol"] |= prompts | {"labels": config.labels, "logit_scale": first}
     samples = encoded.samples[first]
     return found, describe_classification(scores, targets, logits, config.class_names, samples)
 
@@ -202,6 +202,7 @@ def _protocol(config: PairsConfig, models, identity: str, options: EncodeOptions
         "similarity": "cosine",
         "ties": "count against the model",
         "precision": options.precision,
+        "batch_size": options.batch_size,
         "text_fingerprint": next(iter(models.values()))[0].text_fingerprint(),
         "versions": {"languagebind": __version__, "torch": torch.__version__},
     }

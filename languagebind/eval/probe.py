@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import UserError, digest, parse, run, to_dict
+from ..config import UserError, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..hub import load_model
 from ..modalities import Modality, modality_name
@@ -25,7 +25,7 @@ from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, pro
 from .models import checkpoint_of
 from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
-from .samples import check_data, class_names, read_samples
+from .samples import check_data, class_names, digest_of_samples, read_samples
 from .statistics import settings
 from .zero_shot import label_targets, single_labels
 
@@ -125,7 +125,7 @@ def read_labelled(
     features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
     labels = single_labels(targets)[kept]
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
-    identity = digest([[sample.key, sample.labels] for sample in samples])
+    identity = digest_of_samples([[sample.key, sample.labels] for sample in samples], dataset.name)
     facts = counts | {"data_sha256": identity} | ({"clip": list(dataset.clip)} if dataset.clip else {})
     return Labelled(features.double().cpu().numpy(), labels.numpy()), facts
 

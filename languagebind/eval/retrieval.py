@@ -142,7 +142,8 @@ def describe_retrieval(
     intervals = {
         f"{name}/{key}": interval
         for name, found in ranked.items()
-        for key, interval in rank_intervals(found.ranks, samples_of[name.removeprefix("dual_softmax/")]).items()
+        for way in [name.removeprefix("dual_softmax/")]
+        for key, interval in rank_intervals(found.ranks, samples_of[way], captioned.direction(way).gallery).items()
     }
     direction, found = captioned.direction("text_to_modality"), ranked["text_to_modality"]
 

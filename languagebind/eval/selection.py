@@ -48,7 +48,7 @@ def select(files: Sequence[str], folders: Sequence[Path], configs: Path | None, 
 
 
 def _all(configs: Path, data_root: Path | None) -> tuple[list[DatasetConfig], list[DatasetConfig]]:
-    files = sorted(configs.glob("*.yaml"))
+    files = sorted(configs.glob("[!.]*.yaml"))
     if not files:
         raise UserError(f"--configs {configs} holds no configs (*.yaml)")
     datasets, absent = [], []

@@ -58,7 +58,7 @@ def list_shards(data: str) -> list[Path]:
     if any(map(is_url, data.split("::"))):
         return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
     if os.path.isdir(data):  # unlike Path's, False of a name that is too long
-        return sorted(Path(data).glob("*.tar"))
+        return sorted(Path(data).glob("[!.]*.tar"))
     return [Path(shard) for shard in expand_shards(data)] if data.endswith(".tar") else []
 
 

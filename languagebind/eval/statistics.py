@@ -36,7 +36,7 @@ def settings() -> dict[str, Any]:
     return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE, "shares_of_0_and_1": "Clopper-Pearson"}
 
 
-def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
+def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
     """Intervals of `rank_metrics`, against the gallery as it is.
 
     Samples are resampled, each with all of its queries: another test set would have other samples, and the captions
@@ -45,6 +45,7 @@ def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
     Args:
         ranks: (Q,) from 1, of the queries.
         samples: (Q,) the sample that each query is of, from 0; every sample has one.
+        gallery: how many items are ranked.
     """
     order = np.argsort(ranks.numpy(), kind="stable")
     ordered, owners = ranks.numpy()[order], samples.numpy()[order]
@@ -62,7 +63,8 @@ def rank_intervals(ranks: Tensor, samples: Tensor) -> Intervals:
         return found | {"median_rank": (ordered[low] + ordered[high]) / 2, "mean_rank": weights @ ordered / total}
 
     count = int(samples.max()) + 1
-    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))), within, count)
+    shares = [f"R@{k}" for k in RECALL_AT if k < gallery]  # of a larger k the share is 1, whatever the samples
+    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))), shares, count)
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
@@ -89,7 +91,8 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
     draws = np.random.default_rng(SEED).binomial(counts, hits / counts, size=(RESAMPLES, len(counts)))
     values = _gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
     means = (draws / counts).mean(axis=1)
-    return _intervals(values, values, len(ranks)) | ({"mean_per_class": _ends(means)} if np.ptp(means) else {})
+    shares = [key for key, k in (("top1", 1), ("top5", 5)) if k < num_classes]
+    return _intervals(values, shares, len(ranks)) | ({"mean_per_class": _ends(means)} if np.ptp(means) else {})
 
 
 def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:

@@ -11,7 +11,7 @@ from .results import COMPARED, Config, Result, headline, leaves, model_name
 
 SIGN = "⚠"  # before every caveat in a cell
 # How samples are cut and flipped in training, and what a decoder may take: no value depends on it
-UNUSED = ("hflip", "random_crop", "max_pixels", "max_seconds", "video_backend")
+UNUSED = ("hflip", "random_crop", "max_pixels", "max_seconds")
 SHOWN_HASH, SHOWN_PROMPT = 8, 60  # letters
 SHOWN_PROMPTS = 2
 SHOWN_MODELS = 3  # of those that have what most have

@@ -73,7 +73,7 @@ def read_results(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name the one that `python -m languagebind.eval --output` wrote")
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("[!.]*.json"))
     if not files:
         raise UserError(
             f"no results (*.json) in {folder}: make some with `python -m languagebind.eval --output {folder}`"
@@ -129,8 +129,8 @@ def read_configs(folder: Path, wanted: Sequence[str]) -> dict[str, Config]:
     Raises:
         UserError: a config is malformed.
     """
-    configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("*.yaml"))]
-    configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/*.yaml"))]
+    configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
+    configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
     return {config.name: config for config in configs if config.name in wanted}
 
 
