@@ -26,7 +26,7 @@ from languagebind.eval import evaluate, load_dataset_config
 from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
 from languagebind.modalities import DecodeError
 
-RUNS = 40  # of each of the 25 look-alikes
+RUNS = 40  # of each of the 27 look-alikes
 SECONDS = 10  # a run that takes as long hangs
 CASES = [(name, LOOKALIKES) for name in LOOKALIKES] + [(name, FOLDERS) for name in FOLDERS]
 TABLES = (".csv", ".txt", ".json", ".jsonl", ".pkl", ".xml", ".mat")
