@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import call
+from PIL import Image as Picture
 from test_eval_models import Colours, classification, colours_of, flags, world  # noqa: F401 - a fixture
 from test_pairs import save
 
@@ -182,11 +183,54 @@ def test_a_result_made_with_other_options_is_not_skipped(films, tmp_path):
     main(argv)
     main([*argv, "--skip-existing"])
     for more, key in (
-        (["--clips", "2"], "clips"), (["--num-frames", "2"], "frames"), (["--templates", "some {c}"], "templates"),
-        (["--precision", "amp_bf16"], "precision"),
+        (["--clips", "2"], "clips"), (["--num-frames", "2"], "num_frames"), (["--templates", "some {c}"], "templates"),
+        (["--precision", "amp_bf16"], "precision"), (["--export-features", str(tmp_path)], "exported"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"films_{HERE}-Films.json was made with other {key}: --overwrite replaces"):
             main([*argv, "--skip-existing", *more])
+
+
+def test_what_a_result_depends_on_may_change_in_place(films, clip_folder, tmp_path):
+    checkpoint = save(tmp_path, Image(image_size=32), clip_folder, 0)
+    (tmp_path / "pictures" / "red").mkdir(parents=True)
+    Picture.new("RGB", (8, 8)).save(tmp_path / "pictures" / "red" / "a.png")
+    (tmp_path / "a.yaml").write_text("task: classification\ndata: pictures\nclass_names: [red, blue]\n")
+    argv = ["--config", str(tmp_path / "a.yaml"), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"),
+            "--workers", "0", "--skip-existing"]  # fmt: skip
+    main(argv)
+    main(argv)
+    (tmp_path / "a.yaml").write_text("task: classification\ndata: pictures\nclass_names: [red, green]\n")
+    with pytest.raises(UserError, match="was made with other class_names"):
+        main(argv)
+    (tmp_path / "a.yaml").write_text("task: classification\ndata: pictures\nclass_names: [red, blue]\n")
+    save(tmp_path, Image(image_size=32), clip_folder, 1)
+    with pytest.raises(UserError, match="was made with other checkpoint_changed"):
+        main(argv)
+
+
+def test_a_restart_with_two_modalities_and_with_views_of_the_paper_is_done(films, world, tmp_path):  # noqa: F811
+    films.write_text(films.read_text() + "paper: {inputs: views}\n")
+    (tmp_path / "here.yaml").write_text(f"task: classification\nmodality: image\ndata: {world}/folders\n")
+    argv = ["--config", str(tmp_path / "here.yaml"), str(films), "--model", f"a={COLOURS}", f"b={HERE}:Films",
+            "--workers", "0", "--output", str(tmp_path / "out"), "--skip-existing"]  # fmt: skip
+    main(argv)
+    main(argv)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["films_b.json", "here_a.json"]
+    paper = ["--config", str(films), "--model", f"b={HERE}:Films", "--workers", "0", "--protocol", "paper",
+             "--output", str(tmp_path / "out"), "--skip-existing"]  # fmt: skip
+    main(paper)
+    main(paper)
+    assert (tmp_path / "out" / "films_paper_b.json").is_file()
+
+
+def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(world, tmp_path, capsys):  # noqa: F811
+    argv = flags(world, tmp_path / "out", "--config", config(world), "--model", "x=none.pt", f"a={COLOURS}")
+    with pytest.raises(UserError, match=r"(?s)1 of 2 evaluations failed, the others are written:\n  x: no checkpoint"):
+        main(argv)
+    assert " top1 " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"2 of 2 evaluations failed:"):
+        main([*flags(world, tmp_path / "b", "--compare", "--config", config(world)), "--model", "x=no.pt", "y=no2.pt"])
+    assert capsys.readouterr().out == ""
 
 
 def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, caplog):  # noqa: F811
@@ -198,6 +242,9 @@ def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, capl
         )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_paper_m.json"]
     assert "a is left out: the original has no protocol for it" in caplog.text
+    (tmp_path / "b.yaml").unlink()
+    with pytest.raises(UserError, match="none of the datasets that are there has a paper protocol"):
+        main(flags(world, tmp_path / "c", "--all", f"--configs={tmp_path}", f"--model=m={COLOURS}", "--protocol=paper"))
 
 
 def test_what_a_stopped_run_has_left_is_made_again(world, tmp_path):  # noqa: F811

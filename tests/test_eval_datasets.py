@@ -139,6 +139,11 @@ def test_the_paper_s_pairs_from_download_to_result(path, models, configs, tmp_pa
     encoders = Encoders({name: (models[name], MODALITIES[name]) for name in config.used if name != "text"})
     result = evaluate_pairs(encoders, config, EncodeOptions(workers=0))
     assert (result["protocol"]["samples"], result["protocol"]["skipped_samples"]) == (samples, 0)
+    assert result["protocol"]["missing_samples"] == 0
+    if path.stem == "msrvtt_audio_video":  # of three modalities, but of one manifest
+        (data / "msrvtt" / "test.jsonl.prepare.json").write_text('{"missing": ["a", "b"]}')
+        again = evaluate_pairs(encoders, config, EncodeOptions(workers=0))
+        assert again["protocol"]["missing_samples"] == 2
     assert 0 <= result["metrics"][config.metric] <= 1
     assert config.source
     assert all(config.metric in figure["values"] for figure in config.published)

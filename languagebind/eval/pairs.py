@@ -27,7 +27,7 @@ from .pairing import NAMES, PairsConfig, load_pairs_config, match_samples, sampl
 from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import Captioned, describe_retrieval, retrieve
-from .samples import Sample, digest_of_samples
+from .samples import Sample, count_missing, digest_of_samples
 from .shards import list_shards
 from .statistics import settings
 from .zero_shot import build_classifier, class_prompts, classify, describe_classification, label_targets
@@ -86,6 +86,8 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     )
     samples = {name: [[x.key, x.id, x.labels, x.captions] for x in own] for name, own in matched.items()}
     identity = digest_of_samples(samples, config.name)
+    own = {data.data: data for data in config.data.values()}  # several modalities may be of the same data
+    missing = sum(count_missing(data) or 0 for data in own.values())
     targets = None
     if config.task == "classification":
         targets = label_targets(sample_labels(config, matched), config.class_names, config.name)
@@ -97,6 +99,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
         found, details = _classification(config, encoded, query, targets[kept], models, options)
     protocol = _protocol(config, models, identity, options) | {
         "samples": len(query), "skipped_samples": encoded.skipped, "unpaired_samples": encoded.unpaired,
+        "missing_samples": missing,
     }  # fmt: skip
     return {
         "dataset": config.name,

@@ -72,7 +72,8 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
 
     For top1 and top5 all samples are resampled. For mean_per_class the samples of each class are resampled among
     themselves: how many each class has is a property of the test set, and a class of few samples would otherwise be
-    absent from many resamples. A class of one sample then adds no width; where no class adds any, there is no interval.
+    absent from many resamples. There is no interval where a class has one sample, which says nothing of how much its
+    share varies, or where no class's share does.
 
     Args:
         ranks: (N,) of the right class, from 1.
@@ -92,7 +93,8 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
     values = _gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
     means = (draws / counts).mean(axis=1)
     shares = [key for key, k in (("top1", 1), ("top5", 5)) if k < num_classes]
-    return _intervals(values, shares, len(ranks)) | ({"mean_per_class": _ends(means)} if np.ptp(means) else {})
+    known = counts.min() > 1 and np.ptp(means)
+    return _intervals(values, shares, len(ranks)) | ({"mean_per_class": _ends(means)} if known else {})
 
 
 def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:

@@ -79,7 +79,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock")):
             _refuse_existing(target, report_path, options)
-            report = _write(dataset, kind, target, options)
+            report = _write(dataset, kind, target, report_path, options)
             write_atomic(report_path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     except BlockingIOError as error:
         raise UserError(f"another run makes {target}: wait for its end ({error.filename} is locked)") from error
@@ -88,18 +88,26 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     return report
 
 
-def _write(dataset: DatasetConfig, kind: ModuleType, target: Path, options: PrepareConfig) -> dict[str, Any]:
-    """The manifest with the links that it needs, or the class folders, and the class names; returns the report."""
+def _write(
+    dataset: DatasetConfig, kind: ModuleType, target: Path, report_path: Path, options: PrepareConfig
+) -> dict[str, Any]:
+    """The manifest with the links that it needs, or the class folders, and the class names; returns the report.
+
+    An empty report is written just before the data. Should the run be stopped there, the data is known for `prepare`'s,
+    and no old report is taken for one of it.
+    """
     if target.suffix:
         rows, tally, names, links = _rows(dataset, kind, target, options)
         _write_names(names, options)
         make_links(links)
+        write_atomic(report_path, b"{}\n")
         write_manifest(rows, target)
     else:
         with new_folder(target) as folder:
             rows, tally, names, links = _rows(dataset, kind, folder, options)
             make_links(links)
             _write_names(names, options)
+            write_atomic(report_path, b"{}\n")
     return _report(dataset, rows, tally)
 
 
