@@ -1,9 +1,11 @@
 """The datasets of configs/eval: from the files that their authors publish to a result, and the mistakes on the way."""
 
 import json
+import os
 import pickle
 import re
 import shutil
+import signal
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from languagebind.eval.pairs import evaluate_pairs
 from languagebind.eval.prepare.__main__ import main
 from languagebind.eval.report import write_result
 from languagebind.eval.report.__main__ import main as page_main
-from languagebind.eval.samples import class_names, read_samples
+from languagebind.eval.samples import class_names, count_missing, read_samples
 from languagebind.modalities.audio import Audio
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.image import Image
@@ -339,6 +341,25 @@ def test_missing_files_are_refused_or_counted(sounds, models, caplog, tmp_path):
     shutil.rmtree(tmp_path / "download" / "clips")
     with pytest.raises(UserError, match="3 of 3 files"):
         prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing", "--overwrite")
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_run_that_is_stopped_before_its_report_leaves_no_old_one(sounds, tmp_path, monkeypatch, before):
+    if before:
+        prepare(sounds, tmp_path / "download", tmp_path / "data")
+    (tmp_path / "download" / "clips" / "b.wav").unlink()
+    argv = [str(sounds), "--source", str(tmp_path / "download"), "--output", str(tmp_path / "data"), "--skip-missing"]
+    with monkeypatch.context() as patch:
+        patch.setattr("languagebind.eval.prepare.__main__._report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            main([*argv, *(["--overwrite"] if before else [])])
+    config = load_dataset_config(sounds, tmp_path / "data")
+    assert len(read_samples(config, MODALITIES["audio"])) == 2
+    assert count_missing(config) is None
+    with pytest.raises(UserError, match="is there already: --overwrite makes it again"):
+        main(argv)
+    main([*argv, "--overwrite"])
+    assert count_missing(config) == 1
 
 
 def test_a_link_to_a_download_that_is_gone_is_made_again(sounds, tmp_path):
