@@ -323,8 +323,9 @@ def test_csv_has_a_row_a_metric(world):
 
 
 def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path):
-    result = {"dataset": "\ud800d", "model": "depth", "pretrained": "=1+1", "task": "classification",
-              "metrics": {"top1": 0.5}, "protocol": {}}  # fmt: skip
+    example = {"key": "a", "source": [], "text": "\ud800", "found": "b", "rank": 2, "score": 0.5}
+    result = {"dataset": "d", "model": "depth", "pretrained": "=1+1", "task": "classification",
+              "metrics": {"top1": 0.5}, "protocol": {}, "examples": {"best": [example]}}  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(result))
     (tmp_path / "data.csv").write_text("mine")
     with pytest.raises(UserError, match=r"data.csv is there, and is no report: move it away, or choose another"):
