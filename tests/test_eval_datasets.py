@@ -1,11 +1,9 @@
 """The datasets of configs/eval: from the files that their authors publish to a result, and the mistakes on the way."""
 
 import json
-import os
 import pickle
 import re
 import shutil
-import signal
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -349,8 +347,12 @@ def test_a_run_that_is_stopped_before_its_report_leaves_no_old_one(sounds, tmp_p
         prepare(sounds, tmp_path / "download", tmp_path / "data")
     (tmp_path / "download" / "clips" / "b.wav").unlink()
     argv = [str(sounds), "--source", str(tmp_path / "download"), "--output", str(tmp_path / "data"), "--skip-missing"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr("languagebind.eval.prepare.__main__._report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr("languagebind.eval.prepare.__main__._report", stop)
         with pytest.raises(KeyboardInterrupt):
             main([*argv, *(["--overwrite"] if before else [])])
     config = load_dataset_config(sounds, tmp_path / "data")
