@@ -55,6 +55,7 @@ def probe(
     Raises:
         UserError: the training data has fewer than two classes, or a class has too few samples for the shots.
     """
+    check_shots(train.labels, shots, range(num_classes))  # again: some samples may have been unreadable
     metrics, found_c, first = {}, {}, None
     for name, count in [("full", None), *((f"shots_{k}", k) for k in shots)]:
         tops, strengths = [], []
@@ -80,6 +81,15 @@ def probe(
     return {"metrics": metrics, "protocol": protocol}, {"intervals": intervals}
 
 
+def check_shots(labels: np.ndarray, shots: Sequence[int], names: Sequence[Any]) -> None:
+    """Raise `UserError` where a class, of those that have samples, has too few."""
+    most = max(shots, default=0)
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count <= most:
+            found = f"class {names[label]} has {count} training samples"
+            raise UserError(f"{found}: {most} shots need at least one more, to choose C on")
+
+
 def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
     """The inverse strength of the penalty that scores best on the held-out samples, of those fitted to the others."""
     hits: dict[float, float] = {}
@@ -102,10 +112,6 @@ def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> t
     fit, held_out = [], []
     for label in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == label))
-        if shots is not None and len(own) <= shots:
-            raise UserError(
-                f"class {label} has {len(own)} training samples: {shots} shots need at least one more, to choose C on"
-            )
         spare = max(1, round(HELD_OUT * len(own))) if len(own) > 1 else 0
         taken = len(own) - spare if shots is None else shots
         fit += own[:taken].tolist()

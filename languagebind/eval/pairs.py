@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from ..config import UserError, digest, gather_flags, parse, run, to_dict
 from ..distributed import close_process, init_process
 from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
+from ..modalities import Modality
+from ..model import DualEncoder
 from .cache import FeatureCache, weights_digest
 from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .models import checkpoint_of
 from .pairing import NAMES, PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
-from .protocols import choose_protocol
+from .protocols import Protocol, choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import Captioned, describe_retrieval, retrieve
 from .samples import Sample, count_missing, digest_of_samples
@@ -66,6 +68,14 @@ class Encoded:
     """those that lack one"""
 
 
+class Encoder(NamedTuple):
+    """What encodes one modality."""
+
+    model: DualEncoder
+    protocol: Protocol
+    cache: FeatureCache | None
+
+
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> dict[str, Any]:
     """Evaluate encoders on a comparison. Where torch.distributed is initialised, every rank must call this.
 
@@ -91,12 +101,13 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     targets = None
     if config.task == "classification":
         targets = label_targets(sample_labels(config, matched), config.class_names, config.name)
-    encoded, kept = _encode(config.name, models, matched, unpaired, options)
+    used = {name: _encoder(f"{config.name}_{name}", *loaded, options) for name, loaded in models.items()}
+    encoded, kept = _encode(used, matched, unpaired, options)
     query = _fuse(config, encoded, config.query)
     if targets is None:
         found, details = _retrieval(config, encoded, query)
     else:
-        found, details = _classification(config, encoded, query, targets[kept], models, options)
+        found, details = _classification(config, encoded, query, targets[kept], used, options)
     protocol = _protocol(config, models, identity, options) | {
         "samples": len(query), "skipped_samples": encoded.skipped, "unpaired_samples": encoded.unpaired,
         "missing_samples": missing,
@@ -114,20 +125,23 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     }
 
 
+def _encoder(name: str, model: DualEncoder, modality: Modality, options: EncodeOptions) -> Encoder:
+    protocol = choose_protocol("ours", None, None, modality)
+    return Encoder(model, protocol, open_cache(model, name, protocol, options))
+
+
 def _encode(
-    config: str, models: Mapping[str, Any], matched: Mapping[str, list[Sample]], unpaired: int, options: EncodeOptions
+    used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]], unpaired: int, options: EncodeOptions
 ) -> tuple[Encoded, list[int]]:
     """Features of what all modalities can be read of, and its positions among the matched samples."""
     features, positions = {}, {}
     for name, samples in matched.items():
-        model, modality = models.get(name) or next(iter(models.values()))
-        ours = choose_protocol("ours", None, None, modality)
-        cache = open_cache(model, f"{config}_{name}", ours, options)
+        model, protocol, cache = used.get(name) or next(iter(used.values()))
         if name == TEXT:
             features[name] = _encode_captions(model, samples, options, cache)
             positions[name] = list(range(len(samples)))
         else:
-            features[name], positions[name] = encode_samples(model, ours.reader, samples, options, cache=cache)
+            features[name], positions[name] = encode_samples(model, protocol.reader, samples, options, cache=cache)
     kept = sorted(set.intersection(*map(set, positions.values())))
     if not kept:
         raise UserError("no sample can be read in all of its modalities")
@@ -173,15 +187,18 @@ def _retrieval(config: PairsConfig, encoded: Encoded, query: Tensor) -> tuple[di
 
 
 def _classification(
-    config: PairsConfig, encoded: Encoded, query: Tensor, targets: Tensor, models, options: EncodeOptions
+    config: PairsConfig,
+    encoded: Encoded,
+    query: Tensor,
+    targets: Tensor,
+    used: Mapping[str, Encoder],
+    options: EncodeOptions,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and protocol, and all else in the result."""
-    first, (model, modality) = next(iter(models.items()))
-    ours = choose_protocol("ours", None, None, modality)
-    cache = open_cache(model, f"{config.name}_{first}", ours, options)
+    first, (model, protocol, cache) = next(iter(used.items()))
     names = list(config.class_names.values())
     classifier = build_classifier(model, names, config.templates, options, cache)
-    scores, logits = ours.class_scores(query, classifier, model.logit_scale)
+    scores, logits = protocol.class_scores(query, classifier, model.logit_scale)
     targets = targets.to(query.device)  # (N, K), as the scores
     found = classify(scores, targets, "classification")
     prompts = {"templates": list(config.templates), "prompts_sha256": digest(class_prompts(names, config.templates))}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import __version__
@@ -19,13 +20,13 @@ from ..distributed import close_process, init_process
 from ..hub import load_model
 from ..modalities import Modality, modality_name
 from .cache import weights_digest
-from .datasets import DatasetConfig, load_dataset_config
+from .datasets import DatasetConfig, load_dataset_config, naming
 from .features import EncodeOptions, encode_samples, open_cache
-from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, logistic_regression, probe
+from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
 from .models import checkpoint_of
 from .protocols import choose_protocol
 from .report import checkpoint_name, table, writable, write_result
-from .samples import check_data, class_names, digest_of_samples, read_samples
+from .samples import Sample, check_data, class_names, digest_of_samples, read_samples
 from .statistics import settings
 from .zero_shot import label_targets, single_labels
 
@@ -72,8 +73,16 @@ def evaluate_probe(
         UserError: the data is wrong, a sample cannot be read, or there are too few for the shots.
     """
     classes = class_names(parts["train"])
-    _check_shots(parts["train"], modality, classes, options.shots)
-    read = {name: read_labelled(model, modality, part, classes, encode) for name, part in parts.items()}
+    samples = {name: read_samples(part, modality) for name, part in parts.items()}
+    labels = {
+        name: single_labels(label_targets(samples[name], classes, part.name)).numpy() for name, part in parts.items()
+    }
+    with naming(parts["train"].data):
+        check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before any is encoded
+    read = {
+        name: encode_labelled(model, modality, part, samples[name], labels[name], encode)
+        for name, part in parts.items()
+    }
     found, details = probe(read["train"][0], read["test"][0], len(classes), options.shots, options.seeds)
     protocol = {
         "probe": "logistic regression (L-BFGS, L2) on unit-norm features of the shared space",
@@ -102,32 +111,22 @@ def evaluate_probe(
     }
 
 
-def _check_shots(dataset: DatasetConfig, modality: Modality, classes: dict[str, str], shots: Sequence[int]) -> None:
-    """Raise `UserError` where a class has too few samples, before any is encoded."""
-    labels = single_labels(label_targets(read_samples(dataset, modality), classes, dataset.name))
-    counts = labels.bincount(minlength=len(classes)).tolist()
-    for label, count in zip(classes, counts, strict=True):
-        if 0 < count <= max(shots, default=0):
-            raise UserError(
-                f"{dataset.data}: class {label!r} has {count} training samples: {max(shots)} shots need at least one"
-                " more, to choose C on"
-            )
-
-
-def read_labelled(
-    model, modality: Modality, dataset: DatasetConfig, classes: dict[str, str], options: EncodeOptions
+def encode_labelled(
+    model,
+    modality: Modality,
+    dataset: DatasetConfig,
+    samples: Sequence[Sample],
+    labels: np.ndarray,
+    options: EncodeOptions,
 ) -> tuple[Labelled, dict[str, Any]]:
-    """Features and labels of a dataset, and what the protocol says of it."""
-    samples = read_samples(dataset, modality)
-    targets = label_targets(samples, classes, dataset.name)
+    """Features and labels of a dataset's samples, and what the protocol says of it."""
     protocol = choose_protocol("ours", None, dataset.clip, modality)
     cache = open_cache(model, dataset.name, protocol, options)
     features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
-    labels = single_labels(targets)[kept]
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
     identity = digest_of_samples([[sample.key, sample.labels] for sample in samples], dataset.name)
     facts = counts | {"data_sha256": identity} | ({"clip": list(dataset.clip)} if dataset.clip else {})
-    return Labelled(features.double().cpu().numpy(), labels.numpy()), facts
+    return Labelled(features.double().cpu().numpy(), labels[kept]), facts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
