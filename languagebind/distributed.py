@@ -1,8 +1,9 @@
 """One process or many: ranks under torchrun, the collectives that training and evaluation share, precision."""
 
+import logging
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -77,6 +78,18 @@ def _take_over_slurm() -> None:
         "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
     }
     os.environ.setdefault("MASTER_PORT", "29500")
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[Process]:
+    """`init_process`, and `close_process` at the end; the first rank alone says how far all are."""
+    process = init_process(device)
+    if not process.is_main:
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        yield process
+    finally:
+        close_process()
 
 
 def close_process() -> None:

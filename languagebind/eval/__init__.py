@@ -74,10 +74,7 @@ def evaluate(
     encoding = EncodeOptions(**options)
     protocol = _choose(dataset, modality)
     _check_features(dataset.name, protocol, dual_softmax, export)
-    if getattr(model, "takes_files", False):
-        _check_files(dataset.name, protocol, encoding)
-    if encoding.feature_cache is not None and not getattr(model, "known", True):
-        raise UserError("--feature-cache: give the model a `fingerprint` that changes with its weights")
+    _check_model(model, dataset.name, protocol, encoding)
     samples = read_samples(dataset, modality)
     identity = digest_of_samples([[x.key, x.labels, x.captions] for x in samples], dataset.name)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
@@ -136,12 +133,15 @@ def _check_features(name: str, protocol: Protocol, dual_softmax: bool, export: P
         raise UserError(f"{name}: this protocol has no features of unit norm, one a sample, to export")
 
 
-def _check_files(name: str, protocol: Protocol, options: EncodeOptions) -> None:
-    """What cannot be had of a model that reads files itself."""
-    if type(protocol.reader) is not Reader or protocol.reader.clip:
+def _check_model(model, name: str, protocol: Protocol, options: EncodeOptions) -> None:
+    """What cannot be had of a model that reads files itself, or whose weights cannot be told from others."""
+    files = getattr(model, "takes_files", False)
+    if files and (type(protocol.reader) is not Reader or protocol.reader.clip):
         raise UserError(f"{name}: the model reads files itself, so the protocol's own way of reading is not to be had")
-    if options.feature_cache is not None:
+    if files and options.feature_cache is not None:
         raise UserError("--feature-cache: what a model that reads files itself makes of them cannot be told apart")
+    if options.feature_cache is not None and not getattr(model, "known", True):
+        raise UserError("--feature-cache: give the model a `fingerprint` that changes with its weights")
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,21 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..config import UserError, gather_flags, parse, run
-from ..distributed import Process, close_process, fail_together, gather_objects, init_process
+from ..distributed import Process, fail_together, gather_objects, joined
 from ..modalities import modality_name
 from . import evaluate
 from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
 from .models import load, reads_any
 from .plan import EvalConfig, Job, as_asked, name_models, plan_jobs
-from .report import result_path, table, write_result
+from .report import table, write_result
 from .report.compare import comparison
 from .report.results import read_result
 from .selection import Selection, select
@@ -42,10 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = name_models(config)
     selection = select(config.config, config.data, config.configs if config.all else None, config.data_root)
     selection = replace(selection, datasets=as_asked(selection.datasets, config))
-    process = init_process(config.encode.device)
-    if not process.is_main:  # one rank says how far all are
-        logging.getLogger().setLevel(logging.WARNING)
-    try:
+    with joined(config.encode.device) as process:
         # The first rank alone looks for results, as it writes them: other nodes may have other files there
         jobs = _on_main(process, lambda: plan_jobs(models, selection.datasets, config))
         done = Done(read={job.dataset.name for job in jobs if job.skipped})
@@ -53,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, group in groupby(todo, key=lambda job: job.model):
             _evaluate(models[name], list(group), config, process, done)
         if process.is_main and (todo or config.compare):
-            _report(done, models, selection, config)
-    finally:
-        close_process()
+            _report(done, jobs, selection, config)
     if done.failures:
         tried = len(done.failures) + len(done.results)
         written = ", the others are written" if done.results else ""
@@ -135,26 +130,23 @@ def _check_read(done: Done, jobs: Sequence[Job], selection: Selection, config: E
         raise UserError(f"{kinds}; the models read {modalities}")
 
 
-def _report(done: Done, models: Mapping[str, str], selection: Selection, config: EvalConfig) -> None:
+def _report(done: Done, jobs: Sequence[Job], selection: Selection, config: EvalConfig) -> None:
     """Print what was found, and which datasets are absent."""
     if config.compare:
         made = {(result["dataset"], result["pretrained"]): result for result in done.results}
-        paths = {
-            (dataset.name, name): result_path(config.output, dataset.result_name, name)
-            for dataset in selection.datasets
-            for name in models
-        }
-        kept = [key for key, path in paths.items() if config.skip_existing and path.exists()]
-        results = [made.get(key) or read_result(paths[key]) for key in paths if key in made or key in kept]
+        places = [dataset.name for dataset in selection.datasets]
+        results = [
+            read_result(job.path) if job.skipped else made[job.dataset.name, job.model]
+            for job in sorted(jobs, key=lambda job: places.index(job.dataset.name))
+            if job.skipped or (job.dataset.name, job.model) in made
+        ]
         if results:
             print(comparison(results))
     else:
-        for name in models:
-            own = [result for result in done.results if result["pretrained"] == name]
-            if own and len(models) > 1:
+        for name, own in groupby(done.results, key=lambda result: result["pretrained"]):
+            if len(config.model) > 1:
                 print(f"{name}:")
-            if own:
-                print(table(own))
+            print(table(list(own)))
     absent = [dataset for dataset in selection.absent if dataset.modality in (None, *done.modalities)]
     for dataset in absent:
         print(f"absent: {dataset.name} ({dataset.data}); get it from: {(dataset.source or 'not said').strip()}")

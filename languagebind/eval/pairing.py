@@ -39,10 +39,15 @@ from .values import published_figures, refuse_unknown
 TASKS = ("retrieval", "classification")
 # `retrieve` ranks captions and samples; here the captions' place is the query's.
 NAMES = dict(zip(DIRECTIONS, ("query_to_gallery", "gallery_to_query"), strict=True))
-METRICS = metrics.METRICS | {
-    "retrieval": tuple(NAMES[way] + slash + name for way, slash, name in
-                       (metric.partition("/") for metric in metrics.METRICS["retrieval"])),
-}  # fmt: skip
+
+
+def renamed(metric: str) -> str:
+    """`text_to_modality/R@1` to `query_to_gallery/R@1`."""
+    way, slash, name = metric.partition("/")
+    return NAMES[way] + slash + name
+
+
+METRICS = metrics.METRICS | {"retrieval": tuple(map(renamed, metrics.METRICS["retrieval"]))}
 LISTED = 5
 # Of a weight, but for its sign: beyond these a fusion is rounded to one of its parts, or to nothing.
 SMALLEST, LARGEST = 1e-3, 1e3

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..config import UserError, digest, gather_flags, parse, run, to_dict
-from ..distributed import close_process, init_process
+from ..distributed import joined
 from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
 from ..modalities import Modality
@@ -25,7 +25,7 @@ from ..model import DualEncoder
 from .cache import FeatureCache, weights_digest
 from .features import EncodeOptions, encode_samples, encode_texts, open_cache
 from .models import checkpoint_of
-from .pairing import NAMES, PairsConfig, load_pairs_config, match_samples, sample_key, sample_labels
+from .pairing import PairsConfig, load_pairs_config, match_samples, renamed, sample_key, sample_labels
 from .protocols import Protocol, choose_protocol
 from .report import checkpoint_name, table, writable, write_result
 from .retrieval import Captioned, describe_retrieval, retrieve
@@ -229,9 +229,7 @@ def _protocol(config: PairsConfig, models, identity: str, options: EncodeOptions
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`text_to_modality/R@1` to `query_to_gallery/R@1`."""
-    split = {key: key.partition("/") for key in values}
-    return {NAMES[way] + slash + metric: values[key] for key, (way, slash, metric) in split.items()}
+    return {renamed(key): value for key, value in values.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -254,10 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in paths:
         if path.exists() and not options.overwrite:
             raise UserError(f"{path} exists: --overwrite replaces it")
-    process = init_process(options.encode.device)
-    if not process.is_main:  # one rank says how far all are
-        logging.getLogger().setLevel(logging.WARNING)
-    try:
+    with joined(options.encode.device) as process:
         encoders = load(checkpoints, device=process.device)
         weights = {name: weights_digest(model) for name, (model, _) in encoders.encoders.items()}
         encode = replace(options.encode, device=str(process.device))
@@ -274,8 +269,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log.info("wrote %s", path)
         if process.is_main:
             print(table(results))
-    finally:
-        close_process()
 
 
 def _named(word: str) -> tuple[str, str]:

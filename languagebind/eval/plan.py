@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import UserError, digest
+from ..files import twice
 from .datasets import DatasetConfig, read_templates
 from .export import check_format
 from .features import EncodeOptions
@@ -96,9 +97,8 @@ def name_models(config: EvalConfig) -> dict[str, str]:
         raise UserError("name what to evaluate, with --checkpoint or else with --model")
     models = [named(spec) for spec in ([config.checkpoint] if config.checkpoint is not None else config.model)]
     names = [name for name, _ in models]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two models are named {twice}, so that their results would be one file: --model NAME=... ...")
+    if name := twice(names):
+        raise UserError(f"two models are named {name}, so that their results would be one file: --model NAME=... ...")
     if config.compare and len(names) < 2:
         raise UserError("--compare needs two models or more: --model SPEC SPEC")
     if config.overwrite and config.skip_existing:

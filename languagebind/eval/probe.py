@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..config import UserError, parse, run, to_dict
-from ..distributed import close_process, init_process
+from ..distributed import joined
 from ..hub import load_model
 from ..modalities import Modality, modality_name
 from .cache import weights_digest
@@ -150,10 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{path} exists: --overwrite replaces it")
     if not writable(options.output):
         raise UserError(f"--output {options.output} cannot be written")
-    process = init_process(options.encode.device)
-    if not process.is_main:  # one rank says how far all are
-        logging.getLogger().setLevel(logging.WARNING)
-    try:
+    with joined(options.encode.device) as process:
         model, modality = load_model(options.model, process.device)
         encode = replace(options.encode, device=str(process.device))
         identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(model)}
@@ -162,8 +159,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_result(result, path)
             log.info("wrote %s", path)
             print(table([result]))
-    finally:
-        close_process()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import UserError
+from ..files import twice
 from .clip_benchmark import fill_in, task_of
 from .datasets import DatasetConfig, load_dataset_config
 from .samples import check_data
@@ -38,10 +39,8 @@ def select(files: Sequence[str], folders: Sequence[Path], configs: Path | None, 
     datasets += [_of_folder(folder) for folder in folders]
     if not datasets:
         raise UserError("name a dataset with --config FILE.yaml (configs/eval/ has some), --data FOLDER, or take --all")
-    names = [dataset.name for dataset in datasets]
-    if len(set(names)) < len(names):
-        kind = "datasets" if folders else "configs"
-        raise UserError(f"two {kind} are named {next(name for name in names if names.count(name) > 1)}")
+    if name := twice(dataset.name for dataset in datasets):
+        raise UserError(f"two {'datasets' if folders else 'configs'} are named {name}")
     for dataset in datasets:
         check_data(dataset)
     return Selection(datasets, absent)

@@ -19,6 +19,7 @@ from ... import __version__
 from ...config import UserError, load_yaml, parse, run
 from ...files import locked, write_atomic
 from ..datasets import DatasetConfig, load_dataset_config, naming
+from ..samples import PREPARED
 from ._writing import Tally, count_captions, find_rows, make_links, new_folder, refuse_missing, write_manifest
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     """
     dataset = load_dataset_config(options.config, options.output, prepared=False)
     kind, target = _kind(dataset), Path(dataset.data)
-    report_path = target.with_name(target.name + ".prepare.json")
+    report_path = target.with_name(target.name + PREPARED)
     by_class = target.suffix == ""
     if not by_class and target.suffix != ".jsonl":
         raise UserError(f"{dataset.name}: prepare writes a .jsonl manifest or class folders, not {target}")
