@@ -41,21 +41,21 @@ class AfterImport(MetaPathFinder):
 
 def register(module: ModuleType) -> None:
     """Add the published models to one Auto module."""
-    from .published.config import CONFIGS
+    from .hub.config import CONFIGS
 
     kind = module.__name__.removeprefix(AUTO)
     for name, config in CONFIGS.items():
         if kind == "configuration_auto":
             module.AutoConfig.register(config.model_type, config, exist_ok=True)
         elif kind == "modeling_auto":
-            from .published.model import MODELS
+            from .hub.published import MODELS
 
             module.AutoModel.register(config, MODELS[name], exist_ok=True)
         elif kind == "processing_auto":
-            from .published.processing import PROCESSORS
+            from .hub.processing import PROCESSORS
 
             module.AutoProcessor.register(config, PROCESSORS[name], exist_ok=True)
         else:
-            from .published.processing import TOKENIZERS
+            from .hub.processing import TOKENIZERS
 
             module.AutoTokenizer.register(config, TOKENIZERS[name], exist_ok=True)

@@ -23,7 +23,7 @@ from sentence_transformers.base.modules.input_module import InputModule
 from torch import Tensor, nn
 
 from .config import UserError
-from .encoders import TEXT, load
+from .hub.encoders import TEXT, load
 from .modalities._fetch import fetch
 
 
@@ -84,8 +84,8 @@ class LanguageBindModule(InputModule):
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
         """Write each encoder in the published layout, in a folder of its name."""
-        from .published.model import MODELS
-        from .published.native import to_published
+        from .hub.config import to_published
+        from .hub.published import MODELS
         from .weights import load_strict
 
         for name, (model, modality) in self.encoders.encoders.items():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from languagebind.config import load_yaml, parse, run
-from languagebind.encoders import Encoders, load
+from languagebind.hub.encoders import Encoders, load
 
 matplotlib.use("Agg")
 COLOURS = plt.get_cmap("tab10").colors

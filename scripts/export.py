@@ -19,7 +19,7 @@ from torch import nn
 
 from languagebind.config import UserError, parse, run
 from languagebind.files import temporary_name
-from languagebind.hub import read_checkpoint
+from languagebind.hub.checkpoint import read_checkpoint
 from languagebind.lora import save_adapter
 from languagebind.weights import published_names
 
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = options.output.absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{options.output} is a file, or is not empty: name another folder")
-    from languagebind.published.config import KIND_OF
-    from languagebind.published.model import MODELS
-    from languagebind.published.processing import PROCESSORS, TOKENIZERS
+    from languagebind.hub.config import KIND_OF
+    from languagebind.hub.processing import PROCESSORS, TOKENIZERS
+    from languagebind.hub.published import MODELS
     from languagebind.text import bundled_vocabulary
 
     saved = read_checkpoint(options.checkpoint)

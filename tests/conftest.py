@@ -26,9 +26,9 @@ def depth_shards(tmp_path_factory):
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
     """A checkpoint of each class as it is published: its own config, weights, and tokenizer files."""
-    from languagebind.published.config import CONFIGS
-    from languagebind.published.model import MODELS
-    from languagebind.published.processing import TOKENIZERS
+    from languagebind.hub.config import CONFIGS
+    from languagebind.hub.processing import TOKENIZERS
+    from languagebind.hub.published import MODELS
     from languagebind.text import bundled_vocabulary
 
     root, vocabulary = tmp_path_factory.mktemp("toys"), bundled_vocabulary()

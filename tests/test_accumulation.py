@@ -9,7 +9,7 @@ from helpers import MINILM, train_flags
 from test_training import checkpoint, losses
 
 from languagebind.config import UserError
-from languagebind.encoders import load
+from languagebind.hub.encoders import load
 from training.main import main
 
 BASE = ["--workers=0", "--lr=1e-3", "--warmup=1"]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
-from languagebind.published.processing import PROCESSORS
+from languagebind.hub.processing import PROCESSORS
 from languagebind.text import TextConfig, build_text
 from training.main import main
 from training.params import parse_args

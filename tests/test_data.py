@@ -14,9 +14,9 @@ from languagebind.config import UserError
 from languagebind.data.shards import ShardWriter, count_samples, expand_shards, read_captions
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
-from training.data import DataConfig, Plan, copied_ahead, train_batches
+from training.data import copied_ahead, train_batches
 from training.main import main
-from training.stream import select_input
+from training.stream import DataConfig, Plan, select_input
 
 DEPTH = modality_class("depth")(image_size=16)
 

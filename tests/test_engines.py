@@ -6,8 +6,8 @@ from helpers import ROOT, call, stripes_config, torchrun, train_flags
 from test_training import checkpoint, losses, metrics
 
 from languagebind.config import UserError
-from languagebind.encoders import load
-from training.deepspeed_engine import read_options
+from languagebind.hub.encoders import load
+from training.engines.deepspeed import read_options
 from training.main import main
 
 ENGINES = {

@@ -19,14 +19,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from languagebind.config import UserError, to_dict
-from languagebind.eval import DatasetConfig, evaluate, load_dataset_config
+from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
+from languagebind.eval.data.readers import Reader
+from languagebind.eval.data.samples import read_samples
+from languagebind.eval.evaluate import evaluate
 from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
-from languagebind.eval.metrics import retrieval_metrics
-from languagebind.eval.protocols import Reader
-from languagebind.eval.report import checkpoint_name, table, write_result
-from languagebind.eval.samples import read_samples
-from languagebind.eval.statistics import settings
+from languagebind.eval.results import table, write_result
+from languagebind.eval.score.metrics import retrieval_metrics
+from languagebind.eval.score.statistics import settings
+from languagebind.hub.checkpoint import checkpoint_name
 from languagebind.modalities import DecodeError, Modality
 from languagebind.modalities.image import Image
 
@@ -291,7 +293,7 @@ def test_retrieval_matches_the_metric_on_the_whole_matrix(world, monkeypatch):
     result = run(world / "data.jsonl", "retrieval")
     assert result["metrics"] == pytest.approx(expected)
     # Row by row instead of all at once changes nothing but the memory.
-    monkeypatch.setattr("languagebind.eval.retrieval.SCORES_AT_A_TIME", 100)
+    monkeypatch.setattr("languagebind.eval.score.retrieval.SCORES_AT_A_TIME", 100)
     assert run(world / "data.jsonl", "retrieval")["metrics"] == pytest.approx(expected)
 
 

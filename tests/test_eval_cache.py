@@ -17,8 +17,9 @@ from helpers import ROOT
 from PIL import Image as Picture
 
 from languagebind.config import UserError
-from languagebind.eval import DatasetConfig, evaluate
+from languagebind.eval import DatasetConfig
 from languagebind.eval.cache import BATCHES_PER_PART
+from languagebind.eval.evaluate import evaluate
 from languagebind.eval.progress import progress
 from languagebind.modalities.image import Image
 

@@ -15,8 +15,8 @@ from test_eval_models import Colours, classification, colours_of, flags, world  
 from test_pairs import save
 
 from languagebind.config import UserError
-from languagebind.eval import evaluate
 from languagebind.eval.__main__ import main
+from languagebind.eval.evaluate import evaluate
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.image import Image
 from languagebind.modalities.video import Video
@@ -339,9 +339,9 @@ def test_help_names_every_flag():
 def test_clips_that_are_averaged_are_the_mean_of_their_features(films, tmp_path):
     from test_eval_models import load
 
+    from languagebind.eval.data.readers import choose_protocol
+    from languagebind.eval.data.samples import Sample
     from languagebind.eval.features import EncodeOptions, encode_samples
-    from languagebind.eval.protocols import choose_protocol
-    from languagebind.eval.samples import Sample
 
     model, reader = load(f"{HERE}:Films", torch.device("cpu"))
     paths = sorted((tmp_path / "films").rglob("*.mp4"))

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from languagebind._yaml import PlainLoader
 from languagebind.config import UserError
-from languagebind.eval import evaluate, load_dataset_config
+from languagebind.eval import load_dataset_config
+from languagebind.eval.evaluate import evaluate
 from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
 from languagebind.modalities import DecodeError
 

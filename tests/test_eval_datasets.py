@@ -14,16 +14,17 @@ from helpers import ROOT, call
 from lookalikes import FOLDERS, LOOKALIKES, PAIRS, class_folders, film, llvip, picture, sound, table, write_json
 
 from languagebind.config import UserError, load_yaml
-from languagebind.encoders import Encoders
-from languagebind.eval import evaluate, load_dataset_config
+from languagebind.eval import load_dataset_config
 from languagebind.eval import prepare as kinds_package
+from languagebind.eval.data.pairing import load_pairs_config
+from languagebind.eval.data.samples import class_names, count_missing, read_samples
+from languagebind.eval.evaluate import evaluate
 from languagebind.eval.features import EncodeOptions
-from languagebind.eval.pairing import load_pairs_config
 from languagebind.eval.pairs import evaluate_pairs
 from languagebind.eval.prepare.__main__ import main
-from languagebind.eval.report import write_result
 from languagebind.eval.report.__main__ import main as page_main
-from languagebind.eval.samples import class_names, count_missing, read_samples
+from languagebind.eval.results import write_result
+from languagebind.hub.encoders import Encoders
 from languagebind.modalities.audio import Audio
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.image import Image

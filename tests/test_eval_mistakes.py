@@ -17,12 +17,12 @@ from test_eval import write_jsonl, write_shard
 from languagebind._yaml import PlainLoader
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig, load_dataset_config
-from languagebind.eval.clip_benchmark import fill_in
-from languagebind.eval.pairing import load_pairs_config
+from languagebind.eval.data.datasets import fill_in
+from languagebind.eval.data.pairing import load_pairs_config
+from languagebind.eval.data.samples import class_names, list_samples, read_samples
 from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
 from languagebind.eval.prepare._writing import Tally
-from languagebind.eval.samples import class_names, list_samples, read_samples
-from languagebind.eval.zero_shot import label_targets
+from languagebind.eval.score.zero_shot import label_targets
 from languagebind.files import locked
 from languagebind.modalities import DecodeError
 from languagebind.modalities.image import Image

@@ -15,13 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from languagebind.config import UserError
-from languagebind.eval import DatasetConfig, evaluate, load_dataset_config
+from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
+from languagebind.eval.data.readers import Reader
+from languagebind.eval.data.samples import read_samples
+from languagebind.eval.evaluate import evaluate
 from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
 from languagebind.eval.models import LOGIT_SCALE, load, model_name
-from languagebind.eval.protocols import Reader
-from languagebind.eval.report.compare import comparison
-from languagebind.eval.samples import read_samples
+from languagebind.eval.results import comparison
 from languagebind.modalities._images import MEAN, STD
 from languagebind.modalities.image import Image
 from languagebind.modalities.video import Video

@@ -13,12 +13,12 @@ from lookalikes import film, write_json
 from PIL import Image as Picture
 
 from languagebind.config import UserError
-from languagebind.eval import DatasetConfig, check_dataset, evaluate, load_dataset_config
+from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
+from languagebind.eval.data.readers import Protocol, Reader, choose_protocol
+from languagebind.eval.evaluate import check_dataset, evaluate
 from languagebind.eval.features import EncodeOptions, encode_texts
-from languagebind.eval.protocols import Protocol, Reader, choose_protocol
-from languagebind.eval.report import write_result
-from languagebind.eval.report.results import model_name, read_results
+from languagebind.eval.results import model_name, read_results, write_result
 from languagebind.modalities import DecodeError
 from languagebind.modalities.audio import Audio
 from languagebind.modalities.image import Image
@@ -301,7 +301,7 @@ def dataset(films, task, **options):
 
 
 def test_retrieval_by_the_paper_ranks_raw_dot_products(films, model):
-    from languagebind.eval.samples import read_samples
+    from languagebind.eval.data.samples import read_samples
 
     config = dataset(films, "retrieval", protocol="paper", paper=RETRIEVAL)
     result = evaluate(model, VIDEO, config, workers=0, batch_size=4)

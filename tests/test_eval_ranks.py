@@ -11,7 +11,8 @@ from lookalikes import FOLDERS, LOOKALIKES
 from test_eval_corruptions import InstantModel
 from test_eval_datasets import CONFIGS, MODALITIES, prepare, with_counts
 
-from languagebind.eval import evaluate, load_dataset_config
+from languagebind.eval import load_dataset_config
+from languagebind.eval.evaluate import evaluate
 
 Case = tuple[str, str, str]  # modality, config, data root
 

@@ -11,15 +11,16 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from languagebind.config import UserError
-from languagebind.eval import overlaps, statistics
-from languagebind.eval.examples import EXAMPLES, pick_examples
-from languagebind.eval.metrics import classification_metrics, multilabel_metrics, rank_metrics
-from languagebind.eval.report import write_result
-from languagebind.eval.retrieval import Captioned, describe_retrieval, retrieve
-from languagebind.eval.samples import Sample
-from languagebind.eval.shards import Member
-from languagebind.eval.statistics import classification_intervals, multilabel_intervals, rank_intervals
-from languagebind.eval.zero_shot import describe_classification, describe_multilabel
+from languagebind.eval import overlaps
+from languagebind.eval.data.samples import Sample
+from languagebind.eval.data.shards import Member
+from languagebind.eval.results import write_result
+from languagebind.eval.score import statistics
+from languagebind.eval.score.examples import EXAMPLES, pick_examples
+from languagebind.eval.score.metrics import classification_metrics, multilabel_metrics, rank_metrics
+from languagebind.eval.score.retrieval import Captioned, describe_retrieval, retrieve
+from languagebind.eval.score.statistics import classification_intervals, multilabel_intervals, rank_intervals
+from languagebind.eval.score.zero_shot import describe_classification, describe_multilabel
 
 REPO = Path(__file__).parents[1]
 SCALE = torch.tensor(2.0)
@@ -253,7 +254,7 @@ def test_retrieval_both_ways_matches_brute_force_in_any_blocks(seed, monkeypatch
     logits = (SCALE.exp() * scores).double()
     dual = logits.softmax(dim=0) * logits.softmax(dim=1)
     for size in (2**24, 5):
-        monkeypatch.setattr("languagebind.eval.retrieval.SCORES_AT_A_TIME", size)
+        monkeypatch.setattr("languagebind.eval.score.retrieval.SCORES_AT_A_TIME", size)
         found, ranked = retrieve(data, SCALE)
         assert ranked["text_to_modality"].ranks.tolist() == brute_force(scores, right)
         assert ranked["modality_to_text"].ranks.tolist() == brute_force(scores.T, right.T)

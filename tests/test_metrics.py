@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from languagebind.eval.metrics import (
+from languagebind.eval.score.metrics import (
     best_ranks,
     best_thresholds,
     calibration,

@@ -114,7 +114,8 @@ def scenes(tmp_path):
 def test_depth_is_a_task_with_our_figures(toys, scenes):
     import mteb
 
-    from languagebind.eval import evaluate, load_dataset_config
+    from languagebind.eval import load_dataset_config
+    from languagebind.eval.evaluate import evaluate
     from languagebind.eval.mteb_tasks import MtebEncoder, mteb_task
 
     task = mteb_task(scenes, template="a depth photo of a {c}.")

@@ -14,10 +14,10 @@ from languagebind import load
 from languagebind.config import UserError, to_dict
 from languagebind.data.shards import ShardWriter
 from languagebind.data.vidal import media_paths
+from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.features import EncodeOptions
-from languagebind.eval.metrics import best_ranks, classification_metrics, rank_metrics
-from languagebind.eval.pairing import load_pairs_config
 from languagebind.eval.pairs import evaluate_pairs, main
+from languagebind.eval.score.metrics import best_ranks, classification_metrics, rank_metrics
 from languagebind.fusion import fuse
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.infrared import Infrared

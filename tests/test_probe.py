@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from languagebind.config import UserError, to_dict
-from languagebind.eval import linear
-from languagebind.eval.linear import Labelled, choose_c, probe
 from languagebind.eval.probe import main
+from languagebind.eval.score import linear
+from languagebind.eval.score.linear import Labelled, choose_c, probe
 from languagebind.modalities.depth import Depth
 from languagebind.model import DualEncoder, EncoderConfig, InitConfig, ModelConfig, TextConfig
 from languagebind.text import build_text

@@ -21,9 +21,9 @@ from transformers import AutoModel
 import languagebind
 from languagebind import DecodeError, LanguageBind, LanguageBindDepth, LanguageBindVideo, to_device, transform_dict
 from languagebind.config import UserError
-from languagebind.published.config import CONFIGS
-from languagebind.published.model import MODELS
-from languagebind.published.processing import PROCESSORS, TOKENIZERS
+from languagebind.hub.config import CONFIGS
+from languagebind.hub.processing import PROCESSORS, TOKENIZERS
+from languagebind.hub.published import MODELS
 from languagebind.transformer import Attention
 from languagebind.weights import WeightsError
 

@@ -20,15 +20,16 @@ from languagebind.data.checking import check_shards
 from languagebind.data.shards import count_samples, expand_shards
 from languagebind.data.streaming import stream_samples
 from languagebind.data.text_features import open_text_features, write_text_features
-from languagebind.encoders import load
-from languagebind.eval.shards import list_shards, read_shard
-from languagebind.hub import read_checkpoint
+from languagebind.eval.data.shards import list_shards, read_shard
+from languagebind.hub.checkpoint import read_checkpoint
+from languagebind.hub.encoders import load
 from languagebind.modalities import modality_class
 from languagebind.remote import is_url, local_copy
 from training.checkpoint_files import damage
-from training.data import DataConfig, Plan, train_batches
+from training.data import train_batches
 from training.main import main
 from training.remote_sync import RemoteSync
+from training.stream import DataConfig, Plan
 
 DEPTH = modality_class("depth")(image_size=16)
 

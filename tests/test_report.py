@@ -14,9 +14,9 @@ from PIL import Image
 from report_world import EVIL, Page, chromium, classification, media, multilabel, pairs, retrieval
 
 from languagebind.config import UserError
-from languagebind.eval.report import write_result
 from languagebind.eval.report.__main__ import main
 from languagebind.eval.report.style import DARK, LIGHT
+from languagebind.eval.results import write_result
 
 
 @pytest.fixture(scope="module")

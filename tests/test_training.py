@@ -14,8 +14,8 @@ from webdataset.tariterators import tarfile_samples
 import languagebind.modalities
 from languagebind.config import UserError, from_dict
 from languagebind.data.shards import ShardWriter
-from languagebind.encoders import load
-from languagebind.hub import load_checkpoint
+from languagebind.hub.checkpoint import load_checkpoint
+from languagebind.hub.encoders import load
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning

@@ -16,8 +16,11 @@ from helpers import call
 from PIL import Image
 
 from languagebind.config import UserError, load_yaml
-from languagebind.data import _render, _words
-from languagebind.data._scenes import (
+from languagebind.data.vidal import CAPTION_SOURCES, NUM_FRAMES, choose_caption
+from languagebind.data.world import render as _render
+from languagebind.data.world import words as _words
+from languagebind.data.world.files import WorldOptions, draw_splits, make_world
+from languagebind.data.world.scenes import (
     CLASS_ATTRIBUTES,
     FOLDER,
     VALUES,
@@ -27,8 +30,6 @@ from languagebind.data._scenes import (
     seen_pairs,
     unseen_pairs,
 )
-from languagebind.data.vidal import CAPTION_SOURCES, NUM_FRAMES, choose_caption
-from languagebind.data.world import WorldOptions, draw_splits, make_world
 from languagebind.modalities import modality_class
 
 MODALITIES = tuple(CLASS_ATTRIBUTES)

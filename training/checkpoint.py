@@ -11,10 +11,10 @@ import torch
 
 from languagebind.config import UserError, at_least
 from languagebind.distributed import world_size
-from languagebind.hub import read_checkpoint
+from languagebind.hub.checkpoint import read_checkpoint
 
-from .ema import Ema
-from .engine import Engine
+from .engines.base import Engine
+from .engines.ema import Ema
 from .rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 
 from languagebind.config import UserError, first_line
 from languagebind.files import atomic_file, temporary_name, write_atomic
-from languagebind.hub import checkpoint_step, checkpoints_by_step
+from languagebind.hub.checkpoint import checkpoint_step, checkpoints_by_step
 
 from .logger import read_rows
 

@@ -20,14 +20,10 @@ from torch import nn
 import languagebind
 from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
-from languagebind.distributed import (
-    Process,
-    close_process,
-    init_process,
-    is_lost_rank,
-)
-from languagebind.eval import DatasetConfig, check_dataset, load_dataset_config
-from languagebind.eval.metrics import METRICS
+from languagebind.distributed import Process, close_process, init_process, is_lost_rank
+from languagebind.eval import DatasetConfig, load_dataset_config
+from languagebind.eval.data.datasets import METRICS
+from languagebind.eval.evaluate import check_dataset
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model
@@ -35,17 +31,17 @@ from languagebind.tuning import apply_tuning
 
 from .checkpoint import TrainState, check_progress, load_weights, read_resumable, restore
 from .checkpoint_files import set_aside_later
-from .data import Plan, copied_ahead, train_batches
-from .ema import Ema
-from .engine import make_engine
-from .interrupt import Interrupts
+from .data import copied_ahead, train_batches
+from .engines import make_engine
+from .engines.ema import Ema
 from .logger import Logger, log_to_file
 from .opening import open_run
+from .optim import make_schedule
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk, shards_digest
 from .remote_sync import syncing
-from .run import Run
-from .scheduler import make_schedule
+from .run import Interrupts, Run
+from .stream import Plan
 from .train import StepOptions, train
 
 log = logging.getLogger(__name__)

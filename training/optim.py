@@ -1,7 +1,8 @@
 """The optimizer over the parameters that train, in groups, and the precision that they train in."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,3 +131,18 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Scales the loss for float16; does nothing in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "amp")
+
+
+def make_schedule(kind: str, warmup: int, total_steps: int) -> Callable[[int], float]:
+    """Factor on the learning rate at each step, counted from 0.
+
+    Args:
+        kind: `cosine` falls to 0 at `total_steps`; `const` stays.
+        warmup: steps over which the factor rises to 1.
+    """
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+
+    after_warmup = {"cosine": cosine, "const": lambda step: 1.0}[kind]
+    return lambda step: (step + 1) / warmup if step < warmup else after_warmup(step)

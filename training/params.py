@@ -11,11 +11,12 @@ from languagebind.model import ModelConfig
 from languagebind.text import TextConfig
 
 from .checkpoint import CheckpointConfig
-from .data import DataConfig
-from .engine import EngineConfig, check_engine
+from .engines import check_engine
+from .engines.base import EngineConfig
 from .logger import LogConfig
 from .optim import OptimConfig
 from .remote_sync import RemoteConfig
+from .stream import DataConfig
 
 M = TypeVar("M", bound=Modality)
 

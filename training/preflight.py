@@ -15,8 +15,7 @@ from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 from languagebind.remote import file_size, is_url
 
-from .data import DataConfig
-from .stream import select_input
+from .stream import DataConfig, select_input
 
 # Enough to tell a wrong folder from a damaged sample.
 PROBED_SAMPLES = 16

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.files import temporary_name
-from languagebind.hub import checkpoint_step, checkpoints_by_step
+from languagebind.hub.checkpoint import checkpoint_step, checkpoints_by_step
 from languagebind.remote import MissingFile, is_url, join, locate, reaching
 
 from .checkpoint_files import damage

@@ -2,20 +2,47 @@
 
 import logging
 import math
+import signal
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 
 from languagebind.config import UserError, to_dict
 from languagebind.distributed import Process, fail_together, gather_objects, on_any_rank
-from languagebind.eval import DatasetConfig, evaluate
+from languagebind.eval import DatasetConfig
+from languagebind.eval.evaluate import evaluate
 
 from .checkpoint import TrainState, checkpoint_content, rank_state
 from .checkpoint_files import Clock, checkpoint_path, note_best, remove_old, write_checkpoint
-from .interrupt import Interrupts
 from .logger import Logger
 from .params import TrainConfig
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
 log = logging.getLogger(__name__)
+
+
+class Interrupts:
+    """While it is open, SIGTERM and SIGUSR1 ask the run to save and stop, in place of killing it.
+
+    Attributes:
+        received: the name of the last signal; None: there was none.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __enter__(self) -> "Interrupts":
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
 
 
 class Run:

@@ -5,20 +5,19 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import count, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import count, groupby, islice
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
-from languagebind.config import UserError, first_line
+from languagebind.config import UserError, at_least, first_line
 from languagebind.data.shards import media_members, member_extension, read_captions
 from languagebind.data.streaming import stream_samples
+from languagebind.data.text_features import TextFeaturesMode
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
-
-if TYPE_CHECKING:
-    from .data import ShardBatches
 
 # A worker whose first so many samples are all bad gives up; fewer bad ones are weighed over all ranks.
 HOPELESS = 100
@@ -262,3 +261,76 @@ def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
         yield sample
     rng.shuffle(waiting)
     yield from waiting
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training data."""
+
+    train_data: str | None = None
+    """shards: a brace pattern, a glob or a folder, on the disk or a URL (s3://...); several joined by `::`"""
+    train_num_samples: int | None = None
+    """samples of an epoch; by default those in the index beside the shards"""
+    batch_size: int = 64
+    """samples a step on each rank"""
+    workers: int = 1
+    """processes that decode, on each rank; 0: the training process itself"""
+    dataset_resampled: bool = False
+    """draw shards with replacement, in place of passing through all of them"""
+    caption_source: str = "mix"
+    """raw, mplug, polish_mplug, sound_mplug, ofa, another key of the samples' captions, or `mix` of VIDAL's"""
+    text_features: TextFeaturesMode = "auto"
+    """`cached`: those that scripts/embed_text.py wrote beside the shards; `live`: the tower encodes the captions of
+    each batch; `auto`: cached where they are"""
+    shuffle_buffer: int = 1000
+    """samples that wait in each worker to be drawn at random; 0: the order of the shards"""
+    positives: Literal["pair", "caption", "id"] = "pair"
+    """what matches in the loss: a sample and its own caption, or also others of the same caption (which changes siglip
+    alone: a softmax gives equal captions equal shares anyway), or of the same id"""
+    max_bad_share: float = 0.1
+    """stop when more than this share of the samples cannot be used"""
+
+    def __post_init__(self):
+        at_least(1, batch_size=self.batch_size, train_num_samples=self.train_num_samples)
+        at_least(0, workers=self.workers, shuffle_buffer=self.shuffle_buffer)
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share is a share in [0, 1], got {self.max_bad_share}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which part of which steps this rank's loader is to fill. A step is one batch: micro-batches count singly."""
+
+    seed: int
+    rank: int
+    world_size: int
+    steps_per_epoch: int
+    total_steps: int
+    first_step: int = 0
+    drawn: dict[int, int] = field(default_factory=dict)
+    """samples that each worker has drawn already in the epoch of `first_step`"""
+
+
+class ShardBatches(IterableDataset):
+    """The batches of one worker of one rank. A data set that cannot be used comes as a message in place of a batch."""
+
+    def __init__(self, shards: dict[str, int | None], modality: Modality, tokenizer, config, plan, features=None):
+        self.shards, self.modality, self.tokenizer, self.features = shards, modality, tokenizer, features
+        self.config, self.plan = config, plan
+
+    def __iter__(self) -> Iterator[Batch | str]:
+        plan, info = self.plan, get_worker_info()
+        workers = info.num_workers if info else 1
+        # The loader asks its workers in turn: step k is worker k modulo workers, in a resumed run as well.
+        first = plan.first_step + (info.id if info else 0)
+        steps = range(first, plan.total_steps, workers)
+        for epoch, steps_of_epoch in groupby(steps, key=lambda step: step // plan.steps_per_epoch):
+            resumed = epoch == plan.first_step // plan.steps_per_epoch
+            drawn = plan.drawn.get(first % workers, 0) if resumed else 0
+            stream = WorkerStream(self, epoch, first % workers, workers, drawn)
+            try:
+                for _ in steps_of_epoch:
+                    yield stream.next_batch()
+            except UserError as error:  # as a value: an exception would arrive with the worker's traceback in it
+                yield str(error)
+                return

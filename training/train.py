@@ -26,7 +26,7 @@ from .rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:  # a step needs PyTorch alone: none of what reads data or writes logs
     from .checkpoint import TrainState
-    from .engine import Engine
+    from .engines.base import Engine
     from .logger import Logger
     from .stream import Batch, Skipped
 

@@ -12,18 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from languagebind.data.shards import (
-    ShardInfo,
-    expand_shards,
-    file_sha256,
-    indexed,
-    media_members,
-    member_extension,
-    read_captions,
-)
-from languagebind.data.vidal import MissingCaption
-from languagebind.modalities import DecodeError, Modality
-from languagebind.remote import fetched
+from ..modalities import DecodeError, Modality
+from ..remote import fetched
+from .shards import ShardInfo, expand_shards, file_sha256, indexed, media_members, member_extension, read_captions
+from .vidal import MissingCaption
 
 _END_OF_TAR = bytes(1024)
 

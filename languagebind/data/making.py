@@ -22,11 +22,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from languagebind.config import UserError, to_dict
-from languagebind.data.packing import LeftOut, PackOptions, pack
-from languagebind.data.shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
-from languagebind.data.sources import Sample
-from languagebind.files import write_atomic
+from ..config import UserError, to_dict
+from ..files import write_atomic
+from .packing import LeftOut, PackOptions, pack
+from .shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
+from .sources import Sample
 
 STATE_FOLDER = ".make_shards"  # what is done so far, one file a shard; kept, so that a second run has nothing to do
 EXAMPLES = 5  # samples that the report names for each reason

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from languagebind.config import UserError, at_least
-from languagebind.data.shards import as_key, member_extension
-from languagebind.data.sources import Sample
-from languagebind.modalities import DecodeError, Modality, modality_class
+from ..config import UserError, at_least
+from ..modalities import DecodeError, Modality, modality_class
+from .shards import as_key, member_extension
+from .sources import Sample
 
 # How a file of a kind begins and ends: offset and bytes. Enough to tell an error page or a cut PNG from a picture.
 _BEGINS = {

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from languagebind.config import UserError, first_line
-from languagebind.data.vidal import MissingCaption
-from languagebind.files import atomic_file, write_atomic
-from languagebind.remote import MissingFile, find_files, is_url, join, read_url
+from ..config import UserError, first_line
+from ..files import atomic_file, write_atomic
+from ..remote import MissingFile, find_files, is_url, join, read_url
+from .vidal import MissingCaption
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from languagebind.config import UserError
-from languagebind.data.vidal import CAPTION_SOURCES, captions_of, media_paths, read_annotation
+from ..config import UserError
+from .vidal import CAPTION_SOURCES, captions_of, media_paths, read_annotation
 
 
 @dataclass(frozen=True)

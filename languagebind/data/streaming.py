@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander, tarfile_samples
 
-from languagebind.config import UserError
-from languagebind.remote import is_url, open_url
+from ..config import UserError
+from ..remote import is_url, open_url
 
 
 def stream_samples(

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from languagebind.config import UserError, first_line
-from languagebind.data.shards import read_captions, split_shard
-from languagebind.data.streaming import stream_samples
-from languagebind.data.vidal import MissingCaption, all_captions, source_names
-from languagebind.files import write_atomic
-from languagebind.remote import file_size, folder_sizes, is_url, local_copy, read_url
+from ..config import UserError, first_line
+from ..files import write_atomic
+from ..remote import file_size, folder_sizes, is_url, local_copy, read_url
+from .shards import read_captions, split_shard
+from .streaming import stream_samples
+from .vidal import MissingCaption, all_captions, source_names
 
 TextFeaturesMode = Literal["auto", "cached", "live"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from languagebind.config import UserError
+from ..config import UserError
 
 NUM_FRAMES = 8  # frames that VIDAL extracts of each clip; `ofa` has one caption a frame
 

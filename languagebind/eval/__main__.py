@@ -11,15 +11,12 @@ from typing import Any
 from ..config import UserError, gather_flags, parse, run
 from ..distributed import Process, fail_together, gather_objects, joined
 from ..modalities import modality_name
-from . import evaluate
 from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
+from .evaluate import evaluate
 from .models import load, reads_any
-from .plan import EvalConfig, Job, as_asked, name_models, plan_jobs
-from .report import table, write_result
-from .report.compare import comparison
-from .report.results import read_result
-from .selection import Selection, select
+from .plan import EvalConfig, Job, Selection, as_asked, name_models, plan_jobs, select
+from .results import comparison, read_result, table, write_result
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..config import UserError, digest
 from ..files import write_atomic
-from .samples import Sample, Source
+from .data.samples import Sample, Source
 
 log = logging.getLogger(__name__)
 

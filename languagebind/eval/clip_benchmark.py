@@ -12,26 +12,16 @@ FOLDER/zeroshot_classification_templates.txt                with {c} for the cla
 FOLDER/dataset_type.txt                                     retrieval or multilabel; else classification
 """
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import UserError, run
-from ..files import check_regular, text_lines
 from ..modalities import DecodeError
-from ..remote import is_url
-
-if TYPE_CHECKING:
-    from .datasets import DatasetConfig
 
 MODEL_TYPE = "languagebind"
-SHARDS, TYPE = "nshards.txt", "dataset_type.txt"
-TYPES = ("classification", "multilabel", "retrieval")
 # Of captions as queries, CLIP_benchmark says image retrieval, whatever the modality is.
 METRICS = {
     "acc1": "top1",
@@ -47,65 +37,6 @@ def with_clip_benchmark_keys(result: dict[str, Any]) -> dict[str, Any]:
     """A result whose metrics are there under CLIP_benchmark's names too."""
     metrics = result["metrics"]
     return result | {"metrics": metrics | {key: metrics[own] for key, own in METRICS.items() if own in metrics}}
-
-
-def task_of(folder: Path, split: str = "test") -> str:
-    """The task of such a folder.
-
-    Raises:
-        UserError: it is none.
-    """
-    if not (folder / split / SHARDS).is_file():
-        raise UserError(f"{folder} is no webdataset folder of CLIP_benchmark: it has no {split}/{SHARDS}")
-    task = " ".join(_lines(folder / TYPE)).strip().lower() if (folder / TYPE).is_file() else TYPES[0]
-    if task not in TYPES:
-        raise UserError(f"{folder / TYPE} holds {task!r}, expected one of {', '.join(TYPES)}")
-    return task
-
-
-def fill_in(config: "DatasetConfig") -> "DatasetConfig":
-    """The config as it is, unless its data is such a folder: then with its shards, and the classes and templates that
-    the config itself does not give.
-
-    Raises:
-        UserError: the folder is damaged, or of another task.
-    """
-    folder = Path(config.data)
-    # Unlike Path's, this is False of a name that is too long.
-    if is_url(config.data) or not os.path.isfile(folder / config.split / SHARDS):
-        return config
-    if task_of(folder, config.split) != config.task:
-        raise UserError(f"{config.name}: {folder} is for {task_of(folder, config.split)}, not for {config.task}")
-    count = " ".join(_lines(folder / config.split / SHARDS)).strip()
-    if not count.isdecimal() or len(count) > 6 or int(count) < 1:
-        raise UserError(f"{folder / config.split / SHARDS} should hold the number of shards, not {count!r}")
-    config = replace(config, data=str(folder / config.split / f"{{0..{int(count) - 1}}}.tar"))
-    if config.task == "retrieval":
-        return config
-    if config.class_names is None:
-        # By their numbers, as some datasets have two classes of one name.
-        names = _lines(folder / "classnames.txt")
-        if "" in names:
-            place = f"{folder / 'classnames.txt'}:{names.index('') + 1}"
-            raise UserError(f"{place}: a blank line in front of a name: a class's label is the number of its line")
-        config = replace(config, class_names={str(number): name for number, name in enumerate(names)})
-    templates = folder / "zeroshot_classification_templates.txt"
-    # What the config itself gives is another object than the default, even where it is equal to that.
-    if config.templates is type(config).templates and templates.is_file():
-        config = replace(config, templates=tuple(filter(None, _lines(templates))))
-    return config
-
-
-def _lines(file: Path) -> list[str]:
-    """Its lines, without blank ones at the end."""
-    try:
-        check_regular(file)
-        lines = text_lines(file.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
 
 
 class ClipBenchmarkModel(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import UserError
 from ..files import write_atomic
-from .samples import Sample
+from .data.samples import Sample
 
 
 @dataclass(frozen=True)

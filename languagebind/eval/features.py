@@ -25,10 +25,10 @@ from ..config import UserError, to_dict
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import Modality, modality_name
 from .cache import FeatureCache, decoder_versions, identity, weights_digest
+from .data.readers import Protocol, Reader
+from .data.samples import Sample
 from .inputs import Inputs, collate
 from .progress import progress
-from .protocols import Protocol, Reader
-from .samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +156,24 @@ def encode_texts(
     features = _gather_rows(parts, list(range(len(distinct))), len(distinct), options.batch_size, device)
     _check_finite(features, distinct)
     return features, positions
+
+
+def build_classifier(
+    model,
+    names: Sequence[str],
+    templates: Sequence[str],
+    options: EncodeOptions,
+    cache: FeatureCache | None = None,
+) -> Tensor:
+    """Prompts of each class to one unit-norm vector a class, (K, D): the mean of its unit-norm prompt features."""
+    features, rows = encode_texts(model, class_prompts(names, templates), options, cache=cache)
+    per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
+    return F.normalize(per_class.mean(dim=1), dim=-1)
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template of the first class, then of the second, ..."""
+    return [template.replace("{c}", name) for name in names for template in templates]
 
 
 def open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:

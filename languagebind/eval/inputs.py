@@ -9,18 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..modalities import DecodeError
-from .protocols import Reader
-from .samples import Sample
-
-
-class Unmoved(list):
-    """A batch that is no tensor: it stays as and where it is."""
-
-    def to(self, *_: Any, **__: Any) -> "Unmoved":
-        return self
-
-    def flatten(self, *_: Any) -> "Unmoved":
-        return self
+from .data.readers import Reader
+from .data.samples import Sample
+from .models import Unmoved
 
 
 class Inputs(Dataset):

@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UserError, first_line
-from ..hub import latest_checkpoint, load_model
+from ..hub.checkpoint import checkpoint_name, latest_checkpoint
+from ..hub.encoders import load_model
 from ..modalities import Modality, modality_class, modality_name, modality_names
 from ..text import TextConfig, encode_text, fingerprint, open_clip_text
 from ..weights import open_clip_model
-from .inputs import Unmoved
-from .report import checkpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +130,16 @@ def load(
     if not hasattr(kind, "num_frames"):
         raise UserError(f"{spec} reads {modality_name(kind)}, which has no frames: leave out --num-frames")
     return model, replace(kind, num_frames=num_frames)
+
+
+class Unmoved(list):
+    """A batch that is no tensor: it stays as and where it is."""
+
+    def to(self, *_: Any, **__: Any) -> "Unmoved":
+        return self
+
+    def flatten(self, *_: Any) -> "Unmoved":
+        return self
 
 
 class OpenClipModel(nn.Module):

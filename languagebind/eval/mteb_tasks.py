@@ -22,11 +22,12 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 
 from ..config import UserError
-from ..encoders import TEXT, Encoders
+from ..hub.encoders import TEXT, Encoders
 from ..modalities import modality_class
-from .datasets import DatasetConfig, load_dataset_config
-from .samples import class_names, read_samples
-from .zero_shot import class_prompts, label_targets, single_labels
+from .data.datasets import DatasetConfig, load_dataset_config
+from .data.samples import class_names, read_samples
+from .features import class_prompts
+from .score.zero_shot import label_targets, single_labels
 
 PICTURE = AbsTaskZeroShotClassification.input_column_name
 

@@ -18,21 +18,22 @@ from torch.nn import functional as F
 from .. import __version__
 from ..config import UserError, digest, gather_flags, parse, run, to_dict
 from ..distributed import joined
-from ..encoders import TEXT, Encoders, load
 from ..fusion import fuse
+from ..hub.checkpoint import checkpoint_name
+from ..hub.encoders import TEXT, Encoders, load
 from ..modalities import Modality
 from ..model import DualEncoder
 from .cache import FeatureCache, weights_digest
-from .features import EncodeOptions, encode_samples, encode_texts, open_cache
+from .data.pairing import PairsConfig, load_pairs_config, match_samples, renamed, sample_key, sample_labels
+from .data.readers import Protocol, choose_protocol
+from .data.samples import Sample, count_missing, digest_of_samples
+from .data.shards import list_shards
+from .features import EncodeOptions, build_classifier, class_prompts, encode_samples, encode_texts, open_cache
 from .models import checkpoint_of
-from .pairing import PairsConfig, load_pairs_config, match_samples, renamed, sample_key, sample_labels
-from .protocols import Protocol, choose_protocol
-from .report import checkpoint_name, table, writable, write_result
-from .retrieval import Captioned, describe_retrieval, retrieve
-from .samples import Sample, count_missing, digest_of_samples
-from .shards import list_shards
-from .statistics import settings
-from .zero_shot import build_classifier, class_prompts, classify, describe_classification, label_targets
+from .results import table, writable, write_result
+from .score.retrieval import Captioned, describe_retrieval, retrieve
+from .score.statistics import settings
+from .score.zero_shot import classify, describe_classification, label_targets
 
 log = logging.getLogger(__name__)
 

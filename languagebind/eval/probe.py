@@ -17,18 +17,19 @@ import torch
 from .. import __version__
 from ..config import UserError, parse, run, to_dict
 from ..distributed import joined
-from ..hub import load_model
+from ..hub.checkpoint import checkpoint_name
+from ..hub.encoders import load_model
 from ..modalities import Modality, modality_name
 from .cache import weights_digest
-from .datasets import DatasetConfig, load_dataset_config, naming
+from .data.datasets import DatasetConfig, load_dataset_config, naming
+from .data.readers import choose_protocol
+from .data.samples import Sample, check_data, class_names, digest_of_samples, read_samples
 from .features import EncodeOptions, encode_samples, open_cache
-from .linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
 from .models import checkpoint_of
-from .protocols import choose_protocol
-from .report import checkpoint_name, table, writable, write_result
-from .samples import Sample, check_data, class_names, digest_of_samples, read_samples
-from .statistics import settings
-from .zero_shot import label_targets, single_labels
+from .results import table, writable, write_result
+from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
+from .score.statistics import settings
+from .score.zero_shot import label_targets, single_labels
 
 log = logging.getLogger(__name__)
 

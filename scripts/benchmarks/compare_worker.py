@@ -141,7 +141,7 @@ class Ours:
 
     def trainer(self, patch_dropout: bool) -> nn.Module:
         from languagebind.distributed import Process
-        from training.engine import Engine, EngineConfig
+        from training.engines.base import Engine, EngineConfig
         from training.optim import OptimConfig
         from training.train import StepOptions
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.data.vidal import media_paths, read_annotation
-from languagebind.data.world import WorldOptions, make_world
+from languagebind.data.world.files import WorldOptions, make_world
 from languagebind.modalities import DecodeError, Modality, modality_class, modality_names
 from languagebind.modalities._video_backends import BACKENDS
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 from languagebind.config import UserError, at_least
 from languagebind.text import Tokenizer, text_tokens
-from training.data import DataConfig, Plan, train_batches
+from training.data import train_batches
 from training.params import TrainConfig, parse_args
 from training.preflight import check_data
-from training.stream import Batch
+from training.stream import Batch, DataConfig, Plan
 
 from .memory import Held, held_by
 from .report import Row, progress

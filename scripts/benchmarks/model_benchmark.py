@@ -20,7 +20,7 @@ from languagebind.model import DualEncoder
 from languagebind.text import ClipTextConfig
 from languagebind.tuning import TuningConfig, apply_tuning
 from languagebind.vit import EncoderConfig
-from training.engine import Engine, EngineConfig
+from training.engines.base import Engine, EngineConfig
 from training.optim import OptimConfig
 from training.train import StepOptions, train_step
 

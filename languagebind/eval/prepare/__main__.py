@@ -18,8 +18,8 @@ import tyro
 from ... import __version__
 from ...config import UserError, load_yaml, parse, run
 from ...files import locked, write_atomic
-from ..datasets import DatasetConfig, load_dataset_config, naming
-from ..samples import PREPARED
+from ..data.datasets import DatasetConfig, load_dataset_config, naming
+from ..data.samples import PREPARED
 from ._writing import Tally, count_captions, find_rows, make_links, new_folder, refuse_missing, write_manifest
 
 log = logging.getLogger(__name__)

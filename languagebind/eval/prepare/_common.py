@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...config import UserError, first_line
-from ..values import refuse_unknown
+from ..data.values import refuse_unknown
 
 log = logging.getLogger(__name__)
 

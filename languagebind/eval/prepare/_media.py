@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UserError
+from ...data.tables import columns_of
 from ...files import files_below, is_plain
-from ._formats import columns_of
 
 
 class MediaFinder:

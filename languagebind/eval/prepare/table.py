@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UserError
+from ...data.tables import KEY, Format, Record, read_list, read_records, require
 from ...files import is_plain
-from ..values import refuse_unknown, texts
-from ._formats import KEY, Format, Record, read_list, read_records, require
+from ..data.values import refuse_unknown, texts
 from ._media import MediaFinder, fill
 
 

@@ -11,9 +11,9 @@ import tyro
 
 from ...config import UserError, parse, run
 from ...files import write_atomic
-from . import writable
+from ..results import read_results, to_csv, writable
+from .configs import read_configs
 from .page import make_page
-from .results import read_configs, read_results, to_csv
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..results import Result
 from .markup import Markup, details, join, short_path, tag
-from .results import Result
 from .thumbnails import Thumbnails
 
 KINDS = {"best": "Best examples", "worst": "Worst examples"}

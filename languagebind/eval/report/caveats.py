@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...config import digest
-from ..datasets import DatasetConfig
-from ..statistics import interval
+from ..data.datasets import DatasetConfig
+from ..results import COMPARED, Result, leaves, model_name
+from ..score.statistics import interval
+from .configs import Config, headline
 from .markup import shorten
-from .results import COMPARED, Config, Result, headline, leaves, model_name
 
 SIGN = "⚠"  # before every caveat in a cell
 # How samples are cut and flipped in training, and what a decoder may take: no value depends on it

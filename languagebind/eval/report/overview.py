@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from ..datasets import DatasetConfig
-from ..statistics import interval
+from ..data.datasets import DatasetConfig
+from ..results import Result, model_name
+from ..score.statistics import interval
 from .caveats import SIGN, comparable, shortfalls
+from .configs import Config, headline, lower_is_better
 from .markup import Markup, breakable, details, join, table, tag
-from .results import Config, Result, headline, lower_is_better, model_name
 
 SHOWN_PUBLISHED = 5
 STAR = "★"

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from ..results import Result, model_name
 from .caveats import cautions
+from .configs import Config
 from .markup import Markup, details, table, tag
 from .overview import overview
-from .results import Config, Result, model_name
 from .sections import dataset_section
 from .style import STYLE
 

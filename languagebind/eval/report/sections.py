@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..datasets import DatasetConfig
+from ..data.datasets import DatasetConfig
+from ..results import Result, leaves, model_name, shown_metrics
 from . import charts
 from .cards import example_cards
+from .configs import Config, headline
 from .markup import Markup, breakable, details, join, linked, table, tag
 from .overview import chances, value_cell
-from .results import Config, Result, headline, leaves, model_name, shown_metrics
 
 log = logging.getLogger(__name__)
 

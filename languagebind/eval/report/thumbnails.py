@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ...config import UserError, from_dict
-from ...encoders import TEXT
+from ...hub.encoders import TEXT
 from ...modalities import DecodeError, Modality, modality_class
-from ..samples import Sample
-from ..shards import Member
+from ..data.samples import Sample
+from ..data.shards import Member
 from .markup import Markup, short_path, tag
 
 SIDE = 240  # pixels, of the longer side

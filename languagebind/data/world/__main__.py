@@ -1,0 +1,4 @@
+from ...config import run
+from .files import main
+
+run(main)

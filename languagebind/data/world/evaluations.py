@@ -1,0 +1,70 @@
+"""The evaluations of the sample world: manifests, class names, templates, and the YAML files that name them."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .scenes import Scene, scene_files, seen_pairs, unseen_pairs
+from .words import REWORDED_TEMPLATES, TEMPLATES, class_name, retrieval_caption, reworded_class_name
+
+NUM_RETRIEVAL = 256  # samples that a caption is to find its own among
+
+Pairs = list[tuple[str, str]]
+
+
+def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Sequence[str], seed: int) -> None:
+    """Write `root/eval`: for each modality five YAML files, and what they name."""
+    folder = root / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_lines(folder / "templates.txt", TEMPLATES)
+    _write_lines(folder / "reworded_templates.txt", REWORDED_TEMPLATES)
+    for modality in modalities:
+        seen, unseen = seen_pairs(modality), unseen_pairs(modality)
+        for split in ("test", "unseen"):
+            rng = random.Random(f"{seed} {split} {modality}")
+            lines = [_manifest_line(root, split, scene, modality, rng) for scene in splits[split]]
+            _write_lines(folder / f"{modality}_{split}.jsonl", lines)
+            if split == "test":
+                _write_lines(folder / f"{modality}_retrieval.jsonl", lines[:NUM_RETRIEVAL])
+        _write_classification(folder, modality, "test", "test", _named(class_name, modality, seen))
+        _write_classification(folder, modality, "unseen", "unseen", _named(class_name, modality, unseen))
+        _write_classification(folder, modality, "generalised", "unseen", _named(class_name, modality, seen + unseen))
+        _write_classification(folder, modality, "reworded", "test", _named(reworded_class_name, modality, seen))
+        retrieval = {"task": "retrieval", "data": f"{modality}_retrieval.jsonl", "split": "test"}
+        _write_yaml(folder, modality, "retrieval", retrieval)
+
+
+def _write_classification(folder: Path, modality: str, name: str, split: str, classes: list[str]) -> None:
+    class_file = f"{modality}_{name}_classes.txt"
+    _write_lines(folder / class_file, classes)
+    templates = "reworded_templates.txt" if name == "reworded" else "templates.txt"
+    content = {"task": "classification", "data": f"{modality}_{split}.jsonl", "class_names": class_file}
+    _write_yaml(folder, modality, name, {**content, "templates": templates, "split": split})
+
+
+def _named(naming: Callable[[str, tuple[str, str]], str], modality: str, pairs: Pairs) -> list[str]:
+    """`label<TAB>prompt` for each class."""
+    return [f"{' '.join(pair)}\t{naming(modality, pair)}" for pair in pairs]
+
+
+def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: random.Random) -> str:
+    files = scene_files(root / split, scene, modality)
+    frame = len(files) // 2 if len(files) > 1 else None  # one, and always the same
+    line = {
+        "path": os.path.relpath(files[frame or 0], root / "eval"),
+        "label": " ".join(scene.pair(modality)),
+        "captions": [retrieval_caption(scene, modality, rng, frame)],
+        "id": scene.id,
+    }
+    return json.dumps(line)
+
+
+def _write_yaml(folder: Path, modality: str, name: str, content: dict[str, str]) -> None:
+    content = {"name": f"{modality}_{name}", "modality": modality, **content}
+    _write_lines(folder / f"{modality}_{name}.yaml", [f"{key}: {value}" for key, value in content.items()])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,194 @@
+"""What a scene looks and sounds like to each sensor: pictures and waveforms as arrays.
+
+A sensor shows what it could sense and nothing else: colour, material only in video; distance only in depth;
+temperature only in infrared; sound only in audio. Shape, size, place and motion are in all pictures.
+"""
+
+import numpy as np
+
+from ..vidal import NUM_FRAMES
+from .scenes import Scene
+
+NUM_VIDEO_FRAMES = 2 * NUM_FRAMES  # VIDAL's stills are every second one
+FRAMES_PER_SECOND = 8
+SAMPLE_RATE = 16_000  # Hz
+NUM_AUDIO_SAMPLES = 41_200  # 256 windows of 25 ms, 10 ms apart
+
+WALL_METRES = 9.5
+ROOM_CELSIUS = 20.0
+COLDEST, HOTTEST = -40.0, 110.0  # degrees Celsius; the infrared camera's range
+
+_RGB = {
+    "red": (210, 25, 25),
+    "orange": (245, 140, 10),
+    "yellow": (245, 230, 30),
+    "green": (20, 160, 40),
+    "blue": (25, 60, 215),
+    "pink": (250, 110, 190),
+    "white": (250, 250, 250),
+    "black": (12, 12, 12),
+}
+_RADIUS = {"small": 0.38, "large": 0.58}  # in half picture widths, at two metres
+
+
+def video_frames(scene: Scene, size: int) -> np.ndarray:
+    """(T, H, W, 3) uint8, RGB."""
+    rng = np.random.default_rng([scene.seed, 0])
+    u, v, cover = _object(scene, size, NUM_VIDEO_FRAMES)
+    rows = np.linspace(-1, 1, size, dtype=np.float32)[:, None, None]
+    wall = rng.uniform(90, 165) + rng.uniform(-15, 15, 3) + rows * rng.uniform(-20, 20)
+    surface = np.array(_RGB[scene.colour], np.float32) * _material(scene.material, u, v)[..., None]
+    picture = wall + cover[..., None] * (surface - wall)
+    picture += rng.normal(0, 3, (size, size, 1))  # one pattern for all frames, which H.264 does not have to repeat
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def depth_frames(scene: Scene, size: int) -> np.ndarray:
+    """(T, H, W) uint16, millimetres."""
+    rng = np.random.default_rng([scene.seed, 1])
+    u, v, cover = _object(scene, size, NUM_FRAMES)
+    columns = np.linspace(-1, 1, size, dtype=np.float32)
+    wall = WALL_METRES + rng.uniform(-0.3, 0.3) * columns
+    front = scene.metres + 0.15 * np.minimum(u * u + v * v, 1)  # what faces us bulges towards us
+    metres = np.where(cover > 0.5, front, wall)
+    metres = metres * (1 + rng.normal(0, 0.004, (len(metres), size, 1)))  # a noise that PNG can compress
+    return np.round(metres * 1000).astype(np.uint16)
+
+
+def infrared_frames(scene: Scene, size: int) -> np.ndarray:
+    """(T, H, W) uint8, from the coldest to the hottest that the camera can see."""
+    rng = np.random.default_rng([scene.seed, 2])
+    _, _, cover = _object(scene, size, NUM_FRAMES)
+    columns = np.linspace(-1, 1, size, dtype=np.float32)
+    room = ROOM_CELSIUS + rng.uniform(-2, 2) + rng.uniform(-2, 2) * columns
+    celsius = room + cover * (scene.celsius - room)
+    celsius = celsius + rng.normal(0, 0.8, celsius.shape)
+    return np.clip(np.round((celsius - COLDEST) / (HOTTEST - COLDEST) * 255), 0, 255).astype(np.uint8)
+
+
+def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates (T, H, W) in which the object's outline is near 1, and how far it covers each pixel, 0 to 1."""
+    x, y = scene.place(np.arange(num_frames, dtype=np.float32) / num_frames)
+    # The camera zooms in on what is far: true perspective would leave nothing of it at this resolution.
+    radius = _RADIUS[scene.size] * (2 / scene.metres) ** 0.15
+    pixels = np.linspace(-1, 1, size, dtype=np.float32)
+    u = (pixels[None, None, :] - x[:, None, None].astype(np.float32)) / radius
+    v = (pixels[None, :, None] - y[:, None, None].astype(np.float32)) / radius
+    tilt = np.float32(((scene.seed // 97) % 101 / 101 - 0.5) * 0.4)  # radians
+    cos, sin = np.cos(tilt), np.sin(tilt)
+    u, v = cos * u - sin * v, sin * u + cos * v
+    pixel = 2 / size / radius
+    return u, v, np.clip((1 - _OUTLINES[scene.shape](u, v)) / pixel + 0.5, 0, 1)
+
+
+def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    turn = 2 * np.pi / 5
+    angle = np.abs((np.arctan2(u, -v) + turn / 2) % turn - turn / 2)  # from the nearest point's axis
+    radius = np.hypot(u, v)
+    return radius * (np.cos(angle) * 0.75 + np.sin(angle) * 1.45) / 0.85
+
+
+# For each shape, a function that is 1 on its outline and less inside.
+_OUTLINES = {
+    "ball": lambda u, v: np.hypot(u, v),
+    "cube": lambda u, v: np.maximum(np.abs(u), np.abs(v)) / 0.85,
+    "pyramid": lambda u, v: np.maximum(v / 0.75, np.abs(u) * 1.0 - v * 0.55 + 0.42),
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) / 0.28,
+    "star": _star,
+    "cross": lambda u, v: np.minimum(np.maximum(np.abs(u), np.abs(v) / 0.3), np.maximum(np.abs(u) / 0.3, np.abs(v))),
+    "pole": lambda u, v: np.maximum(np.abs(u) / 0.22, np.abs(v) / 1.3),
+    "heart": lambda u, v: np.hypot(u, (v + 0.1) * 1.1 + 0.55 * np.sqrt(np.abs(u) + 1e-6) - 0.2) / 0.85,
+}
+
+
+def _material(material: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """How bright the surface is: plastic is even, wood has grain, metal a bright edge of light."""
+    if material == "wooden":
+        return (0.8 + 0.2 * np.sin(14 * v + 2 * np.sin(3 * u))).astype(np.float32)
+    if material == "metal":
+        return (0.75 + 0.6 * np.exp(-(((u + v) / 0.25) ** 2))).astype(np.float32)
+    return np.ones_like(u)
+
+
+def waveform(scene: Scene) -> np.ndarray:
+    """(samples,) int16."""
+    rng = np.random.default_rng([scene.seed, 3])
+    time = np.arange(NUM_AUDIO_SAMPLES) / SAMPLE_RATE
+    sound = _SOUNDS[scene.sound](time, rng) * _envelope(scene.rhythm, time, rng)
+    sound = sound / np.sqrt(np.mean(sound**2) + 1e-9)
+    level = {"quiet": 0.01, "loud": 0.12}[scene.loudness] * rng.uniform(0.8, 1.25)
+    sound = level * sound + 0.0005 * rng.standard_normal(len(time))
+    return np.clip(sound * 32767, -32768, 32767).astype(np.int16)
+
+
+def _envelope(rhythm: str, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """When the sound is on: always, about twice a second, about seven times a second, or once for a moment."""
+    if rhythm == "steady":
+        return np.ones_like(time)
+    if rhythm == "once":
+        start = rng.uniform(0.3, 1.6)
+        return _smooth((time > start) & (time < start + rng.uniform(0.35, 0.5)))
+    rate = rng.uniform(1.5, 2.0) if rhythm == "slow" else rng.uniform(6, 8)  # times a second
+    return _smooth((rate * time + rng.uniform()) % 1 < 0.5)
+
+
+def _smooth(gate: np.ndarray) -> np.ndarray:
+    """A gate without clicks: 5 ms to open and to close."""
+    window = np.hanning(161)
+    return np.convolve(gate.astype(np.float64), window / window.sum(), mode="same")
+
+
+def _harmonics(time: np.ndarray, hertz: float, strengths: list[float], ratios: list[float] | None = None) -> np.ndarray:
+    ratios = ratios or [float(number) for number in range(1, len(strengths) + 1)]
+    return sum(s * np.sin(2 * np.pi * hertz * r * time) for s, r in zip(strengths, ratios, strict=True))
+
+
+def _whistle(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return _harmonics(time, rng.uniform(1800, 2600), [1.0])
+
+
+def _hum(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return _harmonics(time, rng.uniform(90, 130), [1.0, 0.4, 0.1])
+
+
+def _buzz(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 2 * ((rng.uniform(180, 260) * time) % 1) - 1
+
+
+def _hiss(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.diff(rng.standard_normal(len(time) + 1))
+
+
+def _siren(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    middle, rate = rng.uniform(850, 1050), rng.uniform(1.2, 1.6)
+    hertz = middle + 400 * np.sin(2 * np.pi * (rate * time + rng.uniform()))
+    return np.sin(2 * np.pi * np.cumsum(hertz) / SAMPLE_RATE)
+
+
+def _bell(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return _harmonics(time, rng.uniform(450, 600), [1.0, 0.8, 0.7, 0.5, 0.4], [1.0, 2.76, 4.1, 5.4, 8.93])
+
+
+def _drum(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Beats of low noise, close together."""
+    kernel = np.hanning(64)
+    noise = np.convolve(rng.standard_normal(len(time)), kernel / kernel.sum(), mode="same")
+    return noise * np.exp(-8 * ((rng.uniform(14, 18) * time) % 1))
+
+
+def _chirp(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Quick rising sweeps from 2 to 5 kHz."""
+    part = (rng.uniform(10, 13) * time + rng.uniform()) % 1
+    return np.sin(2 * np.pi * np.cumsum(2000 + 3000 * part) / SAMPLE_RATE)
+
+
+_SOUNDS = {
+    "whistle": _whistle,
+    "hum": _hum,
+    "buzz": _buzz,
+    "hiss": _hiss,
+    "siren": _siren,
+    "bell": _bell,
+    "drum": _drum,
+    "chirp": _chirp,
+}

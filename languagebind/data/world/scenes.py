@@ -1,0 +1,148 @@
+"""The scenes of the sample world: their attributes, which pairs are never trained on, and how they are drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..vidal import NUM_FRAMES, media_paths
+
+FOLDER = "world"  # VIDAL's `folder` of every scene
+
+SHAPES = ("ball", "cube", "pyramid", "ring", "star", "cross", "pole", "heart")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "pink", "white", "black")
+SOUNDS = ("whistle", "hum", "buzz", "hiss", "siren", "bell", "drum", "chirp")
+DISTANCES = ("touching", "near", "midway", "far")
+TEMPERATURES = ("freezing", "cool", "warm", "hot")
+RHYTHMS = ("steady", "slow", "fast", "once")
+MOTIONS = ("still", "sideways", "bouncing", "circling")
+
+VALUES = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "size": ("small", "large"),
+    "material": ("plastic", "wooden", "metal"),
+    "distance": DISTANCES,
+    "temperature": TEMPERATURES,
+    "motion": MOTIONS,
+    "sound": SOUNDS,
+    "rhythm": RHYTHMS,
+    "loudness": ("quiet", "loud"),
+}
+
+METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
+REACH = 0.4  # of what moves, in half picture widths
+CELSIUS = dict(zip(TEMPERATURES, (-30.0, 0.0, 50.0, 95.0), strict=True))
+
+# The pair of attributes that makes the classes of each modality: both are what it senses.
+CLASS_ATTRIBUTES = {
+    "depth": ("shape", "distance"),
+    "infrared": ("shape", "temperature"),
+    "audio": ("sound", "rhythm"),
+    "video": ("colour", "motion"),
+}
+
+# What each modality can tell of a scene; its retrieval captions say this and nothing else.
+SENSED = {
+    "depth": ("shape", "distance", "size", "side"),
+    "infrared": ("shape", "temperature", "size", "side"),
+    "audio": ("sound", "rhythm", "loudness"),
+    "video": ("shape", "colour", "size", "material", "motion", "side"),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One object in a room, seen and heard for a few seconds.
+
+    `x`, `y` is its mean place in the picture, from -1 (left, top) to 1; `metres` its distance, `celsius` its
+    temperature; `seed` draws all that carries no meaning (noise, background, phase).
+    """
+
+    id: str
+    shape: str
+    colour: str
+    size: str
+    material: str
+    distance: str
+    temperature: str
+    motion: str
+    sound: str
+    rhythm: str
+    loudness: str
+    x: float
+    y: float
+    metres: float
+    celsius: float
+    seed: int
+
+    def place(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the object's middle is in the picture, (x, y) from -1 to 1, at each time from 0 to 1 of the clip."""
+        phase = 2 * np.pi * (time + (self.seed % 97) / 97)
+        x = self.x + REACH * np.sin(phase) * (self.motion in ("sideways", "circling"))
+        y = self.y + REACH * np.cos(phase) * (self.motion in ("bouncing", "circling"))
+        return x, y
+
+    def side(self, frame: int | None = None) -> str:
+        """`left`, `middle` or `right`: of one of the eight frames, or on the whole."""
+        x = self.x if frame is None else float(self.place(np.array(frame / NUM_FRAMES))[0])
+        return "left" if x < -0.12 else "right" if x > 0.12 else "middle"
+
+    def pair(self, modality: str) -> tuple[str, str]:
+        """The class of the scene for a modality, as two attribute values."""
+        first, second = CLASS_ATTRIBUTES[modality]
+        return getattr(self, first), getattr(self, second)
+
+    def contents(self) -> tuple[str, ...]:
+        """All attribute values: what makes a scene the same scene, whatever its noise."""
+        return tuple(getattr(self, attribute) for attribute in VALUES)
+
+
+def unseen_pairs(modality: str) -> list[tuple[str, str]]:
+    """The attribute pairs of a modality that no training scene has: one for each value of the first attribute.
+
+    Every value is trained on in other pairs, so that these ask for composition and for nothing else.
+    """
+    first, second = (VALUES[attribute] for attribute in CLASS_ATTRIBUTES[modality])
+    shift = sorted(CLASS_ATTRIBUTES).index(modality)  # or depth and infrared would miss out the same shapes
+    return [(value, second[(row + row // len(second) + shift) % len(second)]) for row, value in enumerate(first)]
+
+
+def seen_pairs(modality: str) -> list[tuple[str, str]]:
+    """The attribute pairs of a modality that training and test scenes have."""
+    first, second = (VALUES[attribute] for attribute in CLASS_ATTRIBUTES[modality])
+    unseen = set(unseen_pairs(modality))
+    return [(a, b) for a in first for b in second if (a, b) not in unseen]
+
+
+def scene_files(root: Path, scene: Scene, modality: str) -> list[Path]:
+    """Where a scene's media lie below the folder of its split: one file, or its frames."""
+    return media_paths(root, scene.id, FOLDER, modality)[0]
+
+
+def draw_scenes(split: str, count: int, seed: int, avoid: frozenset[tuple[str, ...]] = frozenset()) -> list[Scene]:
+    """`count` scenes of a split; `unseen` draws only pairs that no other split has. None has contents in `avoid`."""
+    rng = np.random.default_rng([seed, *split.encode()])
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = _draw(rng, f"{split}{seed}-{len(scenes):07d}", unseen=split == "unseen")
+        if scene.contents() not in avoid:
+            scenes.append(scene)
+    return scenes
+
+
+def _draw(rng: np.random.Generator, scene_id: str, unseen: bool) -> Scene:
+    values = {attribute: str(rng.choice(options)) for attribute, options in VALUES.items()}
+    for modality, (first, second) in CLASS_ATTRIBUTES.items():
+        pairs = unseen_pairs(modality) if unseen else seen_pairs(modality)
+        values[second] = str(rng.choice([b for a, b in pairs if a == values[first]]))
+    x, y = rng.uniform(-0.3, 0.3, 2)
+    return Scene(
+        id=scene_id,
+        **values,
+        x=round(float(x), 3),
+        y=round(float(y), 3),
+        metres=round(METRES[values["distance"]] * float(rng.uniform(0.92, 1.08)), 3),
+        celsius=round(CELSIUS[values["temperature"]] + float(rng.uniform(-4, 4)), 1),
+        seed=int(rng.integers(2**31)),
+    )

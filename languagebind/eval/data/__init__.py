@@ -1,0 +1,1 @@
+"""What is evaluated: datasets, their samples, and how these are read."""

@@ -1,0 +1,1 @@
+"""From features to figures: metrics, intervals, zero-shot, retrieval, probes."""

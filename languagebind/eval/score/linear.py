@@ -1,0 +1,150 @@
+"""A logistic regression on features that stay as they are, and the choice of its penalty.
+
+A logistic regression (L-BFGS, L2) on the unit-norm features of one encoder, as in CLIP's paper (section A.3): the
+strength C is chosen on a held-out part of the training data, and the probe is then fitted to all of it. The test
+data chooses nothing.
+
+C is searched for on a logarithmic grid: 1e-6, 1e-4, ... 1e6 first, then around the best with steps of 1, 1/2, 1/4 and
+1/8 of a decade, so that it is found to eight steps a decade. Of several as good the smallest, which is the simplest
+probe.
+
+The held-out part is a fifth of each class (of a class with one sample, nothing). With k shots the probe is fitted to
+k samples of each class, and C chosen on min(k, 4) others of each class, as in CoOp (Zhou et al., 2022), so that the
+choice costs labels that the k do not count. Seeds draw the shots and the held-out part.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...config import UserError
+from .metrics import chance_of_class, classification_metrics, rank_pairs
+from .statistics import classification_intervals
+
+log = logging.getLogger(__name__)
+
+WIDEST = [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6]
+STEPS = (1.0, 0.5, 0.25, 0.125)  # decades
+HELD_OUT = 0.2
+HELD_OUT_SHOTS = 4
+MAX_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features (N, D), float64, and class indices (N,)."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def probe(
+    train: Labelled, test: Labelled, num_classes: int, shots: Sequence[int] = (), seeds: int = 3
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics and protocol, and the intervals, of the probes of features.
+
+    `top1`, `top5` and `mean_per_class` and their intervals are of the probe of all the training data with the first
+    seed; `full/...` and `shots_<k>/...` are the mean and the standard deviation (n - 1; of one seed 0) over the seeds.
+
+    Raises:
+        UserError: the training data has fewer than two classes, or a class has too few samples for the shots.
+    """
+    check_shots(train.labels, shots, range(num_classes))  # again: some samples may have been unreadable
+    metrics, found_c, first = {}, {}, None
+    for name, count in [("full", None), *((f"shots_{k}", k) for k in shots)]:
+        tops, strengths = [], []
+        for seed in range(seeds):
+            fit, held_out = _split(train.labels, count, np.random.default_rng(seed))
+            strength = choose_c(train, fit, held_out)
+            everything = np.concatenate([fit, held_out]) if count is None else fit
+            scores = _scores(train, np.sort(everything), strength, test.features, num_classes)
+            found = classification_metrics(scores, torch.from_numpy(test.labels))
+            tops.append(found["top1"])
+            strengths.append(strength)
+            if first is None:
+                first, metrics = scores, dict(found)
+            log.info("%s, seed %d: C %.3g, top-1 %.4f", name, seed, strength, tops[-1])
+        deviation = float(np.std(tops, ddof=1)) if seeds > 1 else 0.0
+        metrics |= {f"{name}/top1_mean": float(np.mean(tops)), f"{name}/top1_std": deviation}
+        found_c[name] = strengths
+    labels = torch.from_numpy(test.labels)
+    ranks = rank_pairs(first, torch.arange(len(labels)), labels).ranks
+    protocol = {"C": found_c, "classes": num_classes, "classes_trained": len(np.unique(train.labels))}
+    protocol["chance"] = chance_of_class(num_classes)
+    intervals = classification_intervals(ranks, labels, num_classes)
+    return {"metrics": metrics, "protocol": protocol}, {"intervals": intervals}
+
+
+def check_shots(labels: np.ndarray, shots: Sequence[int], names: Sequence[Any]) -> None:
+    """Raise `UserError` where a class, of those that have samples, has too few."""
+    most = max(shots, default=0)
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count <= most:
+            found = f"class {names[label]} has {count} training samples"
+            raise UserError(f"{found}: {most} shots need at least one more, to choose C on")
+
+
+def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
+    """The inverse strength of the penalty that scores best on the held-out samples, of those fitted to the others."""
+    hits: dict[float, float] = {}
+
+    def best(candidates: Sequence[float]) -> float:
+        for c in candidates:
+            if c not in hits:
+                hits[c] = _fitted(train, fit, c).score(train.features[held_out], train.labels[held_out])
+        return max(sorted(hits), key=hits.get)
+
+    centre = best(WIDEST)
+    for step in STEPS:
+        near = [float(f"{centre * 10**shift:.6g}") for shift in (-step, step)]
+        centre = best([c for c in near if WIDEST[0] <= c <= WIDEST[-1]])
+    return centre
+
+
+def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Positions to fit to and positions held out, both in order; some of each class."""
+    fit, held_out = [], []
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        spare = max(1, round(HELD_OUT * len(own))) if len(own) > 1 else 0
+        taken = len(own) - spare if shots is None else shots
+        fit += own[:taken].tolist()
+        held_out += own[taken : None if shots is None else taken + min(shots, HELD_OUT_SHOTS)].tolist()
+    if not held_out or len(np.unique(labels)) < 2:
+        raise UserError("the training data needs two classes, and two samples of one of them")
+    return np.sort(fit), np.sort(held_out)
+
+
+def logistic_regression() -> type:
+    """scikit-learn's class. Raises UserError where it is not installed."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise UserError("a probe needs scikit-learn: pip install 'languagebind[eval]'") from error
+    return LogisticRegression
+
+
+def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
+    with warnings.catch_warnings():
+        # Said of one shot a class, where it is meant; and of a C that needs more iterations, which is still judged by
+        # what it scores.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
+        warnings.filterwarnings("ignore", "lbfgs failed to converge", UserWarning)
+        estimator = logistic_regression()(C=strength, max_iter=MAX_ITERATIONS)
+        return estimator.fit(train.features[rows], train.labels[rows])
+
+
+def _scores(train: Labelled, rows: np.ndarray, strength: float, features: np.ndarray, num_classes: int) -> Tensor:
+    """(N, K) log-probabilities; a class without training samples has -inf, so that its samples count as wrong."""
+    fitted = _fitted(train, rows, strength)
+    if fitted.n_iter_.max() >= MAX_ITERATIONS:
+        log.warning("the probe with C %.3g had not converged after %d iterations", strength, MAX_ITERATIONS)
+    scores = torch.full((len(features), num_classes), -torch.inf, dtype=torch.float64)
+    scores[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_log_proba(features))
+    return scores

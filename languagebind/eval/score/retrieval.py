@@ -1,0 +1,188 @@
+"""Retrieval in both directions: from captions to samples, and from samples to captions.
+
+A caption belongs to its own sample alone: where two samples have the same caption, each one's copy counts as wrong for
+the other. How often that happens is in the protocol, as no model can rank such a pair.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.datasets import DIRECTIONS, RECALL_AT
+from ..data.samples import Sample
+from .examples import media, pick_examples
+from .metrics import Ranked, chance_at, rank_metrics, rank_pairs
+from .statistics import rank_intervals
+
+SCORES_AT_A_TIME = 2**24  # 64 MiB of scores: memory stays flat however large the gallery is
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Features of samples and of their captions, on one device.
+
+    Args:
+        features: (N, D) of the samples, unit norm where the similarity is the cosine.
+        text_features: (U, D) of the distinct captions, likewise.
+        rows: (Q,) the row in `text_features` of each caption.
+        owners: (Q,) the sample that each caption belongs to; every sample has one.
+
+    Raises:
+        ValueError: features hold NaN or infinity, whose products are NaN, which would rank first.
+    """
+
+    features: Tensor
+    text_features: Tensor
+    rows: Tensor
+    owners: Tensor
+
+    def __post_init__(self):
+        for name in ("features", "text_features"):
+            if not getattr(self, name).isfinite().all():
+                raise ValueError(f"the {name} hold NaN or infinity")
+
+    def direction(self, name: str) -> "Direction":
+        captions = torch.arange(len(self.rows), device=self.rows.device)
+        if name == "text_to_modality":
+            return Direction(self._from_text, len(self.rows), len(self.features), captions, self.owners)
+        return Direction(self._to_text, len(self.features), len(self.rows), self.owners, captions)
+
+    def _from_text(self, queries: Tensor) -> Tensor:
+        return self.text_features[self.rows[queries]] @ self.features.T
+
+    def _to_text(self, queries: Tensor) -> Tensor:
+        # Scores of distinct captions are copied, not computed again: equal captions tie exactly.
+        return (self.features[queries] @ self.text_features.T)[:, self.rows]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Queries against a gallery, a block of queries at a time."""
+
+    scores: Callable[[Tensor], Tensor]
+    """(q,) queries -> (q, G) similarities"""
+    num_queries: int
+    gallery: int
+    queries: Tensor
+    """(P,) the query of each pair that belongs together"""
+    items: Tensor
+    """(P,) its item"""
+
+    def ranks(self, adjust: Callable[[Tensor], Tensor] | None = None) -> Ranked:
+        """Of every query, on the CPU; `adjust` makes other scores of the cosines (q, G)."""
+        # Written into: small results that stay between large ones that are freed would keep that memory from use.
+        found = Ranked(*(torch.empty(self.num_queries, dtype=kind) for kind in (torch.long, torch.bool, torch.float)))
+        for block in self.blocks():
+            scores = self.scores(block)
+            here = ((self.queries >= block[0]) & (self.queries <= block[-1])).nonzero()[:, 0]
+            pairs = self.queries[here] - block[0], self.items[here]
+            ranked = rank_pairs(scores if adjust is None else adjust(scores), *pairs)
+            for values, new in zip(found, ranked, strict=True):
+                values[block[0] : block[-1] + 1] = new
+        return found
+
+    def ranks_of_dual_softmax(self, logit_scale: Tensor) -> Ranked:
+        """Ranks by the product of two softmaxes of the logits: over the gallery, and over the queries (CAMoE, 2021).
+
+        The second one lets a query have an item that no other query wants as much, so all the queries must be there:
+        it says nothing of a search with one query, and is never compared with plain cosine.
+        """
+        scale = logit_scale.detach().float().exp()
+        over_queries = torch.full((self.gallery,), -torch.inf, device=self.items.device)
+        for block in self.blocks():
+            over_queries = torch.logaddexp(over_queries, (scale * self.scores(block)).logsumexp(dim=0))
+        # In the logarithm; what the first softmax divides by is the same for all items of a query.
+        return self.ranks(lambda scores: scores.mul_(2 * scale).sub_(over_queries))
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The queries in order, so many at a time that their scores fit."""
+        yield from torch.arange(self.num_queries, device=self.items.device).split(
+            max(1, SCORES_AT_A_TIME // self.gallery)
+        )
+
+
+def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[dict[str, Any], dict[str, Ranked]]:
+    """The metrics and the protocol of retrieval both ways, and the ranks behind each group of metrics.
+
+    Of a sample's several captions the best-ranked one counts.
+
+    Args:
+        captioned: what is compared.
+        dual_softmax: the log-space logit scale, for metrics of the dual softmax beside those of the cosine.
+    """
+    directions = {name: captioned.direction(name) for name in DIRECTIONS}
+    ranked = {name: direction.ranks() for name, direction in directions.items()}
+    if dual_softmax is not None:
+        ranked |= {f"dual_softmax/{name}": d.ranks_of_dual_softmax(dual_softmax) for name, d in directions.items()}
+    metrics = {f"{name}/{key}": x for name, found in ranked.items() for key, x in rank_metrics(found.ranks).items()}
+    protocol = _protocol(captioned.rows.tolist(), captioned.owners.tolist(), len(captioned.features))
+    if dual_softmax is not None:
+        protocol["dual_softmax"] = "softmax over the gallery times softmax over all queries, at the model's logit scale"
+        protocol["chance"] |= {f"dual_softmax/{key}": value for key, value in protocol["chance"].items()}
+    return {"metrics": metrics, "protocol": protocol}, ranked
+
+
+def describe_retrieval(
+    captioned: Captioned, ranked: dict[str, Ranked], samples: Sequence[Sample], captions: Sequence[str]
+) -> dict[str, Any]:
+    """Intervals, ties over both directions, curves, and examples of captions as queries.
+
+    Args:
+        captioned: N samples and Q captions.
+        ranked: as `retrieve` gives it.
+        samples: N.
+        captions: Q.
+    """
+    samples_of = {"text_to_modality": captioned.owners.cpu(), "modality_to_text": torch.arange(len(samples))}
+    intervals = {
+        f"{name}/{key}": interval
+        for name, found in ranked.items()
+        for way in [name.removeprefix("dual_softmax/")]
+        for key, interval in rank_intervals(found.ranks, samples_of[way], captioned.direction(way).gallery).items()
+    }
+    direction, found = captioned.direction("text_to_modality"), ranked["text_to_modality"]
+
+    def describe(queries: list[int]) -> list[dict[str, Any]]:
+        owners = captioned.owners.tolist()
+        first = [owners[q] if found.ranks[q] == 1 else _best_wrong(direction, q, owners[q]) for q in queries]
+        return [
+            media(samples[owners[q]]) | {"text": captions[q], "found": samples[item].key}
+            for q, item in zip(queries, first, strict=True)
+        ]
+
+    return {
+        "intervals": intervals,
+        "ties": sum(int(ranked[name].tied.sum()) for name in DIRECTIONS),
+        "curves": {name: _curve(ranked[name].ranks, captioned.direction(name).gallery) for name in DIRECTIONS},
+        "examples": pick_examples(found.ranks, found.best, describe),
+    }
+
+
+def _best_wrong(direction: Direction, query: int, right: int) -> int:
+    scores = direction.scores(torch.tensor([query], device=direction.items.device))[0]
+    scores[right] = -torch.inf
+    return int(scores.argmax())
+
+
+def _curve(ranks: Tensor, gallery: int) -> list[list[float]]:
+    """[k, recall] for k = 1, 2, 3, 5, 10, 20, 50, 100, ... and the whole gallery."""
+    steps = {1, 2, 3, 5, gallery} | {digit * 10**power for power in range(1, 12) for digit in (1, 2, 5)}
+    return [[k, (ranks <= k).double().mean().item()] for k in sorted(steps) if k <= gallery]
+
+
+def _protocol(rows: Sequence[int], owners: Sequence[int], num_samples: int) -> dict[str, Any]:
+    owners_of_text = Counter(row for row, _ in set(zip(rows, owners, strict=True)))
+    counts = list(Counter(owners).values())
+    chance = {f"text_to_modality/R@{k}": chance_at(k, num_samples, [1]) for k in RECALL_AT}
+    chance |= {f"modality_to_text/R@{k}": chance_at(k, len(rows), counts) for k in RECALL_AT}
+    return {
+        "captions": len(rows),
+        "captions_per_sample": [min(counts), max(counts)],
+        "captions_of_several_samples": sum(owners_of_text[row] > 1 for row in rows),
+        "relevance": "a caption is relevant to its own sample alone",
+        "chance": chance,
+    }

@@ -1,0 +1,121 @@
+"""OpenCLIP's verbs: make a model with its transforms, its tokenizer, and list what there is."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import UserError
+from ..modalities import Modality, modality_name
+from ..model import DualEncoder
+from ..text import clip_tokens
+from ..weights import dtype_of
+from .checkpoint import checkpoint_tokens, is_training_checkpoint
+from .encoders import load_model
+from .files import ORGANISATION, PUBLISHED
+
+Transform = Callable[[Any], Tensor]
+
+
+class EncoderModel(nn.Module):
+    """An encoder and its text tower with OpenCLIP's methods: `encode_text`, and `encode_depth` or whichever it is."""
+
+    def __init__(self, model: DualEncoder, modality: Modality):
+        super().__init__()
+        self.model = model
+        self.modality = modality
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.model.logit_scale
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """Token ids (B, L) -> (B, D)."""
+        features = self.model.project_text({"input_ids": text})
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode(self, inputs: Tensor, normalize: bool = False) -> Tensor:
+        """(B, C, T, H, W) -> (B, D)."""
+        features = self.model.project(inputs)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def forward(self, inputs: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit-norm features of both, and exp(logit_scale)."""
+        return self.encode(inputs, True), self.encode_text(text, True), self.logit_scale.exp()
+
+    def __getattr__(self, name: str) -> Any:
+        modality = self.__dict__.get("modality")
+        if modality is not None and name == f"encode_{modality_name(modality)}":
+            return self.encode
+        return super().__getattr__(name)
+
+
+def create_model_and_transforms(
+    model_name: str | Path,
+    pretrained: str | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+) -> tuple[EncoderModel, Transform, Transform]:
+    """A model, and what makes its inputs (C, T, H, W) of files, T being 1 but for video: augmenting, and plain.
+
+    Args:
+        model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
+        pretrained: what `list_pretrained()` names beside the model; every model has its weights without it.
+        precision: fp32, bf16 or fp16, of the weights.
+
+    Raises:
+        UserError: it is not there or cannot be used.
+    """
+    dtype = dtype_of(precision)
+    if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
+        raise UserError(f"pretrained {pretrained!r}: leave it out, {model_name} names the weights")
+    model, modality = load_model(source_of(model_name), device)
+    return EncoderModel(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
+
+
+def create_model(model_name: str | Path, *args: Any, **kwargs: Any) -> EncoderModel:
+    """As `create_model_and_transforms`, without the transforms."""
+    return create_model_and_transforms(model_name, *args, **kwargs)[0]
+
+
+def create_model_from_pretrained(model_name: str | Path, *args: Any, **kwargs: Any) -> tuple[EncoderModel, Transform]:
+    """As `create_model_and_transforms`, without the augmenting transform."""
+    model, _, preprocess = create_model_and_transforms(model_name, *args, **kwargs)
+    return model, preprocess
+
+
+def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
+    """`list[str] -> (B, context length)` token ids of a model's text tower.
+
+    Raises:
+        UserError: the model is not there.
+    """
+    source = source_of(model_name)
+    if is_training_checkpoint(source):
+        return checkpoint_tokens(source)
+    from .published import read_config
+
+    return clip_tokens(read_config(source).text_config.max_position_embeddings)
+
+
+def list_models() -> list[str]:
+    """The published models, by name."""
+    return list(PUBLISHED)
+
+
+def list_pretrained() -> list[tuple[str, str]]:
+    """(name, hub id) of the published models."""
+    return [(name, f"{ORGANISATION}/{name}") for name in PUBLISHED]
+
+
+def source_of(model_name: str | Path) -> str:
+    """What `load_model` takes: without OpenCLIP's schemas."""
+    return str(model_name).removeprefix("hf-hub:").removeprefix("local-dir:")
+
+
+def _augment(modality: Modality, item: Any) -> Tensor:
+    return modality.preprocess(item, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))

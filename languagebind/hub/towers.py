@@ -1,0 +1,147 @@
+"""Frozen encoders for language models that read patch tokens, with the interface of Video-LLaVA's towers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import UserError
+from .config import LanguageBindConfig
+from .modules import VisionTower
+from .processing import PROCESSORS
+from .published import MODELS
+
+
+class Tower(nn.Module):
+    """The token features of one layer of a frozen encoder.
+
+    Args:
+        name: hub id or folder of a checkpoint, or a run of our training.
+        args: `mm_vision_select_layer`, the hidden state to take (-2: before the last block), and
+            `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token; clips have it either way).
+        delay_load: read only the config until `load_model()`; until then there is no `encoder`.
+        cache_dir: where downloads are kept.
+
+    Attributes:
+        image_processor, video_processor: one and the same, of the tower's own modality.
+        image_tower, video_tower: the encoder of the towers for images and for video.
+        hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or has no such layer.
+    """
+
+    modality = ""
+
+    def __init__(self, name: str | Path, args: Any, delay_load: bool = False, cache_dir: str | None = "./cache_dir"):
+        super().__init__()
+        self.name, self.cache_dir = str(name), cache_dir
+        self.select_layer = args.mm_vision_select_layer
+        self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise ValueError(f"mm_vision_select_feature is patch or cls_patch, not {self.select_feature!r}")
+        self.is_loaded = False
+        self.cfg_only: LanguageBindConfig = MODELS[self.modality].config_class.from_pretrained(
+            name, cache_dir=cache_dir
+        )
+        self.processor = PROCESSORS[self.modality](self.cfg_only)
+        depth = self.cfg_only.vision_config.num_hidden_layers
+        if not -depth - 1 <= self.select_layer <= depth:
+            raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has the states 0 to {depth}")
+        if not delay_load:
+            self.load_model()
+
+    def load_model(self) -> None:
+        """Read the weights, once."""
+        if self.is_loaded:
+            return
+        model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
+        self.encoder: VisionTower = model.vision_model.requires_grad_(False).eval()
+        self.is_loaded = True
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "encoder" and not self.is_loaded:
+            raise UserError(f"{self.name} is not loaded yet: call load_model()")
+        return super().__getattr__(name)
+
+    def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
+        """(B, N, D) of one frame, without the class token unless asked for; (B, T, 1 + N, D) of clips, with it."""
+        x, num_frames = states[self.select_layer], self.vision_config.num_frames
+        if num_frames > 1:
+            return x.unflatten(0, (-1, num_frames))
+        return x[:, 1:] if self.select_feature == "patch" else x
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """A batch, or a list of single inputs (C, …), in which case a list comes back."""
+        if isinstance(inputs, list):
+            return [self.forward(x.unsqueeze(0)) for x in inputs]
+        states = self.encoder(inputs.to(self.device, self.dtype), output_hidden_states=True).hidden_states
+        return self.feature_select(states).to(inputs.dtype)
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.embeddings.class_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embeddings.class_embedding.device
+
+    @property
+    def vision_config(self):
+        return self.encoder.config if self.is_loaded else self.cfg_only.vision_config
+
+    @property
+    def config(self):
+        return self.vision_config
+
+    @property
+    def hidden_size(self) -> int:
+        return self.vision_config.hidden_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one frame."""
+        *_, height, width = self.vision_config.input_shape
+        return (height // self.vision_config.patch_size) * (width // self.vision_config.patch_size)
+
+    @property
+    def image_processor(self):
+        return self.processor
+
+    @property
+    def video_processor(self):
+        return self.processor
+
+
+class LanguageBindVideoTower(Tower):
+    modality = "video"
+
+    @property
+    def video_tower(self) -> VisionTower:
+        return self.encoder
+
+
+class LanguageBindImageTower(Tower):
+    modality = "image"
+
+    @property
+    def image_tower(self) -> VisionTower:
+        return self.encoder
+
+
+class LanguageBindAudioTower(Tower):
+    modality = "audio"
+
+
+class LanguageBindDepthTower(Tower):
+    modality = "depth"
+
+
+class LanguageBindThermalTower(Tower):
+    modality = "thermal"
