@@ -23,7 +23,7 @@ from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
 from languagebind.eval.data.readers import Reader
 from languagebind.eval.data.samples import read_samples
-from languagebind.eval.evaluate import evaluate
+from languagebind.eval.evaluate import check_dataset, evaluate
 from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
 from languagebind.eval.results import table, write_result
 from languagebind.eval.score.metrics import retrieval_metrics
@@ -125,6 +125,10 @@ def write_jsonl(path, rows):
     return path
 
 
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def write_shard(path, samples):
     """`(key, {extension: path | bytes | anything for JSON})`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +197,7 @@ def test_paths_of_a_manifest_start_at_its_folder_or_at_the_data_root(world, tmp_
 
 
 def test_rows_of_the_same_path_are_one_sample(world, tmp_path):
-    rows = [json.loads(line) for line in (world / "data.jsonl").read_text().splitlines()]
+    rows = read_jsonl(world / "data.jsonl")
     single = [{"path": row["path"], "caption": caption} for row in rows for caption in row["captions"]]
     found = run(write_jsonl(tmp_path / "data.jsonl", single), "retrieval", data_root=str(world))
     assert found["metrics"] == run(world / "data.jsonl", "retrieval")["metrics"]
@@ -339,6 +343,16 @@ def test_the_model_keeps_its_mode(world):
     assert model.training
 
 
+@pytest.mark.parametrize("task", ["classification", "retrieval"])
+def test_a_dataset_is_listed_once_for_several_evaluations(world, tmp_path, task):
+    manifest = write_jsonl(tmp_path / "data.jsonl", read_jsonl(world / "data.jsonl"))
+    config = dataset(manifest, task, data_root=str(world))
+    expected = evaluate(ColourModel(), IMAGE, config, workers=0)
+    listed = check_dataset(config, IMAGE)
+    manifest.unlink()
+    assert [evaluate(ColourModel(), IMAGE, listed, workers=0) for _ in range(2)] == [expected, expected]
+
+
 def test_result_is_json_with_the_protocol(world, tmp_path):
     result = run(world / "folders", templates=("a {c}", "the {c}"), split="val")
     assert list(result) == [
@@ -404,7 +418,7 @@ def test_features_that_overflow_are_an_error_where_no_norm_tells():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_stop_the_run_or_are_counted(world, tmp_path, workers, caplog):
-    rows = [json.loads(line) for line in (world / "data.jsonl").read_text().splitlines()]
+    rows = read_jsonl(world / "data.jsonl")
     cut = tmp_path / "cut.png"
     cut.write_bytes((world / rows[0]["path"]).read_bytes()[:60])
     bad = [row | {"path": path} for row, path in ((rows[0], str(cut)), (rows[1], "missing.png"))]
@@ -453,7 +467,7 @@ def nearly(value):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_give_the_result_of_one(world, tmp_path, world_size):
-    rows = [json.loads(line) for line in (world / "data.jsonl").read_text().splitlines()]
+    rows = read_jsonl(world / "data.jsonl")
     with_bad = write_jsonl(tmp_path / "bad.jsonl", [rows[0] | {"path": "none.png"}, *rows[1:]])
     alone = write_jsonl(tmp_path / "alone.jsonl", [rows[0] | {"captions": ["so red"]}])
     cases = [

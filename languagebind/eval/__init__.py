@@ -1,8 +1,16 @@
 """Zero-shot classification and retrieval: `python -m languagebind.eval`, or `evaluate` from a training loop."""
 
 from .data.datasets import DatasetConfig, load_dataset_config
-from .evaluate import check_dataset, evaluate
+from .evaluate import ListedDataset, check_dataset, evaluate
 from .features import EncodeOptions
 from .score.statistics import overlaps
 
-__all__ = ["DatasetConfig", "EncodeOptions", "check_dataset", "evaluate", "load_dataset_config", "overlaps"]
+__all__ = [
+    "DatasetConfig",
+    "EncodeOptions",
+    "ListedDataset",
+    "check_dataset",
+    "evaluate",
+    "load_dataset_config",
+    "overlaps",
+]

@@ -32,10 +32,18 @@ log = logging.getLogger(__name__)
 PROBED_SAMPLES = 16
 
 
+@dataclass(frozen=True)
+class ListedDataset:
+    """A dataset and its samples. `check_dataset` lists them once, for any number of evaluations."""
+
+    config: DatasetConfig
+    samples: list[Sample]
+
+
 def evaluate(
     model,
     modality: Modality,
-    dataset: DatasetConfig,
+    dataset: DatasetConfig | ListedDataset,
     *,
     statistics: bool = True,
     dual_softmax: bool = False,
@@ -49,7 +57,7 @@ def evaluate(
     Args:
         model: a `DualEncoder`, or any other `languagebind.eval.models.Model`; its mode is left as it was.
         modality: how the model's inputs are read.
-        dataset: what to evaluate on.
+        dataset: what to evaluate on. A `ListedDataset`, which `check_dataset` returns, is not listed again.
         statistics: whether the result holds more than metrics: intervals, classes, curves, examples. Training leaves
             them out.
         dual_softmax: for retrieval, the metrics of the dual softmax too, named `dual_softmax/...`.
@@ -67,10 +75,11 @@ def evaluate(
             NaN or infinity.
     """
     encoding = EncodeOptions(**options)
+    listed, dataset = (dataset, dataset.config) if isinstance(dataset, ListedDataset) else (None, dataset)
     protocol = _choose(dataset, modality)
     _check_features(dataset.name, protocol, dual_softmax, export)
     _check_model(model, dataset.name, protocol, encoding)
-    samples = read_samples(dataset, modality)
+    samples = listed.samples if listed else read_samples(dataset, modality)
     identity = digest_of_samples([[x.key, x.labels, x.captions] for x in samples], dataset.name)
     log.info("%s: %s on %d samples", dataset.name, dataset.task, len(samples))
     cache = open_cache(model, dataset.name, protocol, encoding)
@@ -93,8 +102,11 @@ def evaluate(
     return result | ({"statistics": settings()} | found.describe() if statistics else {})
 
 
-def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
+def check_dataset(dataset: DatasetConfig, modality: Modality) -> ListedDataset:
     """Find what would stop an evaluation: missing data, wrong labels, no captions, files of another modality.
+
+    Returns:
+        The dataset with its samples, for `evaluate`.
 
     Raises:
         UserError: with what is wrong.
@@ -106,7 +118,7 @@ def check_dataset(dataset: DatasetConfig, modality: Modality) -> None:
     for sample in samples[:PROBED_SAMPLES]:
         try:
             reader.read(sample.load(modality.input_shape[1]))
-            return
+            return ListedDataset(dataset, samples)
         except DecodeError as error:
             reason = error
     raise UserError(f"{dataset.name}: none of the first samples can be read as {modality_name(modality)}: {reason}")
