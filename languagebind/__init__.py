@@ -9,7 +9,7 @@ from ._auto import install as _install
 
 _install()
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _HOME = {
     "DecodeError": "modalities",

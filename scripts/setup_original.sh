@@ -11,7 +11,7 @@ TORCH=2.11.0
 
 "$PYTHON" -m venv "$VENV"
 pip() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
-# Before anything is linked: pip would take this repository's package, of the same name and version, for it.
+# Before anything is linked: pip would take this repository's package, of the same name, for it.
 pip --no-deps languagebind==0.1.0
 if [ -n "${TORCH_FROM:-}" ]; then
     found="$("$TORCH_FROM" -c 'import torch; print(torch.__version__.partition("+")[0])')"
