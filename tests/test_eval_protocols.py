@@ -15,7 +15,7 @@ from PIL import Image as Picture
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
-from languagebind.eval.data.readers import Protocol, Reader, choose_protocol
+from languagebind.eval.data.readers import EvalProtocol, Reader, choose_protocol
 from languagebind.eval.evaluate import check_dataset, evaluate
 from languagebind.eval.features import EncodeOptions, encode_texts
 from languagebind.eval.results import model_name, read_results, write_result
@@ -394,7 +394,7 @@ def test_every_config_has_the_paper_s_protocol_or_says_that_there_is_none(path):
             DatasetConfig(config.name, config.task, config.data, protocol="paper", paper=config.paper)
         return
     protocol = choose_protocol("paper", config.paper, config.clip, modality)
-    assert isinstance(protocol, Protocol)
+    assert isinstance(protocol, EvalProtocol)
     assert protocol.unit == (config.task != "retrieval")
     assert (protocol.reader.views == 15) == path.stem.startswith("kinetics")
     assert config.clip == ((0, 31) if path.stem == "didemo" else None)

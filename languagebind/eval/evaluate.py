@@ -14,7 +14,7 @@ from ..config import UserError, digest, to_dict
 from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
 from .data.datasets import DatasetConfig, naming
-from .data.readers import Protocol, Reader, choose_protocol
+from .data.readers import EvalProtocol, Reader, choose_protocol
 from .data.samples import Sample, class_names, count_missing, digest_of_samples, read_samples, warn_of_count
 from .export import Features, export_features
 from .features import EncodeOptions, build_classifier, class_prompts, encode_samples, encode_texts, open_cache
@@ -124,14 +124,14 @@ def check_dataset(dataset: DatasetConfig, modality: Modality) -> ListedDataset:
     raise UserError(f"{dataset.name}: none of the first samples can be read as {modality_name(modality)}: {reason}")
 
 
-def _choose(dataset: DatasetConfig, modality: Modality) -> Protocol:
+def _choose(dataset: DatasetConfig, modality: Modality) -> EvalProtocol:
     if dataset.modality not in (None, modality_name(modality)):
         raise UserError(f"{dataset.name} is of {dataset.modality}, the model reads {modality_name(modality)}")
     with naming(dataset.name):
         return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality, dataset.clips, dataset.crops)
 
 
-def _check_features(name: str, protocol: Protocol, dual_softmax: bool, export: Path | None) -> None:
+def _check_features(name: str, protocol: EvalProtocol, dual_softmax: bool, export: Path | None) -> None:
     """What needs features of unit norm."""
     if dual_softmax and not protocol.unit:
         raise UserError(f"{name}: the dual softmax is of cosines, which this protocol has none of")
@@ -140,7 +140,7 @@ def _check_features(name: str, protocol: Protocol, dual_softmax: bool, export: P
         raise UserError(f"{name}: this protocol has no features of unit norm, one a sample, to export")
 
 
-def _check_model(model, name: str, protocol: Protocol, options: EncodeOptions) -> None:
+def _check_model(model, name: str, protocol: EvalProtocol, options: EncodeOptions) -> None:
     """What cannot be had of a model that reads files itself, or whose weights cannot be told from others."""
     files = getattr(model, "takes_files", False)
     if files and (type(protocol.reader) is not Reader or protocol.reader.clip):
@@ -162,7 +162,9 @@ class _Found:
     features: Features
 
 
-def _classification(model, protocol: Protocol, dataset: DatasetConfig, samples: list[Sample], options, cache) -> _Found:
+def _classification(
+    model, protocol: EvalProtocol, dataset: DatasetConfig, samples: list[Sample], options, cache
+) -> _Found:
     classes = class_names(dataset)
     warn_of_count(dataset, "classes", len(classes))
     # (N, K), and before anything is encoded, so that a wrong label stops the run at once.
@@ -192,7 +194,7 @@ def _classification(model, protocol: Protocol, dataset: DatasetConfig, samples: 
     )
 
 
-def _retrieval(model, protocol: Protocol, samples: list[Sample], options, cache, dual_softmax: bool) -> _Found:
+def _retrieval(model, protocol: EvalProtocol, samples: list[Sample], options, cache, dual_softmax: bool) -> _Found:
     features, kept = encode_samples(model, protocol.reader, samples, options, protocol.unit, cache)
     captions = [(i, caption) for i, position in enumerate(kept) for caption in samples[position].captions]
     text_features, rows = encode_texts(model, (text for _, text in captions), options, protocol.unit, cache)
@@ -213,7 +215,7 @@ def _counts(samples: Sequence[Sample], kept: Sequence[int]) -> dict[str, int]:
     return {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
 
 
-def _protocol(model, protocol: Protocol, dataset: DatasetConfig, identity: str, options: EncodeOptions):
+def _protocol(model, protocol: EvalProtocol, dataset: DatasetConfig, identity: str, options: EncodeOptions):
     """What must agree before two results can be compared."""
     modality = protocol.reader.modality
     return {

@@ -25,7 +25,7 @@ from ..config import UserError, to_dict
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import Modality, modality_name
 from .cache import FeatureCache, decoder_versions, identity, weights_digest
-from .data.readers import Protocol, Reader
+from .data.readers import EvalProtocol, Reader
 from .data.samples import Sample
 from .inputs import Inputs, collate
 from .progress import progress
@@ -176,7 +176,7 @@ def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{c}", name) for name in names for template in templates]
 
 
-def open_cache(model, name: str, protocol: Protocol, options: EncodeOptions) -> FeatureCache | None:
+def open_cache(model, name: str, protocol: EvalProtocol, options: EncodeOptions) -> FeatureCache | None:
     """The cache of all that features of the dataset `name` depend on beside the samples and prompts, the same one on
     all ranks; None where none is asked for. Raises `UserError` as `FeatureCache`."""
     if options.feature_cache is None:

@@ -25,7 +25,7 @@ from ..modalities import Modality
 from ..model import DualEncoder
 from .cache import FeatureCache, weights_digest
 from .data.pairing import PairsConfig, load_pairs_config, match_samples, renamed, sample_key, sample_labels
-from .data.readers import Protocol, choose_protocol
+from .data.readers import EvalProtocol, choose_protocol
 from .data.samples import Sample, count_missing, digest_of_samples
 from .data.shards import list_shards
 from .features import EncodeOptions, build_classifier, class_prompts, encode_samples, encode_texts, open_cache
@@ -73,7 +73,7 @@ class Encoder(NamedTuple):
     """What encodes one modality."""
 
     model: DualEncoder
-    protocol: Protocol
+    protocol: EvalProtocol
     cache: FeatureCache | None
 
 

@@ -217,7 +217,7 @@ INPUTS: dict[str, type[Reader]] = {
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """How samples are read, and what their similarity to texts is."""
 
     name: str
@@ -255,7 +255,7 @@ def choose_protocol(
     modality: Modality,
     clips: int = 1,
     crops: int = 1,
-) -> Protocol:
+) -> EvalProtocol:
     """`ours`, or the `paper` rules of a dataset.
 
     Raises:
@@ -265,9 +265,9 @@ def choose_protocol(
     if clips * crops > 1:
         if name == "paper":
             raise UserError("clips and crops are of our protocol: the paper's has views of its own")
-        return Protocol(name, Clips(modality, clip, clips, crops))
+        return EvalProtocol(name, Clips(modality, clip, clips, crops))
     reader = INPUTS[rules.get("inputs", "modality")](modality, clip)
-    return Protocol(name, reader, rules.get("similarity", "cosine"))
+    return EvalProtocol(name, reader, rules.get("similarity", "cosine"))
 
 
 def clip_indices(count: int, num_frames: int, clips: int) -> np.ndarray:
