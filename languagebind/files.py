@@ -102,38 +102,28 @@ def twice(names: Iterable[str]) -> str | None:
     return next((name for name in names if name in seen or seen.add(name)), None)
 
 
-def lies_in(path: str, folder: str) -> bool:
-    """Whether a real path is that of a folder, or of something in it."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield every file below a folder, sorted by name, a folder's own files first; links are followed.
 
-
-def files_below(folder: Path, above: tuple[str, ...] = (), owners: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file below a folder, in the order of the names, a folder's own files first; links are followed.
-
-    What is hidden is passed over, and so is a link to a folder that it lies in: such loops multiply files without end.
+    Hidden files and folders are skipped, and so are links to a folder that contains them: such a loop has no end.
 
     Args:
         folder: where to look.
         above: the real paths of the folders that led here.
-        owners: the real paths of folders to be listed each on its own: what lies in another one is passed over.
 
     Raises:
         OSError: a folder cannot be listed.
     """
     real = os.path.realpath(folder)
-    if any(lies_in(known, real) for known in above):
+    if any(os.path.commonpath([real, known]) == real for known in above):
         return
-    if above and owners:
-        places = (real, *map(str, Path(real).parents))
-        if next((place for place in places if place in owners), above[0]) != above[0]:
-            return
     with os.scandir(folder) as listing:
         shown = [entry for entry in listing if not entry.name.startswith(".")]
-    # A link to itself is no folder; entry.is_dir() would raise.
-    entries = sorted((os.path.isdir(e) if e.is_symlink() else e.is_dir(), e.name) for e in shown)
+    # os.path.isdir: entry.is_dir() would raise for a link to itself.
+    entries = sorted((os.path.isdir(entry) if entry.is_symlink() else entry.is_dir(), entry.name) for entry in shown)
     for is_folder, name in entries:
         if is_folder:
-            yield from files_below(folder / name, (*above, real), owners)
+            yield from files_below(folder / name, (*above, real))
         else:
             yield folder / name
 

@@ -11,7 +11,8 @@ import torch
 from helpers import call, depth_png, train_flags, write_shards
 
 from languagebind.config import UserError
-from languagebind.data.shards import ShardWriter, count_samples, expand_shards, read_captions
+from languagebind.data.members import read_captions
+from languagebind.data.shards import ShardWriter, count_samples, expand_shards, indexed
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
 from training.data import copied_ahead, train_batches
@@ -28,7 +29,7 @@ def tokenizer(texts):
 def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None, seed=0, counted=True, **options):
     config = DataConfig(**{"batch_size": 8, "caption_source": "raw", "workers": 0, "shuffle_buffer": 20, **options})
     plan = Plan(seed, rank, world, per_epoch, steps, first, drawn or {})
-    counts = count_samples(expand_shards(shards))
+    counts = count_samples(indexed(expand_shards(shards)))
     if not counted:
         counts = dict.fromkeys(counts)
     return list(train_batches(counts, DEPTH, tokenizer, config, plan))

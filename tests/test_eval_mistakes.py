@@ -1,9 +1,7 @@
 """Data and configs that would be read as something else than was meant: refused with the place, or read as meant."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +22,6 @@ from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
 from languagebind.eval.prepare._writing import Tally
 from languagebind.eval.score.zero_shot import label_targets
 from languagebind.files import locked
-from languagebind.modalities import DecodeError
 from languagebind.modalities.image import Image
 
 IMAGE = Image(image_size=8)
@@ -60,10 +57,8 @@ FILES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 # ------------------------------------------------------------------------------------------------ class folders
 
 
-@pytest.mark.parametrize(
-    ("link", "to"), [("a/up", ".."), ("a/other", "../b"), ("a/far", "../.."), ("self", "."), ("up", "..")]
-)
-def test_a_link_does_not_make_samples_of_another_class(folders, link, to):
+@pytest.mark.parametrize(("link", "to"), [("a/up", ".."), ("a/far", "../.."), ("a/self", ".")])
+def test_links_that_lead_back_are_not_followed(folders, link, to):
     (folders / link).symlink_to(to)
     assert keys(folders) == FILES
     assert list(class_names(dataset(folders, class_names=None))) == ["a", "b"]
@@ -77,49 +72,12 @@ def test_links_to_folders_elsewhere_are_followed(folders, tmp_path):
     Picture.new("RGB", (9, 9)).save(tmp_path / "store" / "more" / "2.png")
     (folders / "a" / "more").symlink_to(tmp_path / "store" / "more")
     assert keys(folders) == ["a/0.png", "a/1.png", "a/more/2.png", "b/0.png", "b/1.png"]
-    (folders / "c").symlink_to("a/more")  # a class of its own: then its files are no samples of a
-    assert keys(folders) == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/2.png"]
-
-
-def test_two_classes_of_one_folder_are_refused(folders):
-    (folders / "c").symlink_to("b")
-    with pytest.raises(UserError, match=r"the class folders b and c of .*folders are one folder"):
-        keys(folders)
 
 
 def test_files_in_hidden_folders_are_no_samples(folders):
     (folders / "a" / ".ipynb_checkpoints").mkdir()
     Picture.new("RGB", (9, 9)).save(folders / "a" / ".ipynb_checkpoints" / "x.png")
     assert keys(folders) == FILES
-
-
-@pytest.fixture
-def alarm():
-    def stop(*_):
-        raise AssertionError("a pipe is read, which waits for ever")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def test_a_pipe_is_no_sample_and_no_table(folders, tmp_path, alarm):
-    os.mkfifo(folders / "a" / "2.png")
-    pipe = next(sample for sample in list_samples(dataset(folders), IMAGE) if sample.key == "a/2.png")
-    with pytest.raises(DecodeError, match=r"2\.png.*not a regular file"):
-        pipe.load(1)
-    (tmp_path / "shards").mkdir()
-    for data, pipe in (("m.jsonl", "m.jsonl"), ("m.csv", "m.csv"), ("shards", "shards/m.tar")):
-        os.mkfifo(tmp_path / pipe)
-        with pytest.raises(UserError, match=rf"{pipe}.*not a regular file"):
-            list_samples(dataset(tmp_path / data), IMAGE)
-    options = download(tmp_path)
-    (options.source / "list.csv").unlink()
-    os.mkfifo(options.source / "list.csv")
-    with pytest.raises(UserError, match=r"list\.csv: not a regular file"):
-        prepare(options)
 
 
 # ---------------------------------------------------------------------------------------------- manifests, shards
@@ -145,9 +103,9 @@ def test_csv_and_jsonl_give_the_same_labels(tmp_path, label):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('path,caption\n0.png,a\n1.png,"b\n2.png,c\n', "a.csv:3 cannot be read as .csv: unexpected end of data"),
-        ('path,caption\n0.png,"a" b\n', "a.csv:2 cannot be read as .csv"),
-        ("path,caption\n0.png,a dog, running\n", "a.csv:2: more cells than columns"),
+        ('path,caption\n0.png,a\n1.png,"b\n2.png,c\n', "a.csv:4: unexpected end of data.*quotes"),
+        ('path,caption\n0.png,"a" b\n', "a.csv:2: .*quotes"),
+        ("path,caption\n0.png,a dog, running\n", "a.csv:2: 3 columns, expected 2: path, caption; a text with a comma"),
         ("path,caption,caption\n0.png,a,b\n", "a.csv:1: the column 'caption' is there twice"),
     ],
 )
@@ -167,10 +125,10 @@ BROKEN = [
 @pytest.mark.parametrize(("text", "message"), BROKEN, ids=["twins", "deep", "digits"])
 def test_json_is_refused_with_its_place(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text('{"path": "x.png", "label": "cat"}\n' + text + "\n")
-    with pytest.raises(UserError, match=rf"a\.jsonl:2 cannot be read as \.jsonl: .*{message}"):
+    with pytest.raises(UserError, match=rf"a\.jsonl:2: not valid JSON: .*{message}"):
         keys(tmp_path / "a.jsonl")
     shard = write_shard(tmp_path / "a.tar", [("k", {"png": b"x", "json": text.encode()})])
-    with pytest.raises(UserError, match=rf"a\.tar: the annotation of k cannot be read: .*{message}"):
+    with pytest.raises(UserError, match=rf"a\.tar: cannot read the labels and captions of k: .*{message}"):
         keys(shard)
 
 
@@ -182,9 +140,9 @@ def test_a_label_of_thousands_of_digits_is_no_index(tmp_path):
 
 def test_a_key_or_a_member_of_a_shard_is_there_once(tmp_path):
     cat = {"png": b"x", "json": {"label": "cat"}}
-    with pytest.raises(UserError, match=r"a\.tar: members of a lie at two places"):
+    with pytest.raises(UserError, match=r"a\.tar: write the members of a next to each other"):
         keys(write_shard(tmp_path / "a.tar", [("a", cat), ("b", cat), ("a", cat)]))
-    with pytest.raises(UserError, match=r"b\.tar: a\.json is there twice"):
+    with pytest.raises(UserError, match=r"b\.tar: a\.json: duplicate file name"):
         keys(write_shard(tmp_path / "b.tar", [("a", cat), ("a", {"json": {"label": "dog"}})]))
     hidden = write_shard(tmp_path / "c.tar", [("./._a", {"png": b""}), ("./a", cat), ("./._b", {"png": b""})])
     assert keys(hidden) == ["c.tar/./a"]

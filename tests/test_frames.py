@@ -12,7 +12,7 @@ from helpers import call
 from PIL import Image
 from test_modality_video import FRAMES, numbered, numbers, write
 
-from languagebind.data.shards import media_members
+from languagebind.data.members import media_members
 from languagebind.modalities.video import Video
 
 

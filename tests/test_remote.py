@@ -17,8 +17,8 @@ from helpers import call, stripes_config, torchrun, train_flags, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
-from languagebind.data.shards import count_samples, expand_shards
-from languagebind.data.streaming import stream_samples
+from languagebind.data.members import stream_samples
+from languagebind.data.shards import count_samples, expand_shards, indexed
 from languagebind.data.text_features import open_text_features, write_text_features
 from languagebind.eval.data.shards import list_shards, read_shard
 from languagebind.hub.checkpoint import read_checkpoint
@@ -198,7 +198,7 @@ def test_shards_are_listed_counted_and_checked_at_the_url(shards):
     names = [f"{url}/00000.tar", f"{url}/00001.tar"]
     for spec in (url, f"{url}/", f"{url}/*.tar", f"{url}/{{00000..00001}}.tar", "::".join(names)):
         assert expand_shards(spec) == names
-    assert count_samples(names) == dict.fromkeys(names, 16)
+    assert count_samples(indexed(names)) == dict.fromkeys(names, 16)
     checked = check_shards(url, DEPTH, decode=True)
     assert not checked.faults
     assert checked.statistics() == check_shards(folder).statistics()
@@ -229,7 +229,7 @@ def test_a_shard_that_goes_away_costs_its_samples(shards, s3, workers):
     name = f"data/gone{workers}"
     s3.copy("data/depth/", name, recursive=True)
     s3.invalidate_cache()
-    counts = count_samples(expand_shards(f"s3://{name}"))
+    counts = count_samples(indexed(expand_shards(f"s3://{name}")))
     s3.rm_file(f"{name}/00001.tar")
     found = batches(counts, workers=workers)
     skipped = [sample for batch in found for sample in batch.skipped]
@@ -323,7 +323,7 @@ def test_other_stores_and_their_packages(tmp_path):
     folder = write_shards(tmp_path / "shards", [8])
     fs.put(f"{folder}/", "/depth/", recursive=True)
     assert expand_shards("memory://depth") == ["memory://depth/00000.tar"]
-    assert len(batches(count_samples(expand_shards("memory://depth/*.tar")))) == 1
+    assert len(batches(count_samples(indexed(expand_shards("memory://depth/*.tar"))))) == 1
     assert expand_shards(f"file://{folder}") == [f"file://{folder}/00000.tar"]
     assert local_copy(f"file://{folder}/00000.tar").read_bytes() == (folder / "00000.tar").read_bytes()
     assert not is_url("pipe:curl http://x/y.tar")

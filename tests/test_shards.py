@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import random
@@ -17,8 +18,10 @@ import pytest
 from helpers import call, depth_png, start, write_shards
 
 from languagebind.config import UserError
-from languagebind.data.shards import as_key, count_samples, expand_shards, indexed, is_key, media_members
+from languagebind.data.members import media_members, stream_samples
+from languagebind.data.shards import as_key, count_samples, expand_shards, indexed, is_key
 from languagebind.data.vidal import MissingCaption, choose_caption, clean_title, media_paths, read_annotation
+from languagebind.eval.data.shards import read_shard
 
 CAPTIONS = {
     "raw": "A Room #shorts",
@@ -75,7 +78,7 @@ def test_vidal_becomes_shards_with_an_index_and_a_report(made):
         "missing caption": 1, "missing file": 1, "undecodable": 1,
     }  # fmt: skip
     assert report["left_out"]["missing file"]["examples"][0]["id"] == "id-03"
-    assert count_samples(expand_shards(made)) == {shard: info.samples for shard, info in index.items()}
+    assert count_samples(index) == {shard: info.samples for shard, info in index.items()}
     with tarfile.open(made / "00000.tar") as shard:
         names = shard.getnames()
         record = json.load(shard.extractfile("id-00.json"))
@@ -203,6 +206,27 @@ def test_faults_are_found(tmp_path):
     assert "00003.tar s3_1: " in printed
     assert "no index.json is written for shards with faults" in printed
     check(shards, status=1)
+
+
+def test_training_evaluation_and_checking_split_names_alike(tmp_path):
+    """As webdataset does: the key ends at the first dot, the case of the extension does not matter."""
+    record, png = json.dumps({"caption": "a room"}).encode(), depth_png(0, np.random.default_rng(0))
+    members = [
+        ("f.o/._a.png", b"x"), ("f.o/a.DEPTH.PNG", png), ("f.o/a.JSON", record), ("README", b"x"),
+        ("b.c.d.PNG", b"x"), ("b.Json", record), ("b.depth.png", png), ("._c.json", b"x"),
+    ]  # fmt: skip
+    shard = tmp_path / "00000.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    expected = {"f.o/a": {"depth.png", "json"}, "b": {"c.d.png", "json", "depth.png"}}
+    trained = {sample["__key__"]: {name for name in sample if name[0] != "_"} for sample in stream_samples(str(shard))}
+    assert trained == expected
+    evaluated = {key: (source.read(), record) for key, source, record in read_shard(shard, ("depth.png",), None)}
+    assert evaluated == dict.fromkeys(expected, (png, {"caption": "a room"}))
+    assert "2 samples in 1 shards" in check(shard, "--modality=depth", "--decode", status=0)
 
 
 def test_caption_sources_are_drawn_with_the_originals_weights():

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from languagebind.config import UserError, digest, first_line
-from languagebind.data.shards import count_samples, expand_shards, indexed, read_captions, split_shard
-from languagebind.data.streaming import stream_samples
+from languagebind.data.members import read_captions, stream_samples
+from languagebind.data.shards import ShardInfo, count_samples, expand_shards, indexed, split_shard
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
 from languagebind.remote import file_size, is_url
@@ -38,8 +38,9 @@ def check_data(
             f"{len(shards)} shards are too few for {max(1, config.workers)} workers x {world_size} ranks = {readers}"
             " readers: make more shards, use fewer --workers, or draw them with --dataset-resampled"
         )
-    _check_sizes(shards)
-    counts = count_samples(shards)
+    index = indexed(shards)
+    _check_sizes(index)
+    counts = count_samples(index)
     num_samples = config.train_num_samples or _total(counts)
     batch = config.batch_size * accum_freq * world_size
     if num_samples < batch:
@@ -87,9 +88,9 @@ def _total(counts: dict[str, int | None]) -> int:
     return sum(counts.values())
 
 
-def _check_sizes(shards: list[str]) -> None:
+def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
     """A tar file cut off between two members reads like a whole one; its size tells."""
-    for shard, info in indexed(shards).items():
+    for shard, info in index.items():
         size = None if info is None else _size(shard)
         if size is not None and size != info.bytes:
             raise UserError(

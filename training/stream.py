@@ -13,8 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from languagebind.config import UserError, at_least, first_line
-from languagebind.data.shards import media_members, member_extension, read_captions
-from languagebind.data.streaming import stream_samples
+from languagebind.data.members import media_members, read_captions, stream_samples
 from languagebind.data.text_features import TextFeaturesMode
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
@@ -165,7 +164,7 @@ class WorkerStream:
                 errors.append(error)
                 return True  # go on with what can be read
 
-            samples, read = stream_samples(shard, note, self._wanted), first
+            samples, read = stream_samples(shard, note, {*self.modality.extensions, "json", "txt"}), first
             for sample in islice(samples, first, last):
                 read += 1
                 yield {**sample, "__lap__": lap}
@@ -207,10 +206,6 @@ class WorkerStream:
         """Where nobody counted the samples, each worker has shards of its own."""
         own = order[self.plan.rank * self.workers + self.worker :: self.plan.world_size * self.workers]
         return [(shard, 0, None) for shard in own]
-
-    def _wanted(self, name: str) -> bool:
-        extension = member_extension(name.rpartition("/")[2].partition(".")[2].lower())[0]
-        return extension in {*self.modality.extensions, "json", "txt"}
 
     def _fail(self, what: str) -> None:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from ..config import UserError, at_least
 from ..modalities import DecodeError, Modality, modality_class
-from .shards import as_key, member_extension
+from .members import member_extension
+from .shards import as_key
 from .sources import Sample
 
 # How a file of a kind begins and ends: offset and bytes. Enough to tell an error page or a cut PNG from a picture.

@@ -21,13 +21,12 @@ from typing import Any, BinaryIO
 from ..config import UserError, first_line
 from ..files import atomic_file, write_atomic
 from ..remote import MissingFile, find_files, is_url, join, read_url
-from .vidal import MissingCaption
+from .members import member_extension
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_FRAME_MEMBER = re.compile(r"(\d+)\.(.+)")
 
 
 @dataclass
@@ -83,21 +82,15 @@ def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
     return infos
 
 
-def count_samples(shards: Iterable[str]) -> dict[str, int | None]:
-    """Samples in each shard, from `index.json` or OpenCLIP's `sizes.json` beside it; None where neither says.
+def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None]:
+    """Return the samples in each shard, from `indexed` or OpenCLIP's `sizes.json`; None where neither says.
 
     Raises:
-        UserError: one of these files is damaged.
+        UserError: a `sizes.json` is damaged.
     """
-    infos = indexed(shards)
-    sizes = {}
-    for folder in {split_shard(shard)[0] for shard in infos}:
-        path = join(folder, "sizes.json")
-        sizes[folder] = _read_json(path)
-        if not all(isinstance(count, int) and count >= 0 for count in sizes[folder].values()):
-            raise UserError(f"{path} should hold a number of samples for each shard")
+    sizes = {folder: _read_json(join(folder, "sizes.json")) for folder in {split_shard(shard)[0] for shard in index}}
     counts = {}
-    for shard, info in infos.items():
+    for shard, info in index.items():
         folder, name = split_shard(shard)
         counts[shard] = info.samples if info else sizes[folder].get(name)
     return counts
@@ -177,52 +170,6 @@ def as_key(sample_id: str) -> str:
         return sample_id
     digest = hashlib.sha256(sample_id.encode()).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', sample_id)[-64:]}-{digest}"
-
-
-def member_extension(extension: str) -> tuple[str, int | None]:
-    """`3.depth.png` to (`depth.png`, 3); `mp4` to (`mp4`, None)."""
-    frame = _FRAME_MEMBER.fullmatch(extension)
-    return (frame[2], int(frame[1])) if frame else (extension, None)
-
-
-def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict[int, str] | None:
-    """Which of a sample's members, by what follows the key, hold its media: one, or those of the frames by number.
-
-    The first of `extensions` that is there is taken; None where none is.
-    """
-    whole, frames = set(), {}
-    for name in names:
-        extension, frame = member_extension(name)
-        if frame is None:
-            whole.add(extension)
-        else:
-            frames.setdefault(extension, {})[frame] = name
-    for extension in extensions:
-        if extension in whole:
-            return extension
-        if extension in frames:
-            return dict(sorted(frames[extension].items()))
-    return None
-
-
-def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Every caption of a sample, by source: the `captions` of its `.json`, and its `.txt` as source `txt`.
-
-    A `.json` that names no sources has its text, or texts, as source `caption`.
-
-    Raises:
-        MissingCaption: there is neither, or the JSON is broken.
-    """
-    captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
-    if "json" in sample:
-        try:
-            record = json.loads(sample["json"])
-            found = record["captions"] if "captions" in record else record["caption"]
-            captions |= found if isinstance(found, dict) else {"caption": found}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if not captions:  # beside a .txt, the .json may well hold other things
-                raise MissingCaption(f"unreadable .json: {error!r}") from error
-    return captions
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -1,17 +1,15 @@
 """Where samples come from: VIDAL's annotation, a table, JSON lines, or folders named by class.
 
-Each source is a dataclass of its options with `samples()`, which goes through the input once and holds none of it.
+Each source is a dataclass of its options. Its `samples()` streams the input.
 """
 
-import csv
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import UserError
+from .tables import Format, Record, columns_of, read_manifest
 from .vidal import CAPTION_SOURCES, captions_of, media_paths, read_annotation
 
 
@@ -19,7 +17,7 @@ from .vidal import CAPTION_SOURCES, captions_of, media_paths, read_annotation
 class Sample:
     """One sample before its media are read.
 
-    `media` has for each modality the places where it may lie, best first; a place is one file, or its frames.
+    `media` holds for each modality the places where its file may be, best first; a place is one file, or its frames.
     """
 
     id: str
@@ -35,14 +33,14 @@ class Vidal:
     annotation: Path
     """The annotation JSON: {youtube_id: {folder, raw, mplug, polish_mplug, sound_mplug, ofa}}."""
     root: Path
-    """The folder that VIDAL's folders are in."""
+    """The folder that holds VIDAL's folders."""
     modality: tuple[str, ...]
     """What to put into a shard; a sample must have all of it."""
     num_samples: int | None = None
-    """Only the first so many entries, as the original takes them."""
+    """Read only the first N entries, as the original does."""
 
     def samples(self) -> Iterator[Sample]:
-        """Each entry, in file order."""
+        """Yield each entry, in file order."""
         for sample_id, entry in read_annotation(self.annotation, self.num_samples):
             folder = str(entry.get("folder", ""))
             media = {name: media_paths(self.root, sample_id, folder, name) for name in self.modality}
@@ -50,86 +48,73 @@ class Vidal:
 
 
 @dataclass(frozen=True)
-class Csv:
-    """A table with the columns `path`, `caption` or any caption source, and if there are any, `id` and `label`.
-
-    Columns `captions` and `labels` hold several, separated by `|`.
-    """
-
+class _Manifest:
     manifest: Path
-    """The table; its first line names the columns."""
+    """The file that lists the samples."""
     root: Path
     """The folder that the paths start from."""
     modality: tuple[str, ...]
-    """What to put into a shard. Of several, each has a column of its name in place of `path`."""
-    separator: str = ","
-    r"""What stands between columns; `\t` for a tab."""
+    """What to put into a shard. Each of several has a column (or key) of its name in place of `path`."""
 
     def samples(self) -> Iterator[Sample]:
-        """Each row."""
-        for number, row in enumerate(self._rows(), start=2):
+        """Yield each row."""
+        for where, row in read_manifest(self.manifest, self._format()):
             captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
-            if row.get("captions"):
-                captions["caption"] = row["captions"].split("|")
-            row["labels"] = row["labels"].split("|") if row.get("labels") else []
-            paths = _paths_of(row, self.modality, f"{self.manifest} line {number}")
-            yield _sample(self.root, row, paths, captions)
+            if several := row.get("captions"):
+                captions |= several if isinstance(several, dict) else {"caption": several}
+            places = {name: _as_list(row[column]) for name, column in self._columns(row, where).items()}
+            sample_id = str(row.get("id") or Path(next(iter(places.values()))[0]).with_suffix(""))
+            media = {name: [[self.root / path for path in place]] for name, place in places.items()}
+            labels = [str(label) for label in _as_list(row.get("labels") or row.get("label") or [])]
+            yield Sample(sample_id, media, captions, labels)
 
-    def _rows(self) -> Iterator[dict[str, str]]:
-        csv.field_size_limit(sys.maxsize)
-        try:
-            with open(self.manifest, encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file, delimiter=self.separator.replace("\\t", "\t"))
-        except OSError as error:
-            raise UserError(f"cannot read {self.manifest}: {error.strerror}") from error
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{self.manifest} is no table: {error}") from error
+    def _columns(self, row: Record, where: str) -> dict[str, str]:
+        """Return the column with the path of each modality."""
+        columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
+        for column in columns.values():
+            if not row.get(column):
+                raise UserError(f"{where}: no {column!r}, only {columns_of(row)}")
+        return columns
+
+    def _format(self) -> Format:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Jsonl:
-    """JSON lines: {"path": file or [frames], "caption" or "captions", and if there are any, "id" and "label"}."""
+class Csv(_Manifest):
+    """A table with the columns `path`, `caption` or any caption source, and optionally `id` and `label`.
 
-    manifest: Path
-    """The file, one JSON object a line."""
-    root: Path
-    """The folder that the paths start from."""
-    modality: tuple[str, ...]
-    """What to put into a shard. Of several, each has a key of its name in place of `path`."""
+    Columns `captions` and `labels` hold several values, separated by `|`.
+    """
 
-    def samples(self) -> Iterator[Sample]:
-        """Each line."""
-        for number, row in self._rows():
-            captions = row.get("captions", {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)})
-            captions = captions if isinstance(captions, dict) else {"caption": captions}
-            paths = _paths_of(row, self.modality, f"{self.manifest} line {number}")
-            yield _sample(self.root, row, paths, captions)
+    separator: str = ","
+    r"""What separates the columns; `\t` for a tab."""
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            with open(self.manifest, encoding="utf-8") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, json.loads(line)
-        except OSError as error:
-            raise UserError(f"cannot read {self.manifest}: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.manifest} is no JSON lines: {error}") from error
+    def _format(self) -> Format:
+        return Format("csv", separator=self.separator.replace("\\t", "\t"))
+
+
+@dataclass(frozen=True)
+class Jsonl(_Manifest):
+    """JSON lines: {"path": file or [frames], "caption" or "captions", and optionally "id" and "label" or "labels"}."""
+
+    def _format(self) -> Format:
+        return Format("jsonl")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of class folders: a file's label is its folder's name, and so is its caption."""
+    """A folder of class folders: the name of a class folder is the label of its files, and their caption."""
 
     root: Path
-    """The folder that the class folders are in."""
+    """The folder that holds the class folders."""
     modality: tuple[str, ...]
     """What the files are; one only."""
 
     def samples(self) -> Iterator[Sample]:
-        """Each file or folder of frames, by class and name."""
+        """Yield each file or folder of frames, by class and name."""
         if len(self.modality) != 1:
-            raise UserError("class folders hold one modality: name one --modality")
+            raise UserError("class folders hold one modality: give one --modality")
         if not self.root.is_dir():
             raise UserError(f"no such folder: {self.root}")
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
@@ -142,20 +127,5 @@ class Folder:
 SOURCES = {"vidal": Vidal, "csv": Csv, "jsonl": Jsonl, "folder": Folder}
 
 
-def _paths_of(row: dict[str, Any], modalities: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The value of `path`, or of the column of each modality's name."""
-    columns = {name: name if len(modalities) > 1 or name in row else "path" for name in modalities}
-    for column in columns.values():
-        if not row.get(column):
-            raise UserError(f"{where} has no {column!r}, only {sorted(str(key) for key in row)}")
-    return {name: row[column] for name, column in columns.items()}
-
-
-def _sample(root: Path, row: dict[str, Any], paths: dict[str, Any], captions: dict[str, Any]) -> Sample:
-    frames = {name: value if isinstance(value, list) else [value] for name, value in paths.items()}
-    sample_id = str(row.get("id") or Path(next(iter(frames.values()))[0]).with_suffix(""))
-    labels = row.get("labels") or row.get("label") or []
-    labels = [str(label) for label in labels] if isinstance(labels, list) else [str(labels)]
-    return Sample(
-        sample_id, {name: [[root / path for path in value]] for name, value in frames.items()}, captions, labels
-    )
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,20 +1,19 @@
-"""Tables as people publish them, read to records: CSV, TSV, JSON, JSON lines, pickles and lists of names."""
+"""Tables as people publish them, read as records: CSV, TSV, JSON, JSON lines, pickles and lists of names."""
 
 import csv
-import io
 import itertools
-import json
 import pickle
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
-from ..files import check_regular, parse_json, twice
+from ..config import UserError, first_line
+from ..files import parse_json, twice
 
 Record = dict[str, Any]
-# The columns of what has no names: the key of a mapping's entry, and an entry that is no mapping itself.
+# The columns of what has no names: the key of an entry of a mapping, and an entry that is not a mapping itself.
 KEY, VALUE = "key", "value"
 
 
@@ -24,106 +23,132 @@ class Format:
 
     name: str | None = None  # a key of READERS; default: the file's extension
     columns: tuple[str, ...] = ()  # of a table without a header
-    comment: str | None = None  # lines in front of the table that start with this are no part of it
+    comment: str | None = None  # starts the lines before the table that are not part of it
     encoding: str = "utf-8-sig"
     records: str | None = None  # the key of a JSON object that holds the records
+    separator: str = ","  # between the columns of a CSV
 
 
 def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    """(place for messages, record) of each entry of a table, in order.
+    """Yield (place for messages, record) for each entry of a table, in order. CSV, TSV and JSON lines are streamed.
 
     Raises:
-        UserError: the file is missing, in another format or encoding, or a row does not fit; with file and line.
+        UserError: the file cannot be read in this format and encoding, or a row does not fit the columns.
     """
-    name = form.name or file.suffix.removeprefix(".").lower()
+    name = _format_name(file, form)
     if name not in READERS:
-        raise UserError(f"{file}: {name!r} is no format of a table, set format to one of {', '.join(READERS)}")
+        raise UserError(f"{file}: unknown table format {name!r}; set format to one of {', '.join(READERS)}")
     try:
-        check_regular(file)
-        data = file.read_bytes()
+        yield from READERS[name](file, form)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    return READERS[name](data, file, form)
-
-
-def _text(data: bytes, file: Path, form: Format) -> str:
-    try:
-        return data.decode(form.encoding)
-    except LookupError as error:
-        raise UserError(f"{file}: there is no encoding {form.encoding!r}") from error
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        wrong = f"byte {data[error.start]:#04x} is not {form.encoding.removesuffix('-sig')}"
-        raise UserError(f"{file}:{line}: {wrong}; set `encoding` (latin-1?) or convert the file") from error
-    except UnicodeError as error:  # of an encoding that only exists by name
-        raise UserError(f"{file}: cannot be read as {form.encoding!r}: {error}") from error
+        encoding = form.encoding.removesuffix("-sig")
+        raise UserError(f"{file} is not {encoding}: set `encoding` (latin-1?) or convert the file") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{file} cannot be read as {name}: {first_line(error)}") from error
 
 
-def _text_lines(data: bytes, file: Path, form: Format) -> list[str]:
-    """Lines with their ends; unlike with `str.splitlines`, a caption's own U+2028 or form feed ends none."""
-    return list(io.StringIO(_text(data, file, form), newline=""))
+def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Record]]:
+    """Yield (place for messages, row) for each row of a manifest: `read_records` without the empty cells.
+
+    In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
+    """
+    for where, row in read_records(file, form):
+        if _format_name(file, form) == "csv":
+            row = {name: cell for name, cell in row.items() if cell}
+            row |= {name: row[name].split("|") for name in ("labels", "captions") if name in row}
+        yield where, row
 
 
-def _csv(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    lines = _text_lines(data, file, form)
-    head = itertools.takewhile(lambda line: form.comment and line.startswith(form.comment), lines)
-    skipped = sum(1 for _ in head)
-    # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, where the quotes count only without the space.
-    reader = csv.reader(lines[skipped:], skipinitialspace=True, strict=True)
-    return _rows(reader, skipped, file, form)
+def read_list(file: Path, form: Format) -> list[str]:
+    """Return the names in a text file's lines or a JSON list; each must be there once."""
+    names: dict[str, str] = {}
+    for where, record in read_records(file, form):
+        name = record.get(VALUE)
+        if not isinstance(name, (str, int)):
+            raise UserError(f"{where}: should be a name, not {record}")
+        if str(name) in names:
+            raise UserError(f"{where}: {name!r} is there twice, first at {names[str(name)]}")
+        names[str(name)] = where
+    return list(names)
 
 
-def _tsv(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    """Tabs and no quotes: a sentence may hold a single `"`."""
-    lines = _text_lines(data, file, form)
-    return _rows(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 0, file, form)
+def columns_of(record: Record) -> str:
+    """Return the names of a record's columns, for messages."""
+    return ", ".join(map(str, record)) or "nothing"
+
+
+def require(record: Record, columns: Iterable[str], where: str) -> None:
+    """Raise `UserError` if a record lacks a column."""
+    for column in columns:
+        if column not in record:
+            raise UserError(f"{where}: no column {column!r}, it has {columns_of(record)}")
+
+
+def _format_name(file: Path, form: Format) -> str:
+    return form.name or file.suffix.removeprefix(".").lower()
+
+
+# Files are opened with an explicit `newline`, as a caption's own U+2028 or form feed does not end a line.
+def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    with open(file, encoding=form.encoding, newline="") as lines:
+        skipped, first = 0, next(lines, "")
+        while form.comment and first.startswith(form.comment):
+            skipped, first = skipped + 1, next(lines, "")
+        # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, where the quotes count only without the space.
+        rows = csv.reader(itertools.chain([first], lines), delimiter=form.separator, skipinitialspace=True, strict=True)
+        yield from _rows(rows, skipped, file, form)
+
+
+def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    """Read columns separated by tabs, without quotes: a sentence may hold a single `"`."""
+    with open(file, encoding=form.encoding, newline="") as lines:
+        yield from _rows(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 0, file, form)
 
 
 def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    csv.field_size_limit(sys.maxsize)
     columns = list(form.columns)
-    if name := twice(columns):
-        raise UserError(f"{file}: `columns` names {name!r} twice")
     try:
         for row in reader:
-            if not row:  # a blank line; one of empty cells is a mistake
-                continue
             where = f"{file}:{reader.line_num + skipped}"
-            if not columns:
+            if row and not columns:
                 columns = [name.strip() for name in row]
                 if name := twice(filter(None, columns)):
                     raise UserError(f"{where}: the column {name!r} is there twice")
                 continue
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()  # a separator at the end of a line
+            if not row:  # a blank line; a row of empty cells is a mistake
+                continue
             if len(row) != len(columns):
-                raise UserError(f"{where}: {len(row)} columns, expected {len(columns)}: {', '.join(columns)}")
+                expected = f"expected {len(columns)}: {', '.join(columns)}"
+                raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a comma needs double quotes")
             yield where, dict(zip(columns, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num + skipped}: {error}") from error
+        raise UserError(f"{file}:{reader.line_num + skipped}: {error}; check the quotes") from error
 
 
-def _json(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    text = _text(data, file, form)
-    try:
-        content = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: no JSON: {error.msg}") from error
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
+def _json(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    content = parse_json(file.read_text(encoding=form.encoding))
     if form.records is not None:
         if not isinstance(content, dict) or form.records not in content:
-            raise UserError(f"{file}: has no key {form.records!r}")
+            raise UserError(f"{file} has no key {form.records!r}")
         content = content[form.records]
     return _entries(content, file)
 
 
-def _jsonl(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(_text(data, file, form).split("\n"), 1):
-        try:
-            if line.strip():
-                yield f"{file}:{number}", _record(parse_json(line))
-        except ValueError as error:
-            raise UserError(f"{file}:{number}: no JSON: {error}") from error
+def _jsonl(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    with open(file, encoding=form.encoding, newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    yield f"{file}:{number}", _record(parse_json(line))
+            except ValueError as error:
+                raise UserError(f"{file}:{number}: not valid JSON: {error}") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -132,34 +157,25 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("builtins", "set"), ("builtins", "frozenset")):
             return set if name == "set" else frozenset
-        raise pickle.UnpicklingError(f"holds {module}.{name}, but only containers, texts and numbers are read")
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, but only containers, texts and numbers are read")
 
 
-def _pickle(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    try:
+def _pickle(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    with open(file, "rb") as stream:
         # Texts that Python 2 wrote are bytes, so the encoding matters here too.
-        content = _PlainUnpickler(io.BytesIO(data), encoding=form.encoding.removesuffix("-sig")).load()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        OverflowError,
-    ) as error:
-        raise UserError(f"{file} cannot be read as a pickle: {error}") from error
+        content = _PlainUnpickler(stream, encoding=form.encoding.removesuffix("-sig")).load()
     return _entries(content, file)
 
 
-def _lines(data: bytes, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(_text_lines(data, file, form), 1):
-        if line.strip():
-            yield f"{file}:{number}", {VALUE: line.strip()}
+def _lines(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+    with open(file, encoding=form.encoding) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{file}:{number}", {VALUE: line.strip()}
 
 
 def _entries(content: Any, file: Path) -> Iterator[tuple[str, Record]]:
-    """The entries of a list, or of a mapping by key."""
+    """Yield the entries of a list, or of a mapping with their keys."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield f"{file}: entry {key!r}", _record(value) | {KEY: key}
@@ -183,28 +199,5 @@ READERS = {
     "pickle": _pickle,
     "txt": _lines,
 }
-
-
-def read_list(file: Path, form: Format) -> list[str]:
-    """A list of names, a text file's lines or a JSON list's entries; each must be there once."""
-    names: dict[str, str] = {}
-    for where, record in read_records(file, form):
-        name = record.get(VALUE)
-        if not isinstance(name, (str, int)):
-            raise UserError(f"{where}: should be a name, not {record}")
-        if str(name) in names:
-            raise UserError(f"{where}: {name!r} is there twice, first at {names[str(name)]}")
-        names[str(name)] = where
-    return list(names)
-
-
-def columns_of(record: Record) -> str:
-    """For messages: what a record has."""
-    return ", ".join(map(str, record)) or "nothing"
-
-
-def require(record: Record, columns: Iterable[str], where: str) -> None:
-    """Raise `UserError` if a record lacks a column."""
-    for column in columns:
-        if column not in record:
-            raise UserError(f"{where}: no column {column!r}, it has {columns_of(record)}")
+# What the parsers of these formats raise for damaged files; an unpickler raises nearly anything.
+_UNREADABLE = (ValueError, LookupError, EOFError, AttributeError, TypeError, OverflowError, pickle.UnpicklingError)

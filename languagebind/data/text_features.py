@@ -23,8 +23,8 @@ from torch import Tensor
 from ..config import UserError, first_line
 from ..files import write_atomic
 from ..remote import file_size, folder_sizes, is_url, local_copy, read_url
-from .shards import read_captions, split_shard
-from .streaming import stream_samples
+from .members import read_captions, stream_samples
+from .shards import split_shard
 from .vidal import MissingCaption, all_captions, source_names
 
 TextFeaturesMode = Literal["auto", "cached", "live"]
@@ -136,7 +136,7 @@ def open_text_features(
 def _texts_of(shard: str, sources: set[str]) -> set[str]:
     texts = set()
     try:
-        for sample in stream_samples(shard, select_files=lambda name: name.endswith((".json", ".txt"))):
+        for sample in stream_samples(shard, extensions=("json", "txt")):
             try:
                 captions = read_captions(sample)
             except MissingCaption:
@@ -149,7 +149,7 @@ def _texts_of(shard: str, sources: set[str]) -> set[str]:
 
 def _sources_in(shard: str) -> list[str]:
     """The caption sources of its first sample that has any."""
-    for sample in stream_samples(shard, select_files=lambda name: name.endswith((".json", ".txt"))):
+    for sample in stream_samples(shard, extensions=("json", "txt")):
         with suppress(MissingCaption):
             return sorted(read_captions(sample))
     return []

@@ -27,11 +27,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...config import UserError, load_yaml
+from ...files import files_below
 from ...hub.encoders import TEXT
 from ...modalities import Modality
 from . import datasets
 from .datasets import DIRECTIONS, DatasetConfig, read_class_names, read_templates, resolve
-from .samples import Sample, check_data, list_samples, visible_files
+from .samples import Sample, check_data, list_samples
 from .shards import list_shards
 from .values import published_figures, refuse_unknown
 
@@ -215,7 +216,7 @@ def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sam
     data = config.data[name]
     in_shard = bool(list_shards(data.data))
     folder = Path(data.data)
-    samples = _folder(folder, config.name) if folder.is_dir() and not in_shard else list_samples(data, modality)
+    samples = _folder(folder) if folder.is_dir() and not in_shard else list_samples(data, modality)
     found: dict[str, Sample] = {}
     for sample in samples:
         if name == TEXT and not sample.captions:
@@ -229,9 +230,9 @@ def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sam
     return found
 
 
-def _folder(folder: Path, name: str) -> list[Sample]:
+def _folder(folder: Path) -> list[Sample]:
     """Every file below a folder; the first folder on the way to it is its label."""
-    paths = [(file, file.relative_to(folder)) for file in visible_files(folder, name)]
+    paths = [(file, file.relative_to(folder)) for file in files_below(folder)]
     return [Sample(path.as_posix(), file, path.parts[:-1][:1]) for file, path in paths]
 
 

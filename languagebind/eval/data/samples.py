@@ -1,12 +1,11 @@
-"""The samples of a dataset, listed once and in a fixed order, to be read at random by any number of workers.
+"""The samples of a dataset, listed once in a fixed order, to be read at random by any number of workers.
 
-Class folders: `<data>/<label>/**/<file>`, every file that is not hidden, nor in a hidden folder. Links are followed,
-but for those to another class's folder, or to one that the class's folder lies in.
+Class folders: `<data>/<label>/**/<file>`, every file that is not hidden or in a hidden folder. Links are followed.
 Manifest: a .csv or .jsonl file with `path` (from the manifest's folder, or the data root), `label` or `labels`,
-`caption` or `captions`, and perhaps `id`, which says what belongs together across modalities (`pairing.py`). In a
-.csv the plural columns are separated by `|`. Rows with the same path are one sample.
+`caption` or `captions`, and optionally `id`, which matches samples across modalities (`pairing.py`). In a .csv the
+plural columns are separated by `|`. Rows with the same path are one sample.
 Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`;
-or CLIP_benchmark's `.cls` (class index), `.npy` (0/1 a class), `.txt` (a caption a line).
+or CLIP_benchmark's `.cls` (class index), `.npy` (0 or 1 for each class), `.txt` (a caption a line).
 
 A label is a class's label, or its index. Captions are one text, a list, or either of these by caption source.
 """
@@ -14,23 +13,23 @@ A label is a class's label, or its index. Captions are one text, a list, or eith
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...config import UserError, digest
+from ...data.tables import read_manifest
 from ...distributed import gather_objects
-from ...files import check_regular, files_below, is_plain, lies_in, twice
+from ...files import files_below, is_plain
 from ...modalities import DecodeError, Modality
 from .datasets import DatasetConfig, not_there
-from .manifests import read_rows
 from .shards import Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
 
 Source = Path | Member
-PREPARED = ".prepare.json"  # of what `prepare` made, beside the data
+PREPARED = ".prepare.json"  # the report of `prepare`, beside the data
 
 
 @dataclass(frozen=True)
@@ -44,29 +43,35 @@ class Sample:
     id: str | None = None
 
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
-        """What `Modality.decode` takes: a path, the bytes of a member, or a list of these.
+        """Return what `Modality.decode` takes: a path, the bytes of a member, or a list of these.
 
-        Of frame files, a modality without frames is given the middle one.
+        A modality without frames gets the middle one of several frames.
 
         Raises:
-            DecodeError: there is no media, or a path leads to no file.
+            DecodeError: the sample has no media, or a file is missing.
         """
-        if self.source is None:
-            raise DecodeError(self.key, "the sample holds no file that this modality reads")
         if not isinstance(self.source, tuple):
-            return _contents(self.source)
+            return self._contents(self.source)
         if num_frames == 1:
-            return _contents(self.source[len(self.source) // 2])
-        return [_contents(frame) for frame in self.source]
+            return self._contents(self.source[len(self.source) // 2])
+        return [self._contents(frame) for frame in self.source]
+
+    def _contents(self, source: Source | None) -> Path | bytes:
+        if isinstance(source, Member):
+            return source.read()
+        if source is None or not source.is_file():
+            reason = "the sample holds no file that this modality reads" if source is None else "No such file"
+            raise DecodeError(source or self.key, reason)
+        return source
 
 
 def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
-    """Every sample of the dataset; with `limit`, that many, evenly spaced over the data.
+    """Return the samples of a dataset; with `limit`, that many, evenly spaced over the data.
 
     In classification these are evenly spaced within each label, so that each class keeps its share, but for rounding.
 
     Raises:
-        UserError: the data is missing, empty, of no known kind, or lacks the labels or captions of its task.
+        UserError: the data is missing, empty, of an unknown kind, or lacks the labels or captions of its task.
     """
     samples = list_samples(config, modality)
     if not samples:
@@ -75,21 +80,18 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     warn_of_count(config, "captions", sum(len(sample.captions) for sample in samples))
     if config.limit is not None and config.limit < len(samples):
         samples = _evenly_spaced(samples, config.limit, config.task == "classification")
-    wanted = "captions" if config.task == "retrieval" else "labels"
-    counts = [len(getattr(sample, wanted)) for sample in samples]
-    if not any(counts):
-        raise UserError(f"{config.name}: the samples in {config.data} have no {wanted}, which {config.task} needs")
-    # In multi-label data a sample may well have no label.
-    if config.task == "retrieval" and not all(counts):
-        raise UserError(f"{config.name}: {samples[counts.index(0)].key} has no caption ({counts.count(0)} have none)")
-    if config.task == "classification" and set(counts) != {1}:
-        odd = next(i for i, count in enumerate(counts) if count != 1)
-        raise UserError(f"{config.name}: {samples[odd].key} has {counts[odd]} labels, classification needs one each")
+    what = "captions" if config.task == "retrieval" else "labels"
+    counts = [len(getattr(sample, what)) for sample in samples]
+    wrong = [i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)]
+    # Some samples of multi-label data have no label.
+    if wrong and (config.task != "multilabel" or len(wrong) == len(samples)):
+        example = f"{samples[wrong[0]].key} has {counts[wrong[0]]} {what}"
+        raise UserError(f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}")
     return samples
 
 
 def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sample]:
-    """`count` samples in the order of the data; `by_label`, taken label by label."""
+    """Return `count` samples in the order of the data; `by_label` spaces them within each label."""
     places = list(range(len(samples)))
     if by_label:
         first_seen: dict[tuple, int] = {}
@@ -101,25 +103,25 @@ def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sa
 
 
 def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
-    """Say where the data has another number of samples, captions or classes than the dataset: it is another task."""
+    """Warn where the data has another number of samples, captions or classes than the dataset: the task differs."""
     if count != config.expect.get(what, count):
         log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
 
 
 def digest_of_samples(facts: Any, name: str) -> str:
-    """A hash of what tells a dataset's samples from others.
+    """Return a hash of what identifies a dataset's samples. Every rank must call this.
 
     Raises:
-        UserError: another rank sees others; every rank must call this.
+        UserError: the ranks see different samples.
     """
     found = digest(facts)
     if len(set(gather_objects(found))) > 1:
-        raise UserError(f"{name}: the ranks see other samples: have the same data on every node")
+        raise UserError(f"{name}: the ranks see different samples: put the same data on every node")
     return found
 
 
 def count_missing(config: DatasetConfig) -> int | None:
-    """How many samples `prepare --skip-missing` left out of the data; None where it is not `prepare`'s."""
+    """Return how many samples `prepare --skip-missing` left out; None where `prepare` did not make the data."""
     report = Path(config.data + PREPARED)
     try:
         missing = len(json.loads(report.read_text(encoding="utf-8"))["missing"])
@@ -131,30 +133,30 @@ def count_missing(config: DatasetConfig) -> int | None:
 
 
 def check_data(config: DatasetConfig) -> None:
-    """What can be said without reading the data: raises UserError if it, or one of its shards, is not there."""
+    """Raise `UserError` if the data, or one of its shards, does not exist; nothing is read."""
     if not list_shards(config.data) and not os.path.exists(config.data):
         raise not_there(config, Path(config.data))
 
 
 def class_names(config: DatasetConfig) -> dict[str, str]:
-    """Label -> name in prompts, in class order: the config's, else the sorted class folders with spaces for `_`.
+    """Return label -> name in prompts, in class order: the config's, or the sorted class folders with spaces for `_`.
 
     Raises:
-        UserError: the config names no classes and the data is no folder of class folders.
+        UserError: the config names no classes, and the data is not a folder of class folders.
     """
     if config.class_names is not None:
         return dict(config.class_names)
-    if not Path(config.data).is_dir() or list_shards(config.data):
-        raise UserError(f"{config.name}: class_names is needed, as {config.data} is no folder of class folders")
-    return {folder.name: folder.name.replace("_", " ") for folder in _class_folders(config)}
+    folders = [] if list_shards(config.data) else _class_folders(config)
+    if not folders:
+        raise UserError(f"{config.name}: class_names is needed, as {config.data} is not a folder of class folders")
+    return {folder.name: folder.name.replace("_", " ") for folder in folders}
 
 
 def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
-    """All there is, perhaps without what the task needs. Raises UserError as `read_samples`."""
+    """Return all samples, whether or not they have what the task needs. Raises UserError as `read_samples`."""
     check_data(config)
     data = Path(config.data)
-    shards = list_shards(config.data)
-    if shards:
+    if shards := list_shards(config.data):
         num_classes = len(config.class_names) if config.class_names is not None else None
         return [
             Sample(f"{shard.name}/{key}", source, *_annotation(record, f"{shard.name}/{key}", config))
@@ -162,63 +164,39 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
             for key, source, record in read_shard(shard, modality.extensions, num_classes)
         ]
     if data.suffix in (".csv", ".jsonl"):
-        return _read_manifest(data, config)
-    if data.is_dir():
-        folders = _class_folders(config)
-        owners = frozenset(map(os.path.realpath, folders))
+        return _from_manifest(data, config)
+    if folders := _class_folders(config):
         return [
             Sample(file.relative_to(data).as_posix(), file, (folder.name,))
             for folder in folders
-            for file in visible_files(folder, config.name, owners)
+            for file in files_below(folder)
         ]
-    raise UserError(f"{config.name}: {config.data} is no .csv or .jsonl manifest, .tar file or folder")
+    raise UserError(f"{config.name}: {config.data} is not a .csv or .jsonl manifest, shards or class folders")
 
 
 def _class_folders(config: DatasetConfig) -> list[Path]:
-    data = os.path.realpath(config.data)
-    folders = sorted(f for f in Path(config.data).iterdir() if f.is_dir() and not f.name.startswith("."))
-    places = {folder: os.path.realpath(folder) for folder in folders}
-    # A link to a folder that the data lies in is a loop, and no class.
-    folders = [folder for folder in folders if not lies_in(data, places[folder])]
-    if not folders:
-        raise UserError(f"{config.name}: {config.data} holds neither class folders nor shards")
-    if place := twice(places[folder] for folder in folders):
-        names = " and ".join(folder.name for folder in folders if places[folder] == place)
-        raise UserError(f"{config.name}: the class folders {names} of {config.data} are one folder: keep one of them")
-    return folders
+    data = Path(config.data)
+    entries = data.iterdir() if data.is_dir() else ()
+    return sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def visible_files(folder: Path, name: str, owners: frozenset[str] = frozenset()) -> Iterable[Path]:
-    """`files_below`, for the dataset `name`; a file that cannot be decoded is then reported, not passed over.
-
-    Raises:
-        UserError: a folder cannot be listed.
-    """
-    try:
-        yield from files_below(folder, owners=owners)
-    except OSError as error:
-        raise UserError(f"{name}: cannot list {error.filename}: {error.strerror}") from error
-
-
-def _read_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
-    samples: dict[str | tuple[str, ...], Sample] = {}
-    for number, row in read_rows(manifest):
-        path, where = row.get("path"), f"{manifest}:{number}"
-        if not path or not all(isinstance(frame, str) and is_plain(frame) for frame in _as_list(path)):
+def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
+    samples: dict[tuple[str, ...], Sample] = {}
+    for where, row in read_manifest(manifest):
+        paths = _as_list(row.get("path"))
+        if not all(isinstance(path, str) for path in paths) or not all(paths) or not paths:
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
-        place = path if isinstance(path, str) else tuple(path)
-        key = path if isinstance(path, str) else path[0]
+        files = tuple(_find(path, manifest, config) for path in paths)
         name = None if row.get("id") is None else str(row["id"])
-        old = samples.get(place) or Sample(key, _source(path, manifest, config), id=name)
+        source = files if isinstance(row["path"], list) else files[0]
+        old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
         # A caption that is there twice is two queries; a label that is there twice is one label.
-        samples[place] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
+        samples[tuple(paths)] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
     return list(samples.values())
 
 
-def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Source | tuple[Source, ...]:
-    if not isinstance(path, str):
-        return tuple(_source(frame, manifest, config) for frame in path)
+def _find(path: str, manifest: Path, config: DatasetConfig) -> Path:
     beside = manifest.parent / path
     if config.data_root is None or os.path.exists(beside):
         return beside
@@ -226,39 +204,30 @@ def _source(path: str | list[str], manifest: Path, config: DatasetConfig) -> Sou
     return below_root if os.path.exists(below_root) else beside
 
 
-def _annotation(record: dict[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
-    """The labels and captions of a manifest row or of a shard's metadata, under their singular or plural names."""
+def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
+    """Return the labels and captions of a manifest row or of a shard's metadata."""
     labels = _as_list(record.get("label")) + _as_list(record.get("labels"))
-    # In Python true and false are numbers too.
-    if not all(isinstance(label, (str, int)) and not isinstance(label, bool) for label in labels):
-        raise UserError(f"{where}: labels should be text or class indices, not {labels!r}")
     captions: list[Any] = []
-    if config.task == "retrieval":  # other tasks need not say which caption source they would mean
+    if config.task == "retrieval":  # for other tasks the caption source need not be chosen
         for value in (record.get("caption"), record.get("captions")):
             captions += _as_list(_choose_source(value, where, config))
-        if not all(isinstance(caption, str) and is_plain(caption) for caption in captions):
-            raise UserError(f"{where}: captions should be text, not {captions!r}")
+    # True and False are numbers to Python.
+    if not all(isinstance(label, (str, int)) and not isinstance(label, bool) for label in labels):
+        raise UserError(f"{where}: labels should be text or class indices, not {labels!r}")
+    # Half an emoji (a lone surrogate) is text that no tokenizer can encode.
+    if not all(isinstance(caption, str) and is_plain(caption) for caption in captions):
+        raise UserError(f"{where}: captions should be text, not {captions!r}")
     return _unique(labels), tuple(text for text in (caption.strip() for caption in captions) if text)
 
 
 def _choose_source(value: Any, where: str, config: DatasetConfig) -> Any:
-    """Captions by source to those of the source asked for; which one to use is never guessed."""
+    """Return the captions of the source that the config asks for; which one to use is never guessed."""
     if not isinstance(value, dict):
         return value
     source = config.caption_source or (next(iter(value)) if len(value) == 1 else None)
     if source is None:
         raise UserError(f"{where}: captions from {', '.join(value)}: choose one with caption_source in the config")
     return value.get(source)
-
-
-def _contents(source: Source) -> Path | bytes:
-    if isinstance(source, Member):
-        return source.read()
-    try:
-        check_regular(source)
-    except OSError as error:
-        raise DecodeError(source, error.strerror) from error
-    return source
 
 
 def _as_list(value: Any) -> list[Any]:

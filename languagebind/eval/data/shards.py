@@ -1,22 +1,23 @@
-"""Reads webdataset shards at random: each tar file is indexed once, after which a member is a place in a file.
+"""Random access to the samples of shards, with their labels and captions.
 
-Streaming would tie the order of the samples to the number of workers, and an evaluation should not depend on that.
+Each tar file is scanned once, after which a member is a range of bytes in a file. Streaming, as in training, would make
+the order of the samples depend on the number of workers.
 """
 
 import io
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...config import UserError
-from ...data.shards import expand_shards, media_members
-from ...files import check_regular, parse_json, text_lines
+from ...data.members import group_members, media_members
+from ...data.shards import expand_shards
+from ...files import parse_json, text_lines
 from ...modalities import DecodeError
 from ...remote import is_url, local_copy
 
@@ -31,7 +32,7 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """The member's bytes.
+        """Return the member's bytes.
 
         Raises:
             DecodeError: the shard is gone or cut off.
@@ -39,75 +40,61 @@ class Member:
         try:
             with self.shard.open("rb") as file:
                 file.seek(self.offset)
-                data = file.read(self.size)
+                data, problem = file.read(self.size), "is cut off"
         except OSError as error:
-            raise DecodeError(self.name, f"cannot read {self.shard}: {error.strerror}") from error
+            data, problem = b"", f"cannot be read: {error.strerror}"
         if len(data) < self.size:
-            raise DecodeError(self.name, f"{self.shard} is cut off")
+            raise DecodeError(self.name, f"{self.shard} {problem}")
         return data
 
 
 def list_shards(data: str) -> list[Path]:
-    """The shards that a brace pattern, a .tar file or a folder of them stands for; empty if it is none of these.
+    """Return the shards of a brace pattern, a .tar file or a folder of .tar files; empty for anything else.
 
-    Those behind URLs are copied to the disk, since they are read at random.
+    Shards behind URLs are copied to the disk, since they are read at random.
 
     Raises:
-        UserError: a shard that was named does not exist, or cannot be copied.
+        UserError: a shard in the pattern does not exist, or cannot be copied.
     """
     if any(map(is_url, data.split("::"))):
         return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
-    if os.path.isdir(data):  # unlike Path's, False of a name that is too long
+    if os.path.isdir(data):
         return sorted(Path(data).glob("[!.]*.tar"))
     return [Path(shard) for shard in expand_shards(data)] if data.endswith(".tar") else []
 
 
-def read_shard(shard: Path, extensions: tuple[str, ...], num_classes: int | None) -> Iterable[tuple[str, Any, dict]]:
-    """(key, source, annotation) of each sample in a shard, in its order.
+def read_shard(
+    shard: Path, extensions: tuple[str, ...], num_classes: int | None
+) -> Iterator[tuple[str, Member | tuple[Member, ...] | None, dict[str, Any]]]:
+    """Yield (key, source, annotation) for each sample of a shard, in order.
 
     Args:
         shard: the .tar file.
-        extensions: of the media member, the first one present is taken; `<key>.<k>.<extension>` is frame k.
-        num_classes: what the length of a `.npy` label is checked against.
+        extensions: of the media; the first one that a sample has is its source, or its frames are.
+        num_classes: the length that a `.npy` label must have; None: any.
 
     Raises:
-        UserError: the shard is no tar file, is cut off or has a sample or a member twice; an annotation cannot be read.
+        UserError: the shard or an annotation cannot be read, or two members have the same name.
     """
-    seen: set[str] = set()
-    for key, group in groupby(_members(shard), key=lambda member: _split(member.name)[0]):
-        if key in seen:
-            raise UserError(f"{shard}: members of {key} lie at two places: write those of a sample next to each other")
-        seen.add(key)
-        members: dict[str, Member] = {}
-        for member in group:
-            if members.setdefault(_split(member.name)[1], member) is not member:
-                raise UserError(f"{shard}: {member.name} is there twice")
+    for key, members in group_members(str(shard), _scan(shard)):
         source = _media(members, extensions)
         # A .npy may be the media itself.
         rest = {extension: member for extension, member in members.items() if member != source}
         try:
-            yield key, source, _annotation(rest, num_classes)
-        except ValueError as error:
-            raise UserError(f"{shard}: the annotation of {key} cannot be read: {error}") from error
+            annotation = _annotation(rest, num_classes)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{shard}: cannot read the labels and captions of {key}: {error}") from error
+        yield key, source, annotation
 
 
-def _members(shard: Path) -> Iterable[Member]:
-    """What is hidden, as macOS's `._name`, is no part of a sample; webdataset sees it so, too."""
+def _scan(shard: Path) -> Iterator[tuple[str, Member]]:
     try:
-        check_regular(shard)
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
-                if info.isfile() and not info.name.rpartition("/")[2].startswith("."):
-                    yield Member(shard, info.name, info.offset_data, info.size)
+                if info.isfile():
+                    yield info.name, Member(shard, info.name, info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard} cannot be read as a tar file: {error}") from error
-
-
-def _split(name: str) -> tuple[str, str]:
-    """`a/b.0.png` -> (`a/b`, `0.png`): the key ends at the first dot of the file name, as in webdataset."""
-    folder, slash, file = name.rpartition("/")
-    key, _, extension = file.partition(".")
-    return folder + slash + key, extension.lower()
 
 
 def _media(members: dict[str, Member], extensions: tuple[str, ...]) -> Member | tuple[Member, ...] | None:
@@ -119,8 +106,6 @@ def _media(members: dict[str, Member], extensions: tuple[str, ...]) -> Member | 
 
 def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str, Any]:
     record = parse_json(members["json"].read()) if "json" in members else {}
-    if not isinstance(record, dict):
-        raise ValueError("the .json should be an object")
     if "cls" in members:
         record.setdefault("label", int(members["cls"].read()))
     if "npy" in members:
@@ -131,7 +116,7 @@ def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str
 
 
 def _positions(data: bytes, num_classes: int | None) -> list[int]:
-    """A 0/1 vector over the classes to the indices of its ones."""
+    """Return the indices of the ones in a vector of 0 or 1 for each class."""
     vector = np.load(io.BytesIO(data), allow_pickle=False)
     if vector.ndim != 1 or not np.isin(vector, (0, 1)).all() or num_classes not in (None, len(vector)):
         raise ValueError(f"the .npy should hold 0 or 1 for each of {num_classes} classes")

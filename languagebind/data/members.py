@@ -1,0 +1,127 @@
+"""The members of shards and the samples they form, by webdataset's rules, for training, checking and evaluation alike.
+
+A member is named `<key>.<extension>`: the key ends at the first dot of the file name, and the extension's case does not
+matter. `<key>.<k>.<extension>` is frame k. Members of one sample are next to each other. A file whose name starts with
+a dot, such as macOS's `._name`, belongs to no sample.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from webdataset.handlers import reraise_exception
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
+
+from ..config import UserError
+from ..remote import is_url, open_url
+from .vidal import MissingCaption
+
+T = TypeVar("T")
+Handler = Callable[[Exception], bool]
+
+_FRAME_MEMBER = re.compile(r"(\d+)\.(.+)")
+
+
+def stream_samples(
+    shard: str, handler: Handler = reraise_exception, extensions: Collection[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the samples of one shard (a file, a `pipe:` command or a URL) as webdataset does: contents by extension.
+
+    Each sample also has its `__key__` and its `__url__`, the shard.
+
+    Args:
+        handler: is given each error; where it returns true, reading continues with what can be read.
+        extensions: read only members with these extensions; frames count by the extension they share.
+    """
+
+    def wanted(name: str) -> bool:
+        extension = _extension(name)
+        return extension is not None and (extensions is None or member_extension(extension)[0] in extensions)
+
+    if not is_url(shard):
+        yield from tarfile_samples(iter([{"url": shard}]), handler=handler, select_files=wanted)
+        return
+    try:
+        file = open_url(shard)
+    except UserError as error:
+        handler(error)
+        return
+    with file:
+        members = tar_file_expander(iter([{"url": shard, "stream": file}]), handler=handler, select_files=wanted)
+        yield from group_by_keys(members, handler=handler)
+
+
+def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
+    """Group a shard's (name, anything) into samples as `stream_samples` does: yield (key, things by extension).
+
+    Raises:
+        UserError: a sample has two members of one name, or its members are not next to each other.
+    """
+    named = (
+        {"fname": name, "data": value, "__url__": shard} for name, value in members if _extension(name) is not None
+    )
+    seen: set[str] = set()
+    try:
+        for sample in group_by_keys(named):
+            key, _ = sample.pop("__key__"), sample.pop("__url__")
+            if key in seen:
+                raise UserError(f"{shard}: write the members of {key} next to each other, they are in two places")
+            seen.add(key)
+            yield key, sample
+    except ValueError as error:  # of group_by_keys
+        raise error if isinstance(error, UserError) else UserError(f"{shard}: {error.args[0]}") from error
+
+
+def member_extension(extension: str) -> tuple[str, int | None]:
+    """Split a frame's number from what follows the key: `3.depth.png` to (`depth.png`, 3), `mp4` to (`mp4`, None)."""
+    frame = _FRAME_MEMBER.fullmatch(extension)
+    return (frame[2], int(frame[1])) if frame else (extension, None)
+
+
+def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict[int, str] | None:
+    """Find the media among a sample's members: the name of one member, or the names of the frames by number.
+
+    The first of `extensions` that the sample has is taken; None where it has none of them.
+    """
+    whole, frames = set(), {}
+    for name in names:
+        extension, frame = member_extension(name)
+        if frame is None:
+            whole.add(extension)
+        else:
+            frames.setdefault(extension, {})[frame] = name
+    for extension in extensions:
+        if extension in whole:
+            return extension
+        if extension in frames:
+            return dict(sorted(frames[extension].items()))
+    return None
+
+
+def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every caption of a sample, by source: the `captions` of its `.json`, and its `.txt` as source `txt`.
+
+    A `.json` that names no sources has its text, or texts, as source `caption`.
+
+    Raises:
+        MissingCaption: the sample has neither, or the JSON is broken.
+    """
+    captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
+    if "json" in sample:
+        try:
+            record = json.loads(sample["json"])
+            found = record["captions"] if "captions" in record else record["caption"]
+            captions |= found if isinstance(found, dict) else {"caption": found}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if not captions:  # a .json beside a .txt may hold other things
+                raise MissingCaption(f"unreadable .json: {error!r}") from error
+    return captions
+
+
+def _extension(name: str) -> str | None:
+    """Return what follows the key in a member's name, in lower case; None where the member belongs to no sample."""
+    if name.rpartition("/")[2].startswith("."):
+        return None
+    extension = base_plus_ext(name)[1]
+    return None if extension is None else extension.lower()
