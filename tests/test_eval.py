@@ -266,7 +266,7 @@ def test_caption_sources_are_chosen_not_guessed(world, tmp_path):
         run(shard, "retrieval")
     assert run(shard, "retrieval", caption_source="raw")["protocol"]["captions"] == 1
     assert run(shard, "retrieval", caption_source="ofa")["protocol"]["captions"] == 2
-    with pytest.raises(UserError, match="no captions"):
+    with pytest.raises(UserError, match="has 0 captions"):
         run(shard, "retrieval", caption_source="polish")
 
 
@@ -587,7 +587,7 @@ def test_a_number_that_means_two_classes_is_refused(world, tmp_path):
 def test_mistakes_in_folders_and_shards(world, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="neither class folders nor shards"):
+    with pytest.raises(UserError, match="is not a .csv or .jsonl manifest, shards or class folders"):
         run(tmp_path)
     with pytest.raises(UserError, match=r"no such shard or folder: .*/2.tar"):
         run(world / "ours" / "{1..2}.tar")

@@ -320,7 +320,7 @@ def test_overwrite_replaces_no_manifest_that_prepare_did_not_make(tmp_path):
     ("change", "message"),
     [
         ({"label": ["a"]}, r"prepare: label should be a text, not \['a'\]"),
-        ({"encoding": "undefined"}, r"list\.csv: cannot be read as 'undefined'"),
+        ({"encoding": "undefined"}, r"list\.csv.* as csv: undefined encoding"),
         ({"classes": {"table": ["a"], "label": "id"}}, r"list\.csv|classes: \['a'\] is not text"),
     ],
 )
