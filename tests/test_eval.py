@@ -587,19 +587,19 @@ def test_a_number_that_means_two_classes_is_refused(world, tmp_path):
 def test_mistakes_in_folders_and_shards(world, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is not a .csv or .jsonl manifest, shards or class folders"):
+    with pytest.raises(UserError, match=r"is not a \.csv or \.jsonl manifest"):
         run(tmp_path)
     with pytest.raises(UserError, match=r"no such shard or folder: .*/2.tar"):
         run(world / "ours" / "{1..2}.tar")
     with pytest.raises(UserError, match="class_names is needed"):
         run(world / "ours", class_names=None)
-    with pytest.raises(UserError, match="have no captions"):
+    with pytest.raises(UserError, match=r"000\.png has 0 captions"):
         run(world / "folders", "retrieval")
     picture = world / "folders" / "red" / "000.png"
     for member, message in (
-        ({"json": b"{"}, "the annotation of k cannot be read"),
-        ({"cls": "red"}, "the annotation of k cannot be read"),
-        ({"npy": b"junk"}, "the annotation of k cannot be read"),
+        ({"json": b"{"}, "cannot read the labels and captions of k"),
+        ({"cls": "red"}, "cannot read the labels and captions of k"),
+        ({"npy": b"junk"}, "cannot read the labels and captions of k"),
     ):
         write_shard(tmp_path / "a.tar", [("k", {"png": picture} | member)])
         with pytest.raises(UserError, match=message):
