@@ -71,7 +71,7 @@ def test_prompts_of_the_command_line(world, tmp_path):  # noqa: F811
     found = read(tmp_path / "out", "here_test_eval_models-Colours.json")
     assert found["protocol"]["templates"] == ["a {c}", "some {c}"]
     assert "templates" not in read(tmp_path / "out", "texts_test_eval_models-Colours.json")["protocol"]
-    for value, message in ((str(tmp_path / "none.txt"), "--templates: no such file"), ("", "--templates")):
+    for value, message in ((str(tmp_path / "none.txt"), "templates: no such file"), ("", "templates")):
         with pytest.raises(UserError, match=message):
             main([*argv, "--overwrite", "--templates", value])
     with pytest.raises(UserError, match="--templates: none of the datasets has classes"):
@@ -111,7 +111,7 @@ def test_frames_clips_and_crops_of_the_command_line(films, world, tmp_path):  # 
     here = flags(world, tmp_path / "out", "--config", config(world), "--model", COLOURS)
     with pytest.raises(UserError, match="reads image, which has no frames: leave out --num-frames"):
         main([*here, "--num-frames", "2"])
-    with pytest.raises(UserError, match="here: the dataset's protocol is of videos, not of image"):
+    with pytest.raises(UserError, match="here: the dataset's protocol is for videos, not for image"):
         main([*here, "--clips", "2"])
 
 

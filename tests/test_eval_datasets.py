@@ -607,16 +607,22 @@ def test_two_samples_of_one_file_and_labels_that_are_no_classes(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("expect: {sample: 3}", "unknown key 'sample', did you mean 'samples'"),
-        ("expect: {samples: many}", "expect: samples: 'many' is not a whole number"),
-        ("expect: 3", "expect should be counts"),
+        ("expect: {sample: 3}", "expect.sample should be samples, captions or classes"),
+        ("expect: {samples: many}", "expect.samples should be a whole number, not 'many'"),
+        ("expect: 3", "expect should be `key: value` lines"),
         ("published: {top1: 0.5}", "published should be a list"),
-        ("published: [{model: A, values: {top1: 65.1}, where: B}]", "top1 65.1 should be a fraction"),
-        ("published: [{model: A, values: {top1: high}, where: B}]", "top1 'high' is not a number"),
-        ("published: [{model: A, values: {top1: 0.5}}]", "model and where: None is not text"),
-        ("published: [{model: A, where: B}]", "A has no values"),
-        ("prepare: table", "prepare should be `kind: ...`"),
-        ("source: [a]", r"source: \['a'\] is not text"),
+        (
+            "published: [{model: A, values: {top1: 65.1}, where: B}]",
+            "published.0.values should be fractions of 1, not percentages, .*65.1",
+        ),
+        (
+            "published: [{model: A, values: {top1: high}, where: B}]",
+            "published.0.values.top1 should be a number, not 'high'",
+        ),
+        ("published: [{model: A, values: {top1: 0.5}}]", "published.0.where is missing"),
+        ("published: [{model: A, where: B}]", "published.0.values is missing"),
+        ("prepare: table", "prepare should be `key: value` lines"),
+        ("source: [a]", r"source should be text .*, not \['a'\]"),
         ("sauce: a", "unknown key 'sauce', did you mean 'source'"),
     ],
 )

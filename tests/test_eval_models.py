@@ -428,7 +428,7 @@ def test_data_that_is_there_is_not_called_absent_for_its_class_names(world, tmp_
     text = "task: classification\nmodality: image\ndata: {}\nclass_names: {}\n"
     (configs / "here.yaml").write_text(text.format(world / "folders", "names.txt"))
     (configs / "names.txt").write_text("red\ngreen\nred\n")
-    with pytest.raises(UserError, match="'red' is there twice"):
+    with pytest.raises(UserError, match="'red' is listed twice"):
         main(flags(world, tmp_path / "out", "--all", f"--configs={configs}", f"--model={HERE}:Colours"))
 
 
@@ -520,9 +520,9 @@ def test_clip_benchmarks_retrieval_and_sounds(world, tmp_path):
     [
         ("test/nshards.txt", "two", "should hold the number of shards, not 'two'"),
         ("test/nshards.txt", "2", "no such shard"),
-        ("dataset_type.txt", "sorting", "holds 'sorting', expected one of"),
+        ("dataset_type.txt", "sorting", "task should be 'classification', 'multilabel' or 'retrieval', not 'sorting'"),
         ("classnames.txt", None, "cannot read .*classnames.txt"),
-        ("test/nshards.txt", None, "is no webdataset folder of CLIP_benchmark"),
+        ("test/nshards.txt", None, "is not a webdataset folder of CLIP_benchmark"),
     ],
 )
 def test_damaged_folders_of_clip_benchmark(tmp_path, file, text, message):

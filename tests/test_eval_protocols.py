@@ -265,8 +265,8 @@ def test_clips_and_crops_of_ours(tmp_path, size, clips, crops):
     assert torch.allclose(found, torch.stack(expected), atol=NEAR)
     together = sorted(int((t + (s + 0.5) / clips) * 40 / 8) for t in range(8) for s in range(clips))
     assert len(set(together)) == min(40, 8 * clips), "no frame twice"
-    with pytest.raises(UserError, match="clips and crops are of our protocol"):
-        choose_protocol("paper", RETRIEVAL, None, VIDEO, clips, crops)
+    with pytest.raises(ValueError, match="clips and crops belong to our protocol"):
+        DatasetConfig("a", "retrieval", "a.jsonl", protocol="paper", paper=RETRIEVAL, clips=clips, crops=crops)
 
 
 # ---------------------------------------------------------------------------------------------- results
@@ -390,7 +390,7 @@ def test_every_config_has_the_paper_s_protocol_or_says_that_there_is_none(path):
     if config.paper is None:
         # What the original does not evaluate
         assert path.stem in ("lsmdc", "vatex", "sun_rgbd", "nyu_v2_rgb", "llvip_rgb")
-        with pytest.raises(UserError, match="there is no paper protocol"):
+        with pytest.raises(ValueError, match="there is no paper protocol"):
             DatasetConfig(config.name, config.task, config.data, protocol="paper", paper=config.paper)
         return
     protocol = choose_protocol("paper", config.paper, config.clip, modality)
@@ -404,18 +404,18 @@ def test_every_config_has_the_paper_s_protocol_or_says_that_there_is_none(path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("protocol: theirs", "protocol 'theirs' is not one of ours, paper"),
+        ("protocol: theirs", "protocol should be 'ours' or 'paper', not 'theirs'"),
         ("protocol: paper", "there is no paper protocol"),
-        ("paper: seconds", "paper should be `inputs: ...` and `similarity: ...`"),
-        ("paper: {input: seconds}", "unknown key 'input', did you mean 'inputs'"),
-        ("paper: {inputs: second}", "paper: inputs: unknown key 'second', did you mean 'seconds'"),
-        ("paper: {similarity: dott}", "similarity: unknown key 'dott', did you mean 'dot'"),
-        ("paper: {inputs: views}", "paper: inputs: views is not for retrieval"),
+        ("paper: seconds", "paper should be `key: value` lines"),
+        ("paper: {input: seconds}", "unknown key 'paper.input', did you mean 'inputs'"),
+        ("paper: {inputs: second}", "paper.inputs should be .*'seconds'.*, not 'second'"),
+        ("paper: {similarity: dott}", "paper.similarity should be 'cosine' or 'dot', not 'dott'"),
+        ("paper: {inputs: views}", "paper: inputs: views is for classification"),
         ("clip: [3, 1]", "should be a start and a later end"),
-        ("clip: [0, inf]", "should be a start and a later end"),
-        ("clip: [nan, 1]", "should be a start and a later end"),
-        ("clip: 31", r"'31' is not \[start, end\] in seconds"),
-        ("clip: [1, 2, 3]", r"is not \[start, end\] in seconds"),
+        ("clip: [0, inf]", "clip.1 should be a finite number"),
+        ("clip: [nan, 1]", "clip.0 should be a finite number"),
+        ("clip: 31", "clip should be a list, not '31'"),
+        ("clip: [1, 2, 3]", "clip: Tuple should have at most 2 items"),
     ],
 )
 def test_mistakes_in_a_config(tmp_path, lines, message):
@@ -426,9 +426,9 @@ def test_mistakes_in_a_config(tmp_path, lines, message):
 
 def test_rules_that_do_not_fit_the_modality_or_the_files(films, tmp_path):
     config = dataset(films, "retrieval", protocol="paper", paper=RETRIEVAL)
-    with pytest.raises(UserError, match="films: the dataset's protocol is of videos, not of audio"):
+    with pytest.raises(UserError, match="films: the dataset's protocol is for videos, not for audio"):
         check_dataset(config, Audio())
-    with pytest.raises(UserError, match="is of videos, not of image"):
+    with pytest.raises(UserError, match="is for videos, not for image"):
         choose_protocol("ours", None, (0, 1), Image())
     with pytest.raises(DecodeError, match="a video file is needed here"):
         choose_protocol("ours", None, (0, 1), VIDEO).reader.read([b"a", b"b"])

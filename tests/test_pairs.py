@@ -225,7 +225,9 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
     other = {f"other_{key}": value for key, value in samples.items()}
     write(tmp_path / "other.tar", other, ("infrared",))
     text = f"query: depth\ngallery: infrared\ndata: {{depth: {root}/depth.tar, infrared: {tmp_path}/PLACE}}\n"
-    with pytest.raises(UserError, match=r"no key is in all of depth, infrared; .*`id` says what belongs together"):
+    with pytest.raises(
+        UserError, match=r"depth, infrared have no key in common; .*`id` says which samples belong together"
+    ):
         evaluate(scenes, encoders, tmp_path, text.replace("PLACE", "other.tar"), skip_bad=True)
     (tmp_path / "twice").mkdir()
     write(tmp_path / "twice" / "0.tar", samples, ("infrared",))
@@ -240,12 +242,12 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
         (RETRIEVAL + "galery: x\n", "unknown key 'galery', did you mean 'gallery'"),
         (RETRIEVAL.replace("depth: both.tar, ", ""), "data should name depth, infrared, and names infrared"),
         (RETRIEVAL.replace("gallery: infrared", "gallery: {infrared: 1, depth: 1}"), "depth is on both sides"),
-        (RETRIEVAL.replace("query: depth", "query: {depth: 0}"), "weight of depth should be a number other than 0"),
-        (RETRIEVAL.replace("query: depth", "query: {depth: nan}"), "weight of depth should be a number other than 0"),
-        (RETRIEVAL.replace("query: depth", "query: {depth: much}"), "the weight of depth, 'much', is not a number"),
-        (RETRIEVAL.replace("query: depth", "query: [depth]"), "query should be a modality, or `modality: weight`"),
+        (RETRIEVAL.replace("query: depth", "query: {depth: 0}"), "query.depth should be from 0.001 to 1000"),
+        (RETRIEVAL.replace("query: depth", "query: {depth: nan}"), "query.depth should be a finite number"),
+        (RETRIEVAL.replace("query: depth", "query: {depth: much}"), "query.depth should be a number, not 'much'"),
+        (RETRIEVAL.replace("query: depth", "query: [depth]"), "query should be `key: value` lines"),
         (RETRIEVAL + "metric: query_to_gallery/R1\n", "unknown metric .*did you mean 'query_to_gallery/R@1'"),
-        (RETRIEVAL + "task: sorting\n", "'sorting' is not one of retrieval, classification"),
+        (RETRIEVAL + "task: sorting\n", "task should be 'retrieval' or 'classification', not 'sorting'"),
         (RETRIEVAL + "task: classification\n", "retrieval needs a gallery, classification has none"),
         (RETRIEVAL.replace("gallery: infrared\n", ""), "retrieval needs a gallery"),
         ("task: classification\nquery: depth\ndata: {depth: both.tar}\n", "classification needs class_names"),

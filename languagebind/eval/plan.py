@@ -3,15 +3,16 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from ..config import UserError, digest
 from ..files import twice
-from .data.datasets import DatasetConfig, fill_in, load_dataset_config, read_templates, task_of
+from .data.datasets import DatasetConfig, load_dataset_config, load_folder
 from .data.samples import check_data
+from .data.validation import validate
 from .export import check_format
 from .features import EncodeOptions
 from .models import checkpoint_of, named
@@ -121,13 +122,13 @@ def as_asked(datasets: Sequence[DatasetConfig], config: EvalConfig) -> list[Data
         datasets = [dataset for dataset in datasets if dataset.paper is not None]
         if not datasets:
             raise UserError("none of the datasets that are there has a paper protocol")
-    changed = [replace(dataset, **changes) for dataset in datasets]
-    if config.templates is None:
-        return changed
-    templates = read_templates(config.templates, Path("--templates"), (Path(),))
-    if all(dataset.task == "retrieval" for dataset in datasets):
+    prompts = {} if config.templates is None else {"templates": config.templates}
+    if prompts and all(dataset.task == "retrieval" for dataset in datasets):
         raise UserError("--templates: none of the datasets has classes")
-    return [d if d.task == "retrieval" else replace(d, templates=templates) for d in changed]
+    return [
+        validate(DatasetConfig, vars(d) | changes | ({} if d.task == "retrieval" else prompts), d.name)
+        for d in datasets
+    ]
 
 
 def plan_jobs(models: Mapping[str, str], datasets: Sequence[DatasetConfig], config: EvalConfig) -> list[Job]:
@@ -212,7 +213,7 @@ def select(files: Sequence[str], folders: Sequence[Path], configs: Path | None, 
         raise UserError("--all takes the datasets of --configs: leave out --config and --data")
     datasets, absent = _all(configs, data_root) if configs is not None else ([], [])
     datasets += [load_dataset_config(Path(file), data_root) for file in files]
-    datasets += [_of_folder(folder) for folder in folders]
+    datasets += [load_folder(folder) for folder in folders]
     if not datasets:
         raise UserError("name a dataset with --config FILE.yaml (configs/eval/ has some), --data FOLDER, or take --all")
     if name := twice(dataset.name for dataset in datasets):
@@ -239,7 +240,3 @@ def _all(configs: Path, data_root: Path | None) -> tuple[list[DatasetConfig], li
         lines = [f"{dataset.name} ({dataset.data}): {(dataset.source or 'not said').strip()}" for dataset in absent]
         raise UserError("\n  ".join([f"the data of none of the {len(absent)} configs is there; get it from:", *lines]))
     return datasets, absent
-
-
-def _of_folder(folder: Path) -> DatasetConfig:
-    return fill_in(DatasetConfig(name=folder.absolute().name, task=task_of(folder), data=str(folder)))

@@ -1,95 +1,97 @@
 """What is compared between modalities: a YAML file, and the samples of each modality matched by their keys.
 
-    name: depth_infrared            # of the result; default: the file's name
+    name: depth_infrared            # name of the result; default: the file's name
     task: retrieval                 # retrieval | classification
     query: depth                    # a modality, `text`, or a fusion: {depth: 1.0, text: 0.5}, weights may be negative
-    gallery: infrared               # retrieval alone: another modality or fusion
-    data:                           # of every modality named above; several may name the same data
+    gallery: infrared               # retrieval only: another modality or fusion
+    data:                           # of every modality named above; several may have the same data
       depth: shards/test            # a folder of files or class folders, a .csv or .jsonl manifest, or shards
       infrared: shards/test
-      text: shards/test             # read for its captions alone
-    caption_source: ofa             # where the samples hold captions of several sources
-    labels: depth                   # classification: whose labels count, where those of the query's data differ
-    class_names: names.txt          # classification: as in an evaluation's config, and so are the templates
+      text: shards/test             # only its captions are read
+    caption_source: ofa             # which captions to use if samples have captions from several sources
+    labels: depth                   # classification: whose labels count, where the query's modalities disagree
+    class_names: names.txt          # classification: as in datasets.py, and so are `templates`
     templates: templates.txt
-    split: test                     # for the record
-    metric: query_to_gallery/R@1    # the one to quote; and `source`, `published`: as in an evaluation's config
+    split: test                     # recorded in the result, as is `language`
+    metric: query_to_gallery/R@1    # the metric to quote; `source`, `published`: as in datasets.py
 
-The key of a sample: in a manifest its `id`, where it has one; in shards what webdataset takes for it; else the path
-(as the manifest has it, or below the folder) up to the first dot of the file's name.
+The key of a sample is its `id` in a manifest, if it has one; in shards, webdataset's key; otherwise its path (as in the
+manifest, or below the folder) up to the first dot of the file's name.
 """
 
-import dataclasses
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from ...config import UserError, load_yaml
+from pydantic import BeforeValidator, model_validator
+from pydantic.dataclasses import dataclass
+
+from ...config import UserError
 from ...files import files_below
 from ...hub.encoders import TEXT
 from ...modalities import Modality
 from . import datasets
-from .datasets import DIRECTIONS, DatasetConfig, read_class_names, read_templates, resolve
+from .datasets import ClassNames, DatasetConfig, FileName, NotEmpty, Published, Templates, read_values
 from .samples import Sample, check_data, list_samples
 from .shards import list_shards
-from .values import published_figures, refuse_unknown
+from .validation import CONFIG, Number, must_be, unknown, validate
 
-TASKS = ("retrieval", "classification")
-# `retrieve` ranks captions and samples; here the captions' place is the query's.
-NAMES = dict(zip(DIRECTIONS, ("query_to_gallery", "gallery_to_query"), strict=True))
-
-
-def renamed(metric: str) -> str:
-    """`text_to_modality/R@1` to `query_to_gallery/R@1`."""
-    way, slash, name = metric.partition("/")
-    return NAMES[way] + slash + name
-
-
-METRICS = datasets.METRICS | {"retrieval": tuple(map(renamed, datasets.METRICS["retrieval"]))}
+# `retrieve` ranks captions and samples; here queries take the captions' place
+NAMES = {"text_to_modality": "query_to_gallery", "modality_to_text": "gallery_to_query"}
 LISTED = 5
-# Of a weight, but for its sign: beyond these a fusion is rounded to one of its parts, or to nothing.
+# Beyond these weights, rounding would drop a part of the fusion
 SMALLEST, LARGEST = 1e-3, 1e3
 
 
-@dataclass(frozen=True)
-class PairsConfig:
-    """What a YAML file says, with the paths resolved and the text files read."""
+def renamed(metric: str) -> str:
+    """Return `query_to_gallery/R@1` for `text_to_modality/R@1`."""
+    direction, slash, name = metric.partition("/")
+    return NAMES[direction] + slash + name
 
-    name: str
-    query: Mapping[str, float]  # modality, or text -> weight
+
+METRICS = datasets.METRICS | {"retrieval": tuple(map(renamed, datasets.METRICS["retrieval"]))}
+Weight = Annotated[
+    Number,
+    must_be(lambda x: SMALLEST <= abs(x) <= LARGEST, f"from {SMALLEST:g} to {LARGEST:g}, or the negative of that"),
+]
+Weights = Annotated[Mapping[str, Weight], BeforeValidator(lambda x: {x: 1.0} if isinstance(x, str) else x)]
+
+
+@dataclass(frozen=True, config=CONFIG)
+class PairsConfig:
+    """A comparison; paths are resolved and text files read."""
+
+    name: FileName
+    query: Annotated[Weights, NotEmpty]  # by modality, or text
     data: Mapping[str, DatasetConfig]  # by modality, or text
-    gallery: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    task: str = "retrieval"
+    gallery: Weights = field(default_factory=dict)
+    task: Literal["retrieval", "classification"] = "retrieval"
     labels: str | None = None
-    class_names: Mapping[str, str] | None = None
-    templates: tuple[str, ...] = ("{c}",)
+    class_names: ClassNames | None = None
+    templates: Templates = ("{c}",)
     caption_source: str | None = None
     split: str = "test"
     language: str = "en"
     metric: str | None = None
     source: str | None = None
-    published: tuple[Mapping[str, Any], ...] = ()
+    published: tuple[Published, ...] = ()
 
-    def __post_init__(self):
-        if self.task not in TASKS:
-            raise UserError(f"{self.name}: task {self.task!r} is not one of {', '.join(TASKS)}")
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise UserError(f"the name {self.name!r} becomes a file name: use letters, digits and _ . -")
-        if both := self.query.keys() & self.gallery.keys():
-            raise UserError(f"{self.name}: {min(both)} is on both sides, where each sample would find itself")
-        if (self.task == "retrieval") != bool(self.gallery):
-            raise UserError(f"{self.name}: retrieval needs a gallery, classification has none")
-        if (self.task == "classification") != bool(self.class_names):
-            raise UserError(f"{self.name}: classification needs class_names, retrieval has none")
-        refuse_unknown([self.metric] if self.metric else [], METRICS[self.task], self.name, "metric")
-        if self.data.keys() != self.used.keys():
-            raise UserError(
-                f"{self.name}: data should name {', '.join(self.used)}, and names {', '.join(self.data) or 'nothing'}"
-            )
-        if self.labels is not None and self.labels not in self.query:
-            raise UserError(f"{self.name}: labels is {self.labels!r}, which is not in the query")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        both, retrieval = self.query.keys() & self.gallery.keys(), self.task == "retrieval"
+        named = f"data should name {', '.join(self.used)}, and names {', '.join(self.data) or 'nothing'}"
+        mistakes = {
+            f"{', '.join(both)} is on both sides, where each sample would find itself": both,
+            "retrieval needs a gallery, classification has none": retrieval != bool(self.gallery),
+            "classification needs class_names, retrieval has none": retrieval == bool(self.class_names),
+            unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
+            named: self.data.keys() != self.used.keys(),
+            f"labels is {self.labels!r}, which is not in the query": self.labels not in (None, *self.query),
+        }
+        if found := [message for message, wrong in mistakes.items() if wrong]:
+            raise ValueError("; ".join(found))
+        return self
 
     @property
     def used(self) -> dict[str, float]:
@@ -98,51 +100,27 @@ class PairsConfig:
 
 
 def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = True) -> PairsConfig:
-    """The comparison that a YAML file describes; data is looked for below the root, by default beside the file.
+    """Return the comparison that a YAML file describes.
 
     Args:
         path: the YAML file.
-        data_root: where its data is looked for.
-        there: False does not ask whether it is there.
+        data_root: where its data is searched; default: beside the file.
+        there: whether to check that the data exists.
 
     Raises:
-        UserError: the file, its data or what it names is missing, or a key or a value is wrong.
+        UserError: the file, its data or what it names is missing, or a key or value is wrong.
     """
     path = Path(path)
-    values = {"name": path.stem} | {key: value for key, value in load_yaml(path).items() if value is not None}
-    refuse_unknown(values, [field.name for field in dataclasses.fields(PairsConfig)], str(path))
-    for key in ("query", "data"):
-        if not values.get(key):
-            raise UserError(f"{path}: no {key}")
-    for key in values.keys() - {"query", "gallery", "data", "class_names", "templates", "published"}:
-        if not isinstance(values[key], str):
-            raise UserError(f"{path}: {key} {values[key]!r} is not text, put it in quotes")
-    folders = (path.parent, *([Path(data_root)] if data_root else []))
-    for side in ("query", "gallery"):
-        if side in values:
-            values[side] = _weights(values[side], f"{path}: {side}")
-    if not isinstance(values["data"], dict) or not all(isinstance(place, str) for place in values["data"].values()):
-        raise UserError(f"{path}: data should be `modality: path` lines")
-    values["data"] = {
-        name: DatasetConfig(
-            name=values["name"],
-            # Captions are read for retrieval alone: of other data, nobody needs to say which source is meant.
-            task="retrieval" if name == TEXT else "classification",
-            data=resolve(place, folders[-1]),
-            caption_source=values.get("caption_source"),
-            source=values.get("source"),
-            data_root=str(data_root) if data_root else None,
-        )
-        for name, place in values["data"].items()
-    }
-    if "templates" in values:
-        values["templates"] = read_templates(values["templates"], path, folders)
-    if "class_names" in values:
-        first = next(iter(values["data"].values()))
-        values["class_names"] = read_class_names(values["class_names"], path, folders, first)
-    if "published" in values:
-        values["published"] = published_figures(values["published"], f"{path}: published")
-    config = PairsConfig(**values)
+    values, folders = read_values(path, data_root)
+    if isinstance(values.get("data"), dict):
+        shared: dict[str, Any] = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
+        shared["data_root"] = str(data_root) if data_root else None
+        # Only retrieval reads captions: other data need not say which caption source is meant
+        values["data"] = {
+            name: shared | {"data": place, "task": "retrieval" if name == TEXT else "classification"}
+            for name, place in values["data"].items()
+        }
+    config = validate(PairsConfig, values, str(path), folders)
     for data in config.data.values() if there else ():
         check_data(data)
     return config
@@ -151,36 +129,34 @@ def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = T
 def match_samples(
     config: PairsConfig, modalities: Mapping[str, Modality], skip_bad: bool
 ) -> tuple[dict[str, list[Sample]], int]:
-    """The samples that all the modalities have, in the same order in each, and how many lack a partner.
+    """Return the samples that all modalities have, in the same order for each, and how many lack a partner.
 
     Raises:
-        UserError: a sample lacks a partner and `skip_bad` is off, no two match, or two of a modality have one key.
+        UserError: a sample lacks a partner and `skip_bad` is off, none match, or two of a modality have the same key.
     """
-    anyone = next(iter(modalities.values()))  # lists texts as well as another would, as no media is read
-    listed = {name: _by_key(config, name, modalities.get(name, anyone)) for name in config.used}
-    first = next(iter(listed.values()))
-    keys = [key for key in first if all(key in samples for samples in listed.values())]
+    default = next(iter(modalities.values()))  # texts are listed by any modality, as no media are read
+    listed = {name: _by_key(config, name, modalities.get(name, default)) for name in config.used}
     everything = list(dict.fromkeys(key for samples in listed.values() for key in samples))
+    keys = [key for key in everything if all(key in samples for samples in listed.values())]
     if not keys:
         examples = ", ".join(f"{next(iter(samples))!r} of {name}" for name, samples in listed.items())
         raise UserError(
-            f"{config.name}: no key is in all of {', '.join(listed)}; the first are {examples}."
-            " In a manifest, `id` says what belongs together"
+            f"{config.name}: {', '.join(listed)} have no key in common; the first keys are {examples}."
+            " In a manifest, `id` says which samples belong together"
         )
     missing = [f"{key} has no {name}" for key in everything for name in listed if key not in listed[name]]
     unpaired = len(everything) - len(keys)
     if missing and not skip_bad:
-        lines = "".join(f"\n  {line}" for line in missing[:LISTED])
-        more = f"\n  ... and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        more = [f"... and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
         raise UserError(
-            f"{config.name}: {unpaired} of {len(everything)} samples lack a partner (--skip-bad goes on without"
-            f" them):{lines}{more}"
+            f"{config.name}: {unpaired} of {len(everything)} samples lack a partner (--skip-bad leaves them out):\n  "
+            + "\n  ".join(missing[:LISTED] + more)
         )
     return {name: [samples[key] for key in keys] for name, samples in listed.items()}, unpaired
 
 
 def sample_key(sample: Sample, in_shard: bool) -> str:
-    """What a sample is matched by."""
+    """Return the key that a sample is matched by."""
     if sample.id is not None:
         return sample.id
     if in_shard:
@@ -190,64 +166,47 @@ def sample_key(sample: Sample, in_shard: bool) -> str:
 
 
 def sample_labels(config: PairsConfig, samples: Mapping[str, Sequence[Sample]]) -> list[Sample]:
-    """The samples of one modality of the query: those whose labels are the right classes.
+    """Return the samples of the query's modality whose labels are the right classes.
 
     Raises:
-        UserError: the labels of two modalities differ, and the config does not say which count; or one is missing.
+        UserError: the labels of two modalities differ and the config does not say which count, or one is missing.
     """
     labelled = {name: samples[name] for name in config.query if any(sample.labels for sample in samples[name])}
     names = [config.labels] if config.labels else list(labelled)
     if not names or names[0] not in labelled:
-        raise UserError(f"{config.name}: the data of {', '.join(names or config.query)} holds no labels")
+        raise UserError(f"{config.name}: the data of {', '.join(names or config.query)} has no labels")
+    first = labelled[names[0]]
     for name in names[1:]:
-        for one, other in zip(labelled[names[0]], labelled[name], strict=True):
+        for one, other in zip(first, labelled[name], strict=True):
             if one.labels != other.labels:
                 raise UserError(
                     f"{config.name}: {one.key} is {one.labels} by {names[0]} and {other.labels} by {name}: say whose"
                     " labels count with `labels: ...`"
                 )
-    for sample in labelled[names[0]]:
-        if len(sample.labels) != 1:
-            raise UserError(f"{config.name}: {sample.key} has {len(sample.labels)} labels, it needs one")
-    return list(labelled[names[0]])
+    if odd := [sample for sample in first if len(sample.labels) != 1]:
+        raise UserError(f"{config.name}: {odd[0].key} has {len(odd[0].labels)} labels, it needs one")
+    return list(first)
 
 
 def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sample]:
+    """Return the samples of one modality, or those with captions for text."""
     data = config.data[name]
     in_shard = bool(list_shards(data.data))
     folder = Path(data.data)
-    samples = _folder(folder) if folder.is_dir() and not in_shard else list_samples(data, modality)
+    if folder.is_dir() and not in_shard:
+        paths = [file.relative_to(folder) for file in files_below(folder)]
+        # The first folder on the way to a file is its label
+        samples = [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
+    else:
+        samples = list_samples(data, modality)
     found: dict[str, Sample] = {}
     for sample in samples:
         if name == TEXT and not sample.captions:
-            continue  # no text, as a sample that is not there
+            continue
         key = sample_key(sample, in_shard)
         if key in found:
             raise UserError(f"{config.name}: {found[key].key} and {sample.key} of {name} have the same key, {key!r}")
         found[key] = sample
     if not found:
         raise UserError(f"{config.name}: no {'captions' if name == TEXT else 'samples'} in {data.data}")
-    return found
-
-
-def _folder(folder: Path) -> list[Sample]:
-    """Every file below a folder; the first folder on the way to it is its label."""
-    paths = [(file, file.relative_to(folder)) for file in files_below(folder)]
-    return [Sample(path.as_posix(), file, path.parts[:-1][:1]) for file, path in paths]
-
-
-def _weights(value: Any, where: str) -> dict[str, float]:
-    if isinstance(value, str):
-        return {value: 1.0}
-    if not isinstance(value, dict) or not value:
-        raise UserError(f"{where} should be a modality, or `modality: weight` lines, not {value!r}")
-    found = {}
-    for name, weight in value.items():
-        try:
-            found[name] = float(weight)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: the weight of {name}, {weight!r}, is not a number") from error
-        if not SMALLEST <= abs(found[name]) <= LARGEST:
-            size = f"of {SMALLEST:g} to {LARGEST:g} but for its sign"
-            raise UserError(f"{where}: the weight of {name} should be a number other than 0, {size}, not {weight}")
     return found
