@@ -19,7 +19,6 @@ from ...config import UserError
 from ...modalities import DecodeError, Modality, modality_name
 from ...modalities._images import MEAN, STD, ImageModality
 from ...modalities._video_backends import open_capture, read_frames
-from ...modalities.video import Video
 
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product of features that are not normalised"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,13 +61,13 @@ class VideoReader(Reader):
     """Reads the part of a video in `clip`, (start, end) in seconds, as the video modality reads a whole one.
 
     Raises:
-        UserError: the modality is not video.
+        UserError: the modality does not read videos.
     """
 
-    modality: Video
+    modality: Any  # a new modality is not known by name: any that has `frame_indices` will do
 
     def __init__(self, modality: Modality, clip: Interval | None = None):
-        if not isinstance(modality, Video):
+        if not hasattr(modality, "frame_indices"):
             raise UserError(f"the dataset's protocol is for videos, not for {modality_name(modality)}")
         self.modality, self.clip = modality, clip
 
