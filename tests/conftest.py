@@ -1,13 +1,15 @@
 import json
 import os
 
+# Before PyTorch is imported: threads of several processes that wait for the same cores slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a wrong name would wait for the network
+
 import numpy as np
 import pytest
 import torch
 from helpers import SHARED, write_shards
 from PIL import Image
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or each name that is wrong on purpose would wait for a network
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,19 @@
-"""What the tests share: shards of real files, command lines, processes."""
+"""Shards, command lines and processes that the tests share."""
 
 import io
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import torch
+from forker import Forked
 from PIL import Image
 
 from languagebind.data.shards import ShardWriter, write_index
@@ -24,7 +30,7 @@ CAPTIONS = [
 
 
 def depth_png(column: int, rng: np.random.Generator) -> bytes:
-    """A 72 x 72 map in millimetres: a near stripe in one of four columns of a far wall."""
+    """Return a 72 x 72 depth map in millimetres, with a near stripe in one of four columns of a far wall."""
     depth = np.full((72, 72), 9000, np.uint16)
     depth[:, column * 18 : (column + 1) * 18] = 1000 + rng.integers(500)
     file = io.BytesIO()
@@ -35,7 +41,7 @@ def depth_png(column: int, rng: np.random.Generator) -> bytes:
 def write_shards(
     folder: Path, samples_per_shard: list[int], replace: dict[str, bytes] | None = None, captions: list[str] = CAPTIONS
 ) -> Path:
-    """Depth shards with an index. `replace` puts other bytes under the keys it names."""
+    """Write depth shards and their index; `replace` maps sample keys to other bytes. Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, infos = np.random.default_rng(0), []
     for shard, samples in enumerate(samples_per_shard):
@@ -52,7 +58,7 @@ def write_shards(
 
 
 def stripes_config(folder: Path, shards: Path) -> Path:
-    """Classification of what `write_shards` wrote, as an evaluation's config."""
+    """Write an evaluation config that classifies the samples of `write_shards`; return its path."""
     path = folder / "val.yaml"
     path.write_text(
         f"name: stripes\ntask: classification\ndata: {shards}\ncaption_source: raw\n"
@@ -62,7 +68,7 @@ def stripes_config(folder: Path, shards: Path) -> Path:
 
 
 def train_flags(shards: Path, logs: Path, *more: str) -> list[str]:
-    """A run of a few seconds; later flags win."""
+    """Return the flags of a run of a few seconds; later flags win."""
     return [
         "--modality=depth", "--image-size=64", "--model=vit-tiny-demo", "--patch-size=8", "--width=128",
         "--num-heads=4", "--mlp-dim=512", "--depth=2", "--tuning=full",
@@ -72,25 +78,73 @@ def train_flags(shards: Path, logs: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(*command: str, **options) -> subprocess.Popen:
-    """A Python process in the repository, offline, its output as text."""
+def metrics(logs: Path, name: str) -> list[dict]:
+    """Return the rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (logs / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(logs: Path, name: str) -> dict[int, float]:
+    """Return a run's loss at each step."""
+    return {row["step"]: row["train/loss"] for row in metrics(logs, name) if "train/loss" in row}
+
+
+def checkpoint(logs: Path, name: str, step: int) -> dict:
+    """Return a run's checkpoint of one step."""
+    return torch.load(logs / name / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+
+
+def start(*command: str, fresh: bool = False, **options) -> subprocess.Popen | Forked:
+    """Start a Python program in the repository, offline, its output as text.
+
+    A script or a module of this repository starts as a fork, unless `fresh` asks for a new interpreter.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}  # fmt: skip
+    ours = command[0].endswith(".py") or (command[0] == "-m" and command[1].startswith(("languagebind.", "training.")))
+    if ours and not fresh:
+        return Forked(list(command), ROOT, environment, **options)
     return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
 
 
-def call(*command: str, status: int = 0) -> str:
-    """Run to the end; the output. Fails unless the exit status is `status`."""
-    process = start(*command)
+def call(*command: str, status: int = 0, fresh: bool = False) -> str:
+    """Run a program to its end, as `start` does; return its output. Fails unless the exit status is `status`."""
+    process = start(*command, fresh=fresh)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == status, output
     return output
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def start_ranks(count: int, *command: str) -> list[subprocess.Popen | Forked]:
+    """Start a program as ranks of one group on this machine, with the variables that torchrun sets."""
+    group = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(free_port())}  # fmt: skip
+    ranks = []
+    for rank in map(str, range(count)):
+        with mock.patch.dict(os.environ, {**group, "RANK": rank, "LOCAL_RANK": rank}):
+            ranks.append(start(*command))
+    return ranks
+
+
+def call_ranks(count: int, *command: str, status: int = 0) -> str:
+    """Run ranks to their end; return their outputs, one after the other. Fails unless each exits with `status`."""
+    ranks = start_ranks(count, *command)
+    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [status] * count, "\n".join(outputs)
+    return "\n".join(outputs)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until a condition holds; fail when it does not in time."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -98,4 +152,5 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 def torchrun(ranks: int, *command: str) -> list[str]:
+    """Return the words that start ranks through torchrun itself, for `call`; `call_ranks` is much faster."""
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *command]

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import MINILM, train_flags
-from test_training import checkpoint, losses
+from helpers import MINILM, checkpoint, losses, train_flags
 
 from languagebind.config import UserError
 from languagebind.hub.encoders import load

@@ -10,8 +10,7 @@ from helpers import ROOT, call
 
 from languagebind.vit import EncoderConfig
 from scripts.benchmarks.flops import recipe_flops
-from scripts.benchmarks.loader_benchmark import memory_figures
-from scripts.benchmarks.memory import Held
+from scripts.benchmarks.loader_benchmark import Memory, memory_figures
 from scripts.benchmarks.report import spread, table
 
 TINY = ["--model=vit-tiny-demo", "--width=32", "--depth=1", "--num-heads=2", "--mlp-dim=128", "--embed-dim=16",
@@ -21,9 +20,10 @@ WITH_TORCH = {"torch", "functorch", "torchgen", "typing_extensions", "sympy", "m
               "markupsafe", "filelock", "fsspec", "triton", "nvidia", "cuda"}  # fmt: skip
 
 
-def benchmark(tmp_path: Path, *flags: str) -> list[dict]:
+def benchmark(tmp_path: Path, *flags: str, fresh: bool = False) -> list[dict]:
+    """Run a benchmark, `fresh` in a new interpreter; return its rows."""
     output = tmp_path / "figures.json"
-    call("scripts/benchmark.py", flags[0], f"--output={output}", *flags[1:])
+    call("scripts/benchmark.py", flags[0], f"--output={output}", *flags[1:], fresh=fresh)
     content = json.loads(output.read_text())
     assert content["benchmark"] == flags[0]
     assert content["torch"] == torch.__version__
@@ -33,7 +33,7 @@ def benchmark(tmp_path: Path, *flags: str) -> list[dict]:
 
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
-    """Every Python process that is started from here finds PyTorch and no other package."""
+    """Make every new interpreter find PyTorch and no other package."""
     folder, packages = tmp_path / "alone", Path(torch.__file__).parent.parent
     found = {path.name.partition(".")[0] for path in packages.iterdir() if path.suffix in ("", ".py", ".so")}
     refused = sorted(name for name in found - WITH_TORCH if name.isidentifier() and not name.startswith("_"))
@@ -86,19 +86,18 @@ def test_frames_and_patch_dropout_change_the_flops():
 
 
 def test_model(tmp_path, alone):
-    rows = benchmark(tmp_path, "model", *TINY, "--tuning=full", "--batch-size", "1", "4", "--num-frames", "1", "2")
-    assert [(row["batch_size"], row["num_frames"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    rows = benchmark(tmp_path, "model", *TINY, "--tuning=full", "--batch-size", "1", "4", "--num-frames=2", fresh=True)
+    assert [(row["batch_size"], row["num_frames"]) for row in rows] == [(1, 2), (4, 2)]
     for row in rows:
         assert row["samples_per_second"] == pytest.approx(row["batch_size"] / row["step_ms"] * 1e3)
         assert row["mfu_share"] == pytest.approx(
             row["samples_per_second"] * row["sample_flops"] / row["peak_tflops"] / 1e12
         )
         assert row["above_model_bytes"] == row["peak_bytes"] - row["model_bytes"] >= 0
-    assert rows[1]["sample_flops"] > 1.9 * rows[0]["sample_flops"]
 
 
 def test_model_with_adapters_says_that_it_needs_peft(tmp_path, alone):
-    output = call("scripts/benchmark.py", "model", *TINY, "--tuning=lora", status=2)
+    output = call("scripts/benchmark.py", "model", *TINY, "--tuning=lora", status=2, fresh=True)
     assert output.splitlines()[-1].startswith("error: LoRA tuning needs PEFT: pip install peft")
 
 
@@ -112,12 +111,12 @@ def test_model_with_a_text_tower_and_adapters(tmp_path):
 def test_a_mistake_is_one_line(tmp_path):
     assert "no model 'nothing'" in call("scripts/benchmark.py", "model", "--model=nothing", status=2)
     output = call("scripts/benchmark.py", "loss", "--local-batch=3", "--global-batch=8", status=2)
-    assert output.splitlines() == ["error: --global-batch 8 is no whole number of --local-batch 3"]
+    assert output.splitlines() == ["error: --global-batch 8 is not a multiple of --local-batch 3"]
 
 
 def test_loss(tmp_path, alone):
     sizes = ["--local-batch=64", "--global-batch=1024", "--embed-dim=8", "--device=cpu", "--steps=2"]
-    whole, chunks = benchmark(tmp_path, "loss", *sizes, "--chunk-size", "0", "16")
+    whole, chunks = benchmark(tmp_path, "loss", *sizes, "--chunk-size", "0", "16", fresh=True)
     assert whole["ranks"] == chunks["ranks"] == 16
     assert whole["loss"] == pytest.approx(chunks["loss"])
     assert whole["step_ms"] > 0
@@ -140,8 +139,8 @@ def test_loader(tmp_path, depth_shards):
 
 def test_growth_is_that_of_the_second_half():
     own = os.getpid()
-    later = {own: Held(1, 14, 20), 7: Held(2, 6, 10)}
-    readings = [{own: Held(1, 10, 20)}, {own: Held(1, 10, 20)}, later, later]
+    later = {own: Memory(1, 14, 20), 7: Memory(2, 6, 10)}
+    readings = [{own: Memory(1, 10, 20)}, {own: Memory(1, 10, 20)}, later, later]
     found = memory_figures(readings)
     assert found["growth_bytes"] == 10
     assert (found["main_uss_bytes"], found["workers_uss_bytes"], found["all_pss_bytes"]) == (1, 2, 20)

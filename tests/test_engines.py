@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from helpers import ROOT, call, stripes_config, torchrun, train_flags
-from test_training import checkpoint, losses, metrics
+from helpers import ROOT, call_ranks, checkpoint, losses, metrics, stripes_config, train_flags
 
 from languagebind.config import UserError
 from languagebind.hub.encoders import load
@@ -25,7 +24,7 @@ def ddp(depth_shards, tmp_path_factory):
     """Six steps under DDP on two ranks; the folder of its logs."""
     logs = tmp_path_factory.mktemp("engines")
     val = f"--val-config={stripes_config(logs, depth_shards)}"
-    call(*torchrun(2, "-m", "training.main", "--", *train_flags(depth_shards, logs, *RECIPE, val, "--name=ddp")))
+    call_ranks(2, "-m", "training.main", *train_flags(depth_shards, logs, *RECIPE, val, "--name=ddp"))
     return logs
 
 
@@ -34,7 +33,7 @@ def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, 
     flags = train_flags(depth_shards, ddp, *RECIPE, f"--val-config={ddp / 'val.yaml'}", f"--name={engine}")
     resume = f"--resume={ddp / 'ddp/checkpoints/step_00000003.pt'}"
     more = [*ENGINES[engine], resume, "--save-every-n-steps=1"]
-    call(*torchrun(2, "-m", "training.main", "--", *flags, *more))
+    call_ranks(2, "-m", "training.main", *flags, *more)
     expected = {step: loss for step, loss in losses(ddp, "ddp").items() if step > 3}
     assert losses(ddp, engine) == pytest.approx(expected, abs=2e-4)
     assert metrics(ddp, engine)[-1]["stripes/top1"] == pytest.approx(metrics(ddp, "ddp")[-1]["stripes/top1"], abs=0.03)

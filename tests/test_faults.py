@@ -14,8 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, call, start, torchrun, train_flags, wait_for, write_shards
-from test_training import checkpoint, losses
+from helpers import (
+    call,
+    checkpoint,
+    free_port,
+    losses,
+    start,
+    start_ranks,
+    torchrun,
+    train_flags,
+    wait_for,
+    write_shards,
+)
 
 from languagebind.config import UserError
 from training.checkpoint_files import checkpoint_path, damage
@@ -39,35 +49,21 @@ def test_a_run_killed_twenty_times_ends_as_one_never_stopped(resampled, depth_sh
         "--save-every-n-steps=3", "--keep-last=2", "--shuffle-buffer=16",
         *(["--dataset-resampled"] if resampled else []),
     )  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = str(ROOT)
-    forker = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/forker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment,
-    )  # fmt: skip
-
-    def begin(name: str) -> int:
-        print(json.dumps([*flags, f"--name={name}", *(["--resume=latest"] if (tmp_path / name).exists() else [])]),
-              file=forker.stdin, flush=True)  # fmt: skip
-        return int(forker.stdout.readline())
-
-    begin("whole")
-    assert int(forker.stdout.readline()) == 0
+    call("-m", "training.main", *flags, "--name=whole")
     rng, kills, written = random.Random(0), 0, tmp_path / "killed/metrics.jsonl"
     while kills < (6 if resampled else 20):
-        child, before = begin("killed"), lines(written)
+        before = lines(written)
+        process = start("-m", "training.main", *flags, "--name=killed", *(["--resume=latest"] if kills else []))
         # Once it writes again, at any moment of a step or of a checkpoint.
         wait_for(lambda before=before: lines(written) != before)
         time.sleep(rng.uniform(0, 0.15))
-        os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
         kills += 1
-        assert int(forker.stdout.readline()) == -signal.SIGKILL
         for path in (tmp_path / "killed/checkpoints").glob("step_*.pt"):
             assert damage(path) is None  # under its name it is whole
-    begin("killed")
-    assert int(forker.stdout.readline()) == 0
-    forker.stdin.close()
-    forker.wait(60)
+    call("-m", "training.main", *flags, "--name=killed", "--resume=latest")
     same_end(tmp_path, "killed", "whole", 72)
     assert len(list((tmp_path / "killed/checkpoints").glob("step_*.pt"))) == 2
 
@@ -91,24 +87,23 @@ def test_a_signal_saves_and_ends_with_status_0(number, depth_shards, tmp_path):
 
 def test_two_ranks_stop_together_when_one_is_told(depth_shards, tmp_path):
     flags = train_flags(depth_shards, tmp_path, "--epochs=40", "--save-every-n-steps=0", "--batch-size=4")
-    process = start(*torchrun(2, "-m", "training.main", "--", *flags, "--name=run"))
+    ranks = start_ranks(2, "-m", "training.main", *flags, "--name=run")
     wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 2)
-    own = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(own[-1]), signal.SIGUSR1)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    ranks[1].send_signal(signal.SIGUSR1)
+    for process in ranks:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
 
 
 def test_a_rank_that_dies_ends_the_others_with_a_reason(depth_shards, tmp_path):
     flags = train_flags(depth_shards, tmp_path, "--epochs=40", "--save-every-n-steps=2", "--batch-size=4")
-    process = start(*torchrun(2, "-m", "training.main", "--", *flags, "--name=run"))
+    first, second = start_ranks(2, "-m", "training.main", *flags, "--name=run")
     wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 3)
-    own = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     begin = time.monotonic()
-    os.kill(int(own[-1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
+    second.kill()
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 2
     assert time.monotonic() - begin < 45
     assert "lost another rank" in output
     assert "--resume latest" in output
@@ -350,7 +345,7 @@ def test_srun_starts_the_ranks_without_torchrun(depth_shards, tmp_path, monkeypa
     flags = train_flags(depth_shards, tmp_path, "--batch-size=4", "--train-num-samples=32")
     call(*torchrun(2, "-m", "training.main", "--", *flags, "--name=torchrun"))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "29731")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("SLURM_NTASKS", "2")
     ranks = []
     for number in range(2):

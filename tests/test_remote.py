@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from helpers import call, stripes_config, torchrun, train_flags, write_shards
+from helpers import call, call_ranks, stripes_config, train_flags, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_of_the_store_is_passed_over(runs, s3, tmp_path, sh
     content[len(content) // 2] ^= 1
     s3.pipe_file("data/runs/hurt/checkpoints/step_00000004.pt", bytes(content))
     flags = train_flags(shards[0], tmp_path, "--name=hurt", "--remote-sync=s3://data/runs", "--resume=latest")
-    call(*torchrun(2, "-m", "training.main", "--", *flags, "--batch-size=4"))
+    call_ranks(2, "-m", "training.main", *flags, "--batch-size=4")
     log = (tmp_path / "hurt/out.log").read_text()
     assert re.search(r"step_00000004.pt is damaged \(.*\): it is passed over", log)
     assert "at step 2 of 4" in log

@@ -4,11 +4,22 @@ import json
 import shutil
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import CAPTIONS, ROOT, call, start, stripes_config, torchrun, train_flags, write_shards
+from helpers import (
+    CAPTIONS,
+    ROOT,
+    call,
+    call_ranks,
+    checkpoint,
+    losses,
+    metrics,
+    start,
+    stripes_config,
+    train_flags,
+    write_shards,
+)
 from webdataset.tariterators import tarfile_samples
 
 import languagebind.modalities
@@ -21,18 +32,6 @@ from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
 from training.main import main
 from training.params import parse_args
-
-
-def metrics(logs: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (logs / name / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(logs: Path, name: str) -> dict[int, float]:
-    return {row["step"]: row["train/loss"] for row in metrics(logs, name) if "train/loss" in row}
-
-
-def checkpoint(logs: Path, name: str, step: int) -> dict:
-    return torch.load(logs / name / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +132,7 @@ def test_two_ranks_equal_one_process_with_both_batches(tmp_path):
             for sample in both[0][begin : begin + 8] + both[1][begin : begin + 8]:
                 writer.add(sample["__key__"], {"depth.png": sample["depth.png"]}, json.loads(sample["json"]))
     flags = ["--shuffle-buffer=0", "--train-num-samples=48", "--lr=1e-3"]
-    call(*torchrun(2, "-m", "training.main", "--", *train_flags(shards, tmp_path, *flags, "--name=two")))
+    call_ranks(2, "-m", "training.main", *train_flags(shards, tmp_path, *flags, "--name=two"))
     call(
         "-m", "training.main", *train_flags(tmp_path / "interleaved", tmp_path, *flags, "--name=one", "--batch-size=16")
     )
@@ -285,9 +284,9 @@ def test_a_resumed_run_takes_changed_options_and_says_what_is_no_longer_exact(ru
 
 def test_two_ranks_resume_as_if_never_stopped_and_stop_together(depth_shards, tmp_path):
     flags = train_flags(depth_shards, tmp_path, "--batch-size=4", "--save-every-n-steps=5", "--patch-dropout=0.3")
-    call(*torchrun(2, "-m", "training.main", "--", *flags, "--name=whole"))
+    call_ranks(2, "-m", "training.main", *flags, "--name=whole")
     resume = tmp_path / "whole/checkpoints/step_00000005.pt"
-    call(*torchrun(2, "-m", "training.main", "--", *flags, "--name=rest", f"--resume={resume}"))
+    call_ranks(2, "-m", "training.main", *flags, "--name=rest", f"--resume={resume}")
     whole = losses(tmp_path, "whole")
     assert losses(tmp_path, "rest") == {step: loss for step, loss in whole.items() if step > 5}
 
@@ -295,7 +294,7 @@ def test_two_ranks_resume_as_if_never_stopped_and_stop_together(depth_shards, tm
     shards = write_shards(tmp_path / "half", [120, 120], replace=bad)
     begin = time.perf_counter()
     flags = train_flags(shards, tmp_path, "--name=bad", "--shuffle-buffer=0")
-    output = call(*torchrun(2, "-m", "training.main", "--", *flags), status=1)
+    output = call_ranks(2, "-m", "training.main", *flags, status=2)
     assert "not one of the first 100 samples can be used" in output
     assert time.perf_counter() - begin < 60
 
