@@ -17,7 +17,7 @@ from languagebind.model import DualEncoder
 from ..optim import OptimConfig, build_optimizer
 from .base import Engine, EngineConfig, OptimizerState, State, kept_by_main, load_by_name, save_by_name
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "deepspeed"
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 
 # Of DeepSpeed's options, those that this library's own flags decide, or that it needs as they are.
 DECIDED = {
