@@ -1,7 +1,7 @@
-"""One file to one tensor: milliseconds a sample of every modality, and of video by every decoder.
+"""From a file to a tensor: milliseconds per sample of every modality, and of video by every decoder.
 
-Video is read as H.264 and as the frames of the same clips packed as JPEG files. Without --files, the sample world's
-scenes are rendered; they are small and simple, so compare rows with each other and give your own files for the rest.
+Video is read as H.264, and as the frames of the same clips packed as JPEG files. Without --files, scenes of the sample
+world are rendered. They are small and simple: compare rows with each other, and use --files for everything else.
 """
 
 import argparse
@@ -13,48 +13,50 @@ import time
 from pathlib import Path
 from typing import Any
 
-from languagebind.config import UserError, at_least, first_line
+from PIL import Image
+from torch import Tensor
+
+from languagebind.config import UserError, first_line
 from languagebind.data.vidal import media_paths, read_annotation
 from languagebind.data.world.files import WorldOptions, make_world
-from languagebind.modalities import DecodeError, Modality, modality_class, modality_names
+from languagebind.modalities import DecodeError, modality_class, modality_names
 from languagebind.modalities._video_backends import BACKENDS
 
 from .report import Row, progress, spread
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of this benchmark."""
+    """Add the flags of this benchmark."""
     add = parser.add_argument
-    add("--modality", nargs="+", choices=modality_names(), help="by default all that can be rendered")
-    add("--files", nargs="+", type=Path, help="files of --modality, in place of rendered ones")
-    add("--num-frames", type=int, default=8, help="taken from a clip")
-    add("--size", type=int, default=256, help="pixels a side of what is rendered")
-    add("--samples", type=int, default=8, help="files rendered of each modality")
-    add("--rounds", type=int, default=3, help="passes over the files, in turn over the rows")
+    add("--modality", nargs="+", choices=modality_names(), help="default: all that can be rendered")
+    add("--files", nargs="+", type=Path, help="files of the one --modality, instead of rendered ones")
+    add("--num-frames", type=int, default=8, help="frames sampled from a clip")
+    add("--size", type=int, default=256, help="pixels a side of rendered files")
+    add("--samples", type=int, default=8, help="rendered files of each modality")
+    add("--rounds", type=int, default=3, help="passes over the files; the rows take turns")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """A row for each modality, backend and packing; one that cannot be used says why.
+    """Measure a row for each modality, decoder and packing; a decoder that cannot be used gives its error.
 
     Raises:
-        UserError: --files without one --modality, or a file that is not there.
+        UserError: --files without exactly one --modality.
     """
-    at_least(1, rounds=options.rounds, samples=options.samples, num_frames=options.num_frames)
     if options.files and len(options.modality or ()) != 1:
-        raise UserError("--files are of one --modality: name it")
+        raise UserError("--files needs one --modality, the one that the files are of")
     with tempfile.TemporaryDirectory() as folder:
-        sources = {options.modality[0]: options.files} if options.files else render(options, Path(folder))
-        rows = [row for name, paths in sources.items() for row in make_rows(name, paths, options.num_frames)]
-        for number in range(options.rounds):
-            progress(f"round {number + 1} of {options.rounds}")
-            for row in rows:
-                if "error" not in row:
-                    take_round(row)
+        files = {options.modality[0]: options.files} if options.files else render(options, Path(folder))
+        rows = [row for name, paths in files.items() for row in make_rows(name, paths, options.num_frames)]
+    for number in range(options.rounds):
+        progress(f"round {number + 1} of {options.rounds}")
+        for row in rows:
+            if "error" not in row:
+                run_round(row)
     return [finish(row) for row in rows]
 
 
 def render(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
-    """Files of the sample world by modality; of a scene's frames the first."""
+    """Render files of the sample world; return them by modality, the first frame where a sample has several."""
     default = WorldOptions(folder)
     names = options.modality or default.modalities
     make_world(dataclasses.replace(default, num_train=options.samples, num_test=8, size=options.size, modalities=names))
@@ -67,55 +69,48 @@ def render(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
 
 
 def make_rows(name: str, paths: list[Path], num_frames: int) -> list[Row]:
-    """What is measured of one modality: the modality as it is set, and what it is given."""
-    if missing := [path for path in paths if not path.is_file()]:
-        raise UserError(f"no file {missing[0]}")
+    """Return the rows of a modality, each with its reader and the files' contents."""
     kind, data = modality_class(name), [path.read_bytes() for path in paths]
-    row = {"modality": name, "samples": len(data), "times": []}
+
+    def row(packed: str, data: list[Any], **options: Any) -> Row:
+        return {"modality": name, "samples": len(data), "packed": packed, "data": data, "times": [], **options}
+
+    packed = paths[0].suffix[1:]
     if not any(field.name == "video_backend" for field in dataclasses.fields(kind)):
-        return [row | {"packed": paths[0].suffix[1:], "reader": kind(), "data": data, "times": []}]
-    rows = [
-        row | {"packed": paths[0].suffix[1:], "backend": backend, "data": data, "times": []}
-        | {"reader": kind(num_frames=num_frames, video_backend=backend)}
-        for backend in BACKENDS
-    ]  # fmt: skip
+        return [row(packed, data, reader=kind())]
     reader = kind(num_frames=num_frames)
     pictures = [[jpeg(frame) for frame in reader.decode(clip)] for clip in data]
-    return [*rows, row | {"packed": f"{num_frames} jpg", "reader": reader, "data": pictures, "times": []}]
+    readers = {backend: kind(num_frames=num_frames, video_backend=backend) for backend in BACKENDS}
+    rows = [row(packed, data, backend=backend, reader=own) for backend, own in readers.items()]
+    return [*rows, row(f"{num_frames} jpg", pictures, reader=reader)]
 
 
-def take_round(row: Row) -> None:
-    """One pass over the files of a row; its milliseconds a sample."""
+def run_round(row: Row) -> None:
+    """Read the row's files once, and add the milliseconds per sample to its times."""
     begin = time.perf_counter()
     try:
         for source in row["data"]:
             row["reader"].preprocess(source)
-    except (UserError, DecodeError) as error:  # a backend that is not installed, or cannot read this file
+    except (UserError, DecodeError) as error:  # a decoder that is not installed, or cannot read this file
         row["error"] = first_line(error)
         return
     row["times"].append((time.perf_counter() - begin) / len(row["data"]) * 1e3)
 
 
 def finish(row: Row) -> Row:
-    """The figures of a row. The first round opens libraries, so that it counts only where it is the only one."""
-    reader: Modality = row.pop("reader")
-    data, times = row.pop("data"), row.pop("times")
+    """Return a row's figures. Its first round opens libraries, so it counts only if it is the only one."""
+    reader, data, times = (row.pop(key) for key in ("reader", "data", "times"))
     row["input_shape"] = "x".join(map(str, reader.input_shape))
-    row["file_bytes"] = statistics.mean(size(source) for source in data)
+    sizes = (len(source) if isinstance(source, bytes) else sum(map(len, source)) for source in data)
+    row["file_bytes"] = statistics.mean(sizes)
     if times:
         times = times[1:] or times
         row |= {"sample_ms": statistics.median(times), "spread_share": spread(times)}
     return row
 
 
-def size(source: bytes | list[bytes]) -> int:
-    return len(source) if isinstance(source, bytes) else sum(map(len, source))
-
-
-def jpeg(frame: Any) -> bytes:
-    """(3, H, W) bytes as a JPEG file."""
-    from PIL import Image
-
+def jpeg(frame: Tensor) -> bytes:
+    """Encode a (3, H, W) picture of bytes as JPEG."""
     file = io.BytesIO()
     Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
     return file.getvalue()

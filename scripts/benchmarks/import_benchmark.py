@@ -1,6 +1,6 @@
-"""What `import languagebind` costs after `import torch`: seconds in new processes, the statements in turn.
+"""The cost of `import languagebind` after `import torch`: seconds in new processes, the statements in turn.
 
-`import_seconds` is the clock's, `import_cpu_seconds` the processor's: other work on the machine does not lengthen it.
+`import_seconds` is wall time; `import_cpu_seconds` is processor time, which other work on the machine hardly lengthens.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 
-from languagebind.config import UserError, at_least
+from languagebind.config import UserError
 
 from .report import Row, spread
 
@@ -20,26 +20,23 @@ wall, cpu = time.perf_counter(), time.process_time()
 {statement}
 print([time.perf_counter() - wall, time.process_time() - cpu])
 """
+STATEMENTS = ["import languagebind", "from languagebind import contrastive_loss", "from languagebind import load"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of this benchmark."""
-    parser.add_argument(
-        "--statement", nargs="+",
-        default=["import languagebind", "from languagebind import contrastive_loss", "from languagebind import load"],
-    )  # fmt: skip
+    """Add the flags of this benchmark."""
+    parser.add_argument("--statement", nargs="+", default=STATEMENTS, help="statements to time")
     parser.add_argument("--base", default="import torch", help="what is imported before (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="processes for each statement")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """A row for each statement, medians over the rounds; the base itself is the first."""
-    at_least(1, rounds=options.rounds)
+    """Return the medians of each statement; the first row is the base itself."""
     pairs = [("pass", options.base), *((options.base, statement) for statement in options.statement)]
-    times = {pair: [] for pair in pairs}
+    times: dict[tuple[str, str], list[list[float]]] = {pair: [] for pair in pairs}
     for _ in range(options.rounds):
         for pair in pairs:
-            times[pair].append(seconds(*pair))
+            times[pair].append(time_statement(*pair))
     rows = []
     for (base, statement), found in times.items():
         wall, cpu = zip(*found, strict=True)
@@ -49,8 +46,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def seconds(base: str, statement: str) -> list[float]:
-    """How long a new process takes over a statement, by the clock and by the processor.
+def time_statement(base: str, statement: str) -> list[float]:
+    """Return the wall and processor seconds that a statement takes in a new process, after the base.
 
     Raises:
         UserError: the statement fails.

@@ -1,8 +1,8 @@
-"""Batches from shards, as training reads them: samples a second, waiting, and the memory of every process.
+"""Batches from shards, as training reads them: samples per second, waiting, and the memory of every process.
 
     python scripts/benchmark.py loader --workers 1 4 -- --config configs/depth.yaml --train-data /data/depth
 
-What follows `--` are training's own flags; the model is not built. A step of the model is a pause of --step-seconds.
+Training's own flags follow `--`. No model is built: a pause of --step-seconds stands for its step.
 """
 
 import argparse
@@ -11,69 +11,72 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from languagebind.config import UserError, at_least
+import psutil
+
 from languagebind.text import Tokenizer, text_tokens
 from training.data import train_batches
 from training.params import TrainConfig, parse_args
 from training.preflight import check_data
-from training.stream import Batch, DataConfig, Plan
+from training.stream import Batch, Plan
 
-from .memory import Held, held_by
 from .report import Row, progress
 
 
+class Memory(NamedTuple):
+    """Memory of a process, in bytes."""
+
+    uss: int
+    """memory of this process alone"""
+    pss: int
+    """`uss` and this process's share of the memory that it shares"""
+    anonymous: int
+    """resident memory that is neither a file's nor shared: a page that a worker copies on writing does not add to it"""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of this benchmark."""
+    """Add the flags of this benchmark."""
     add = parser.add_argument
     add("--samples", type=int, default=2000, help="measured in each row, after --warmup-batches")
     add("--warmup-batches", type=int, default=2)
-    add("--workers", type=int, nargs="+", help="a row each; by default training's")
-    add("--step-seconds", type=float, nargs="+", default=[0.0], help="time of the model's step; a row each")
+    add("--workers", type=int, nargs="+", help="one table row each (default: training's)")
+    add("--step-seconds", type=float, nargs="+", default=[0.0], help="time of the model's step; one table row each")
     add("training", nargs="+", metavar="-- FLAG", help="training's flags, after `--`")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """A row for each number of workers and step time.
-
-    Raises:
-        UserError: shards that cannot be read, or too few of them for the workers.
-    """
-    at_least(1, samples=options.samples)
-    at_least(0, warmup_batches=options.warmup_batches)
+    """Measure a row for each number of workers and step time."""
     config, rows = parse_args(options.training), []
     for workers in options.workers or [config.data.workers]:
         for pause in options.step_seconds:
-            at_least(0, step_seconds=pause)
             progress(f"{workers} workers, steps of {pause} s")
             data = dataclasses.replace(config.data, workers=workers)
-            row = {
-                "modality": config.modality,
-                "workers": workers,
-                "batch_size": data.batch_size,
-                "pause_seconds": pause,
-            }
-            rows.append(row | measure_loader(config, data, pause, options))
+            row = {"modality": config.modality, "workers": workers, "batch_size": data.batch_size}
+            row |= {"pause_seconds": pause}
+            rows.append(row | measure_row(dataclasses.replace(config, data=data), pause, options))
     return rows
 
 
-def measure_loader(config: TrainConfig, data: DataConfig, pause: float, options: argparse.Namespace) -> Row:
-    """Read batches; what a step waited for, and what the processes held at the beginning and at the end."""
-    steps = options.warmup_batches + max(2, -(-options.samples // data.batch_size))
-    batches, waited, seconds, memory, skipped = open_loader(config, data, steps), [], 0.0, [], 0
+def measure_row(config: TrainConfig, pause: float, options: argparse.Namespace) -> Row:
+    """Read batches; return the waiting times and the memory of the processes."""
+    batch_size, first = config.data.batch_size, options.warmup_batches
+    steps = first + max(2, -(-options.samples // batch_size))
+    batches, waited, memory = open_loader(config, steps), [], []
+    seconds, skipped = 0.0, 0
     for number in range(steps):
-        asked = time.perf_counter()
+        begin = time.perf_counter()
         batch = next(batches)
-        if number < options.warmup_batches:
+        if number < first:
             continue
-        waited.append(time.perf_counter() - asked)
+        waited.append(time.perf_counter() - begin)
         skipped += len(batch.skipped)
         time.sleep(pause)
-        seconds += time.perf_counter() - asked  # without reading the memory
-        if number == steps - 1 or (number - options.warmup_batches) % max(1, steps // 20) == 0:
-            memory.append(all_memory())
+        seconds += time.perf_counter() - begin  # without reading the memory
+        if number == steps - 1 or (number - first) % max(1, steps // 20) == 0:
+            memory.append(read_memory())
     batches.close()
-    samples = len(waited) * data.batch_size
+    samples = len(waited) * batch_size
     return {
         "samples": samples,
         "samples_per_second": samples / seconds,
@@ -84,52 +87,35 @@ def measure_loader(config: TrainConfig, data: DataConfig, pause: float, options:
     }
 
 
-def open_loader(config: TrainConfig, data: DataConfig, steps: int) -> Iterator[Batch]:
-    """Training's batches, with captions as token ids; epochs follow each other until there are `steps`."""
-    shards, steps_per_epoch = check_data(data, config.inputs, world_size=1)
+def open_loader(config: TrainConfig, steps: int) -> Iterator[Batch]:
+    """Return training's batches, with captions as token ids, over as many epochs as `steps` need."""
+    shards, steps_per_epoch = check_data(config.data, config.inputs, world_size=1)
     plan = Plan(config.seed, 0, 1, steps_per_epoch, steps)
-    try:
-        tokenizer = Tokenizer(text_tokens(config.model.text))
-    except (ImportError, OSError) as error:
-        raise UserError(f"the tokenizer of {config.model.text.text_tower} cannot be made: {error}") from error
-    return train_batches(shards, config.inputs, tokenizer, data, plan)
+    return train_batches(shards, config.inputs, Tokenizer(text_tokens(config.model.text)), config.data, plan)
 
 
-def all_memory() -> dict[int, Held]:
-    """Of this process and its children."""
-    found = {}
-    for pid in [os.getpid(), *children(os.getpid())]:
+def read_memory() -> dict[int, Memory]:
+    """Return the memory of this process and all processes below it, by process number."""
+    main, found = psutil.Process(), {}
+    for process in [main, *main.children(recursive=True)]:
         try:
-            found[pid] = held_by(pid)
-        except (OSError, KeyError):  # a worker that has just ended
+            full = process.memory_full_info()
+        except psutil.NoSuchProcess:  # a worker that has just ended
             continue
+        found[process.pid] = Memory(full.uss, full.pss, full.rss - full.shared)
     return found
 
 
-def children(pid: int) -> list[int]:
-    """Processes below one, at any depth."""
-    direct = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        try:
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                direct += map(int, file.read().split())
-        except FileNotFoundError:  # the thread has just ended
-            continue
-    return [found for child in direct for found in (child, *children(child))]
-
-
-def memory_figures(memory: list[dict[int, Held]]) -> Row:
-    """Sums over processes, and how the second half of the run compares with the first; every reading in the JSON."""
+def memory_figures(memory: list[dict[int, Memory]]) -> Row:
+    """Return sums over processes, the growth from the first to the second half of the readings, and all readings."""
     main, half = os.getpid(), max(1, len(memory) // 2)
-    own = [reading[main].uss for reading in memory]
-    workers = [sum(held.uss for pid, held in reading.items() if pid != main) for reading in memory]
     everything = [sum(held.pss for held in reading.values()) for reading in memory]
     anonymous = [sum(held.anonymous for held in reading.values()) for reading in memory]
     return {
-        "main_uss_bytes": own[-1],
-        "workers_uss_bytes": workers[-1],
+        "main_uss_bytes": memory[-1][main].uss,
+        "workers_uss_bytes": sum(held.uss for pid, held in memory[-1].items() if pid != main),
         "all_pss_bytes": everything[-1],
         "peak_pss_bytes": max(everything),
         "growth_bytes": statistics.median(anonymous[half:] or anonymous) - statistics.median(anonymous[:half]),
-        "readings": [{str(pid): list(pair) for pid, pair in reading.items()} for reading in memory],
+        "readings": [{str(pid): list(held) for pid, held in reading.items()} for reading in memory],
     }
