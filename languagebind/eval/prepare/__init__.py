@@ -1,12 +1,14 @@
-"""Public downloads to data that evaluation reads: `python -m languagebind.eval.prepare`.
+"""Make the data that evaluation reads from a public download: `python -m languagebind.eval.prepare`.
 
-A kind is a module here, found by name: `prepare: {kind: table, ...}` in a dataset's YAML means `table.py`, with
+A kind of dataset is a module here, found by its name: `prepare: {kind: table, ...}` in a dataset's YAML means
+`table.py`, with
 
-    def prepare(source: Path, output: Path, options: dict) -> Iterator[dict]
+    class Options(BaseModel)            # the other keys of `prepare`; without it, `options` below is a dict
+    def prepare(source: Path, output: Path, options: Options) -> Iterator[dict]
+    def class_names(source: Path, options: Options) -> dict[str, str] | None  # optional: label -> name, in order
 
-which yields the manifest's rows in order: `path` below `source`, or below `output` where the kind writes the file
-itself (the manifest's folder, or the one of the class folders), with `label`, `labels`, `caption` or `captions`, and
-where there is one `where`, the place in a table for messages. What the generator returns, if anything, are counts by
-reason of what it left out. A kind may have `class_names(source, options) -> dict[label, name] | None` for datasets that
-name their classes in a file.
+`prepare` yields the manifest's rows in order. A row's `path` starts at `source`, or at `output` if the kind writes the
+file itself (`output` is the manifest's folder, or that of the class folders). A row also has a `label`, `labels`,
+`caption` or `captions`, and may have `where`, its place in a table for messages. The generator may return the counts of
+what it left out or changed, by reason.
 """

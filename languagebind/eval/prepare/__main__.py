@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,25 +21,35 @@ from ...config import UserError, load_yaml, parse, run
 from ...files import locked, write_atomic
 from ..data.datasets import DatasetConfig, load_dataset_config, naming
 from ..data.samples import PREPARED
-from ._writing import Tally, count_captions, find_rows, make_links, new_folder, refuse_missing, write_manifest
+from ..data.validation import validate
+from .writing import Listing, count_captions, list_rows, make_links, new_folder, write_manifest
 
 log = logging.getLogger(__name__)
+NOT_KINDS = ("__main__", "writing")
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Make the data that a dataset's YAML names (see configs/eval/) of the download that its authors publish."""
+    """Make the data that a dataset's YAML (see configs/eval/) names from the download that its authors publish."""
 
     config: tyro.conf.Positional[Path]
     """the dataset's YAML"""
     source: Path
-    """folder of the download, unpacked; the YAML's `layout` and `prepare` say what it holds"""
+    """folder of the unpacked download; the YAML's `layout` and `prepare` say what it holds"""
     output: Path
     """the data root of evaluation (its --data-root); media outside of it are linked, not copied"""
     skip_missing: bool = False
-    """leave out rows whose file is not there, and list them in the .prepare.json"""
+    """leave out rows whose file is missing, and list them in the .prepare.json"""
     overwrite: bool = False
     """replace what an earlier run made"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The module that prepares a kind of dataset, and the dataset's options."""
+
+    module: ModuleType
+    options: Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,155 +64,162 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = {key: report[key] for key in ("samples", "captions", "classes") if report[key]}
     print(f"wrote {report['data']}: {', '.join(f'{count} {key}' for key, count in counts.items())}")
     if report["missing"]:
-        print(f"left out for want of a file: {len(report['missing'])}")
+        print(f"left out because the file is missing: {len(report['missing'])}")
 
 
 def prepare(options: PrepareConfig) -> dict[str, Any]:
-    """Write a dataset's manifest or class folders, its class names where a file of them is asked for, and a report.
+    """Write a dataset's manifest or class folders, its class names if a file of them is missing, and a report.
 
     Returns:
         The report, as in `<data>.prepare.json`: data, kind, samples, captions, classes, missing, left_out,
         keys_sha256, version.
 
     Raises:
-        UserError: the download is not what the YAML says, or the data is there already, or being made.
+        UserError: the download is not what the YAML says, or the data exists already, or another run is making it.
     """
     dataset = load_dataset_config(options.config, options.output, prepared=False)
-    kind, target = _kind(dataset), Path(dataset.data)
-    report_path = target.with_name(target.name + PREPARED)
-    by_class = target.suffix == ""
-    if not by_class and target.suffix != ".jsonl":
+    kind = _kind(dataset, options.config)
+    target = Path(dataset.data)
+    if target.suffix not in ("", ".jsonl"):
         raise UserError(f"{dataset.name}: prepare writes a .jsonl manifest or class folders, not {target}")
     if not options.source.is_dir():
         raise UserError(
-            f"--source {options.source} is no folder; {dataset.name} is at {dataset.source or 'its authors'}"
+            f"--source {options.source} is not a folder; {dataset.name} is at {dataset.source or 'its authors'}"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock")):
-            _refuse_existing(target, report_path, options)
-            report = _write(dataset, kind, target, report_path, options)
-            write_atomic(report_path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+            _refuse_existing(target, options)
+            report = _report(dataset, _write(dataset, kind, target, options))
+            write_atomic(_report_path(target), json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     except BlockingIOError as error:
-        raise UserError(f"another run makes {target}: wait for its end ({error.filename} is locked)") from error
+        raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or target}: {error.strerror}") from error
+        raise UserError(f"{error.filename or target}: {error.strerror or error}") from error
     return report
 
 
-def _write(
-    dataset: DatasetConfig, kind: ModuleType, target: Path, report_path: Path, options: PrepareConfig
-) -> dict[str, Any]:
-    """The manifest with the links that it needs, or the class folders, and the class names; returns the report.
+def _kind(dataset: DatasetConfig, config: Path) -> Kind:
+    """Return the module that `prepare: {kind: ...}` names, with the options beside it."""
+    package = importlib.import_module(__package__)
+    kinds = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in NOT_KINDS]
+    values = dict(dataset.prepare)
+    if not values:
+        raise UserError(f"{dataset.name}: its YAML has no `prepare`: evaluation reads the download as it is")
+    name = values.pop("kind", None)
+    if name not in kinds:
+        raise UserError(f"{dataset.name}: prepare has no kind {name!r}, only {', '.join(kinds)}")
+    try:
+        module = importlib.import_module(f"{__package__}.{name}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{dataset.name} needs {error.name}: pip install 'languagebind[prepare]'") from error
+    where = f"{config}: prepare"
+    return Kind(module, validate(module.Options, values, where) if hasattr(module, "Options") else values)
 
-    An empty report is written just before the data. Should the run be stopped there, the data is known for `prepare`'s,
-    and no old report is taken for one of it.
+
+def _refuse_existing(target: Path, options: PrepareConfig) -> None:
+    """Refuse to replace what exists unless told to, and always what `prepare` did not make."""
+    if not target.exists():
+        return
+    if not options.overwrite:
+        raise UserError(f"{target} exists already: --overwrite makes it again")
+    if not _report_path(target).is_file():
+        raise UserError(f"{target} was not made by prepare: move it away first")
+    if target.is_dir() and options.source.resolve().is_relative_to(target.resolve()):
+        raise UserError(f"--source {options.source} lies in {target}, which would be replaced")
+
+
+def _write(dataset: DatasetConfig, kind: Kind, target: Path, options: PrepareConfig) -> Listing:
+    """Write the class names and the links, and the manifest or the class folders.
+
+    An empty report is written just before the data: if the run is stopped in between, the data is known as `prepare`'s,
+    and an old report is not taken for one of it.
     """
-    if target.suffix:
-        rows, tally, names, links = _rows(dataset, kind, target, options)
-        _write_names(names, options)
-        make_links(links)
-        write_atomic(report_path, b"{}\n")
-        write_manifest(rows, target)
-    else:
-        with new_folder(target) as folder:
-            rows, tally, names, links = _rows(dataset, kind, folder, options)
-            make_links(links)
+    by_class = target.suffix == ""
+    with new_folder(target) if by_class else nullcontext(target.parent) as folder:
+        listing, names = _list(dataset, kind, folder, by_class, options)
+        if names:
             _write_names(names, options)
-            write_atomic(report_path, b"{}\n")
-    return _report(dataset, rows, tally)
+        make_links(listing.links)
+        write_atomic(_report_path(target), b"{}\n")
+        if not by_class:
+            write_manifest(listing.rows, target)
+    return listing
 
 
-def _rows(dataset: DatasetConfig, kind: ModuleType, target: Path, options: PrepareConfig):
-    """The manifest's rows, the counts, the class names to write, if they are asked for, and the links to make.
-
-    `target` is the manifest to be, or the folder of class folders.
-    """
-    rest = {key: value for key, value in dataset.prepare.items() if key != "kind"}
-    by_class = target.is_dir()
-    folder = target if by_class else target.parent
-    with naming(dataset.name):
-        rows, tally, links = find_rows(kind.prepare(options.source, folder, rest), options.source, folder, by_class)
+def _list(
+    dataset: DatasetConfig, kind: Kind, folder: Path, by_class: bool, options: PrepareConfig
+) -> tuple[Listing, dict[str, str] | None]:
+    """Return what the kind lists, with its counts and labels checked, and the class names to write, if any."""
     read = _files_read(dataset, options.source)
-    if not options.skip_missing:
-        refuse_missing(tally, options.source, dataset.name)
-    tally.check(dataset.expect, dataset.name, read)
-    if not rows:
-        refuse_missing(tally, options.source, dataset.name)
-    if not rows:
-        raise UserError(f"{dataset.name}: no samples in {options.source}")
-    names = None
-    if _names_file(options):
+    try:
         with naming(dataset.name):
-            names = kind.class_names(options.source, rest) if hasattr(kind, "class_names") else None
-        names = names or {label: label for label in sorted(tally.labels)}
+            rows = kind.module.prepare(options.source, folder, kind.options)
+            listing = list_rows(rows, options.source, folder, by_class)
+            names = _class_names(kind, listing, options)
+    except Exception as error:
+        error.add_note(f"while {dataset.name} was prepared from {options.source}{read}")
+        raise
+    if listing.reasons:
+        log.info("%s: left out or changed: %s", dataset.name, listing.reasons)
+    if not (options.skip_missing and listing.rows):
+        listing.refuse_missing(options.source, dataset.name)
+    listing.check_counts(dataset.expect, dataset.name, read)
+    if not listing.rows:
+        raise UserError(f"{dataset.name}: no samples in {options.source}{read}")
     if classes := names or dataset.class_names:
-        tally.check_labels(classes, dataset.name, read)
-    return rows, tally, names, links
+        listing.check_labels(classes, dataset.name, read)
+    return listing, names
 
 
 def _files_read(dataset: DatasetConfig, source: Path) -> str:
-    """For messages: the files of the download that the options name."""
+    """Return, for messages, which files of the download the options name."""
     classes = dataset.prepare.get("classes")
     values = [*dataset.prepare.values(), *(classes.values() if isinstance(classes, dict) else ())]
     files = [value for value in values if isinstance(value, str) and os.path.isfile(source / value)]
     return f"; it was read from {', '.join(files)}" if files else ""
 
 
+def _class_names(kind: Kind, listing: Listing, options: PrepareConfig) -> dict[str, str] | None:
+    """Return the class names to write, label -> name, None unless the YAML asks for a file that `prepare` makes."""
+    if not _names_file(options):
+        return None
+    names = kind.module.class_names(options.source, kind.options) if hasattr(kind.module, "class_names") else None
+    return names or {label: label for label in sorted(listing.labels)}
+
+
 def _names_file(options: PrepareConfig) -> str | None:
-    """The file of class names below the data root that is to be written; one beside the YAML is there."""
+    """Return the file of class names that `prepare` makes below the data root; one beside the YAML is not its own."""
     value = load_yaml(options.config).get("class_names")
     return value if isinstance(value, str) and not (options.config.parent / value).is_file() else None
 
 
-def _write_names(names: Mapping[str, str] | None, options: PrepareConfig) -> None:
-    if names is None:
-        return
-    file = options.output / _names_file(options)
+def _write_names(names: Mapping[str, str], options: PrepareConfig) -> None:
+    file = options.output / str(_names_file(options))
     contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
     if file.exists() and file.read_bytes() != contents and not options.overwrite:
-        raise UserError(f"{file} is there and differs: --overwrite makes it again")
+        raise UserError(f"{file} exists and differs: --overwrite makes it again")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, contents)
 
 
-def _report(dataset: DatasetConfig, rows: Sequence[dict[str, Any]], tally: Tally) -> dict[str, Any]:
-    keys = json.dumps(sorted(row["path"] for row in rows))
+def _report_path(target: Path) -> Path:
+    return target.with_name(target.name + PREPARED)
+
+
+def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:
+    keys = json.dumps(sorted(row["path"] for row in listing.rows))
     return {
         "data": dataset.data,
         "kind": dataset.prepare["kind"],
-        "samples": len(rows),
-        "captions": sum(map(count_captions, rows)),
-        "classes": len(tally.labels),
-        "missing": tally.missing,
-        "left_out": dict(tally.left_out),
+        "samples": len(listing.rows),
+        "captions": sum(map(count_captions, listing.rows)),
+        "classes": len(listing.labels),
+        "missing": listing.missing,
+        "left_out": listing.left_out,
         "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
         "version": __version__,
     }
-
-
-def _kind(dataset: DatasetConfig) -> ModuleType:
-    """The module that prepares a dataset."""
-    package = importlib.import_module(__package__)
-    kinds = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
-    kind = dataset.prepare.get("kind")
-    if not dataset.prepare:
-        raise UserError(f"{dataset.name}: its YAML has no `prepare`: evaluation reads the download as it is")
-    if kind not in kinds:
-        raise UserError(f"{dataset.name}: prepare has no kind {kind!r}, only {', '.join(kinds)}")
-    return importlib.import_module(f"{__package__}.{kind}")
-
-
-def _refuse_existing(target: Path, report: Path, options: PrepareConfig) -> None:
-    """Refuse to replace what is there unless told to, and ever what `prepare` did not make."""
-    if not target.exists():
-        return
-    if not options.overwrite:
-        raise UserError(f"{target} is there already: --overwrite makes it again")
-    if not report.is_file():
-        raise UserError(f"{target} was not made by prepare: move it away first")
-    if target.is_dir() and options.source.resolve().is_relative_to(target.resolve()):
-        raise UserError(f"--source {options.source} lies in {target}, which would be replaced")
 
 
 if __name__ == "__main__":

@@ -1,145 +1,220 @@
 """Crops for classification, cut from pictures with annotated boxes (LLVIP, FLIR ADAS v1 and v2).
 
-The authors of LanguageBind published finished crops and no script, so this is a rule of our own, to the pixel:
+The authors of LanguageBind published finished crops and no script, so this rule is ours, down to the pixel:
 
-1. Every annotated box of a category that `classes` names is cut out: crowds, occluded and cut-off ones, too. Boxes of
-   other categories are left out and counted.
+1. Every annotated box of a category in `classes` is cropped: crowds, occluded and truncated objects too. Boxes of other
+   categories are left out and counted.
 2. A box has four edges: COCO's (x, y, x + width, y + height), VOC's (xmin, ymin, xmax, ymax). Each is rounded to the
    nearest whole pixel, halves up: floor(edge + 0.5). The crop is the columns left .. right - 1 and the rows
    top .. bottom - 1, counted from 0.
-3. The box is clipped to the picture. If less than `min_size` (1) columns or rows are left, it is left out and counted:
-   as `no area` where the box itself has none, as `outside` where it lies beside the picture, else as `small`.
-4. Pixels are stored as they are decoded: no resampling, padding, turning or change of the number of channels or bits;
-   as PNG, without loss, named `<label>/<stem of the picture>_<id of the annotation>.png`. The id in VOC, which has
-   none, is the place of the object in its file, from 0.
-5. With `background` (a label), each crop gets a second one of the same size in the same picture, with the same name in
-   the folder `background`. Its place is tried `background_tries` (100) times. In try t, from 0, with
+3. The box is clipped to the picture. A box with fewer than `min_size` (1) columns or rows left is left out and counted:
+   as `no area` if the box itself has none, as `outside` if it lies beside the picture, else as `small`.
+4. Pixels are stored as decoded: no resampling, padding, rotation or change of channels or bits; as PNG, without loss,
+   named `<label>/<stem of the picture>_<id of the annotation>.png`. VOC has no ids, so the id is the position of the
+   object in its file, from 0.
+5. With `background` (a label), each crop gets a second one of the same size from the same picture, with the same name
+   in the folder `background`. Its place is tried `background_tries` (100) times. In try t, from 0, with
    d = SHA-256("<stem>/<id>/<t>"), left is the integer in d[0:8] modulo (picture width - width + 1) and top that in
    d[8:16] modulo (picture height - height + 1), most significant byte first. The first place that shares no pixel with
-   any annotated box of the picture, of whatever category, is taken; if none does, it is left out and counted.
+   any annotated box of the picture, of whatever category, is taken; if there is none, it is left out and counted.
 
-Options: `format` (voc, coco), `annotations` (coco: the file; voc: the folder), `images` (voc: the folder), all from
---source; `pictures`, how many these are (COCO lists them, VOC does not, so that a missing one would not be noticed);
-`classes`, the annotation's category, by name or number, to the label; and those named above.
+Options: `format` (voc, coco); `annotations`, below --source (coco: the file; voc: the folder); `images` (voc: the
+folder of the pictures); `pictures`, how many there are (COCO lists them; VOC does not, so a missing one would go
+unnoticed); `classes`, from the annotation's category, by name or number, to the label; and those named above.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+from xml.etree import ElementTree
 
 from PIL import Image
+from pydantic import BaseModel, Field, model_validator
 
-from ...config import UserError, first_line
-from ._boxes import Box, Picture, read_coco, read_voc
-from ._common import check_options, log_counts, write_png
+from ...config import UserError
+from ...files import parse_json, twice
+from ..data.validation import CONFIG, Whole
+from .writing import Row, reading, write_png
 
-KNOWN = ("format", "annotations", "images", "pictures", "classes", "min_size", "background", "background_tries")
-MODES = ("L", "RGB", "RGBA", "P", "I;16")  # what PNG stores as it is
+SUFFIXES = (".jpg", ".jpeg", ".png")
 
+Label = Annotated[str, Field(pattern="^[^./][^/]*$")]  # it names a folder
+Positive = Annotated[Whole, Field(ge=1)]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def prepare(source: Path, output: Path, options: dict[str, Any]) -> Generator[dict, None, dict[str, int]]:
-    """Write the crops below `output`; yields {"path", "label"} rows, returns what was left out or clipped.
+class Options(BaseModel):
+    """The options above."""
 
-    Where a picture is missing, its rows are yielded without a file and say in "where" whose they are.
+    model_config = CONFIG
+
+    format: Literal["voc", "coco"]
+    annotations: str
+    images: str = ""
+    pictures: Positive | None = None
+    classes: Annotated[dict[str, Label], Field(min_length=1)]
+    min_size: Positive = 1
+    background: Label | None = None
+    background_tries: Positive = 100
+
+    @model_validator(mode="after")
+    def _background_is_no_class(self) -> "Options":
+        if self.background in self.classes.values():
+            raise ValueError(f"background {self.background!r} is also a label of the classes; choose another name")
+        return self
+
+
+@dataclass(frozen=True)
+class Box:
+    """An annotated rectangle in whole pixels, not clipped: columns left .. right - 1, rows top .. bottom - 1."""
+
+    id: int
+    category: str
+    label: str | None  # None for a category that `classes` does not name
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def has_area(self) -> bool:
+        return self.right > self.left and self.bottom > self.top
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's file and its boxes, with the annotated (width, height), if there is one."""
+
+    path: Path
+    annotation: Path
+    size: tuple[float, float] | None
+    boxes: tuple[Box, ...]
+
+
+def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
+    """Write the crops below `output`, yield {"path", "label"} rows, and return what was left out or clipped.
+
+    The rows of a missing picture are yielded without a file, and "where" names the picture.
 
     Raises:
-        UserError: an option, an annotation or a picture is wrong.
+        UserError: an annotation file or a picture is missing, damaged, or not the one that the options describe.
     """
-    classes, numbers = _check(options)
+    read = {"voc": _read_voc, "coco": _read_coco}[options.format]
+    pictures = list(read(source, options))
+    if options.pictures not in (None, len(pictures)):
+        place = source / (options.images or options.annotations)
+        raise UserError(f"{place}: {len(pictures)} pictures, expected {options.pictures}: unpack the download again")
     counts: Counter[str] = Counter()
-    pictures = list(_pictures(Path(source), options, classes))
-    if numbers["pictures"] not in (None, len(pictures)):
-        place = Path(source, options.get("images", options["annotations"]))
-        raise UserError(f"{place}: {len(pictures)} pictures, expected {numbers['pictures']}: unpack the release again")
     for picture in pictures:
-        if not picture.path.is_file():
-            where = f"{picture.annotation}: the picture {picture.path} is missing"
-            background = [options["background"]] if options.get("background") else []
-            for box in picture.boxes:
-                for label in [box.label, *background] if box.label else ():
-                    yield {**_row(picture, box, label), "where": where}
+        if picture.path.is_file():
+            yield from _crop(picture, output, options, counts)
             continue
-        image = _open(picture)
+        where = f"{picture.annotation}: the picture {picture.path} is missing"
         for box in picture.boxes:
-            crop = _clip(box, image.size, numbers["min_size"], counts)
-            if crop is None:
-                continue
-            yield _write(image, crop, picture, box, box.label, output)
-            if background := options.get("background"):
-                place = _background(picture, box, crop, image.size, numbers["background_tries"])
-                if place is None:
-                    counts["no place for a background"] += 1
-                else:
-                    yield _write(image, place, picture, box, background, output)
-    log_counts("boxes left out or clipped", counts)
+            for label in filter(None, (box.label, box.label and options.background)):
+                yield {**_row(picture, box, label), "where": where}
     return dict(counts)
 
 
-def _check(options: dict[str, Any]) -> tuple[dict[str, str], dict[str, int | None]]:
-    """The classes, and the options that are numbers."""
-    check_options(options, KNOWN)
-    classes = options.get("classes")
-    if not isinstance(classes, dict) or not classes:
-        raise UserError("prepare: classes should map the annotation's categories to labels, as in `person: person`")
-    classes = {str(category): label for category, label in classes.items()}
-    for label in (*classes.values(), options.get("background", "background")):
-        if not isinstance(label, str) or not label or label[0] == "." or "/" in label:
-            raise UserError(f"prepare: the label {label!r} cannot be a folder's name")
-    if options.get("background") in classes.values():
-        raise UserError(f"prepare: background {options['background']!r} is a label of the classes, choose another one")
-    numbers: dict[str, int | None] = {"min_size": 1, "background_tries": 100, "pictures": None}
-    for name in numbers.keys() & options.keys():
-        value = str(options[name])
-        if not value.isdecimal() or int(value) < 1:
-            raise UserError(f"prepare: {name} should be a whole number, at least 1; got {value}")
-        numbers[name] = int(value)
-    return classes, numbers
+def _read_voc(source: Path, options: Options) -> Iterator[Picture]:
+    """Yield the pictures of a folder in the order of their names, each with `annotations`/<stem>.xml."""
+    images = source / options.images
+    with reading(images):
+        paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    for path in paths:
+        file = source / options.annotations / f"{path.stem}.xml"
+        with reading(file):
+            root = ElementTree.parse(file).getroot()
+            boxes = tuple(_voc_box(item, i, options) for i, item in enumerate(root.iterfind("object")))
+            size = _size(root.findtext("size/width"), root.findtext("size/height"))
+        yield Picture(path, file, size, boxes)
 
 
-def _pictures(source: Path, options: dict[str, Any], classes: dict[str, str]) -> Iterator[Picture]:
-    kind = options.get("format")
-    for name in ("annotations", "images") if kind == "voc" else ("annotations",):
-        if not isinstance(options.get(name), str):
-            raise UserError(f"prepare: {name} is missing: the path of the {name} below --source")
-    if kind == "voc":
-        return read_voc(source / options["images"], source / options["annotations"], classes)
-    if kind == "coco":
-        return read_coco(source / options["annotations"], classes)
-    raise UserError(f"prepare: format should be voc or coco, not {kind!r}")
+def _voc_box(item: ElementTree.Element, number: int, options: Options) -> Box:
+    category = item.findtext("name", "").strip()
+    edges = [float(item.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    return Box(number, category, options.classes.get(category), *_whole(*edges))
 
 
-def _open(picture: Picture) -> Image.Image:
-    try:
-        with Image.open(picture.path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{picture.path} cannot be read: {first_line(error)}; take it from the release again"
-        ) from error
+def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
+    """Yield the pictures of a COCO file in its order, without those that have no box.
+
+    `file_name` starts at the folder of the COCO file.
+    """
+    file = source / options.annotations
+    with reading(file):
+        content = parse_json(file.read_bytes())
+        categories = {str(item["id"]): str(item["name"]) for item in content["categories"]}
+        images = {item["id"]: (file.parent / item["file_name"], item) for item in content["images"]}
+        boxes: dict[Any, list[Box]] = {key: [] for key in images}
+        for item in content["annotations"]:
+            boxes[item["image_id"]].append(_coco_box(item, categories, options))
+        sizes = {key: _size(item.get("width"), item.get("height")) for key, (_, item) in images.items()}
+    if repeated := twice(item["id"] for item in content["images"]):
+        raise UserError(f"{file}: the image id {repeated} is listed twice")
+    names = categories.keys() | categories.values()
+    if unknown := sorted(options.classes.keys() - names):
+        raise UserError(f"{file} has no category {unknown[0]!r}, only {', '.join(sorted(names))}")
+    for key, (path, _) in images.items():
+        if boxes[key]:
+            yield Picture(path, file, sizes[key], tuple(boxes[key]))
+
+
+def _coco_box(item: dict[str, Any], categories: dict[str, str], options: Options) -> Box:
+    number = str(item["category_id"])
+    category = categories[number]
+    label = options.classes.get(category, options.classes.get(number))
+    left, top, width, height = map(float, item["bbox"])
+    return Box(int(item["id"]), category, label, *_whole(left, top, left + width, top + height))
+
+
+def _size(width: Any, height: Any) -> tuple[float, float] | None:
+    """Return the annotated width and height, None if either is missing or 0."""
+    size = float(width or 0), float(height or 0)
+    return size if all(size) else None
+
+
+def _whole(*edges: float) -> list[int]:
+    """Round each edge to the nearest whole pixel, halves up."""
+    return [math.floor(edge + 0.5) for edge in edges]
+
+
+def _crop(picture: Picture, output: Path, options: Options, counts: Counter[str]) -> Iterator[Row]:
+    """Write a picture's crops and their backgrounds, yield their rows, and count what was left out or clipped."""
+    with reading(picture.path), Image.open(picture.path) as image:
+        image.load()
     if picture.size and image.size != picture.size:
-        sizes = "{}x{} pixels, {}x{}".format(*image.size, *picture.size)
+        sizes = "{}x{} pixels, but {:g}x{:g}".format(*image.size, *picture.size)
         raise UserError(f"{picture.path} has {sizes} in {picture.annotation}: use the pictures of the release")
-    if image.mode not in MODES:
-        raise UserError(f"{picture.path} is {image.mode}, which PNG cannot store as it is: use the release's pictures")
-    return image
+    for box in picture.boxes:
+        crop = _clip(box, image.size, options.min_size, counts)
+        if crop is None or box.label is None:
+            continue
+        yield _write(image, crop, _row(picture, box, box.label), output)
+        if options.background:
+            place = _background(picture, box, crop, image.size, options.background_tries)
+            if place is None:
+                counts["no place for a background"] += 1
+            else:
+                yield _write(image, place, _row(picture, box, options.background), output)
 
 
 def _clip(box: Box, size: tuple[int, int], min_size: int, counts: Counter[str]) -> Rectangle | None:
-    """The part of a box that is in the picture, or None where it is left out; counts why, and what was clipped."""
+    """Return the part of a box that lies in the picture, None if it is left out; count why, and what was clipped."""
     crop = max(box.left, 0), max(box.top, 0), min(box.right, size[0]), min(box.bottom, size[1])
-    width, height = crop[2] - crop[0], crop[3] - crop[1]
+    smaller = min(crop[2] - crop[0], crop[3] - crop[1])
     reason = None
     if box.label is None:
         reason = f"category {box.category}"
     elif not box.has_area:
         reason = "no area"
-    elif min(width, height) < 1:
+    elif smaller < 1:
         reason = "outside"
-    elif min(width, height) < min_size:
+    elif smaller < min_size:
         reason = "small"
     elif crop != (box.left, box.top, box.right, box.bottom):
         counts["clipped"] += 1
@@ -149,7 +224,7 @@ def _clip(box: Box, size: tuple[int, int], min_size: int, counts: Counter[str]) 
 
 
 def _background(picture: Picture, box: Box, crop: Rectangle, size: tuple[int, int], tries: int) -> Rectangle | None:
-    """A rectangle of the crop's size that shares no pixel with any box, or None if no try found one."""
+    """Return a rectangle of the crop's size that shares no pixel with any box, None if no try found one."""
     width, height = crop[2] - crop[0], crop[3] - crop[1]
     taken = [other for other in picture.boxes if other.has_area]
     for attempt in range(tries):
@@ -162,14 +237,13 @@ def _background(picture: Picture, box: Box, crop: Rectangle, size: tuple[int, in
     return None
 
 
-def _write(image: Image.Image, crop: Rectangle, picture: Picture, box: Box, label: str, output: Path) -> dict[str, str]:
-    """Store one crop; its row."""
-    row = _row(picture, box, label)
-    part = image.crop(crop)
-    part.info = {}  # nothing but pixels: no colour profile, no orientation
-    write_png(part, Path(output, row["path"]))
+def _write(image: Image.Image, rectangle: Rectangle, row: Row, output: Path) -> Row:
+    """Store one crop, and return its row."""
+    part = image.crop(rectangle)
+    part.info = {}  # pixels alone: no colour profile, no orientation
+    write_png(part, output / row["path"])
     return row
 
 
-def _row(picture: Picture, box: Box, label: str) -> dict[str, str]:
+def _row(picture: Picture, box: Box, label: str) -> Row:
     return {"path": f"{label}/{picture.path.stem}_{box.id}.png", "label": label}

@@ -1,9 +1,9 @@
-"""Any dataset that is a table and media files, from a description in YAML.
+"""Any dataset that is a table and media files, described in YAML.
 
     prepare:
       kind: table
-      table: MSRVTT_JSFUSION_test.csv          # .csv .tsv .json .jsonl .pkl .txt; `format` where the extension lies
-      key: video_id                            # the column that names a sample, or a pattern as in media;
+      table: MSRVTT_JSFUSION_test.csv          # .csv .tsv .json .jsonl .pkl .txt; `format` if the extension is wrong
+      key: video_id                            # the column that names a sample, or a pattern as in `media`;
                                                # default: `key`, an entry's name in a mapping
       media: MSRVTT_Videos/{video_id}.*        # any columns, and {key}; `.*` any extension, `**/` any folders
       caption: sentence                        # or several columns; a column may hold a list, of texts or of words
@@ -19,211 +19,237 @@
       join: paragraph                          # the captions of a sample are one text
       classes: {table: classes.csv, label: mid, name: display_name}   # a table of the classes, in order
 
-In a mapping that holds plain values, or a list of them, these are the column `value`.
+If a mapping or a list holds plain values, their column is `value`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, model_validator
 
 from ...config import UserError
-from ...data.tables import KEY, Format, Record, read_list, read_records, require
-from ...files import is_plain
-from ..data.values import refuse_unknown, texts
-from ._media import MediaFinder, fill
+from ...data.tables import KEY, Format, Record, columns_of, read_list, read_records, require
+from ...files import files_below, is_plain
+from ..data.validation import CONFIG
+from .writing import Row
 
 
-@dataclass(frozen=True)
-class Table:
+def _one_group(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    if pattern.groups != 1:
+        raise ValueError(f"{pattern.pattern!r} should have one group, the part to use")
+    return pattern
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Match = Annotated[re.Pattern[str], AfterValidator(_one_group)]
+
+
+class Classes(BaseModel):
+    """A table of the classes and its columns."""
+
+    model_config = CONFIG
+
+    table: str
+    label: str
+    name: str | None = None
+
+
+class Options(BaseModel):
     """The options above."""
+
+    model_config = CONFIG
 
     table: str
     media: str
     key: str = KEY
-    caption: tuple[str, ...] = ()
+    caption: Columns = ()
     label: str | None = None
     labels: str | None = None
     labels_separator: str = ","
-    where: Mapping[str, Any] = field(default_factory=dict)
+    format: str | None = None
+    columns: Columns = ()
+    comment: str | None = None
+    encoding: str = Format.encoding
+    records: str | None = None
+    where: dict[str, Columns] = {}
     split_list: str | None = None
-    match: Mapping[str, str] = field(default_factory=dict)
+    match: dict[str, Match] = {}
     repeats: bool = False
-    join: str | None = None
-    classes: Mapping[str, str] = field(default_factory=dict)
-    form: Format = field(default_factory=Format)
+    join: Literal["paragraph"] | None = None
+    classes: Classes | None = None
+
+    @model_validator(mode="after")
+    def _is_annotated(self) -> "Options":
+        if not (self.caption or self.label or self.labels):
+            raise ValueError("name the column of the caption, the label or the labels")
+        return self
 
 
-def prepare(source: Path, output: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The manifest's rows, in the order of the table; paths are below `source`, where the media stay.
+def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
+    """Yield the manifest's rows, in the order of the table; paths are below `source`, where the media stay.
 
     Raises:
-        UserError: an option, a row or a list of the split is wrong; with file and line.
+        UserError: a row, or a list of the split, is wrong; with file and line.
     """
-    table = _options(options)
-    media = MediaFinder(source, table.media)
-    samples: dict[str, dict[str, Any]] = {}
-    for where, key, record in _selected(source, table):
-        row = {"where": where, "path": media.find(record | {"key": key}, where)} | _annotation(record, table, where)
+    media = MediaFinder(source, options.media)
+    samples: dict[str, Row] = {}
+    for where, key, record in _selected(source, options):
+        row = {"where": where, "path": media.find(record | {"key": key}, where)} | _annotation(record, options, where)
         if key not in samples:
             samples[key] = row
-        elif not table.repeats:
-            raise UserError(f"{where}: {key!r} is there twice, first at {samples[key]['where']}")
-        else:
+        elif options.repeats:
             _add(samples[key], row)
+        else:
+            raise UserError(f"{where}: {key!r} is listed twice, first at {samples[key]['where']}")
     for row in samples.values():
-        if table.join:
-            paragraph = " ".join(filter(None, row["captions"]))
-            row["captions"] = [_not_empty(paragraph, "the paragraph", row["where"])]
+        if options.join:
+            row["captions"] = [_text(" ".join(filter(None, row["captions"])), "the paragraph", row["where"])]
         yield row
 
 
-def class_names(source: Path, options: dict[str, Any]) -> dict[str, str] | None:
-    """Label -> name in prompts, in order, of a dataset with a table of its classes."""
-    classes = _options(options).classes
-    if not classes:
+def class_names(source: Path, options: Options) -> dict[str, str] | None:
+    """Return label -> name for prompts, in order, of a dataset with a table of its classes."""
+    if options.classes is None:
         return None
-    refuse_unknown(classes, ("table", "label", "name"), "prepare: classes")
-    texts(classes.values(), "prepare: classes")
-    if missing := {"table", "label"} - classes.keys():
-        raise UserError(f"prepare: classes has no {' and no '.join(sorted(missing))}")
+    columns = options.classes.label, options.classes.name or options.classes.label
     names: dict[str, str] = {}
-    for where, record in read_records(source / classes["table"], Format()):
-        columns = (classes["label"], classes.get("name", classes["label"]))
+    for where, record in read_records(source / options.classes.table, Format()):
         require(record, columns, where)
         label, name = (str(record[column]).strip() for column in columns)
         if label in names:
-            raise UserError(f"{where}: the class {label!r} is there twice")
+            raise UserError(f"{where}: the class {label!r} is listed twice")
         names[label] = name
     return names
 
 
-def _options(options: dict[str, Any]) -> Table:
-    forms = {"format": "name"} | {name: name for name in ("columns", "comment", "encoding", "records")}
-    known = [option.name for option in fields(Table) if option.name != "form"]
-    refuse_unknown(options, [*known, *forms], "prepare")
-    for name in ("table", "media"):
-        if not isinstance(options.get(name), str):
-            raise UserError(f"prepare: a table needs {name}: the path of a file")
-    words = ("key", "label", "labels", "labels_separator", "split_list", "comment", "encoding", "records", "format")
-    for name in words:
-        if not isinstance(options.get(name, ""), str):
-            raise UserError(f"prepare: {name} should be a text, not {options[name]!r}")
-    values = {name: options[name] for name in known if name in options}
-    values["caption"] = _tuple(options.get("caption", ()), "caption")
-    if not any(values.get(name) for name in ("caption", "label", "labels")):
-        raise UserError("prepare: say which column is the caption, the label or the labels")
-    if values.get("join") not in (None, "paragraph"):
-        raise UserError(f"prepare: join can be paragraph, not {values['join']!r}")
-    for name in ("where", "match", "classes"):
-        if not isinstance(values.get(name, {}), dict):
-            raise UserError(f"prepare: {name} should be `column: value` lines")
-    form = {forms[name]: value for name, value in options.items() if name in forms}
-    if "columns" in form:
-        form["columns"] = _tuple(form["columns"], "columns")
-    return Table(**values, form=Format(**form))
-
-
-def _tuple(value: Any, name: str) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, (list, tuple)) or not all(isinstance(entry, str) for entry in values):
-        raise UserError(f"prepare: {name} should be a column or a list of columns, not {value!r}")
-    return tuple(values)
-
-
-def _selected(source: Path, table: Table) -> Iterator[tuple[str, str, Record]]:
-    """(place, key, record) of the rows of the split."""
-    patterns = {column: _pattern(text) for column, text in table.match.items()}
-    wanted = {column: _tuple(value, f"where: {column}") for column, value in table.where.items()}
-    split = read_list(source / table.split_list, Format()) if table.split_list else None
-    left, taken = dict.fromkeys(split or ()), 0
-    for where, record in read_records(source / table.table, table.form):
-        require(record, [*table.where, *table.match], where)
-        if any(str(record[column]) not in values for column, values in wanted.items()):
+def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record]]:
+    """Yield (place, key, record) of the rows that `where` and `split_list` select."""
+    table = Format(options.format, options.columns, options.comment, options.encoding, options.records)
+    key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
+    in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
+    taken = False
+    for where, record in read_records(source / options.table, table):
+        require(record, [*options.where, *options.match], where)
+        if any(str(record[column]) not in values for column, values in options.where.items()):
             continue
-        taken += 1
-        record |= {column: _part(pattern, record[column], where) for column, pattern in patterns.items()}
-        key = fill(table.key if "{" in table.key else f"{{{table.key}}}", record, where).strip()
-        if not key:
-            raise UserError(f"{where}: {table.key} is empty")
-        if split is None or key in left:
-            left[key] = True
-            yield where, key, record
-    if table.where and not taken:
-        conditions = ", ".join(f"{column}: {' or '.join(values)}" for column, values in wanted.items())
-        raise UserError(f"{source / table.table}: no row has {conditions} (`where` in the config)")
-    lost = [key for key in split or () if not left[key]]
-    if lost:
-        raise UserError(
-            f"{source / table.split_list}: {len(lost)} of {len(split)} names are not in {table.table}, as {lost[0]!r}"
-        )
+        taken = True
+        record |= {column: _part(pattern, str(record[column]), where) for column, pattern in options.match.items()}
+        key = _text(_fill(key_pattern, record, where), options.key, where)
+        if key in in_table:
+            in_table[key] = True
+        elif options.split_list:
+            continue
+        yield where, key, record
+    if options.where and not taken:
+        conditions = ", ".join(f"{column}: {' or '.join(values)}" for column, values in options.where.items())
+        raise UserError(f"{source / options.table}: no row has {conditions} (`where` in the config)")
+    if lost := [key for key, found in in_table.items() if not found]:
+        count = f"{len(lost)} of {len(in_table)} names are not in {options.table}"
+        raise UserError(f"{source}/{options.split_list}: {count}, as {lost[0]!r}")
 
 
-def _pattern(text: str) -> re.Pattern:
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise UserError(f"prepare: match: {text!r} is no regular expression: {error}") from error
-    if pattern.groups != 1:
-        raise UserError(f"prepare: match: {text!r} should have one group, the part to use")
-    return pattern
-
-
-def _part(pattern: re.Pattern, value: Any, where: str) -> str:
-    found = pattern.match(str(value))
+def _part(pattern: re.Pattern[str], value: str, where: str) -> str:
+    found = pattern.match(value)
     if not found or found[1] is None:
-        raise UserError(f"{where}: {value!r} does not fit {pattern.pattern!r}")
+        raise UserError(f"{where}: {value!r} does not match {pattern.pattern!r}")
     return found[1]
 
 
-def _annotation(record: Record, table: Table, where: str) -> dict[str, Any]:
-    """The label, labels and captions of a record."""
-    require(record, [column for column in (*table.caption, table.label, table.labels) if column], where)
-    found: dict[str, Any] = {}
-    if table.label:
-        found["label"] = _not_empty(record[table.label], table.label, where)
-    if table.labels:
-        values = record[table.labels]
-        values = values.split(table.labels_separator) if isinstance(values, str) else values
-        if not isinstance(values, (list, tuple)):
-            raise UserError(f"{where}: {table.labels} should be a list or a text, not {values!r}")
-        found["labels"] = [_not_empty(value, table.labels, where) for value in values]
-    if table.caption:
-        texts = [(text, column) for column in table.caption for text in _captions(record[column], column, where)]
+def _annotation(record: Record, options: Options, where: str) -> Row:
+    """Return the label, labels and captions of a record."""
+    require(record, [column for column in (*options.caption, options.label, options.labels) if column], where)
+    found: Row = {}
+    if options.label:
+        found["label"] = _text(record[options.label], options.label, where)
+    if options.labels:
+        values = record[options.labels]
+        values = values.split(options.labels_separator) if isinstance(values, str) else values
+        values = values if isinstance(values, (list, tuple)) else [values]
+        found["labels"] = [_text(value, options.labels, where) for value in values]
+    if options.caption:
+        texts = [(text, column) for column in options.caption for text in _captions(record[column])]
         # A sentence of a paragraph may be empty; a caption is a query, and may not.
-        check = _text if table.join else _not_empty
-        found["captions"] = [check(text, column, where) for text, column in texts]
+        found["captions"] = [_text(text, column, where, may_be_empty=bool(options.join)) for text, column in texts]
     return found
 
 
-def _captions(value: Any, column: str, where: str) -> list[Any]:
-    """The texts in a text, a list of texts, or a list of lists of words."""
-    if not isinstance(value, (list, tuple)):
-        return [value]
-    if not value:
-        raise UserError(f"{where}: {column} is empty")
-    return [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in value]
+def _captions(value: Any) -> list[Any]:
+    """Return the texts in a text, a list of texts, or a list of lists of words."""
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in texts] or [""]
 
 
-def _text(value: Any, column: str, where: str) -> str:
+def _text(value: Any, column: str, where: str, may_be_empty: bool = False) -> str:
     if not isinstance(value, (str, int)) or isinstance(value, bool) or not is_plain(str(value)):
         raise UserError(f"{where}: {column} should be text, not {value!r}")
-    return str(value).strip()
-
-
-def _not_empty(value: Any, column: str, where: str) -> str:
-    text = _text(value, column, where)
-    if not text:
+    text = str(value).strip()
+    if not (text or may_be_empty):
         raise UserError(f"{where}: {column} is empty")
     return text
 
 
-def _add(sample: dict[str, Any], row: dict[str, Any]) -> None:
-    """Another row of the same sample."""
+def _add(sample: Row, row: Row) -> None:
+    """Add another row of the same sample."""
     for name in ("path", "label"):
         if row.get(name) != sample.get(name):
             raise UserError(f"{row['where']}: {name} {row[name]!r}, but {sample[name]!r} at {sample['where']}")
     for name in ("labels", "captions"):
         if name in row:
             sample[name] = sample[name] + row[name]
+
+
+class MediaFinder:
+    """Finds files below a folder by a pattern: `videos/{video_id}.mp4`.
+
+    `.*` at the end stands for any extension, `**/` for any folders. Names that differ only in how Unicode writes an
+    accented letter are the same.
+    """
+
+    def __init__(self, root: Path, pattern: str):
+        self.root, self.pattern = root, pattern
+        self._listings: dict[tuple[str, bool], dict[str, list[str]]] = {}
+
+    def find(self, record: Record, where: str) -> str:
+        """Return the path of a record's file below the root, or the filled-in pattern if there is no such file.
+
+        Raises:
+            UserError: the record lacks a column of the pattern, the path leaves the root, or two files match.
+        """
+        path = _fill(self.pattern, record, where)
+        if path.startswith("/") or ".." in path.split("/") or not is_plain(path):
+            raise UserError(f"{where}: {path!r} is not a path in the folder of the download")
+        if not path.endswith(".*"):
+            return path
+        folder, deep, stem = path[:-2].rpartition("**/")
+        if not deep:
+            folder, _, stem = path[:-2].rpartition("/")
+        found = self._listing(folder, bool(deep)).get(unicodedata.normalize("NFC", stem), [])
+        if len(found) > 1:
+            raise UserError(f"{where}: {' and '.join(sorted(found))} both match {path!r}; keep one")
+        return found[0] if found else path
+
+    def _listing(self, folder: str, deep: bool) -> dict[str, list[str]]:
+        """Return name without extension -> paths below the root, of the files in a folder."""
+        if (folder, deep) not in self._listings:
+            place = self.root / folder
+            names = self._listings[folder, deep] = defaultdict(list)
+            listed = (files_below(place) if deep else place.iterdir()) if place.is_dir() else ()
+            for file in listed:
+                if not file.is_dir():
+                    stem = unicodedata.normalize("NFC", file.name.rpartition(".")[0])
+                    names[stem].append(file.relative_to(self.root).as_posix())
+        return self._listings[folder, deep]
+
+
+def _fill(pattern: str, record: Record, where: str) -> str:
+    """Return a pattern with a record's columns in it. Raises UserError."""
+    try:
+        return pattern.format_map(record)
+    except KeyError as error:
+        raise UserError(f"{where}: no column {error}, it has {columns_of(record)}") from error
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f"{where}: cannot fill in {pattern!r}: {error}") from error
