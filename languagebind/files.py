@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees all of it or none of it."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the place of `path` at the end; an exception inside leaves no trace."""
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from languagebind.eval.data.datasets import load_folder
 from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.data.samples import class_names, list_samples, read_samples
 from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
-from languagebind.eval.prepare._writing import Tally
+from languagebind.eval.prepare.writing import Listing
 from languagebind.eval.score.zero_shot import label_targets
 from languagebind.files import locked
 from languagebind.modalities.image import Image
@@ -279,7 +279,7 @@ def test_of_two_runs_at_once_the_second_is_refused(tmp_path, data):
     command = [sys.executable, "-c", hold, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"another run makes .*{data}: wait for its end"):
+        with pytest.raises(UserError, match=rf"another run is making .*{data}: wait for it to end"):
             prepare(options)
         other.stdin.close()
     assert prepare(options)["samples"] == 3
@@ -322,9 +322,10 @@ def test_overwrite_replaces_no_manifest_that_prepare_did_not_make(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": ["a"]}, r"prepare: label should be a text, not \['a'\]"),
+        ({"label": ["a"]}, r"pets\.yaml: prepare: label should be text .*, not \['a'\]"),
         ({"encoding": "undefined"}, r"list\.csv.* as csv: undefined encoding"),
-        ({"classes": {"table": ["a"], "label": "id"}}, r"list\.csv|classes: \['a'\] is not text"),
+        ({"classes": {"table": ["a"], "label": "id"}}, r"pets\.yaml: prepare: classes\.table should be text"),
+        ({"classes": {"table": "list.csv"}}, r"prepare: classes\.label is missing"),
     ],
 )
 def test_options_of_a_wrong_kind(tmp_path, change, message):
@@ -342,26 +343,27 @@ def test_a_table_names_its_columns_once(tmp_path):
     assert prepare(options)["samples"] == 1
 
 
-def test_wrong_counts_name_the_tables(tmp_path):
+def test_wrong_counts_name_the_download(tmp_path):
     options = download(tmp_path, expect={"samples": 4})
-    with pytest.raises(UserError, match=r"3 samples, expected 4: .*; it was read from list\.csv"):
+    with pytest.raises(UserError, match=r"pets: 3 samples, expected 4: .*/download is incomplete or from"):
         prepare(options)
 
 
-def test_many_labels_are_checked_at_once():
+def test_many_labels_are_checked_at_once(tmp_path):
     labels = {str(number): "" for number in range(20_000)}
     start = time.perf_counter()
-    Tally(labels=labels).check_labels(labels, "many", "")
+    rows = {label: {"path": label} for label in labels}
+    Listing(rows=rows, labels=labels).check(dataset(tmp_path), labels, tmp_path, skip_missing=False)
     assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (("99", "4"), "4x4 pixels, 99x4"),
-        ((5.0, 4), "4x4 pixels, 5x4"),
-        ((True, 4), "size should be two whole numbers"),
-        ((4.5, 4), "size should be two whole numbers"),
+        (("99", "4"), "4x4 pixels, but 99x4"),
+        ((5.0, 4), "4x4 pixels, but 5x4"),
+        ((4.5, 4), "4x4 pixels, but 4.5x4"),
+        (("wide", 4), r"cannot read .*c\.json: ValueError"),
         (("4", 4.0), None),
         ((None, None), None),
     ],

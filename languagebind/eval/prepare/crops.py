@@ -1,39 +1,20 @@
 """Crops for classification, cut from pictures with annotated boxes (LLVIP, FLIR ADAS v1 and v2).
 
-The authors of LanguageBind published finished crops and no script, so this rule is ours, down to the pixel:
-
-1. Every annotated box of a category in `classes` is cropped: crowds, occluded and truncated objects too. Boxes of other
-   categories are left out and counted.
-2. A box has four edges: COCO's (x, y, x + width, y + height), VOC's (xmin, ymin, xmax, ymax). Each is rounded to the
-   nearest whole pixel, halves up: floor(edge + 0.5). The crop is the columns left .. right - 1 and the rows
-   top .. bottom - 1, counted from 0.
-3. The box is clipped to the picture. A box with fewer than `min_size` (1) columns or rows left is left out and counted:
-   as `no area` if the box itself has none, as `outside` if it lies beside the picture, else as `small`.
-4. Pixels are stored as decoded: no resampling, padding, rotation or change of channels or bits; as PNG, without loss,
-   named `<label>/<stem of the picture>_<id of the annotation>.png`. VOC has no ids, so the id is the position of the
-   object in its file, from 0.
-5. With `background` (a label), each crop gets a second one of the same size from the same picture, with the same name
-   in the folder `background`. Its place is tried `background_tries` (100) times. In try t, from 0, with
-   d = SHA-256("<stem>/<id>/<t>"), left is the integer in d[0:8] modulo (picture width - width + 1) and top that in
-   d[8:16] modulo (picture height - height + 1), most significant byte first. The first place that shares no pixel with
-   any annotated box of the picture, of whatever category, is taken; if there is none, it is left out and counted.
-
-Options: `format` (voc, coco); `annotations`, below --source (coco: the file; voc: the folder); `images` (voc: the
-folder of the pictures); `pictures`, how many there are (COCO lists them; VOC does not, so a missing one would go
-unnoticed); `classes`, from the annotation's category, by name or number, to the label; and those named above.
+The authors of LanguageBind published finished crops and no script, so the rule is ours, down to the pixel:
+docs/evaluation.md states it under "The crop rule", and two people who follow it get the same files.
 """
 
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
 from PIL import Image
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from ...config import UserError
 from ...files import parse_json, twice
@@ -47,76 +28,62 @@ Positive = Annotated[Whole, Field(ge=1)]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-class Options(BaseModel):
-    """The options above."""
-
-    model_config = CONFIG
+@dataclass(frozen=True, config=CONFIG)
+class Options:
+    """Where the pictures and annotations lie, below --source, and the numbers of the crop rule."""
 
     format: Literal["voc", "coco"]
-    annotations: str
-    images: str = ""
-    pictures: Positive | None = None
-    classes: Annotated[dict[str, Label], Field(min_length=1)]
+    annotations: str  # coco: the file; voc: the folder
+    classes: Annotated[dict[str, Label], Field(min_length=1)]  # the annotation's category, name or number -> label
+    images: str = ""  # voc: the folder of the pictures
+    pictures: Positive | None = None  # how many there are: VOC has no list of them, so a missing one would go unnoticed
     min_size: Positive = 1
     background: Label | None = None
     background_tries: Positive = 100
 
-    @model_validator(mode="after")
-    def _background_is_no_class(self) -> "Options":
+    def __post_init__(self) -> None:
         if self.background in self.classes.values():
             raise ValueError(f"background {self.background!r} is also a label of the classes; choose another name")
-        return self
 
 
-@dataclass(frozen=True)
-class Box:
-    """An annotated rectangle in whole pixels, not clipped: columns left .. right - 1, rows top .. bottom - 1."""
+class Box(NamedTuple):
+    """An annotated rectangle in whole pixels, not clipped; `label` is None if `classes` does not name its category."""
 
     id: int
     category: str
-    label: str | None  # None for a category that `classes` does not name
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    @property
-    def has_area(self) -> bool:
-        return self.right > self.left and self.bottom > self.top
+    label: str | None
+    edges: Rectangle
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture's file and its boxes, with the annotated (width, height), if there is one."""
 
     path: Path
     annotation: Path
     size: tuple[float, float] | None
-    boxes: tuple[Box, ...]
+    boxes: list[Box]
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
     """Write the crops below `output`, yield {"path", "label"} rows, and return what was left out or clipped.
 
     The rows of a missing picture are yielded without a file, and "where" names the picture.
-
-    Raises:
-        UserError: an annotation file or a picture is missing, damaged, or not the one that the options describe.
     """
-    read = {"voc": _read_voc, "coco": _read_coco}[options.format]
-    pictures = list(read(source, options))
+    pictures = list((_read_voc if options.format == "voc" else _read_coco)(source, options))
     if options.pictures not in (None, len(pictures)):
         place = source / (options.images or options.annotations)
         raise UserError(f"{place}: {len(pictures)} pictures, expected {options.pictures}: unpack the download again")
     counts: Counter[str] = Counter()
     for picture in pictures:
-        if picture.path.is_file():
-            yield from _crop(picture, output, options, counts)
-            continue
-        where = f"{picture.annotation}: the picture {picture.path} is missing"
+        image = _open(picture) if picture.path.is_file() else None
         for box in picture.boxes:
-            for label in filter(None, (box.label, box.label and options.background)):
-                yield {**_row(picture, box, label), "where": where}
+            for label, rectangle in _rectangles(picture, box, image, options, counts):
+                row = {"path": f"{label}/{picture.path.stem}_{box.id}.png", "label": label}
+                if image is None:
+                    row["where"] = f"{picture.annotation}: the picture {picture.path} is missing"
+                else:
+                    write_png(image.crop(rectangle), output / row["path"])
+                yield row
     return dict(counts)
 
 
@@ -127,49 +94,37 @@ def _read_voc(source: Path, options: Options) -> Iterator[Picture]:
         paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     for path in paths:
         file = source / options.annotations / f"{path.stem}.xml"
+        boxes = []
         with reading(file):
             root = ElementTree.parse(file).getroot()
-            boxes = tuple(_voc_box(item, i, options) for i, item in enumerate(root.iterfind("object")))
+            for number, item in enumerate(root.iterfind("object")):
+                category = item.findtext("name", "").strip()
+                edges = [float(item.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+                boxes.append(Box(number, category, options.classes.get(category), _whole(*edges)))
             size = _size(root.findtext("size/width"), root.findtext("size/height"))
         yield Picture(path, file, size, boxes)
 
 
-def _voc_box(item: ElementTree.Element, number: int, options: Options) -> Box:
-    category = item.findtext("name", "").strip()
-    edges = [float(item.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
-    return Box(number, category, options.classes.get(category), *_whole(*edges))
-
-
 def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
-    """Yield the pictures of a COCO file in its order, without those that have no box.
-
-    `file_name` starts at the folder of the COCO file.
-    """
-    file = source / options.annotations
+    """Yield the pictures of a COCO file that have a box, in its order; `file_name` starts at the file's folder."""
+    file, classes = source / options.annotations, options.classes
     with reading(file):
         content = parse_json(file.read_bytes())
-        categories = {str(item["id"]): str(item["name"]) for item in content["categories"]}
-        images = {item["id"]: (file.parent / item["file_name"], item) for item in content["images"]}
-        boxes: dict[Any, list[Box]] = {key: [] for key in images}
+        names = {str(item["id"]): str(item["name"]) for item in content["categories"]}
+        pictures = {
+            item["id"]: Picture(file.parent / item["file_name"], file, _size(item.get("width"), item.get("height")), [])
+            for item in content["images"]
+        }
         for item in content["annotations"]:
-            boxes[item["image_id"]].append(_coco_box(item, categories, options))
-        sizes = {key: _size(item.get("width"), item.get("height")) for key, (_, item) in images.items()}
-    if repeated := twice(item["id"] for item in content["images"]):
+            number, (left, top, width, height) = str(item["category_id"]), map(float, item["bbox"])
+            label = classes.get(names[number], classes.get(number))
+            edges = _whole(left, top, left + width, top + height)
+            pictures[item["image_id"]].boxes.append(Box(int(item["id"]), names[number], label, edges))
+    if repeated := twice(str(item["id"]) for item in content["images"]):
         raise UserError(f"{file}: the image id {repeated} is listed twice")
-    names = categories.keys() | categories.values()
-    if unknown := sorted(options.classes.keys() - names):
-        raise UserError(f"{file} has no category {unknown[0]!r}, only {', '.join(sorted(names))}")
-    for key, (path, _) in images.items():
-        if boxes[key]:
-            yield Picture(path, file, sizes[key], tuple(boxes[key]))
-
-
-def _coco_box(item: dict[str, Any], categories: dict[str, str], options: Options) -> Box:
-    number = str(item["category_id"])
-    category = categories[number]
-    label = options.classes.get(category, options.classes.get(number))
-    left, top, width, height = map(float, item["bbox"])
-    return Box(int(item["id"]), category, label, *_whole(left, top, left + width, top + height))
+    if unknown := sorted(classes.keys() - names.keys() - set(names.values())):
+        raise UserError(f"{file} has no category {unknown[0]!r}, only {', '.join(names.values())}")
+    yield from (picture for picture in pictures.values() if picture.boxes)
 
 
 def _size(width: Any, height: Any) -> tuple[float, float] | None:
@@ -178,72 +133,60 @@ def _size(width: Any, height: Any) -> tuple[float, float] | None:
     return size if all(size) else None
 
 
-def _whole(*edges: float) -> list[int]:
+def _whole(left: float, top: float, right: float, bottom: float) -> Rectangle:
     """Round each edge to the nearest whole pixel, halves up."""
-    return [math.floor(edge + 0.5) for edge in edges]
+    return math.floor(left + 0.5), math.floor(top + 0.5), math.floor(right + 0.5), math.floor(bottom + 0.5)
 
 
-def _crop(picture: Picture, output: Path, options: Options, counts: Counter[str]) -> Iterator[Row]:
-    """Write a picture's crops and their backgrounds, yield their rows, and count what was left out or clipped."""
+def _open(picture: Picture) -> Image.Image:
+    """Read a picture's pixels, without its colour profile and orientation."""
     with reading(picture.path), Image.open(picture.path) as image:
         image.load()
     if picture.size and image.size != picture.size:
         sizes = "{}x{} pixels, but {:g}x{:g}".format(*image.size, *picture.size)
         raise UserError(f"{picture.path} has {sizes} in {picture.annotation}: use the pictures of the release")
-    for box in picture.boxes:
-        crop = _clip(box, image.size, options.min_size, counts)
-        if crop is None or box.label is None:
-            continue
-        yield _write(image, crop, _row(picture, box, box.label), output)
+    image.info = {}
+    return image
+
+
+def _rectangles(
+    picture: Picture, box: Box, image: Image.Image | None, options: Options, counts: Counter[str]
+) -> Iterator[tuple[str, Rectangle]]:
+    """Yield (label, rectangle) of a box's crop and of its background, and count what is left out or clipped."""
+    if image is None:  # its rows are listed as missing
+        yield from ((label, box.edges) for label in (box.label, box.label and options.background) if label)
+        return
+    left, top, right, bottom = box.edges
+    crop = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+    smaller = min(crop[2] - crop[0], crop[3] - crop[1])
+    if box.label is None:
+        counts[f"category {box.category}"] += 1
+    elif right <= left or bottom <= top:
+        counts["no area"] += 1
+    elif smaller < 1:
+        counts["outside"] += 1
+    elif smaller < options.min_size:
+        counts["small"] += 1
+    else:
+        counts.update(["clipped"] if crop != box.edges else [])
+        yield box.label, crop
         if options.background:
             place = _background(picture, box, crop, image.size, options.background_tries)
-            if place is None:
-                counts["no place for a background"] += 1
+            if place:
+                yield options.background, place
             else:
-                yield _write(image, place, _row(picture, box, options.background), output)
-
-
-def _clip(box: Box, size: tuple[int, int], min_size: int, counts: Counter[str]) -> Rectangle | None:
-    """Return the part of a box that lies in the picture, None if it is left out; count why, and what was clipped."""
-    crop = max(box.left, 0), max(box.top, 0), min(box.right, size[0]), min(box.bottom, size[1])
-    smaller = min(crop[2] - crop[0], crop[3] - crop[1])
-    reason = None
-    if box.label is None:
-        reason = f"category {box.category}"
-    elif not box.has_area:
-        reason = "no area"
-    elif smaller < 1:
-        reason = "outside"
-    elif smaller < min_size:
-        reason = "small"
-    elif crop != (box.left, box.top, box.right, box.bottom):
-        counts["clipped"] += 1
-    if reason:
-        counts[reason] += 1
-    return None if reason else crop
+                counts["no place for a background"] += 1
 
 
 def _background(picture: Picture, box: Box, crop: Rectangle, size: tuple[int, int], tries: int) -> Rectangle | None:
     """Return a rectangle of the crop's size that shares no pixel with any box, None if no try found one."""
     width, height = crop[2] - crop[0], crop[3] - crop[1]
-    taken = [other for other in picture.boxes if other.has_area]
+    taken = [edges for *_, edges in picture.boxes if edges[0] < edges[2] and edges[1] < edges[3]]
     for attempt in range(tries):
         digest = hashlib.sha256(f"{picture.path.stem}/{box.id}/{attempt}".encode()).digest()
         left = int.from_bytes(digest[:8], "big") % (size[0] - width + 1)
         top = int.from_bytes(digest[8:16], "big") % (size[1] - height + 1)
         right, bottom = left + width, top + height
-        if all(right <= b.left or b.right <= left or bottom <= b.top or b.bottom <= top for b in taken):
+        if all(right <= x0 or x1 <= left or bottom <= y0 or y1 <= top for x0, y0, x1, y1 in taken):
             return left, top, right, bottom
     return None
-
-
-def _write(image: Image.Image, rectangle: Rectangle, row: Row, output: Path) -> Row:
-    """Store one crop, and return its row."""
-    part = image.crop(rectangle)
-    part.info = {}  # pixels alone: no colour profile, no orientation
-    write_png(part, output / row["path"])
-    return row
-
-
-def _row(picture: Picture, box: Box, label: str) -> Row:
-    return {"path": f"{label}/{picture.path.stem}_{box.id}.png", "label": label}

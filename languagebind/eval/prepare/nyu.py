@@ -1,23 +1,18 @@
 """NYU Depth v2's test images as PNGs, from `nyu_depth_v2_labeled.mat` and `splits.mat`.
 
-`take: depths` writes 16-bit PNGs in millimetres: `depths` (N, width, height), the filled-in depth in metres, is
-transposed to (height, width), multiplied by 1000 and rounded to the nearest integer, halves to even, without scaling,
-cropping or clipping. `take: images` writes the colour pictures of the same scenes: `images` (N, 3, width, height),
-transposed. A file is `<class>/<number>.png`; the number has four digits and counts from 1, as `testNdxs` in
-`splits.mat` does.
-
-The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type.
+The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type. A file is
+`<class>/<number>.png`; the number has four digits and counts from 1, as `testNdxs` in `splits.mat` does.
 """
 
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import h5py
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel
+from pydantic.dataclasses import dataclass
 from scipy.io import loadmat
 
 from ...config import UserError
@@ -29,31 +24,27 @@ CLASSES = (
 )  # fmt: skip
 
 
-class Options(BaseModel):
+@dataclass(frozen=True, config=CONFIG)
+class Options:
     """Which files to read, below --source, and which variable to write."""
-
-    model_config = CONFIG
 
     file: str = "nyu_depth_v2_labeled.mat"
     splits: str = "splits.mat"
-    take: Literal["depths", "images"] = "depths"
+    take: Literal["depths", "images"] = "depths"  # the filled-in depth, or the colour pictures of the same scenes
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
-    """Write the pictures below `output`, yield {"path", "label"} rows, and return the scene types that became `others`.
-
-    Raises:
-        UserError: a file is missing, damaged, or not the one of the release.
-    """
+    """Write the pictures below `output`, yield their rows, and return the scene types that became `others`."""
     file, splits = source / options.file, source / options.splits
     others: Counter[str] = Counter()
-    with reading(splits):
-        numbers = loadmat(splits, variable_names=["testNdxs"])["testNdxs"].ravel().tolist()
+    with reading(splits), open(splits, "rb") as stream:
+        numbers = loadmat(stream, variable_names=["testNdxs"])["testNdxs"].ravel().tolist()
     with reading(file):
         release = h5py.File(file)
     with release:
         with reading(file):
-            scenes = [_text(release[reference]) for reference in release["sceneTypes"][()].ravel()]
+            cells = release["sceneTypes"][()].ravel()
+            scenes = ["".join(map(chr, release[cell][()].ravel())) for cell in cells]
         if not set(numbers) <= set(range(1, len(scenes) + 1)):
             raise UserError(f"{splits}: testNdxs should be numbers of images in {file}, from 1 to {len(scenes)}")
         for number in map(int, numbers):
@@ -67,11 +58,6 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
             write_png(Image.fromarray(np.ascontiguousarray(pixels)), output / path)
             yield {"path": path, "label": label}
     return dict(others)
-
-
-def _text(codes: Any) -> str:
-    """Return the text of a MATLAB string, which is stored as UTF-16 code units."""
-    return codes[()].ravel().astype("<u2").tobytes().decode("utf-16-le", "replace")
 
 
 def _millimetres(depth: np.ndarray, where: str) -> np.ndarray:

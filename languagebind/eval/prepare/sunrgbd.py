@@ -1,12 +1,8 @@
 """SUN RGB-D's depth maps with their scene classes: from the test split, the 19 classes of the benchmark.
 
-A row comes from one path of `alltest` in `allsplit.mat`. These are paths on the authors' disk; the part after `SUNRGBD/`
-is looked for below --source, where `scene.txt` holds the class and `depth_bfx` (`depth`) one PNG. Scenes of other
-classes are left out, as the protocol says, and counted.
-
-The release's PNGs hold millimetres with the bits rotated left by 3. `files: millimetres` writes each as plain
-millimetres, `<class>/<path of the scene with __ for />.png`, and changes nothing else. `files: original` lists the
-release's own files, which need a modality with `sun_rgbd`: read as millimetres, everything would be eight times as far.
+A row comes from one path of `alltest` in `allsplit.mat`. These are paths on the authors' disk; the part after
+`SUNRGBD/` is looked for below --source. The release's PNGs hold millimetres with their 16 bits rotated left by 3: read
+as millimetres, everything would be eight times as far.
 """
 
 from collections import Counter
@@ -16,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel
+from pydantic.dataclasses import dataclass
 from scipy.io import loadmat
 
 from ...config import UserError
@@ -30,24 +26,20 @@ CLASSES = (
 )  # fmt: skip
 
 
-class Options(BaseModel):
+@dataclass(frozen=True, config=CONFIG)
+class Options:
     """Where the split lies below --source, which depth maps to take, and how to write them."""
 
-    model_config = CONFIG
-
     split: str = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
-    depth: Literal["depth_bfx", "depth"] = "depth_bfx"
-    files: Literal["millimetres", "original"] = "millimetres"
+    depth: Literal["depth_bfx", "depth"] = "depth_bfx"  # the toolbox's filled-in depth, or the sensor's
+    files: Literal["millimetres", "original"] = "millimetres"  # original files need a modality with `sun_rgbd`
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
     """Yield {"path", "label"} rows, and return the number of scenes left out, by class.
 
-    Paths start at `output` for written files, at `source` for original ones. A scene without a depth map becomes a row
-    without a file, which says so in "where".
-
-    Raises:
-        UserError: a file is missing, damaged, or not one of the release.
+    Paths start at `output` for written files, at `source` for original ones. A scene with no depth map, or several,
+    becomes a row without a file, which says so in "where".
     """
     counts: Counter[str] = Counter()
     for key in _scenes(source / options.split):
@@ -59,10 +51,8 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
             continue
         row = {"path": f"{label}/{key.replace('/', '__')}.png", "label": label}
         files = [file for file in (folder / options.depth).glob("*.png") if not file.name.startswith(".")]
-        if len(files) > 1:
-            raise UserError(f"{folder / options.depth} should hold one depth map, but holds {len(files)} PNGs")
-        if not files:
-            row["where"] = f"{folder / options.depth} holds no PNG"
+        if len(files) != 1:
+            row["where"] = f"{folder / options.depth} holds {len(files)} PNGs, not one"
         elif options.files == "original":
             row["path"] = files[0].relative_to(source).as_posix()
         else:
@@ -73,8 +63,8 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
 
 def _scenes(split: Path) -> list[str]:
     """Return the scenes of the test split, as paths below SUNRGBD, in the file's order."""
-    with reading(split):
-        cells = loadmat(split, variable_names=["alltest"])["alltest"].ravel()
+    with reading(split), open(split, "rb") as stream:
+        cells = loadmat(stream, variable_names=["alltest"])["alltest"].ravel()
         paths = [PurePosixPath(cell.item().strip()).parts for cell in cells]
         return ["/".join(parts[parts.index("SUNRGBD") + 1 :]) for parts in paths]
 
