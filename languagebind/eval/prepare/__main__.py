@@ -85,7 +85,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     except BlockingIOError as error:
         raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
-        raise UserError(f"{error.filename or target}: {error.strerror or error}") from error
+        raise UserError(f"{dataset.name}: {error.filename or target}: {error.strerror or error}") from error
     return report
 
 
