@@ -1,40 +1,42 @@
-"""Arithmetic on features: several modalities of a sample, or a sample and a text, as one vector."""
+"""Arithmetic on features: combine several modalities of a sample, or a sample and a text, into one vector."""
 
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A sum this short, of vectors of norm 1, is rounding error, and has no direction.
+from .config import UserError
+
+# A sum of unit vectors this short is rounding error without a direction
 SHORTEST = 1e-4
 
 
 def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The weighted sum of unit-norm features, at unit norm again: (N, D), float32.
+    """Return the weighted sum of unit-norm features, normalised again: (N, D), float32.
 
-    A weight may be negative: a picture plus one text and minus another is the picture with what the texts differ in
+    A weight may be negative: a picture plus one text minus another is the picture with the difference of the two texts
     exchanged.
 
     Args:
-        features: (N, D) by name; each row is brought to unit norm first, so that weights mean the same for all.
-        weights: by name, of one or more of the features.
+        features: (N, D) by name; each row is normalised first, so that weights mean the same for all.
+        weights: weights of one or more of the features, by name.
 
     Raises:
-        ValueError: a weight is 0 or no number, there are no features of its name, shapes differ, or a sum cancels out.
+        UserError: there are no weights, a weight is 0 or not finite, a name or shape does not fit, or a sum cancels
+            out.
     """
-    if not weights:
-        raise ValueError("fuse needs at least one weight")
-    for name, weight in weights.items():
-        if name not in features:
-            raise ValueError(f"a weight for {name!r}, but features of {', '.join(features) or 'nothing'} alone")
-        if not math.isfinite(weight) or weight == 0:
-            raise ValueError(f"the weight of {name} should be a number other than 0, not {weight}")
-    shapes = {tuple(features[name].shape) for name in weights}
-    if len(shapes) > 1:
-        raise ValueError(f"features of different shapes cannot be added: {sorted(shapes)}")
-    total = sum(weight * F.normalize(features[name].float(), dim=-1) for name, weight in weights.items())
+    unknown = weights.keys() - features.keys()
+    if not weights or unknown or not all(weight and math.isfinite(weight) for weight in weights.values()):
+        raise UserError(f"weights should be finite numbers other than 0 for some of {list(features)}, not {weights}")
+    units = [F.normalize(features[name].float(), dim=-1) for name in weights]
+    if len({unit.shape for unit in units}) > 1:
+        raise UserError(f"features of different shapes cannot be added: {[tuple(unit.shape) for unit in units]}")
+    total = torch.zeros_like(units[0])
+    for weight, unit in zip(weights.values(), units, strict=True):
+        total = total + weight * unit
     short = (total.norm(dim=-1) < SHORTEST * max(map(abs, weights.values()))).nonzero()
     if len(short):
-        raise ValueError(f"the features of {' and '.join(weights)} cancel out, first at row {int(short[0, 0])}")
+        raise UserError(f"the features of {' and '.join(weights)} cancel out, first at row {int(short[0, 0])}")
     return F.normalize(total, dim=-1)

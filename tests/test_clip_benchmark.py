@@ -72,5 +72,5 @@ def test_classification_is_that_of_clip_benchmark(world, checkpoint, tmp_path): 
 @pytest.mark.parametrize("modality", [Depth(image_size=32), Video(image_size=32, num_frames=2)])
 def test_encoders_of_what_clip_benchmark_has_not_are_refused(modality, clip_folder, tmp_path):
     checkpoint = save(tmp_path, modality, clip_folder, 0)
-    with pytest.raises(UserError, match="does not read RGB pictures, all that CLIP_benchmark has"):
+    with pytest.raises(UserError, match="does not read the RGB pictures of CLIP_benchmark"):
         load_model("ours", str(checkpoint))

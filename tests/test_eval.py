@@ -402,14 +402,14 @@ def test_the_data_is_identified_wherever_it_lies(world, tmp_path):
 def test_nan_of_the_model_is_an_error(world):
     model = ColourModel()
     model.table.fill_(torch.nan)
-    with pytest.raises(UserError, match="gives NaN or infinity for 6 of 6 inputs, the first is 'red'"):
+    with pytest.raises(UserError, match="returns NaN or infinity for 6 of 6 inputs, first for 'red'"):
         run(world / "folders", model=model)
 
 
 def test_features_that_overflow_are_an_error_where_no_norm_tells():
     model = ColourModel()
     model.project_text = lambda tokens: model.table[tokens["ids"]].sum(dim=1) * math.inf
-    with pytest.raises(UserError, match="NaN or infinity for 1 of 1 inputs, the first is 'red'"):
+    with pytest.raises(UserError, match="NaN or infinity for 1 of 1 inputs, first for 'red'"):
         encode_texts(model, ["red"], EncodeOptions(), unit=False)
 
 
@@ -430,7 +430,7 @@ def test_bad_samples_stop_the_run_or_are_counted(world, tmp_path, workers, caplo
             run(manifest, task, workers=workers, data_root=str(world))
         with caplog.at_level(logging.WARNING):
             found = run(manifest, task, workers=workers, data_root=str(world), skip_bad=True, batch_size=4)
-        assert "2 of 45 samples cannot be read; the result is over the rest" in caplog.text
+        assert "2 of 45 samples cannot be read; the result covers the rest" in caplog.text
         assert (found["protocol"]["samples"], found["protocol"]["skipped_samples"]) == (43, 2)
         rest = run(write_jsonl(tmp_path / "rest.jsonl", rows[2:]), task, data_root=str(world))
         assert found["metrics"] == pytest.approx(rest["metrics"])
@@ -719,9 +719,12 @@ def test_torchrun_gives_the_result_of_one_process(world, tiny, configs):
 def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
     checkpoint = tiny[1]
     cases = [
-        (flags(world, checkpoint, configs), "name a dataset with --config"),
+        (flags(world, checkpoint, configs), "no datasets: name some with --config"),
         (flags(world, checkpoint, configs, "none.yaml"), "cannot read .*none.yaml: No such file"),
-        (flags(world, checkpoint, configs, "first.yaml", "first.yaml"), "two configs are named first"),
+        (
+            flags(world, checkpoint, configs, "first.yaml", "first.yaml"),
+            "two results would be .*first_run",
+        ),
         (flags(configs, checkpoint, configs, "first.yaml"), "folders does not exist"),
         (flags(world, configs / "none.pt", configs, "first.yaml"), "no checkpoint at .*none.pt"),
         ([*flags(world, checkpoint, configs, "first.yaml"), "--overwrite", "--skip-existing"], "exclude each other"),
@@ -732,7 +735,7 @@ def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
     for argv, message in cases:
         with pytest.raises(UserError, match=message):
             main(argv)
-    for wrong, message in ((("--batchsize", "3"), "--batch-size"), (("--batch-size", "0"), "should be at least 1")):
+    for wrong, message in ((("--batchsize", "3"), "--batch-size"), (("--batch-size", "0"), "at least 1")):
         with pytest.raises(SystemExit) as stop:
             main([*flags(world, checkpoint, configs, "first.yaml"), *wrong])
         assert stop.value.code == 2
@@ -757,7 +760,7 @@ def test_names_of_checkpoints(tmp_path):
 
 
 def test_options_that_make_no_sense():
-    with pytest.raises(UserError, match="--workers at least 0"):
+    with pytest.raises(UserError, match="workers should be a number, at least 0"):
         EncodeOptions(workers=-1)
     with pytest.raises(UserError, match="amp_bf16, amp, fp32, not fp8"):
         EncodeOptions(precision="fp8")

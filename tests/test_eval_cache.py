@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,8 @@ from PIL import Image as Picture
 
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig
-from languagebind.eval.cache import BATCHES_PER_PART
 from languagebind.eval.evaluate import evaluate
-from languagebind.eval.progress import progress
+from languagebind.eval.features import _progress
 from languagebind.modalities.image import Image
 
 IMAGE = Image(image_size=8)
@@ -84,15 +84,14 @@ def data(tmp_path_factory):
 
 
 def run(data, cache=None, model=None, modality=IMAGE, task="retrieval", **options):
-    """The result, and how many samples and texts were encoded beside the probe."""
+    """The result, and how many samples and texts were encoded."""
     model = model or Slow()
     names = {"class_names": {word: word for word in WORDS}} if task == "classification" else {}
     rules = {"similarity": "dot"} if task == "retrieval" else {}
     config = DatasetConfig("noise", task, str(data / "data.jsonl"), paper=rules, **names, **options.pop("config", {}))
     before = sum(model.sizes), model.texts
     result = evaluate(model, modality, config, workers=0, batch_size=BATCH, feature_cache=cache, **options)
-    probes = int(cache is not None)
-    return result, sum(model.sizes) - before[0] - probes, model.texts - before[1] - probes
+    return result, sum(model.sizes) - before[0], model.texts - before[1]
 
 
 @pytest.mark.parametrize("task", ["retrieval", "classification"])
@@ -125,7 +124,7 @@ def test_whatever_features_depend_on_is_part_of_the_key(data, tmp_path, monkeypa
         assert run(data, tmp_path, **options)[1:] == (0, 0), options
     assert run(data, tmp_path)[1:] == (0, 0)
     with monkeypatch.context() as patch:
-        patch.setattr("languagebind.eval.features.__version__", "9.9")
+        patch.setattr("languagebind.eval.cache.__version__", "9.9")
         assert run(data, tmp_path)[1:] == (everything, texts)
     # Another batch is no part of the key of the others
     assert run(data, tmp_path, config={"limit": 23})[1] == 23
@@ -158,7 +157,7 @@ def test_shards_are_told_apart_by_their_time(data, tmp_path):
             changes()
         model = Slow()
         evaluate(model, IMAGE, config, workers=0, batch_size=BATCH, feature_cache=tmp_path / "cache")
-        counts.append(sum(model.sizes) - 1)
+        counts.append(sum(model.sizes))
     assert counts == [8, 0, 8]
 
 
@@ -182,23 +181,23 @@ def test_unreadable_samples_are_tried_again(data, tmp_path):
 
 def test_damaged_files_are_found_and_made_again(data, tmp_path, caplog):
     expected, *_ = run(data, tmp_path)
-    parts = sorted(tmp_path.rglob("*.safetensors"), key=lambda part: part.stat().st_mtime_ns)
+    parts = sorted(tmp_path.rglob("*.features"), key=lambda part: part.stat().st_mtime_ns)
     damaged = bytearray(parts[0].read_bytes())
     damaged[-5] ^= 1
     parts[0].write_bytes(damaged)
     parts[1].write_bytes(parts[1].read_bytes()[:-9])
-    (parts[0].parent / ".half.safetensors.tmp").write_bytes(b"half")  # as a killed run leaves it
-    mine = parts[0].parent / "mine.safetensors"
+    (parts[0].parent / ".half.features.tmp").write_bytes(b"half")  # as a killed run leaves it
+    mine = parts[0].parent / "mine.features"
     mine.write_bytes(b"not of the cache")
     with caplog.at_level(logging.WARNING):
         found, samples, _ = run(data, tmp_path)
     assert found == expected
-    assert samples == 2 * BATCHES_PER_PART * BATCH
-    assert caplog.text.count("is damaged and removed; its features are made again") == 2
+    assert samples == 2 * BATCH
+    assert caplog.text.count("is damaged: its features are computed again") == 2
     assert mine.read_bytes() == b"not of the cache"
     assert run(data, tmp_path) == (expected, 0, 0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"feature cache .* cannot be used"):
+    with pytest.raises(UserError, match=r"feature cache .* cannot be written"):
         run(data, tmp_path / "file")
 
 
@@ -210,16 +209,16 @@ def test_a_killed_run_goes_on(data, tmp_path):
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path)], env=env)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.rglob("*.safetensors"))) < 2:
+    while len(list(tmp_path.rglob("*.features"))) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    parts = len(list(tmp_path.rglob("*.safetensors")))
-    assert parts == 2, "killed in the middle"
+    parts = len(list(tmp_path.rglob("*.features")))
+    assert 2 <= parts < SAMPLES / BATCH, "killed in the middle"
     found, samples, _ = run(data, tmp_path)
-    assert samples == SAMPLES - 2 * BATCHES_PER_PART * BATCH
+    assert samples == SAMPLES - parts * BATCH
     assert found == run(data)[0]
 
 
@@ -247,14 +246,11 @@ def test_any_number_of_ranks_gives_the_same_bits(data, tmp_path, world_size):
     assert run(data, tmp_path / "new") == (expected, 0, 0)
 
 
-def test_the_log_says_how_long_it_takes(monkeypatch, caplog):
-    clock = iter(range(0, 1000, 16))
-    monkeypatch.setattr("languagebind.eval.progress.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    with caplog.at_level(logging.INFO):
-        assert list(progress("abcdefg", 7, "samples")) == list("abcdefg")
-    assert caplog.messages == [
-        "samples: 2 of 7 batches, about 0:01:20 left",
-        "samples: 4 of 7 batches, about 0:00:48 left",
-        "samples: 6 of 7 batches, about 0:00:16 left",
-    ]
+def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr("languagebind.eval.features.SECONDS_BETWEEN_LINES", 0.2)
+    for _ in _progress(range(20), "samples"):
+        time.sleep(0.05)
+    lines = capsys.readouterr().err.replace("\r", "").split("\n")
+    lines = [line.strip() for line in lines if line.strip()]
+    assert 2 <= len(lines) <= 5
+    assert all(re.fullmatch(r"samples: \d+ of 20 batches, about 00:0\d left", line) for line in lines)

@@ -58,9 +58,9 @@ def test_models_may_be_named(world, tmp_path):  # noqa: F811
     main([*argv, f"one={COLOURS}", f"two={COLOURS}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here_one.json", "here_two.json"]
     assert read(tmp_path, "here_two.json")["pretrained"] == "two"
-    with pytest.raises(UserError, match=r"two models are named one.*--model NAME=\.\.\."):
+    with pytest.raises(UserError, match=r"two results would be .*here_one.json: .*--model NAME=\.\.\."):
         main([*argv, f"one={COLOURS}", "one=other"])
-    with pytest.raises(UserError, match="two models are named test_eval_models-Colours"):
+    with pytest.raises(UserError, match=r"two results would be .*here_test_eval_models-Colours.json"):
         main([*argv, COLOURS, "--model", COLOURS])  # of a flag that is there twice, both count
 
 
@@ -74,8 +74,6 @@ def test_prompts_of_the_command_line(world, tmp_path):  # noqa: F811
     for value, message in ((str(tmp_path / "none.txt"), "templates: no such file"), ("", "templates")):
         with pytest.raises(UserError, match=message):
             main([*argv, "--overwrite", "--templates", value])
-    with pytest.raises(UserError, match="--templates: none of the datasets has classes"):
-        main(flags(world, tmp_path, "--config", config(world, "texts"), f"--model={COLOURS}", "--templates={c}"))
 
 
 @pytest.fixture
@@ -134,9 +132,9 @@ def test_each_model_scores_what_it_reads(world, tmp_path):  # noqa: F811
     argv = flags(world, tmp_path / "out", "--config", config(world), "--model", COLOURS)
     main([*argv, f"{HERE}:Far"])  # nothing is of depth, so there is nothing for it to do
     assert len(list((tmp_path / "out").iterdir())) == 1
-    with pytest.raises(UserError, match="far is of depth, the model reads image"):
+    with pytest.raises(UserError, match="far is depth, but the model reads image"):
         main(flags(world, tmp_path / "b", f"--config={tmp_path}/far.yaml", f"--model={COLOURS}"))
-    with pytest.raises(UserError, match="far is of depth; the models read image"):
+    with pytest.raises(UserError, match="far is depth; the models read image"):
         main(
             flags(
                 world, tmp_path / "c", f"--config={tmp_path}/far.yaml", f"--model=a={COLOURS}", f"--model=b={COLOURS}"
@@ -154,7 +152,7 @@ def test_a_result_of_another_checkpoint_is_not_taken_for_one_of_this(world, clip
     assert first["checkpoint"] == str(run / "step_00000001.pt")
     main([*argv, "--skip-existing"])
     os.rename(save(tmp_path, Image(image_size=32), clip_folder, 1), run / "step_00000002.pt")
-    with pytest.raises(UserError, match=r"here_run.json is of .*step_00000001.pt, not of .*step_00000002.pt: --overwr"):
+    with pytest.raises(UserError, match=r"here_run.json is for .*step_00000001.pt, not .*step_00000002.pt: --overwr"):
         main([*argv, "--skip-existing"])
     main([*argv, "--overwrite"])
     second = read(tmp_path / "out", "here_run.json")
@@ -170,7 +168,7 @@ def test_two_results_of_one_name_and_files_that_are_there_are_refused(world, tmp
     files = ["--config", str(tmp_path / "d.yaml"), str(tmp_path / "d_x.yaml")]
     with pytest.raises(UserError, match=r"two results would be .*d_x_m.json: name the models"):
         main(flags(world, tmp_path / "out", *files, "--model", f"x_m={COLOURS}", f"m={COLOURS}"))
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
     argv = flags(world, tmp_path / "out", *files[:2], "--model", f"m={COLOURS}", "--export-features", str(tmp_path))
     (tmp_path / "d_m.safetensors").write_text("mine")
     with pytest.raises(UserError, match=r"d_m.safetensors exists: --overwrite"):
@@ -186,7 +184,7 @@ def test_a_result_made_with_other_options_is_not_skipped(films, tmp_path):
         (["--clips", "2"], "clips"), (["--num-frames", "2"], "num_frames"), (["--templates", "some {c}"], "templates"),
         (["--precision", "amp_bf16"], "precision"), (["--export-features", str(tmp_path)], "exported"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=f"films_{HERE}-Films.json was made with other {key}: --overwrite replaces"):
+        with pytest.raises(UserError, match=f"films_{HERE}-Films.json was made with another {key}: --overwrite"):
             main([*argv, "--skip-existing", *more])
 
 
@@ -200,11 +198,11 @@ def test_what_a_result_depends_on_may_change_in_place(films, clip_folder, tmp_pa
     main(argv)
     main(argv)
     (tmp_path / "a.yaml").write_text("task: classification\ndata: pictures\nclass_names: [red, green]\n")
-    with pytest.raises(UserError, match="was made with other class_names"):
+    with pytest.raises(UserError, match="was made with another class_names"):
         main(argv)
     (tmp_path / "a.yaml").write_text("task: classification\ndata: pictures\nclass_names: [red, blue]\n")
     save(tmp_path, Image(image_size=32), clip_folder, 1)
-    with pytest.raises(UserError, match="was made with other checkpoint_changed"):
+    with pytest.raises(UserError, match="was made with another checkpoint_changed"):
         main(argv)
 
 
@@ -243,7 +241,7 @@ def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, capl
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_paper_m.json"]
     assert "a is left out: the original has no protocol for it" in caplog.text
     (tmp_path / "b.yaml").unlink()
-    with pytest.raises(UserError, match="none of the datasets that are there has a paper protocol"):
+    with pytest.raises(UserError, match="no datasets: name some"):
         main(flags(world, tmp_path / "c", "--all", f"--configs={tmp_path}", f"--model=m={COLOURS}", "--protocol=paper"))
 
 
@@ -293,14 +291,14 @@ def test_features_as_parquet(world, tmp_path):  # noqa: F811
 
 
 def test_an_encoder_that_has_collapsed_is_told(world, caplog):  # noqa: F811
-    from test_eval_models import Green, load
+    from test_eval_models import Green, load_eval_model
 
-    model, reader = load(f"{Green.__module__}:Green", torch.device("cpu"))
+    model, reader = load_eval_model(f"{Green.__module__}:Green", torch.device("cpu"))
     with caplog.at_level(logging.WARNING):
         evaluate(model, reader, classification(world / "folders"), workers=0)
     assert "all 30 samples have the same features: the encoder has collapsed" in caplog.text
     caplog.clear()
-    model, reader = load(COLOURS, torch.device("cpu"))
+    model, reader = load_eval_model(COLOURS, torch.device("cpu"))
     evaluate(model, reader, classification(world / "folders"), workers=0)
     assert "collapsed" not in caplog.text
 
@@ -308,9 +306,9 @@ def test_an_encoder_that_has_collapsed_is_told(world, caplog):  # noqa: F811
 def on_a_node(rank, folder, data):
     """Every rank has to learn that the ranks' data differ."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    from test_eval_models import load
+    from test_eval_models import load_eval_model
 
-    model, reader = load(COLOURS, torch.device("cpu"))
+    model, reader = load_eval_model(COLOURS, torch.device("cpu"))
     try:
         evaluate(model, reader, classification(data[rank]), workers=0)
     except UserError as error:
@@ -326,7 +324,7 @@ def test_ranks_that_see_other_data_are_refused(world, tmp_path):  # noqa: F811
     data = [str(world / "folders"), str(other)]
     torch.multiprocessing.spawn(on_a_node, (str(tmp_path), data), nprocs=2)
     for rank in range(2):
-        assert "the ranks see other samples" in (tmp_path / f"{rank}.txt").read_text()
+        assert "the ranks see different samples" in (tmp_path / f"{rank}.txt").read_text()
 
 
 def test_help_names_every_flag():
@@ -337,13 +335,13 @@ def test_help_names_every_flag():
 
 
 def test_clips_that_are_averaged_are_the_mean_of_their_features(films, tmp_path):
-    from test_eval_models import load
+    from test_eval_models import load_eval_model
 
     from languagebind.eval.data.readers import choose_protocol
     from languagebind.eval.data.samples import Sample
     from languagebind.eval.features import EncodeOptions, encode_samples
 
-    model, reader = load(f"{HERE}:Films", torch.device("cpu"))
+    model, reader = load_eval_model(f"{HERE}:Films", torch.device("cpu"))
     paths = sorted((tmp_path / "films").rglob("*.mp4"))
     samples = [Sample(path.name, path) for path in paths]
     protocol = choose_protocol("ours", None, None, replace(reader, num_frames=2), 3, 2)

@@ -324,7 +324,7 @@ def test_retrieval_by_the_paper_ranks_raw_dot_products(films, model):
     assert protocol["similarity"] == "dot product of features that are not normalised"
     assert protocol["ties"] == "count against the model"
     assert "OpenCV" in protocol["frames_rule"]
-    with pytest.raises(UserError, match="films: the dual softmax is of cosines"):
+    with pytest.raises(UserError, match="films: the dual softmax needs cosines"):
         evaluate(model, VIDEO, config, workers=0, dual_softmax=True)
 
 

@@ -303,7 +303,7 @@ def test_curves_and_examples_of_retrieval():
 
 def test_features_that_are_no_numbers_are_refused():
     features, texts, one = torch.rand(2, 3), torch.full((1, 3), torch.nan), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(ValueError, match="the text_features hold NaN or infinity"):
+    with pytest.raises(ValueError, match="the features hold NaN or infinity"):
         Captioned(features, texts, one, torch.arange(2))
     with pytest.raises(ValueError, match="the features hold NaN or infinity"):
         Captioned(features * torch.nan, features, one, torch.arange(2))
@@ -314,7 +314,7 @@ def test_features_that_are_no_numbers_are_refused():
 
 GALLERY = """
 import sys, torch
-from languagebind.eval import retrieval
+from languagebind.eval.score import retrieval
 torch.set_num_threads(2)
 queries = int(sys.argv[1])
 features = torch.nn.functional.normalize(torch.randn(100_000, 64), dim=1)

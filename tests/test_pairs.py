@@ -17,7 +17,7 @@ from languagebind.data.vidal import media_paths
 from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.features import EncodeOptions
 from languagebind.eval.pairs import evaluate_pairs, main
-from languagebind.eval.score.metrics import best_ranks, classification_metrics, rank_metrics
+from languagebind.eval.score.metrics import classification_metrics, retrieval_metrics
 from languagebind.fusion import fuse
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.infrared import Infrared
@@ -113,9 +113,7 @@ def both_ways(query, gallery):
     right = torch.eye(len(query), dtype=torch.bool)
     ways = {"query_to_gallery": query @ gallery.T, "gallery_to_query": gallery @ query.T}
     return {
-        f"{way}/{key}": value
-        for way, scores in ways.items()
-        for key, value in rank_metrics(best_ranks(scores, right)).items()
+        f"{way}/{key}": value for way, scores in ways.items() for key, value in retrieval_metrics(scores, right).items()
     }
 
 
@@ -279,14 +277,14 @@ def test_command_line(scenes, checkpoints, encoders, tmp_path, capsys):
     for _ in range(2):
         plain = evaluate_pairs(encoders, config, cached) | {"pretrained": "depth+infrared"}
         assert {key: result[key] for key in plain} == plain
-    assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 2, "one a modality, and none anew"
+    assert len(list(tmp_path.glob("cache/*/*.features"))) == 2, "one a modality, and none anew"
     call("-m", "languagebind.eval.report", str(tmp_path / "results"), f"--output={tmp_path / 'page.html'}")
     assert "depth+infrared, gallery to query" in (tmp_path / "page.html").read_text()
     for argv, message in (
         ([*models, *rest], "exists: --overwrite replaces it"),
         ([*models, *rest[2:]], "give --model MODALITY=CHECKPOINT"),
         (rest, "give --model MODALITY=CHECKPOINT"),
-        (["--model", "depth", *rest], "--model depth: write MODALITY=CHECKPOINT"),
+        (["--model", "depth", *rest], "give --model MODALITY=CHECKPOINT"),
         (["--model", f"infrared={checkpoints['depth']}", *rest, "--overwrite"], "is for depth, not infrared"),
     ):
         with pytest.raises(UserError, match=message):
@@ -329,9 +327,10 @@ def test_fuse_adds_directions_not_lengths():
     [
         ({"a": torch.ones(2, 3), "b": 2 * torch.ones(2, 3)}, {"a": 1, "b": -1}, "a and b cancel out, first at row 0"),
         ({"a": torch.ones(2, 3), "b": torch.ones(3, 3)}, {"a": 1, "b": 1}, "different shapes"),
-        ({"a": torch.ones(2, 3)}, {"b": 1}, "a weight for 'b', but features of a alone"),
-        ({"a": torch.ones(2, 3)}, {"a": float("nan")}, "other than 0, not nan"),
-        ({"a": torch.ones(2, 3)}, {}, "at least one weight"),
+        ({"a": torch.ones(2, 3)}, {"b": 1}, r"finite numbers other than 0 for some of \['a'\], not {'b': 1}"),
+        ({"a": torch.ones(2, 3)}, {"a": float("nan")}, "other than 0 .* {'a': nan}"),
+        ({"a": torch.ones(2, 3)}, {"a": 0}, "other than 0"),
+        ({"a": torch.ones(2, 3)}, {}, "weights should be"),
     ],
 )
 def test_what_cannot_be_fused(features, weights, message):

@@ -1,152 +1,119 @@
 """python -m languagebind.eval --model SPEC [SPEC ...] --config FILE.yaml [...] --data-root DIR --output results"""
 
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
-from pathlib import Path
+from itertools import groupby, product
 from typing import Any
 
-from ..config import UserError, gather_flags, parse, run
-from ..distributed import Process, fail_together, gather_objects, joined
+from ..config import UserError, run
+from ..distributed import Process, joined
 from ..modalities import modality_name
 from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
+from .command import on_main, parse_command, save
 from .evaluate import evaluate
-from .models import load, reads_any
-from .plan import EvalConfig, Job, Selection, as_asked, name_models, plan_jobs, select
-from .results import comparison, read_result, table, write_result
+from .jobs import EvalOptions, Job, describe_absent, plan_jobs, select_datasets, select_models
+from .models import load_eval_model
+from .results import Result, comparison, read_result, table
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Done:
-    """What has been made of the jobs."""
+class Outcome:
+    """What came of the jobs so far."""
 
-    results: list[dict[str, Any]] = field(default_factory=list)
+    process: Process
+    results: list[Result] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    read: set[str] = field(default_factory=set)
-    """datasets that a model could read"""
-    modalities: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)  # datasets that a model could read
+    modalities: set[str] = field(default_factory=set)  # what the models read
+
+    @contextmanager
+    def noting_failure(self, label: str) -> Iterator[None]:
+        """Note a `UserError` for the end, so that one failure does not stop the other jobs."""
+        try:
+            yield
+        except UserError as error:
+            if self.process.world_size > 1:  # perhaps on one rank only, and the others wait for it
+                raise
+            log.error("%sfailed; the reason follows at the end", label)
+            self.failures.append(f"{label}{error}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words = gather_flags(sys.argv[1:] if argv is None else argv, "--config", "--model", "--data")
-    config = parse(EvalConfig, words, prog="python -m languagebind.eval", description=EvalConfig.__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    models = name_models(config)
-    selection = select(config.config, config.data, config.configs if config.all else None, config.data_root)
-    selection = replace(selection, datasets=as_asked(selection.datasets, config))
-    with joined(config.encode.device) as process:
-        # The first rank alone looks for results, as it writes them: other nodes may have other files there
-        jobs = _on_main(process, lambda: plan_jobs(models, selection.datasets, config))
-        done = Done(read={job.dataset.name for job in jobs if job.skipped})
+    options = parse_command(EvalOptions, argv, "languagebind.eval", "--config", "--model", "--data")
+    models = select_models(options)
+    datasets, absent = select_datasets(options)
+    with joined(options.encode.device) as process:
+        # Only the first rank looks for results, as only it writes them: other nodes may have other files
+        jobs: list[Job] = on_main(process, lambda: plan_jobs(models, datasets, options))
+        outcome = Outcome(process, read={job.dataset.name for job in jobs if job.skipped})
         todo = [job for job in jobs if not job.skipped]
-        for name, group in groupby(todo, key=lambda job: job.model):
-            _evaluate(models[name], list(group), config, process, done)
-        if process.is_main and (todo or config.compare):
-            _report(done, jobs, selection, config)
-    if done.failures:
-        tried = len(done.failures) + len(done.results)
-        written = ", the others are written" if done.results else ""
-        head = [f"{len(done.failures)} of {tried} evaluations failed{written}:"] if tried > 1 else []
-        raise UserError("\n  ".join([*head, *done.failures]))
-    _check_read(done, todo, selection, config)
+        for _, group in groupby(todo, key=lambda job: job.model):
+            _evaluate_model(list(group), options, outcome)
+        if process.is_main and (todo or options.compare):
+            _report(outcome, jobs, options)
+            for dataset in absent:
+                if dataset.modality in (None, *outcome.modalities):
+                    print(describe_absent(dataset))
+    if outcome.failures:
+        tried = len(outcome.failures) + len(outcome.results)
+        written = ", the others are written" if outcome.results else ""
+        head = [f"{len(outcome.failures)} of {tried} evaluations failed{written}:"] if tried > 1 else []
+        raise UserError("\n  ".join([*head, *outcome.failures]))
+    unread = [dataset for dataset in datasets if dataset.name not in outcome.read]
+    if unread and (not options.all or len(unread) == len(datasets)):
+        kinds = ", ".join(f"{dataset.name} is {dataset.modality}" for dataset in unread)
+        raise UserError(f"{kinds}; the models read {' or '.join(sorted(outcome.modalities))}")
 
 
-def _on_main(process: Process, make: Callable[[], Any]) -> Any:
-    """What the first rank makes, on every rank; its failure is every rank's."""
-    made, failure = None, None
-    if process.is_main:
-        try:
-            made = make()
-        except UserError as error:
-            failure = str(error)
-    fail_together(failure, process.device)
-    return gather_objects(made)[0]
-
-
-def _evaluate(spec: str, jobs: Sequence[Job], config: EvalConfig, process: Process, done: Done) -> None:
-    """Make a model's results, each written as soon as it is made."""
-    modality = config.modality
-    if modality is None and reads_any(spec):
-        held = {job.dataset.modality for job in jobs}
-        modality = held.pop() if len(held) == 1 else None
-    several = config.all or len(config.model) > 1
-    name = f"{jobs[0].model}: " if len(config.model) > 1 else ""
-    try:
-        model, reader = load(spec, process.device, modality, config.num_frames)
-    except UserError as error:
-        if process.world_size > 1:
-            raise
-        done.failures.append(f"{name}{error}")
-        done.read |= {job.dataset.name for job in jobs}
+def _evaluate_model(jobs: Sequence[Job], options: EvalOptions, outcome: Outcome) -> None:
+    """Compute one model's results, and write each as soon as it is there."""
+    process, first = outcome.process, jobs[0]
+    label = f"{first.model}: " if len(options.model) > 1 else ""
+    held = {job.dataset.modality for job in jobs}
+    default = held.pop() if len(held) == 1 else None
+    loaded = None
+    with outcome.noting_failure(label):
+        loaded = load_eval_model(first.spec, process.device, options.modality, options.num_frames, default)
+    if loaded is None:
+        outcome.read |= {job.dataset.name for job in jobs}
         return
+    model, reader = loaded
     own = modality_name(reader)
-    done.modalities.add(own)
+    outcome.modalities.add(own)
     weights = weights_digest(model) if getattr(model, "known", True) else None
-    options = asdict(replace(config.encode, device=str(process.device)))
+    encode: dict[str, Any] = asdict(replace(options.encode, device=str(process.device)))
+    encode["dual_softmax"] = options.dual_softmax
     for job in jobs:
-        if several and job.dataset.modality not in (None, own):
+        if (options.all or len(options.model) > 1) and job.dataset.modality not in (None, own):
             continue
-        done.read.add(job.dataset.name)
-        try:
-            result = evaluate(
-                model, reader, job.dataset, dual_softmax=config.dual_softmax, export=job.export, **options
-            )
-            identity = {"checkpoint": job.asked["checkpoint"], "weights_sha256": weights, "asked": job.asked}
-            result |= {"pretrained": job.model} | identity
-            _on_main(process, lambda result=result, job=job: _write(result, job.path, config))
-        except UserError as error:
-            if process.world_size > 1:  # one alone may have failed, and the others wait for it
-                raise
-            log.error("%s could not be scored; why is said at the end", job.dataset.name)
-            done.failures.append(f"{name}{error}")
-            continue
-        done.results.append(result)
+        outcome.read.add(job.dataset.name)
+        with outcome.noting_failure(label):
+            result = evaluate(model, reader, job.dataset, export=job.export, **encode)
+            result |= {"pretrained": job.model, "checkpoint": job.asked["checkpoint"]}
+            result |= {"weights_sha256": weights, "asked": job.asked}
+            written = with_clip_benchmark_keys(result) if options.clip_benchmark_keys else result
+            save(written, job.path, process, options.overwrite)
+            outcome.results.append(result)
 
 
-def _write(result: dict[str, Any], path: Path, config: EvalConfig) -> None:
-    if path.exists() and not config.overwrite:
-        raise UserError(f"{path} was made by another run meanwhile, and is left as it is")
-    write_result(with_clip_benchmark_keys(result) if config.clip_benchmark_keys else result, path)
-    log.info("wrote %s", path)
-
-
-def _check_read(done: Done, jobs: Sequence[Job], selection: Selection, config: EvalConfig) -> None:
-    """Raise `UserError` where no model reads a dataset that was named, or any dataset of all."""
-    unread = {job.dataset.name: job.dataset.modality for job in jobs if job.dataset.name not in done.read}
-    modalities = " or ".join(sorted(done.modalities))
-    fitting = [dataset for dataset in selection.datasets if dataset.modality in (None, *done.modalities)]
-    if config.all and done.modalities and not fitting:
-        raise UserError(f"none of the datasets that are there is {modalities}")
-    if unread and not config.all:
-        kinds = ", ".join(f"{name} is of {modality}" for name, modality in unread.items())
-        raise UserError(f"{kinds}; the models read {modalities}")
-
-
-def _report(done: Done, jobs: Sequence[Job], selection: Selection, config: EvalConfig) -> None:
-    """Print what was found, and which datasets are absent."""
-    if config.compare:
-        made = {(result["dataset"], result["pretrained"]): result for result in done.results}
-        places = [dataset.name for dataset in selection.datasets]
-        results = [
-            read_result(job.path) if job.skipped else made[job.dataset.name, job.model]
-            for job in sorted(jobs, key=lambda job: places.index(job.dataset.name))
-            if job.skipped or (job.dataset.name, job.model) in made
-        ]
-        if results:
-            print(comparison(results))
-    else:
-        for name, own in groupby(done.results, key=lambda result: result["pretrained"]):
-            if len(config.model) > 1:
-                print(f"{name}:")
-            print(table(list(own)))
-    absent = [dataset for dataset in selection.absent if dataset.modality in (None, *done.modalities)]
-    for dataset in absent:
-        print(f"absent: {dataset.name} ({dataset.data}); get it from: {(dataset.source or 'not said').strip()}")
+def _report(outcome: Outcome, jobs: Sequence[Job], options: EvalOptions) -> None:
+    """Print the results."""
+    if options.compare:
+        made = {(result["dataset"], result["pretrained"]): result for result in outcome.results}
+        made |= {(job.dataset.name, job.model): read_result(job.path) for job in jobs if job.skipped}
+        keys = product(dict.fromkeys(job.dataset.name for job in jobs), dict.fromkeys(job.model for job in jobs))
+        if made:
+            print(comparison([made[key] for key in keys if key in made]))
+        return
+    for name, own in groupby(outcome.results, key=lambda result: result["pretrained"]):
+        if len(options.model) > 1:
+            print(f"{name}:")
+        print(table(list(own)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
-"""Features kept on disk, so that a run that was killed goes on, and one that is repeated encodes nothing.
+"""Features kept on disk: a killed run continues from them, and a repeated run encodes nothing.
 
-A folder holds what was made of the same weights, options and rules: parts of a few batches each, written whole or not
-at all. A batch is found again only if it holds the same files or texts in the same order: then its features are those
-that encoding it would give, bit for bit. A part's name holds the checksum of its contents.
+A folder holds the features of one combination of weights, options and rules, with a file for each batch that is written
+whole or not at all. A batch is found again only if it has the same files or texts in the same order: then its features
+are, bit for bit, those that encoding it would give.
 """
 
 import hashlib
-import json
 import logging
-import re
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -17,129 +14,97 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import UserError, digest
+from .. import __version__
+from ..config import UserError, digest, to_dict
+from ..distributed import gather_objects
 from ..files import write_atomic
-from .data.samples import Sample, Source
+from ..modalities import modality_name
+from .data.readers import EvalProtocol
+from .data.samples import Sample
 
 log = logging.getLogger(__name__)
 
 DECODERS = ("pillow", "torchvision", "av", "opencv-python-headless", "decord", "torchcodec", "soundfile", "torchaudio")
-PART = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}\.safetensors")
-BATCHES_PER_PART = 4  # what a killed run has to encode again, at most
+CHECKSUM_BYTES = 32  # at the start of a file
+
+
+def open_cache(folder: Path | None, model, name: str, protocol: EvalProtocol, precision: str) -> "FeatureCache | None":
+    """Return the cache for all that features of the dataset `name` depend on, beside the samples and prompts.
+
+    All ranks get the same cache; None without a folder.
+    """
+    if folder is None:
+        return None
+    versions = {"languagebind": __version__, "torch": torch.__version__}
+    for package in DECODERS:  # another version of a decoder may give other pixels
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    facts = {
+        "weights": weights_digest(model),
+        "text_fingerprint": model.text_fingerprint(),
+        "device": model.logit_scale.device.type,
+        "modality": modality_name(protocol.reader.modality),
+        "inputs": to_dict(protocol.reader.modality),
+        "precision": precision,
+        "rules": protocol.describe(),
+        "versions": versions,
+    }
+    return FeatureCache(Path(folder) / f"{name}-{gather_objects(digest(facts))[0][:32]}")
 
 
 class FeatureCache:
-    """The features of batches, read from the disk when asked for: each rank writes parts, and finds those of all.
+    """The features of batches, in the files of a folder."""
 
-    Args:
-        folder: of caches, made if it is not there.
-        facts: all that features depend on beside what is in a batch; plain values.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, facts: dict[str, Any]):
-        self.folder = Path(folder) / f"{facts['dataset']}-{digest(facts)[:32]}"
-        self._stored: dict[str, Path] = {}  # the part of each batch
-        self._new: dict[str, Tensor] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "facts.json").exists():
-                # Under a name of its own: other ranks write it too
-                temporary = self.folder / f"facts.{uuid.uuid4().hex}"
-                temporary.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-                temporary.replace(self.folder / "facts.json")
-            for part in sorted(self.folder.glob("*.safetensors")):
-                if PART.fullmatch(part.name):  # whatever else lies here is not ours
-                    self._find(part)
-        except OSError as error:
-            raise UserError(f"the feature cache {self.folder} cannot be used: {error.strerror}") from error
-        log.info("feature cache %s: %d batches", self.folder, len(self._stored))
+    def __init__(self, folder: Path):
+        self.folder = folder
 
     def get(self, items: Sequence[Any]) -> Tensor | None:
-        """The features (B, D) of a batch, by what identifies its items."""
-        name = digest(items)
-        if name not in self._stored:
+        """Return the features (B, D) of a batch, by what identifies its items; None if they are not there."""
+        path = self._path(items)
+        if not path.is_file():
             return None
-        try:
-            with safe_open(self._stored[name], "pt") as part:
-                return part.get_tensor(name)
-        except OSError as error:
-            raise UserError(f"the feature cache {self.folder} cannot be used: {error}") from error
+        data = path.read_bytes()
+        if hashlib.sha256(data[CHECKSUM_BYTES:]).digest() != data[:CHECKSUM_BYTES]:
+            log.warning("%s is damaged: its features are computed again", path)
+            return None
+        return load(data[CHECKSUM_BYTES:])["features"]
 
     def put(self, items: Sequence[Any], features: Tensor) -> None:
-        """Keep the features of a batch; they are on the disk after a few more, or after `flush`."""
-        self._new[digest(items)] = features.cpu()
-        if len(self._new) >= BATCHES_PER_PART:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not on the disk.
-
-        Raises:
-            UserError: the disk is full or the folder gone.
-        """
-        if not self._new:
-            return
-        data = save(self._new)
-        name = f"{hashlib.sha256(data).hexdigest()}.{uuid.uuid4().hex[:8]}.safetensors"
+        """Write the features of a batch. Raises `UserError` where that fails, as on a full disk."""
+        data = save({"features": features.cpu().contiguous()})
         try:
-            write_atomic(self.folder / name, data)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._path(items), hashlib.sha256(data).digest() + data)
         except OSError as error:
             raise UserError(f"the feature cache {self.folder} cannot be written: {error.strerror}") from error
-        self._stored |= dict.fromkeys(self._new, self.folder / name)
-        self._new = {}
 
-    def _find(self, part: Path) -> None:
-        try:
-            data = part.read_bytes()
-        except FileNotFoundError:  # another rank found it damaged
-            return
-        if hashlib.sha256(data).hexdigest() != part.name.partition(".")[0]:
-            log.warning("%s is damaged and removed; its features are made again", part)
-            part.unlink(missing_ok=True)
-            return
-        self._stored |= dict.fromkeys(load(data), part)
+    def _path(self, items: Sequence[Any]) -> Path:
+        return self.folder / f"{digest(items)}.features"
 
 
 def identity(sample: Sample) -> list[Any]:
-    """What tells a sample's files from others and from changed ones: place, size and time of each; None: not there."""
-    sources = sample.source if isinstance(sample.source, tuple) else (sample.source,)
-    return [_identity(source) for source in sources if source is not None]
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's structure and state."""
-    total = hashlib.sha256(repr(model).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor):  # a module's extra state
-            total.update(f"{name} {tensor!r}".encode())
-            continue
-        tensor = tensor.detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def decoder_versions() -> dict[str, str]:
-    """The versions of the packages that files are read with: another one may give other pixels."""
-    found = {}
-    for package in DECODERS:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
+    """Return place, size and time of each of a sample's files, which tell them from other and from changed files."""
+    found: list[Any] = []
+    for source in sample.source if isinstance(sample.source, tuple) else (sample.source,):
+        if source is not None:
+            member = [] if isinstance(source, Path) else [source.name, source.offset, source.size]
+            path = source if isinstance(source, Path) else source.shard
+            status = path.stat() if path.exists() else None
+            found.append([str(path.absolute()), status and [status.st_size, status.st_mtime_ns], *member])
     return found
 
 
-def _identity(source: Source) -> list[Any]:
-    path = source if isinstance(source, Path) else source.shard
-    place = [] if isinstance(source, Path) else [source.name, source.offset, source.size]
-    try:
-        status = path.stat()
-    except OSError:
-        return [str(path.absolute()), None, *place]
-    return [str(path.absolute()), status.st_size, status.st_mtime_ns, *place]
+def weights_digest(model) -> str:
+    """Return the SHA-256 of a module's structure and state."""
+    total = hashlib.sha256(repr(model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            tensor = value.detach().cpu().contiguous()
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            total.update(tensor.flatten().view(torch.uint8).numpy().data)
+        else:  # a module's extra state
+            total.update(f"{name} {value!r}".encode())
+    return total.hexdigest()

@@ -1,10 +1,10 @@
-"""CLIP_benchmark's webdataset folders and names for metrics; run as a module, CLIP_benchmark itself with our models.
+"""CLIP_benchmark's names for metrics; run as a module, CLIP_benchmark itself with our models.
 
     python -m languagebind.eval.clip_benchmark eval --model_type languagebind --pretrained CHECKPOINT --dataset wds/NAME
 
-takes the flags of `clip_benchmark`, and for CHECKPOINT what `--checkpoint` of `python -m languagebind.eval` takes, or
-MODULE:FUNCTION. CLIP_benchmark hands over RGB pictures of 8 bits, so this is for encoders of images and infrared; depth
-is refused. Its folders:
+takes the flags of `clip_benchmark`. CHECKPOINT is what `python -m languagebind.eval --checkpoint` takes, or
+MODULE:FUNCTION. CLIP_benchmark reads 8-bit RGB pictures, so this works for encoders of images and infrared, and not for
+depth. Its folders:
 
 FOLDER/test/nshards.txt, FOLDER/test/0.tar, 1.tar, ...      (or another split)
 FOLDER/classnames.txt                                       in the order of the `.cls` labels
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from ..config import UserError, run
 from ..modalities import DecodeError
+from .models import Model, load_eval_model
 
 MODEL_TYPE = "languagebind"
-# Of captions as queries, CLIP_benchmark says image retrieval, whatever the modality is.
+# CLIP_benchmark calls captions as queries image retrieval, whatever the modality
 METRICS = {
     "acc1": "top1",
     "acc5": "top5",
@@ -34,37 +35,37 @@ METRICS = {
 
 
 def with_clip_benchmark_keys(result: dict[str, Any]) -> dict[str, Any]:
-    """A result whose metrics are there under CLIP_benchmark's names too."""
+    """Return a result with its metrics under CLIP_benchmark's names too."""
     metrics = result["metrics"]
     return result | {"metrics": metrics | {key: metrics[own] for key, own in METRICS.items() if own in metrics}}
 
 
 class ClipBenchmarkModel(nn.Module):
-    """A model of `models.load` under the names that CLIP_benchmark calls."""
+    """A model of `load_eval_model` with the methods that CLIP_benchmark calls."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, 1, H, W), as `transform` makes them -> (B, D)."""
+        """Return (B, D) for (B, 3, 1, H, W) from the transform."""
         return self.model.encode(images)
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
-        """What `tokenizer` gives for N texts -> (N, D)."""
+        """Return (N, D) for what the tokenizer returns for N texts."""
         return self.model.encode_text(tokens)
 
 
 def load_model(
     model_name: str = "", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[ClipBenchmarkModel, Callable[[Any], Tensor], Callable[[list[str]], Any]]:
-    """Model, transform of a PIL picture and tokenizer, as CLIP_benchmark's own loaders give them.
+    """Return model, transform of a PIL picture and tokenizer, as CLIP_benchmark's own loaders do.
 
     Args:
-        model_name: only a name in the results, here.
+        model_name: only a name for the results.
         pretrained: the checkpoint.
-        cache_dir: not used; the hub's own variables say where downloads are kept.
-        device: where the model goes.
+        cache_dir: not used; the hub's own variables set the folder for downloads.
+        device: where to put the model.
 
     Raises:
         UserError: the checkpoint cannot be used, or does not read pictures.
@@ -72,13 +73,11 @@ def load_model(
     from PIL import Image
     from transformers import BatchEncoding
 
-    from .models import load
-
-    model, modality = load(pretrained, torch.device(device))
+    model, modality = load_eval_model(pretrained, torch.device(device))
     try:
         modality.preprocess(Image.new("RGB", (32, 32)))
     except DecodeError as error:
-        raise UserError(f"{pretrained} does not read RGB pictures, all that CLIP_benchmark has: {error}") from error
+        raise UserError(f"{pretrained} does not read the RGB pictures of CLIP_benchmark: {error}") from error
     return ClipBenchmarkModel(model), modality.preprocess, lambda texts: BatchEncoding(model.tokenize(texts))
 
 

@@ -1,4 +1,4 @@
-"""Features of an evaluation as files: tensors, and what each of their rows is of."""
+"""Write the features of an evaluation to files, with a description of each row."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from .data.samples import Sample
 
 @dataclass(frozen=True)
 class Features:
-    """What was compared with what; all features have unit norm."""
+    """What was compared; all features have unit norm."""
 
     features: Tensor
     """(N, D), float32"""
     samples: Sequence[Sample]
-    """N of them"""
+    """the N samples"""
     text_features: Tensor
     """(U, D), float32: of classes, each the mean of its prompts, or of distinct captions"""
     texts: Sequence[dict[str, Any]]
-    """U of them: `text`, and the class's `label`"""
+    """for each of the U texts: `text`, and for a class its `label`"""
 
 
 def check_format(name: str) -> None:
-    """Raise `UserError` where a format of `export_features` needs a package that is not installed."""
+    """Raise `UserError` if the format needs a package that is not installed."""
     if name == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401
@@ -39,11 +39,11 @@ def check_format(name: str) -> None:
 
 
 def export_features(found: Features, path: Path) -> None:
-    """Write the features as the path's extension says.
+    """Write the features in the format of the path's extension.
 
-    `.safetensors`: the tensors `features` and `text_features`, and beside it `.jsonl` with a line for each of their
-    rows: `{"tensor": "features", "row", "key", "labels", "captions"}` or `{"tensor": "text_features", "row", "text",
-    ...}`. `.parquet`: these lines as a table, with the features in the column `vector`.
+    `.safetensors` holds the tensors `features` and `text_features`. Beside it, `.jsonl` has a line for each row:
+    `{"tensor": "features", "row", "key", "labels", "captions"}` or `{"tensor": "text_features", "row", "text", ...}`.
+    `.parquet` holds these lines as a table, with the features in the column `vector`.
 
     Raises:
         UserError: they cannot be written.

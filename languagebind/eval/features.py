@@ -1,14 +1,13 @@
-"""Features of samples and of texts: in a fixed order, in batches, each rank taking its share.
+"""Features of samples and texts: in a fixed order, in batches, shared out over the ranks.
 
-The order, and so every bit of the result, does not depend on the number of workers. Nothing here draws a random
-number, so that an evaluation in the middle of training leaves training as it was.
+The order, and so every bit of the result, does not depend on the number of workers. Nothing here draws a random number,
+so an evaluation in the middle of training leaves training as it was.
 """
 
-import hashlib
 import logging
-import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,23 +17,22 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from tqdm import tqdm
 
-from .. import __version__
-from ..config import UserError, to_dict
+from ..config import UserError, at_least
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
-from ..modalities import Modality, modality_name
-from .cache import FeatureCache, decoder_versions, identity, weights_digest
-from .data.readers import EvalProtocol, Reader
+from ..modalities import DecodeError
+from .cache import FeatureCache, identity
+from .data.readers import Reader
 from .data.samples import Sample
-from .inputs import Inputs, collate
-from .progress import progress
 
 log = logging.getLogger(__name__)
 
 BAD_SAMPLES_LISTED = 5
+SECONDS_BETWEEN_LINES = 30
 
-# Positions (B,) and features (B, D) of what a batch had that could be read
+# Positions (B,) and features (B, D) of the readable samples of a batch
 Part = tuple[list[int], Tensor]
 
 
@@ -43,23 +41,23 @@ class EncodeOptions:
     """How samples and prompts are encoded."""
 
     batch_size: int = 64
-    """samples, or prompts, at a time on each device"""
+    """samples or prompts per batch, on each device"""
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """processes that read samples; 0 reads in the main one"""
+    """processes that read samples (0: read in the main process)"""
     precision: Precision = "fp32"
-    """of the encoders: amp autocasts to float16, amp_bf16 to bfloat16; features are always compared in float32"""
+    """precision of the encoders: amp is float16 autocast, amp_bf16 bfloat16; features are compared in float32"""
     device: str | None = None
-    """where to run, as in torch; default: the first GPU if there is one (in Python: where the model is)"""
+    """PyTorch device; default: the first GPU, or the CPU (in Python: the model's device)"""
     skip_bad: bool = False
-    """go on without the samples that cannot be read, and count them in the result"""
+    """skip samples that cannot be read, and count them in the result"""
     feature_cache: Path | None = None
-    """folder to keep features in: a killed run goes on with what is there, a second one encodes nothing"""
+    """folder that keeps features: a killed run continues from it, and a repeated run encodes nothing"""
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.workers < 0:
-            raise UserError("--batch-size should be at least 1, --workers at least 0")
+        at_least(1, batch_size=self.batch_size)
+        at_least(0, workers=self.workers)
         if self.precision not in get_args(Precision):
-            raise UserError(f"evaluation runs in {', '.join(get_args(Precision))}, not {self.precision}")
+            raise UserError(f"precision should be one of {', '.join(get_args(Precision))}, not {self.precision}")
 
 
 def encode_samples(
@@ -70,159 +68,173 @@ def encode_samples(
     unit: bool = True,
     cache: FeatureCache | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Features (M, D), float32, and the positions (M,) of the samples that could be read; the same on all ranks.
+    """Return features (M, D), float32, and the positions (M,) of the samples that could be read; the same on all ranks.
 
-    Of a reader with several views that are not averaged, the features are (M, V, D).
+    With a reader of several views that are not averaged, the features are (M, V, D).
 
     Args:
-        model: its `encode` is called; with `unit` off, its `project`.
+        model: a `languagebind.eval.models.Model`; without `unit` its `project` is called instead of `encode`.
         reader: how samples are read.
         samples: what to encode.
-        options: how.
-        unit: give features of unit norm.
-        cache: where features are looked for first, and kept. Batches with unreadable samples are not.
+        options: how to encode.
+        unit: normalise the features.
+        cache: where to look features up and store them. Batches with unreadable samples are not stored.
 
     Raises:
-        UserError: a sample cannot be read and `skip_bad` is off, or none can, or the model gives NaN or infinity.
+        UserError: a sample cannot be read and `skip_bad` is off, none can, or the model returns NaN or infinity.
     """
     device, views = _device(model, options), reader.views
     size = max(1, options.batch_size // views)
     parts, missing = _stored_parts(samples, size, cache, device)
     loader = DataLoader(
-        Inputs(samples, reader, getattr(model, "takes_files", False)),
-        batch_sampler=[batch for batch, _ in missing],
+        _Inputs(samples, reader, getattr(model, "takes_files", False)),
+        batch_sampler=[list(batch) for batch, _ in missing],
         num_workers=options.workers if missing else 0,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or the loader would draw its workers' seed from the global one
+        generator=torch.Generator(),  # else the loader would draw its workers' seed from the global generator
     )
     bad: dict[int, str] = {}
-    encode = model.encode if unit else _projection(model, "project")
-    for (batch, names), loaded in zip(missing, progress(loader, len(loader), "samples"), strict=True):
-        positions, inputs, unreadable = loaded
+    encode = model.encode if unit else model.project
+    for (batch, names), (positions, inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
         bad |= unreadable
-        if inputs is None:
+        if not positions:
             continue
         with _encoding(model, device, options):
-            found = encode(inputs.flatten(0, 1).to(device, non_blocking=True)).float()  # (B * V, D)
-        found = (_unit(found) if unit else found).unflatten(0, (-1, views)).flatten(1)
-        parts[batch[0]] = positions, found
+            found = encode(_to(inputs, device)).float()  # (B * V, D)
+        parts[batch[0]] = positions, (_unit(found) if unit else found).unflatten(0, (-1, views)).flatten(1)
         if cache and not unreadable:
-            cache.put(names, found)
-    if cache:
-        cache.flush()
-    # Shared before anyone stops, so that every rank stops.
+            cache.put(names, parts[batch[0]][1])
+    # Shared before any rank stops, so that every rank stops
     bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
     _check_bad(bad, len(samples), options.skip_bad)
     kept = [i for i in range(len(samples)) if i not in bad]
     features = _gather_rows(parts, kept, len(samples), size, device)
     _check_finite(features, [samples[i].key for i in kept])
-    if views > 1:
-        features = features.unflatten(1, (views, -1))
-        features = F.normalize(features.mean(dim=1), dim=-1) if reader.pooled else features
     if len(features) > 1 and not rank() and bool((features == features[0]).all()):
         log.warning("all %d samples have the same features: the encoder has collapsed", len(features))
-    return features, kept
+    if views == 1:
+        return features, kept
+    features = features.unflatten(1, (views, -1))
+    return F.normalize(features.mean(dim=1), dim=-1) if reader.pooled else features, kept
 
 
 def encode_texts(
     model, texts: Iterable[str], options: EncodeOptions, unit: bool = True, cache: FeatureCache | None = None
 ) -> tuple[Tensor, list[int]]:
-    """Features (U, D), float32, of the distinct texts, and the row of each text in them.
+    """Return features (U, D), float32, of the distinct texts, and the row of each text in them.
 
-    A text that occurs twice is encoded once: its copies have the very same features, and so the very same scores.
-    Other arguments and errors as of `encode_samples`; the model's `encode_text` or `project_text` is called.
+    A repeated text is encoded once, so that its copies have exactly the same features and scores. Other arguments and
+    errors as in `encode_samples`; without `unit` the model's `project_text` is called instead of `encode_text`.
     """
     rows: dict[str, int] = {}
     positions = [rows.setdefault(text, len(rows)) for text in texts]
     distinct = list(rows)
     device = _device(model, options)
-    encode = model.encode_text if unit else _projection(model, "project_text")
+    encode = model.encode_text if unit else model.project_text
     parts: dict[int, Part] = {}
-    batches = _own_batches(len(distinct), options.batch_size)
-    for batch in progress(batches, len(batches), "texts"):
+    for batch in _progress(_own_batches(len(distinct), options.batch_size), "texts"):
         here = distinct[batch[0] : batch[-1] + 1]
         found = cache.get(["text", *here]) if cache else None
         if found is None:
             tokens = model.tokenize(here)
             with _encoding(model, device, options):
-                found = encode({key: value.to(device) for key, value in tokens.items()}).float()
+                found = encode({key: _to(value, device) for key, value in tokens.items()}).float()
             found = _unit(found) if unit else found
             if cache:
                 cache.put(["text", *here], found)
         parts[batch[0]] = list(batch), found.to(device)
-    if cache:
-        cache.flush()
     features = _gather_rows(parts, list(range(len(distinct))), len(distinct), options.batch_size, device)
     _check_finite(features, distinct)
     return features, positions
 
 
 def build_classifier(
-    model,
-    names: Sequence[str],
-    templates: Sequence[str],
-    options: EncodeOptions,
-    cache: FeatureCache | None = None,
+    model, names: Sequence[str], templates: Sequence[str], options: EncodeOptions, cache: FeatureCache | None = None
 ) -> Tensor:
-    """Prompts of each class to one unit-norm vector a class, (K, D): the mean of its unit-norm prompt features."""
+    """Return one unit-norm vector for each class, (K, D): the mean of the unit-norm features of its prompts."""
     features, rows = encode_texts(model, class_prompts(names, templates), options, cache=cache)
     per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
     return F.normalize(per_class.mean(dim=1), dim=-1)
 
 
 def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every template of the first class, then of the second, ..."""
+    """Return every template filled in with the first class, then with the second, ..."""
     return [template.replace("{c}", name) for name in names for template in templates]
 
 
-def open_cache(model, name: str, protocol: EvalProtocol, options: EncodeOptions) -> FeatureCache | None:
-    """The cache of all that features of the dataset `name` depend on beside the samples and prompts, the same one on
-    all ranks; None where none is asked for. Raises `UserError` as `FeatureCache`."""
-    if options.feature_cache is None:
-        return None
-    modality = protocol.reader.modality
-    facts = {
-        "dataset": name,
-        "weights": weights_digest(model),
-        "probe": _probe_features(model, modality, options),
-        "text_fingerprint": model.text_fingerprint(),
-        "modality": modality_name(modality),
-        "inputs": to_dict(modality),
-        "precision": options.precision,
-        "rules": protocol.describe(),
-        "versions": {"languagebind": __version__, "torch": torch.__version__} | decoder_versions(),
-    }
-    return FeatureCache(options.feature_cache, gather_objects(facts)[0])
+class _Inputs(Dataset):
+    """Yields (index, (V, C, T, H, W)), or (index, files) for a model that takes files.
+
+    An unreadable sample is (index, reason): a value, since exceptions do not travel well between processes.
+    """
+
+    def __init__(self, samples: Sequence[Sample], reader: Reader, as_files: bool):
+        self.samples, self.reader, self.as_files = samples, reader, as_files
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        sample = self.samples[index]
+        try:
+            source = sample.load(self.reader.modality.input_shape[1])
+            if self.as_files:
+                return index, source
+            with _one_thread():
+                return index, self.reader.read(source)
+        except DecodeError as error:
+            return index, f"{sample.key}: {error.reason}"
 
 
-def _probe_features(model, modality: Modality, options: EncodeOptions) -> str:
-    """SHA-256 of the features of one made-up sample and text: what weights alone do not say of a model, such as its
-    activation and its device."""
-    device = _device(model, options)
-    shape = modality.input_shape
-    inputs = torch.linspace(-2, 2, math.prod(shape)).view(1, *shape)
-    tokens = model.tokenize(["a photo of 2 dogs, running"])
-    with _encoding(model, device, options):
-        found = [model.encode(inputs.to(device)), model.encode_text({k: v.to(device) for k, v in tokens.items()})]
-    return hashlib.sha256(b"".join(x.float().cpu().numpy().tobytes() for x in found)).hexdigest()
+def _collate(items: list[tuple[int, Any]]) -> tuple[list[int], Tensor | list[Any], dict[int, str]]:
+    """Return positions and inputs, (B * V, C, T, H, W) or files, of readable samples, and why others are not."""
+    good = {index: value for index, value in items if not isinstance(value, str)}
+    bad = {index: value for index, value in items if isinstance(value, str)}
+    inputs = list(good.values())
+    return list(good), torch.cat(inputs) if inputs and isinstance(inputs[0], Tensor) else inputs, bad
 
 
 @contextmanager
-def _encoding(model, device: torch.device, options: EncodeOptions):
-    """No gradients, evaluation mode, and the precision asked for; the model's mode is put back."""
+def _one_thread() -> Iterator[None]:
+    """Read as loader workers do, on one thread: the number of threads changes how sums are rounded."""
+    threads = torch.get_num_threads()
+    if get_worker_info() is None:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _progress(batches: Any, unit: str) -> Iterable[Any]:
+    """Iterate with a progress bar on a terminal, and otherwise a line now and then; on the first rank only."""
+    terminal = sys.stderr.isatty()
+    seconds = 0.1 if terminal else SECONDS_BETWEEN_LINES
+    line = None if terminal else "{desc}: {n_fmt} of {total_fmt} batches, about {remaining} left\n"
+    return tqdm(
+        batches, unit, unit="batch", leave=False, disable=rank() > 0, mininterval=seconds, miniters=1, delay=seconds,
+        bar_format=line,
+    )  # fmt: skip
+
+
+@contextmanager
+def _encoding(model, device: torch.device, options: EncodeOptions) -> Iterator[None]:
+    """Switch to evaluation mode, without gradients, in the chosen precision; then restore the model's mode."""
     training = model.training
     model.eval()
     try:
-        # no_grad, not inference_mode: what a model caches here may be used in training.
+        # no_grad, not inference_mode: what a model caches here may be used in training
         with torch.no_grad(), autocast(device, options.precision):
             yield
     finally:
         model.train(training)
 
 
+def _to(value: Any, device: torch.device) -> Any:
+    """Move tensors; leave lists of files or texts where they are."""
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
 def _own_batches(total: int, size: int) -> list[range]:
-    """This rank's batches. What shares a batch does not depend on the number of ranks, so neither do the bits."""
+    """Return this rank's batches. Batches, and so bits, do not depend on the number of ranks."""
     batches = [range(start, min(start + size, total)) for start in range(0, total, size)]
     return batches[rank() :: world_size()]
 
@@ -230,11 +242,11 @@ def _own_batches(total: int, size: int) -> list[range]:
 def _stored_parts(
     samples: Sequence[Sample], size: int, cache: FeatureCache | None, device: torch.device
 ) -> tuple[dict[int, Part], list[tuple[range, list[Any]]]]:
-    """This rank's batches that the cache has, and the others, each with what identifies its samples there."""
+    """Return this rank's batches that the cache has, and the others, each with what identifies its samples there."""
     parts: dict[int, Part] = {}
-    missing = []
+    missing: list[tuple[range, list[Any]]] = []
     for batch in _own_batches(len(samples), size):
-        # Before anything is read: a file that changes meanwhile must not be found as the new one
+        # Before anything is read: a file that changes meanwhile must not be stored under its new identity
         names = [identity(samples[i]) for i in batch] if cache else []
         stored = cache.get(names) if cache else None
         if stored is None:
@@ -244,19 +256,12 @@ def _stored_parts(
     return parts, missing
 
 
-def _projection(model, name: str):
-    """The model's method for features of any norm."""
-    if not hasattr(model, name):
-        raise UserError("this model gives features of unit norm alone, which its paper's similarity cannot use")
-    return getattr(model, name)
-
-
 def _device(model, options: EncodeOptions) -> torch.device:
     return model.logit_scale.device if options.device is None else torch.device(options.device)
 
 
 def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
-    """Stops, or warns, when samples could not be read: results on fewer samples must not pass for the real ones."""
+    """Stop or warn where samples could not be read: results on fewer samples must not pass for the real ones."""
     if not bad:
         return
     reasons = [bad[i] for i in sorted(bad)]
@@ -264,12 +269,12 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     more = f"\n  ... and {len(bad) - BAD_SAMPLES_LISTED} more" if len(bad) > BAD_SAMPLES_LISTED else ""
     found = f"{len(bad)} of {total} samples cannot be read"
     if not skip_bad or len(bad) == total:
-        raise UserError(f"{found} (--skip-bad goes on without bad samples):{listed}{more}")
-    log.warning("%s; the result is over the rest:%s%s", found, listed, more)
+        raise UserError(f"{found} (--skip-bad continues without them):{listed}{more}")
+    log.warning("%s; the result covers the rest:%s%s", found, listed, more)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Unit norm; NaN, which is an error, where the norm is too large for float32 and would make all numbers zero."""
+    """Normalise. A norm that overflows float32 gives NaN, which is an error, and not zeros."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
 
@@ -277,20 +282,18 @@ def _unit(x: Tensor) -> Tensor:
 def _check_finite(features: Tensor, names: Sequence[str]) -> None:
     rows = (~features.isfinite()).any(dim=1).nonzero()
     if len(rows):
-        first = names[int(rows[0])]
-        raise UserError(
-            f"the model gives NaN or infinity for {len(rows)} of {len(names)} inputs, the first is {first!r}"
-        )
+        count = f"{len(rows)} of {len(names)} inputs"
+        raise UserError(f"the model returns NaN or infinity for {count}, first for {names[int(rows[0])]!r}")
 
 
 def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int, device: torch.device) -> Tensor:
-    """What the ranks encoded, in the order of the data.
+    """Return the features that all ranks encoded, in the order of the data.
 
     Args:
-        parts: by the first position of a batch, this rank's features (B, D) and their positions.
-        kept: the positions, of `total`, that any rank encoded.
+        parts: this rank's batches, by their first position.
+        kept: the positions, out of `total`, that any rank encoded.
         total: how many positions were shared out.
-        size: of a batch.
+        size: size of a batch.
         device: where to gather.
     """
     world = world_size()
@@ -298,7 +301,7 @@ def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int,
         return torch.cat([parts[start][1] for start in sorted(parts)])
     embed_dim = max(gather_objects(max((features.shape[1] for _, features in parts.values()), default=0)))
     slots = -(-total // (size * world))
-    # Every rank brings rows for as many batches, zeros where there was nothing, so that the shapes agree.
+    # Every rank contributes the same number of batches, padded with zeros, so that the shapes agree
     rows = torch.zeros(slots, size, embed_dim, device=device)
     for positions, features in parts.values():
         places = torch.tensor(positions, device=device)

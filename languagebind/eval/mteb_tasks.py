@@ -6,8 +6,8 @@
     model = MtebEncoder(languagebind.load("LanguageBind_Depth"))
     mteb.evaluate(model, mteb_task("configs/eval/nyu_v2.yaml", "/data"))
 
-mteb has no such modalities: to its tasks and models these are pictures, which it hands over as the files hold them. It
-has one prompt a class, so that its figures are not those of the templates in the configs.
+mteb has no such modalities: it treats them as pictures and passes them on as the files hold them. It uses one prompt
+for each class, so its numbers differ from those of the templates in the configs.
 """
 
 from collections.abc import Iterable
@@ -33,26 +33,25 @@ PICTURE = AbsTaskZeroShotClassification.input_column_name
 
 
 class FolderTask(AbsTaskZeroShotClassification):
-    """Zero-shot classification of a dataset of ours, whose samples are picture files; `mteb_task` makes them.
+    """Zero-shot classification of one of our datasets, whose samples are picture files; made by `mteb_task`.
 
     Args:
         config: what to evaluate on.
-        template: the prompt of a class, with {c}.
+        template: prompt for a class, with {c}.
     """
 
     def __init__(self, config: DatasetConfig, template: str):
-        if config.task != "classification" or config.modality is None:
-            raise UserError(f"{config.name}: mteb's task needs a classification, and the config's `modality`")
-        if "{c}" not in template:
-            raise UserError(f"the template {template!r} has no {{c}} for the class name")
+        if config.task != "classification" or config.modality is None or "{c}" not in template:
+            needs = f"needs a classification, a config with `modality`, and {{c}} in the template {template!r}"
+            raise UserError(f"{config.name}: mteb's task {needs}")
         self.config, self.template = config, template
         super().__init__()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
-        """Lists the files and their classes; mteb reads a file when it needs it."""
+        """List the files and their classes; mteb reads a file when it needs it."""
         if self.data_loaded:
             return
-        samples = read_samples(self.config, modality_class(self.config.modality)())
+        samples = read_samples(self.config, modality_class(str(self.config.modality))())
         targets = label_targets(samples, class_names(self.config), self.config.name)
         files = [sample.source for sample in samples]
         if not all(isinstance(file, Path) and file.is_file() for file in files):
@@ -69,36 +68,35 @@ class MtebEncoder(AbsEncoder):
     """An encoder of pictures (depth, infrared, ...) and texts, as mteb calls its models.
 
     Args:
-        encoders: with one modality.
+        encoders: encoders of a single modality.
         name: ORGANISATION/NAME in mteb's results.
     """
 
     def __init__(self, encoders: Encoders, name: str = "languagebind/encoder"):
-        if len(encoders.modalities) != 1:
-            raise UserError(f"mteb's model reads one modality, not {', '.join(encoders.modalities)}")
+        (self.modality,) = encoders.modalities
         self.encoders = encoders
         self.mteb_model_meta = ModelMeta.create_empty({"name": name, "modalities": [TEXT, PICTURE]})
 
     def encode(self, inputs: Iterable[dict[str, Any]], **_: Any) -> np.ndarray:
-        """(N, D), unit norm, of batches with one of two columns: texts, or pictures as PIL images."""
-        (modality,) = self.encoders.modalities
-        found = []
+        """Return (N, D), unit norm, for batches with one of two columns: texts, or pictures as PIL images."""
+        found: list[Any] = []
         for batch in inputs:
-            key, own = (PICTURE, modality) if PICTURE in batch else (TEXT, TEXT)
-            found.append(self.encoders.encode(**{own: list(batch[key])}, to="numpy"))
+            key, own = (PICTURE, self.modality) if PICTURE in batch else (TEXT, TEXT)
+            columns: dict[str, Any] = {own: list(batch[key]), "to": "numpy"}
+            found.append(self.encoders.encode(**columns))
         return np.concatenate(found)
 
 
 def mteb_task(
     config: str | Path, data_root: str | Path | None = None, template: str = "a photo of a {c}."
 ) -> FolderTask:
-    """The task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
+    """Return the task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
 
     Raises:
-        UserError: the config is wrong or of another kind, or its class names are not there.
+        UserError: the config is wrong or not a classification, or its class names are missing.
     """
     dataset = load_dataset_config(Path(config), Path(data_root) if data_root else None)
-    # mteb wants the metadata in the class, to which it goes back when the data is unloaded.
+    # mteb takes the metadata from the class, and returns to it when the data is unloaded
     metadata = _metadata(dataset)
     return type(metadata.name, (FolderTask,), {"metadata": metadata})(dataset, template)
 

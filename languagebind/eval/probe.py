@@ -1,13 +1,11 @@
 """Linear probe and few-shot: python -m languagebind.eval.probe --model PATH --config FILE.yaml --train A --test B
 
-`linear.py` says how the probe is fitted.
+`score/linear.py` says how the probe is fitted.
 """
 
-import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +13,54 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..config import UserError, parse, run, to_dict
-from ..distributed import joined
+from ..config import UserError, at_least, run, to_dict
 from ..hub.checkpoint import checkpoint_name
-from ..hub.encoders import load_model
 from ..modalities import Modality, modality_name
-from .cache import weights_digest
+from .cache import open_cache, weights_digest
+from .command import CommandOptions, evaluate_each, parse_command
 from .data.datasets import DatasetConfig, load_dataset_config, naming
 from .data.readers import choose_protocol
 from .data.samples import Sample, check_data, class_names, digest_of_samples, read_samples
-from .features import EncodeOptions, encode_samples, open_cache
-from .models import checkpoint_of
-from .results import table, writable, write_result
+from .features import EncodeOptions, encode_samples
+from .models import Model, checkpoint_of, load_eval_model
+from .results import Result
 from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
 from .score.statistics import settings
 from .score.zero_shot import label_targets, single_labels
 
-log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ProbeOptions:
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(CommandOptions):
     """Fit a linear classifier to a checkpoint's features of labelled data."""
 
     model: str
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     config: Path
-    """an evaluation's YAML file, task classification; its class names count, its data is not read"""
+    """YAML file of an evaluation, task classification; its class names are used, its data is not read"""
     train: str
     """the data to fit to: class folders, a manifest or shards"""
     test: str
     """the data to score"""
     shots: tuple[int, ...] = ()
-    """also fit to so many samples of each class"""
+    """also fit to this many samples of each class"""
     seeds: int = 3
-    """draws of the shots and of the held-out part"""
-    output: Path = Path("results")
-    """folder for the result file, <config's name>_probe_<checkpoint>.json"""
+    """number of random draws of the shots and of the held-out part"""
     data_root: Path | None = None
-    """folder that the paths in a manifest are looked for in, after the manifest's own"""
-    overwrite: bool = False
-    """replace a result file that exists"""
-    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    """folder where the paths in a manifest are looked for, after the manifest's own folder"""
 
     def __post_init__(self):
-        if self.seeds < 1 or any(shots < 1 for shots in self.shots):
-            raise UserError("--seeds and --shots should be at least 1")
+        at_least(1, seeds=self.seeds, shots=min(self.shots, default=None))
         if os.path.realpath(self.train) == os.path.realpath(self.test):
             raise UserError(f"--train and --test are both {self.train}")
 
 
 def evaluate_probe(
-    model, modality: Modality, parts: Mapping[str, DatasetConfig], options: ProbeOptions, encode: EncodeOptions
-) -> dict[str, Any]:
-    """The result file's object, of the data in `parts`, train and test. Every rank must call this.
+    model: Model, modality: Modality, parts: Mapping[str, DatasetConfig], options: ProbeOptions, encode: EncodeOptions
+) -> Result:
+    """Return the contents of the result file for the data in `parts`, train and test. Every rank must call this.
 
     Raises:
-        UserError: the data is wrong, a sample cannot be read, or there are too few for the shots.
+        UserError: the data is wrong, a sample cannot be read, or there are too few samples for the shots.
     """
     classes = class_names(parts["train"])
     samples = {name: read_samples(part, modality) for name, part in parts.items()}
@@ -79,9 +68,9 @@ def evaluate_probe(
         name: single_labels(label_targets(samples[name], classes, part.name)).numpy() for name, part in parts.items()
     }
     with naming(parts["train"].data):
-        check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before any is encoded
+        check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
     read = {
-        name: encode_labelled(model, modality, part, samples[name], labels[name], encode)
+        name: _encode_labelled(model, modality, part, samples[name], labels[name], encode)
         for name, part in parts.items()
     }
     found, details = probe(read["train"][0], read["test"][0], len(classes), options.shots, options.seeds)
@@ -112,17 +101,13 @@ def evaluate_probe(
     }
 
 
-def encode_labelled(
-    model,
-    modality: Modality,
-    dataset: DatasetConfig,
-    samples: Sequence[Sample],
-    labels: np.ndarray,
+def _encode_labelled(
+    model: Model, modality: Modality, dataset: DatasetConfig, samples: Sequence[Sample], labels: np.ndarray,
     options: EncodeOptions,
-) -> tuple[Labelled, dict[str, Any]]:
-    """Features and labels of a dataset's samples, and what the protocol says of it."""
+) -> tuple[Labelled, dict[str, Any]]:  # fmt: skip
+    """Return features and labels of a dataset's samples, and what the protocol says about it."""
     protocol = choose_protocol("ours", None, dataset.clip, modality)
-    cache = open_cache(model, dataset.name, protocol, options)
+    cache = open_cache(options.feature_cache, model, dataset.name, protocol, options.precision)
     features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
     identity = digest_of_samples([[sample.key, sample.labels] for sample in samples], dataset.name)
@@ -131,35 +116,24 @@ def encode_labelled(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else argv
-    options = parse(ProbeOptions, arguments, prog="python -m languagebind.eval.probe", description=ProbeOptions.__doc__)
+    options = parse_command(ProbeOptions, argv, "languagebind.eval.probe")
     logistic_regression()  # before the model has seen every sample
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     dataset = load_dataset_config(options.config, options.data_root)
     if dataset.task != "classification":
-        raise UserError(f"{options.config}: a probe is a classification, not {dataset.task}")
-    root = str(options.data_root) if options.data_root else None
-    parts = {"train": options.train, "test": options.test}
-    parts = {name: replace(dataset, data=data, data_root=root, expect={}) for name, data in parts.items()}
-    parts["train"] = replace(parts["train"], limit=None)  # it is of the data that is scored
+        raise UserError(f"{options.config}: a probe needs the task classification, not {dataset.task}")
+    dataset = replace(dataset, data_root=str(options.data_root) if options.data_root else None, expect={})
+    parts = {"train": replace(dataset, data=options.train, limit=None), "test": replace(dataset, data=options.test)}
     for part in parts.values():
         check_data(part)
     class_names(parts["train"])
     name = checkpoint_name(options.model)
+
+    def evaluate(loaded: tuple[Model, Modality], _: None, encode: EncodeOptions) -> Result:
+        identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(loaded[0])}
+        return evaluate_probe(*loaded, parts, options, encode) | {"pretrained": name} | identity
+
     path = options.output / f"{dataset.name}_probe_{name}.json"
-    if path.exists() and not options.overwrite:
-        raise UserError(f"{path} exists: --overwrite replaces it")
-    if not writable(options.output):
-        raise UserError(f"--output {options.output} cannot be written")
-    with joined(options.encode.device) as process:
-        model, modality = load_model(options.model, process.device)
-        encode = replace(options.encode, device=str(process.device))
-        identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(model)}
-        result = evaluate_probe(model, modality, parts, options, encode) | {"pretrained": name} | identity
-        if process.is_main:
-            write_result(result, path)
-            log.info("wrote %s", path)
-            print(table([result]))
+    evaluate_each(options, [(path, None)], lambda device: load_eval_model(options.model, device), evaluate)
 
 
 if __name__ == "__main__":

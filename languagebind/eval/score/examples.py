@@ -1,36 +1,35 @@
-"""The samples or queries that a model is best and worst at, for a person to look at."""
+"""The samples or queries that a model does best and worst on, for a person to look at."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..data.samples import Sample, Source
+from ..data.samples import Sample
+from ..data.shards import Member
 
 EXAMPLES = 12
-# Features differ in the last bits from one batch size or number of ranks to another, and the order should not.
+# The last bits of features depend on batch size and number of ranks; the order of examples should not
 DIGITS = 5
 
 
 def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[list[int]], list[dict[str, Any]]]) -> dict:
-    """The best of those ranked first, by score, and the worst of the others, by rank; at most EXAMPLES each.
+    """Return the best of those ranked first, by score, and the worst of the others, by rank; at most EXAMPLES each.
 
-    Args:
-        ranks: (Q,) of the best right item, from 1.
-        scores: (Q,) its cosine.
-        describe: the rest of what is said of some queries, by their positions.
+    Takes the rank (Q,) of the best right item of each query, its score (Q,), and a function from positions of queries
+    to the other facts about each.
     """
-    ranks, scores = ranks.cpu().numpy(), scores.double().cpu().numpy().round(DIGITS)
-    order = np.lexsort((-scores, ranks)).tolist()
+    places, values = ranks.cpu().numpy(), scores.double().cpu().numpy().round(DIGITS)
+    order = np.lexsort((-values, places)).tolist()
     chosen = {
-        "best": [i for i in order[:EXAMPLES] if ranks[i] == 1],
-        "worst": [i for i in order[: -EXAMPLES - 1 : -1] if ranks[i] > 1],
+        "best": [i for i in order[:EXAMPLES] if places[i] == 1],
+        "worst": [i for i in order[: -EXAMPLES - 1 : -1] if places[i] > 1],
     }
     return {
         name: [
-            {**text, "rank": int(ranks[i]), "score": float(scores[i])}
+            {**text, "rank": int(places[i]), "score": float(values[i])}
             for i, text in zip(positions, describe(positions), strict=True)
         ]
         for name, positions in chosen.items()
@@ -38,12 +37,10 @@ def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[list[int]],
 
 
 def media(sample: Sample) -> dict[str, Any]:
-    """Where the media of a sample is found: its key, and each file's path or its place in a shard."""
+    """Return a sample's key, and the path of each of its files or its place in a shard."""
     sources: Sequence[Any] = sample.source if isinstance(sample.source, tuple) else (sample.source,)
-    return {"key": sample.key, "source": [_place(source) for source in sources]}
-
-
-def _place(source: Source) -> str | dict[str, Any]:
-    if isinstance(source, Path):
-        return str(source)
-    return {"shard": str(source.shard), "name": source.name, "offset": source.offset, "size": source.size}
+    places = [
+        asdict(source) | {"shard": str(source.shard)} if isinstance(source, Member) else str(source)
+        for source in sources
+    ]
+    return {"key": sample.key, "source": places}

@@ -1,16 +1,11 @@
-"""A logistic regression on features that stay as they are, and the choice of its penalty.
+"""A logistic regression (L-BFGS, L2) on the unit-norm features of one encoder, as in CLIP's paper (section A.3).
 
-A logistic regression (L-BFGS, L2) on the unit-norm features of one encoder, as in CLIP's paper (section A.3): the
-strength C is chosen on a held-out part of the training data, and the probe is then fitted to all of it. The test
-data chooses nothing.
+The inverse penalty C is chosen on a held-out part of the training data, never on the test data, and the probe is then
+fitted to all the training data. The search for C starts on the grid 1e-6, 1e-4, ... 1e6 and refines the best value in
+steps of 1, 1/2, 1/4 and 1/8 of a decade. Of equally good values the smallest wins: it gives the simplest probe.
 
-C is searched for on a logarithmic grid: 1e-6, 1e-4, ... 1e6 first, then around the best with steps of 1, 1/2, 1/4 and
-1/8 of a decade, so that it is found to eight steps a decade. Of several as good the smallest, which is the simplest
-probe.
-
-The held-out part is a fifth of each class (of a class with one sample, nothing). With k shots the probe is fitted to
-k samples of each class, and C chosen on min(k, 4) others of each class, as in CoOp (Zhou et al., 2022), so that the
-choice costs labels that the k do not count. Seeds draw the shots and the held-out part.
+The held-out part is a fifth of each class, and nothing of a class with one sample. With k shots the probe is fitted to
+k samples of each class, and C is chosen on min(k, 4) others, as in CoOp (Zhou et al., 2022).
 """
 
 import logging
@@ -47,32 +42,33 @@ class Labelled:
 def probe(
     train: Labelled, test: Labelled, num_classes: int, shots: Sequence[int] = (), seeds: int = 3
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics and protocol, and the intervals, of the probes of features.
+    """Fit probes; return metrics with protocol, and intervals.
 
-    `top1`, `top5` and `mean_per_class` and their intervals are of the probe of all the training data with the first
-    seed; `full/...` and `shots_<k>/...` are the mean and the standard deviation (n - 1; of one seed 0) over the seeds.
+    `top1`, `top5`, `mean_per_class` and their intervals are those of the probe of all the training data with the first
+    seed. `full/...` and `shots_<k>/...` are mean and standard deviation (n - 1; 0 for one seed) over the seeds.
 
     Raises:
-        UserError: the training data has fewer than two classes, or a class has too few samples for the shots.
+        UserError: a class has too few samples for the shots.
     """
     check_shots(train.labels, shots, range(num_classes))  # again: some samples may have been unreadable
-    metrics, found_c, first = {}, {}, None
+    metrics: dict[str, float] = {}
+    found_c: dict[str, list[float]] = {}
+    first = torch.empty(0)
     for name, count in [("full", None), *((f"shots_{k}", k) for k in shots)]:
-        tops, strengths = [], []
+        tops, found_c[name] = [], []
         for seed in range(seeds):
             fit, held_out = _split(train.labels, count, np.random.default_rng(seed))
             strength = choose_c(train, fit, held_out)
             everything = np.concatenate([fit, held_out]) if count is None else fit
             scores = _scores(train, np.sort(everything), strength, test.features, num_classes)
             found = classification_metrics(scores, torch.from_numpy(test.labels))
-            tops.append(found["top1"])
-            strengths.append(strength)
-            if first is None:
+            if not metrics:
                 first, metrics = scores, dict(found)
+            tops.append(found["top1"])
+            found_c[name].append(strength)
             log.info("%s, seed %d: C %.3g, top-1 %.4f", name, seed, strength, tops[-1])
         deviation = float(np.std(tops, ddof=1)) if seeds > 1 else 0.0
         metrics |= {f"{name}/top1_mean": float(np.mean(tops)), f"{name}/top1_std": deviation}
-        found_c[name] = strengths
     labels = torch.from_numpy(test.labels)
     ranks = rank_pairs(first, torch.arange(len(labels)), labels).ranks
     protocol = {"C": found_c, "classes": num_classes, "classes_trained": len(np.unique(train.labels))}
@@ -82,7 +78,7 @@ def probe(
 
 
 def check_shots(labels: np.ndarray, shots: Sequence[int], names: Sequence[Any]) -> None:
-    """Raise `UserError` where a class, of those that have samples, has too few."""
+    """Raise `UserError` where a class that has samples has too few of them."""
     most = max(shots, default=0)
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count <= most:
@@ -91,14 +87,14 @@ def check_shots(labels: np.ndarray, shots: Sequence[int], names: Sequence[Any]) 
 
 
 def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
-    """The inverse strength of the penalty that scores best on the held-out samples, of those fitted to the others."""
+    """Return the C that, fitted to the samples `fit`, scores best on the samples `held_out`."""
     hits: dict[float, float] = {}
 
     def best(candidates: Sequence[float]) -> float:
         for c in candidates:
             if c not in hits:
                 hits[c] = _fitted(train, fit, c).score(train.features[held_out], train.labels[held_out])
-        return max(sorted(hits), key=hits.get)
+        return max(sorted(hits), key=lambda c: hits[c])
 
     centre = best(WIDEST)
     for step in STEPS:
@@ -107,22 +103,8 @@ def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
     return centre
 
 
-def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to fit to and positions held out, both in order; some of each class."""
-    fit, held_out = [], []
-    for label in np.unique(labels):
-        own = rng.permutation(np.flatnonzero(labels == label))
-        spare = max(1, round(HELD_OUT * len(own))) if len(own) > 1 else 0
-        taken = len(own) - spare if shots is None else shots
-        fit += own[:taken].tolist()
-        held_out += own[taken : None if shots is None else taken + min(shots, HELD_OUT_SHOTS)].tolist()
-    if not held_out or len(np.unique(labels)) < 2:
-        raise UserError("the training data needs two classes, and two samples of one of them")
-    return np.sort(fit), np.sort(held_out)
-
-
 def logistic_regression() -> type:
-    """scikit-learn's class. Raises UserError where it is not installed."""
+    """Return scikit-learn's class. Raises `UserError` where scikit-learn is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
@@ -130,10 +112,21 @@ def logistic_regression() -> type:
     return LogisticRegression
 
 
+def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions to fit to and the positions held out, both in order; some of each class."""
+    fit, held_out = [], []
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        spare = max(1, round(HELD_OUT * len(own))) if len(own) > 1 else 0
+        taken = len(own) - spare if shots is None else shots
+        fit += own[:taken].tolist()
+        held_out += own[taken : None if shots is None else taken + min(shots, HELD_OUT_SHOTS)].tolist()
+    return np.sort(fit), np.sort(np.array(held_out, dtype=int))
+
+
 def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
     with warnings.catch_warnings():
-        # Said of one shot a class, where it is meant; and of a C that needs more iterations, which is still judged by
-        # what it scores.
+        # The first is expected with one shot. A C that needs more iterations is still judged by its score
         warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
         warnings.filterwarnings("ignore", "lbfgs failed to converge", UserWarning)
         estimator = logistic_regression()(C=strength, max_iter=MAX_ITERATIONS)
@@ -141,10 +134,10 @@ def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
 
 
 def _scores(train: Labelled, rows: np.ndarray, strength: float, features: np.ndarray, num_classes: int) -> Tensor:
-    """(N, K) log-probabilities; a class without training samples has -inf, so that its samples count as wrong."""
+    """Return (N, K) log-probabilities: -inf for a class without training samples, whose samples count as wrong."""
     fitted = _fitted(train, rows, strength)
     if fitted.n_iter_.max() >= MAX_ITERATIONS:
-        log.warning("the probe with C %.3g had not converged after %d iterations", strength, MAX_ITERATIONS)
+        log.warning("the probe with C %.3g did not converge in %d iterations", strength, MAX_ITERATIONS)
     scores = torch.full((len(features), num_classes), -torch.inf, dtype=torch.float64)
     scores[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_log_proba(features))
     return scores

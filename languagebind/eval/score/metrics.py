@@ -1,7 +1,7 @@
 """Metrics as pure functions of tensors: fractions, not percent; ties count against the model.
 
-A tie counts against the model because a collapsed encoder scores everything alike: it must look like chance, not
-like a perfect one. A score that is not a number is an error, never a metric.
+Ties count against the model so that a collapsed encoder, which scores everything alike, does not look perfect. A NaN
+score is an error, never a metric.
 """
 
 import math
@@ -13,48 +13,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...config import UserError
 from ..data.datasets import RECALL_AT
 
 
 def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
-    """R@1, R@5, R@10, median_rank and mean_rank of the best-ranked relevant item of each query.
+    """Return R@1, R@5, R@10, median_rank and mean_rank of the best-ranked relevant item of each query.
 
     Args:
         scores: (Q, G) similarity of each query to each gallery item.
-        relevant: (Q, G) bool, at least one True a row.
+        relevant: (Q, G) bool, at least one True in each row.
 
     Raises:
-        ValueError: the scores hold NaN, the shapes differ, or a query has nothing relevant.
+        ValueError: the scores hold NaN, the shapes differ, or a query has no relevant item.
     """
-    return rank_metrics(best_ranks(scores, relevant))
-
-
-def best_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
-    """(Q, G) scores and relevance -> (Q,) rank, from 1, of the best relevant item. Raises as `retrieval_metrics`."""
     _check(scores, relevant)
     if not relevant.any(dim=1).all():
         raise ValueError(f"query {int((~relevant.any(dim=1)).nonzero()[0])} has no relevant item")
-    return rank_pairs(scores, *relevant.nonzero(as_tuple=True)).ranks
+    return rank_metrics(rank_pairs(scores, *relevant.nonzero(as_tuple=True)).ranks)
 
 
 class Ranked(NamedTuple):
-    """How queries did."""
+    """The outcome of each query."""
 
     ranks: Tensor
-    """(Q,) from 1: one more than the wrong items that score at least as high as the best right one"""
+    """(Q,) from 1: one more than the number of wrong items that score at least as high as the best right item"""
     tied: Tensor
-    """(Q,) bool: a wrong item scores exactly as the best right one"""
+    """(Q,) bool: a wrong item scores exactly as high as the best right item"""
     best: Tensor
     """(Q,) the score of the best right item"""
 
 
 def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
-    """Ranks where the right answers are given as pairs, which needs no (Q, G) mask.
+    """Return the ranks for scores (Q, G) without NaN, where items (P,) are right for queries (P,).
 
-    Args:
-        scores: (Q, G), none of them NaN.
-        queries: (P,) the query of each pair; every query has one.
-        items: (P,) the gallery item that is right for it.
+    Every query occurs in `queries`. Pairs need no (Q, G) mask.
     """
     right = scores[queries, items]
     best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, queries, right, "amax")  # (Q,)
@@ -66,9 +59,7 @@ def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
 
 
 def rank_metrics(ranks: Tensor) -> dict[str, float]:
-    """(Q,) ranks, from 1, to retrieval metrics. With an even count the median is the mean of the two middle ranks."""
-    if not len(ranks):
-        raise ValueError("no queries")
+    """Return the retrieval metrics of ranks (Q,). With an even count the median is the mean of the two middle ranks."""
     ordered = ranks.double().sort().values
     recalls = {f"R@{k}": _mean(ordered <= k) for k in RECALL_AT}
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
@@ -76,7 +67,7 @@ def rank_metrics(ranks: Tensor) -> dict[str, float]:
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """top1, top5 (where there are five classes) and mean_per_class: top1 averaged over the classes that occur.
+    """Return top1, top5 (from five classes on) and mean_per_class: top1 averaged over the classes that occur.
 
     Args:
         logits: (N, K).
@@ -86,11 +77,9 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         ValueError: the logits hold NaN, there are no samples, or a label is not one of the K classes.
     """
     num_classes = logits.shape[1]
-    if len(logits) != len(labels) or not len(labels):
-        raise ValueError(f"{len(logits)} rows of logits for {len(labels)} labels")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels {int(labels.min())}..{int(labels.max())} for {num_classes} classes")
-    _check_nan(logits)
+    if len(logits) != len(labels) or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"logits {tuple(logits.shape)} need as many labels, from 0 to {num_classes - 1}: {labels}")
+    _check(logits)
     ranks = rank_pairs(logits, torch.arange(len(labels), device=labels.device), labels).ranks
     hits = (ranks == 1).double().cpu()
     counts = labels.cpu().bincount(minlength=num_classes)
@@ -100,11 +89,11 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """mAP, mAUC and d_prime over the classes where they are defined.
+    """Return mAP, mAUC and d_prime over the classes where they are defined.
 
-    A class that no sample has is left out; one that every sample has is left out of mAUC. d_prime is that of the mean
-    AUC, as in AudioSet's own evaluation, and infinite where that is 1. Where no class has both kinds of sample, mAUC
-    and d_prime are left out.
+    A class without positive samples is left out; a class without negative samples is left out of mAUC. d_prime is that
+    of the mean AUC, as in AudioSet's own evaluation, and infinite where the mean is 1. mAUC and d_prime are left out
+    where no class has both kinds of sample.
 
     Args:
         scores: (N, K), any monotonic score.
@@ -116,7 +105,7 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
     targets = targets.bool()
     _check(scores, targets)
     if not targets.any():
-        raise ValueError("no class has a positive sample")
+        raise UserError("no class has a positive sample: none of the samples that can be read has a label")
     precisions, areas = (values[:, 0] for values in precisions_and_areas(scores, targets))  # (K,)
     metrics = {"mAP": precisions.nanmean().item()}
     if not areas.isnan().all():
@@ -126,104 +115,87 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def d_prime(area: Tensor) -> Tensor:
-    """The distance of two normal distributions of variance 1 that would give this area under the ROC curve."""
+    """Return the distance of two unit-variance normal distributions with this area under the ROC curve."""
     return math.sqrt(2) * torch.special.ndtri(area)
 
 
 def precisions_and_areas(scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Average precision and area under the ROC curve, (K, B) float64 each; NaN where they are not defined.
+    """Return average precision and area under the ROC curve, (K, B) float64 each; NaN where they are not defined.
 
-    Args:
-        scores: (N, K), none of them NaN.
-        targets: (N, K) bool.
-        weights: (N, B) how often each sample occurs, for B resamples at once; by default once, and B is 1. Whole
-            numbers, which float32 adds up exactly.
+    Scores and targets are (N, K). `weights` (N, B) says how often each sample occurs in each of B resamples; default:
+    once, with B = 1. They are whole numbers, which float32 sums exactly.
     """
     if weights is None:
         weights = torch.ones(len(scores), 1, device=scores.device)
     columns = [_precision_and_area(scores[:, k], targets[:, k], weights) for k in range(scores.shape[1])]
-    return tuple(torch.stack(values) for values in zip(*columns, strict=True))
+    precisions, areas = zip(*columns, strict=True)
+    return torch.stack(precisions), torch.stack(areas)
 
 
 def calibration(logits: Tensor, right: Tensor, bins: int = 15) -> dict[str, Any]:
-    """Expected calibration error of the softmax, over bins of equal width (Guo et al., 2017).
+    """Return the expected calibration error of the softmax of logits (N, K) (Guo et al., 2017).
 
-    Args:
-        logits: (N, K), the logit scale in them.
-        right: (N,) bool, whether the first class of each is the right one.
-        bins: how many.
-
-    Returns:
-        `ece`, and `bins`: mean confidence, accuracy and number of samples, of the bins that are not empty.
+    `right` (N,) says whether the predicted class is right. `ece` is the error over bins of equal width; `bins` has mean
+    confidence, accuracy and number of samples of each bin that is not empty.
     """
-    confidence = logits.softmax(dim=1).amax(dim=1).double().cpu()  # on a GPU the order of a sum is left to chance
+    confidence = logits.softmax(dim=1).amax(dim=1).double().cpu()  # a sum on a GPU has no fixed order
     places = (confidence * bins).long().clamp(max=bins - 1)
-    counts, sums, hits = (
-        places.bincount(weights=values, minlength=bins)
-        for values in (torch.ones_like(confidence), confidence, right.double().cpu())
-    )
-    rows = [
-        [total / count, hit / count, int(count)]
-        for total, hit, count in zip(sums.tolist(), hits.tolist(), counts.tolist(), strict=True)
-        if count
-    ]
+    columns = (confidence, right.double().cpu(), torch.ones_like(confidence))
+    sums = [places.bincount(weights=values, minlength=bins).tolist() for values in columns]
+    rows = [[total / count, hit / count, int(count)] for total, hit, count in zip(*sums, strict=True) if count]
     return {"ece": sum(abs(x - y) * count for x, y, count in rows) / len(logits), "bins": rows}
 
 
 def best_thresholds(scores: Tensor, targets: Tensor) -> list[float | None]:
-    """The score of each class from which on to say yes, for the best F1; None for a class that no sample has.
+    """Return the lowest score to accept in each class for the best F1, for scores and targets (N, K).
 
-    Of several that are as good the highest.
-
-    Args:
-        scores: (N, K).
-        targets: (N, K) bool.
+    Of equally good thresholds the highest is returned; None for a class without positive samples.
     """
     ordered, order = scores.sort(dim=0, descending=True)
     hits = targets.gather(0, order).double().cumsum(0)  # (N, K)
-    said_yes = torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
-    f1 = 2 * hits / (said_yes + hits[-1])
-    # A threshold takes all samples of its score or none.
+    accepted = torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
+    f1 = 2 * hits / (accepted + hits[-1])
+    # A threshold accepts all samples of equal score or none.
     f1[:-1][ordered[:-1] == ordered[1:]] = -1
     found = ordered.gather(0, f1.argmax(dim=0, keepdim=True))[0].tolist()
     return [score if occurs else None for score, occurs in zip(found, targets.any(dim=0).tolist(), strict=True)]
 
 
 def chance_at(k: int, gallery: int, positives: Sequence[int]) -> float:
-    """Expected R@k of a random order of `gallery` items, for queries with these numbers of relevant ones."""
+    """Return the expected R@k of a random order of `gallery` items, for queries with `positives` relevant items."""
     draws = range(min(k, gallery))
     misses = [math.prod(max(gallery - count - j, 0) / (gallery - j) for j in draws) for count in positives]
     return 1 - sum(misses) / len(misses)
 
 
 def chance_of_class(num_classes: int) -> dict[str, float]:
-    """Expected `classification_metrics` of a random order of the classes."""
+    """Return the expected `classification_metrics` of a random order of the classes."""
     top5 = {"top5": 5 / num_classes} if num_classes >= 5 else {}
     return {"top1": 1 / num_classes, **top5, "mean_per_class": 1 / num_classes}
 
 
 def chance_of_precision(positives: Tensor, samples: int) -> float:
-    """Expected mAP of random orders of the samples, of which each class has `positives` (K,); those with none left out.
+    """Return the expected mAP of random orders of the samples, for classes with `positives` (K,) of them.
 
-    Of rare classes it is well above their share of the samples (Bestgen, 2015).
+    Classes without positives are left out. For a rare class it is well above the class's share (Bestgen, 2015).
     """
     positives = positives[positives > 0].double()
-    first = (1 / torch.arange(1, samples + 1, dtype=torch.float64)).mean().item()  # of a class with one positive
+    first = (1 / torch.arange(1, samples + 1, dtype=torch.float64)).mean().item()  # a class with one positive
     return _mean(first + (1 - first) * (positives - 1) / max(samples - 1, 1))
 
 
 def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`precisions_and_areas` of one class: (B,) each. Samples of equal score are taken as one step.
+    """Return `precisions_and_areas` of one class, (B,) each. Samples of equal score form one step.
 
-    Only the scores of right samples are steps; what lies between two of them is added up at once, which makes a
-    thousand resamples of hundreds of classes a matter of seconds.
+    Only scores of positive samples are steps. Everything between two steps is summed at once, so that a thousand
+    resamples of hundreds of classes take seconds.
     """
     ordered, order = scores.sort(descending=True)
     steps = scores[targets].unique().flip(0)  # (M,)
     if not len(steps):
         nothing = torch.full_like(weights[0], torch.nan, dtype=torch.float64)
         return nothing, nothing
-    # Samples above each step and those on it, in turns: 2 M + 1 runs of the ordered samples.
+    # The ordered samples in 2 M + 1 runs: those above each step and those on it, alternating
     bounds = torch.stack([torch.searchsorted(-ordered, -steps), torch.searchsorted(-ordered, -steps, right=True)], 1)
     starts = torch.cat([bounds.new_zeros(1), bounds.flatten()])
     seen = F.embedding_bag(order, weights, starts, mode="sum").double().cumsum(0)  # (2 M + 1, B)
@@ -232,7 +204,7 @@ def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tup
     new_hits = torch.zeros_like(until).index_add(0, places, weights[targets].double())  # (M, B)
     hits = new_hits.cumsum(0)
     precision = (new_hits * (hits / until).nan_to_num()).sum(0) / hits[-1]
-    # Each right sample is worth the wrong ones below it, and half of those it ties with.
+    # Each positive sample counts the negatives below it, and half of those it ties with
     wrong = everything - hits[-1]
     wrong_above = before - (hits - new_hits)
     wrong_until = until - hits
@@ -240,20 +212,16 @@ def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tup
     return precision, area
 
 
-def _check(scores: Tensor, mask: Tensor) -> None:
-    if scores.ndim != 2 or scores.shape != mask.shape:
+def _check(scores: Tensor, mask: Tensor | None = None) -> None:
+    if mask is not None and (scores.ndim != 2 or scores.shape != mask.shape):
         raise ValueError(f"scores {tuple(scores.shape)} and mask {tuple(mask.shape)} should both be (rows, columns)")
-    _check_nan(scores)
-
-
-def _check_nan(scores: Tensor) -> None:
     if scores.isnan().any():
         row, column = scores.isnan().nonzero()[0].tolist()
         raise ValueError(f"the scores hold NaN, first at row {row}, column {column}")
 
 
 def _count(mask: Tensor) -> Tensor:
-    """(Q, G) bool -> (Q,) how many of each row; on a CPU NumPy counts ten times as fast as PyTorch."""
+    """Count the True values of each row. On a CPU NumPy is ten times as fast as PyTorch."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
     return mask.count_nonzero(dim=1)

@@ -1,7 +1,7 @@
 """Retrieval in both directions: from captions to samples, and from samples to captions.
 
-A caption belongs to its own sample alone: where two samples have the same caption, each one's copy counts as wrong for
-the other. How often that happens is in the protocol, as no model can rank such a pair.
+A caption is relevant to its own sample only. Where two samples share a caption, each copy counts as wrong for the other
+sample. No model can rank such a pair, so the protocol says how often it occurs.
 """
 
 from collections import Counter
@@ -23,29 +23,23 @@ SCORES_AT_A_TIME = 2**24  # 64 MiB of scores: memory stays flat however large th
 
 @dataclass(frozen=True)
 class Captioned:
-    """Features of samples and of their captions, on one device.
-
-    Args:
-        features: (N, D) of the samples, unit norm where the similarity is the cosine.
-        text_features: (U, D) of the distinct captions, likewise.
-        rows: (Q,) the row in `text_features` of each caption.
-        owners: (Q,) the sample that each caption belongs to; every sample has one.
+    """Features of samples and of their captions, on one device; unit norm for cosine similarity.
 
     Raises:
-        ValueError: features hold NaN or infinity, whose products are NaN, which would rank first.
+        ValueError: features hold NaN or infinity. Their products would be NaN, which would rank first.
     """
 
-    features: Tensor
-    text_features: Tensor
-    rows: Tensor
-    owners: Tensor
+    features: Tensor  # (N, D) of the samples
+    text_features: Tensor  # (U, D) of the distinct captions
+    rows: Tensor  # (Q,) row of each caption in `text_features`
+    owners: Tensor  # (Q,) sample of each caption; every sample has a caption
 
     def __post_init__(self):
-        for name in ("features", "text_features"):
-            if not getattr(self, name).isfinite().all():
-                raise ValueError(f"the {name} hold NaN or infinity")
+        if not (self.features.isfinite().all() and self.text_features.isfinite().all()):
+            raise ValueError("the features hold NaN or infinity")
 
     def direction(self, name: str) -> "Direction":
+        """Return the queries and the gallery of a direction in `DIRECTIONS`."""
         captions = torch.arange(len(self.rows), device=self.rows.device)
         if name == "text_to_modality":
             return Direction(self._from_text, len(self.rows), len(self.features), captions, self.owners)
@@ -55,26 +49,23 @@ class Captioned:
         return self.text_features[self.rows[queries]] @ self.features.T
 
     def _to_text(self, queries: Tensor) -> Tensor:
-        # Scores of distinct captions are copied, not computed again: equal captions tie exactly.
+        # Scores of equal captions are copied, so that they tie exactly
         return (self.features[queries] @ self.text_features.T)[:, self.rows]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """Queries against a gallery, a block of queries at a time."""
+    """Queries against a gallery, scored a block of queries at a time."""
 
-    scores: Callable[[Tensor], Tensor]
-    """(q,) queries -> (q, G) similarities"""
+    scores: Callable[[Tensor], Tensor]  # (q,) queries -> (q, G) similarities
     num_queries: int
     gallery: int
-    queries: Tensor
-    """(P,) the query of each pair that belongs together"""
-    items: Tensor
-    """(P,) its item"""
+    queries: Tensor  # (P,) query of each pair that belongs together
+    items: Tensor  # (P,) item of each pair
 
     def ranks(self, adjust: Callable[[Tensor], Tensor] | None = None) -> Ranked:
-        """Of every query, on the CPU; `adjust` makes other scores of the cosines (q, G)."""
-        # Written into: small results that stay between large ones that are freed would keep that memory from use.
+        """Return the ranks of all queries, on the CPU. `adjust` maps similarities (q, G) to other scores."""
+        # Allocated first: small results between large freed blocks would fragment the memory
         found = Ranked(*(torch.empty(self.num_queries, dtype=kind) for kind in (torch.long, torch.bool, torch.float)))
         for block in self.blocks():
             scores = self.scores(block)
@@ -86,33 +77,29 @@ class Direction:
         return found
 
     def ranks_of_dual_softmax(self, logit_scale: Tensor) -> Ranked:
-        """Ranks by the product of two softmaxes of the logits: over the gallery, and over the queries (CAMoE, 2021).
+        """Rank by the product of two softmaxes of the logits: over the gallery and over the queries (CAMoE, 2021).
 
-        The second one lets a query have an item that no other query wants as much, so all the queries must be there:
-        it says nothing of a search with one query, and is never compared with plain cosine.
+        The second softmax favours items that no other query matches as well. It needs all queries at once, so it says
+        nothing about a search with one query and is never compared with plain cosine.
         """
         scale = logit_scale.detach().float().exp()
         over_queries = torch.full((self.gallery,), -torch.inf, device=self.items.device)
         for block in self.blocks():
             over_queries = torch.logaddexp(over_queries, (scale * self.scores(block)).logsumexp(dim=0))
-        # In the logarithm; what the first softmax divides by is the same for all items of a query.
+        # Log space; the denominator of the first softmax is the same for all items of a query
         return self.ranks(lambda scores: scores.mul_(2 * scale).sub_(over_queries))
 
     def blocks(self) -> Iterator[Tensor]:
-        """The queries in order, so many at a time that their scores fit."""
-        yield from torch.arange(self.num_queries, device=self.items.device).split(
-            max(1, SCORES_AT_A_TIME // self.gallery)
-        )
+        """Yield the queries in order, as many at a time as SCORES_AT_A_TIME allows."""
+        queries = torch.arange(self.num_queries, device=self.items.device)
+        yield from queries.split(max(1, SCORES_AT_A_TIME // self.gallery))
 
 
 def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[dict[str, Any], dict[str, Ranked]]:
-    """The metrics and the protocol of retrieval both ways, and the ranks behind each group of metrics.
+    """Return metrics and protocol of retrieval in both directions, and the ranks behind each group of metrics.
 
-    Of a sample's several captions the best-ranked one counts.
-
-    Args:
-        captioned: what is compared.
-        dual_softmax: the log-space logit scale, for metrics of the dual softmax beside those of the cosine.
+    For a sample with several captions the best-ranked caption counts. `dual_softmax` is the log-space logit scale, and
+    adds the metrics of the dual softmax.
     """
     directions = {name: captioned.direction(name) for name in DIRECTIONS}
     ranked = {name: direction.ranks() for name, direction in directions.items()}
@@ -129,13 +116,9 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
 def describe_retrieval(
     captioned: Captioned, ranked: dict[str, Ranked], samples: Sequence[Sample], captions: Sequence[str]
 ) -> dict[str, Any]:
-    """Intervals, ties over both directions, curves, and examples of captions as queries.
+    """Return intervals, ties in both directions, recall curves, and examples with captions as queries.
 
-    Args:
-        captioned: N samples and Q captions.
-        ranked: as `retrieve` gives it.
-        samples: N.
-        captions: Q.
+    Takes the same `captioned` as `retrieve` and its `ranked`, with the N samples and the Q captions.
     """
     samples_of = {"text_to_modality": captioned.owners.cpu(), "modality_to_text": torch.arange(len(samples))}
     intervals = {
@@ -169,7 +152,7 @@ def _best_wrong(direction: Direction, query: int, right: int) -> int:
 
 
 def _curve(ranks: Tensor, gallery: int) -> list[list[float]]:
-    """[k, recall] for k = 1, 2, 3, 5, 10, 20, 50, 100, ... and the whole gallery."""
+    """Return [k, recall] for k = 1, 2, 3, 5, 10, 20, 50, 100, ... and the size of the gallery."""
     steps = {1, 2, 3, 5, gallery} | {digit * 10**power for power in range(1, 12) for digit in (1, 2, 5)}
     return [[k, (ranks <= k).double().mean().item()] for k in sorted(steps) if k <= gallery]
 

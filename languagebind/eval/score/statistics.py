@@ -1,19 +1,17 @@
-"""Intervals of metrics by the bootstrap: what another test set of the same size and kind could have given.
+"""Bootstrap intervals of metrics: what another test set of the same size and kind could have given.
 
-A resample draws as many samples as there are, with replacement, and the metric is computed anew on it.
-The interval goes from one value of the sorted resamples to another, with the same number of them left out on both
-sides: no normal distribution is assumed. Every rank draws the same resamples from the same seed, from the gathered
-values in the order of the data, so neither ranks nor workers matter; two models on the same data meet the same
-resamples. Global random state is neither read nor changed.
+A resample draws as many samples as there are, with replacement, and the metric is computed on it again. The interval
+leaves out the same number of sorted resamples at both ends, which assumes no normal distribution. Every rank draws the
+same resamples from the same seed, from the gathered values in the order of the data. So neither ranks nor workers
+matter, and two models on the same data get the same resamples. Global random state is neither read nor changed.
 
-Where all samples are found, or none is, no resample differs: a share of 1 or 0 has the exact interval of Clopper and
-Pearson instead, for as many samples as there are.
+Where all samples are hits, or none is, all resamples agree. Such a share has the exact Clopper-Pearson interval.
 
-The model and the prompts are taken as given: an interval says nothing about another training run.
+The model and the prompts are fixed: an interval says nothing about another training run.
 """
 
 import math
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -33,20 +31,15 @@ Intervals = dict[str, list[float]]
 
 
 def settings() -> dict[str, Any]:
-    """How the intervals were made, for the result."""
+    """Return how the intervals are made, for the result."""
     return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE, "shares_of_0_and_1": "Clopper-Pearson"}
 
 
 def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
-    """Intervals of `rank_metrics`, against the gallery as it is.
+    """Return intervals of `rank_metrics` for the ranks (Q,) of queries of `samples` (Q,), from 0, in a fixed gallery.
 
-    Samples are resampled, each with all of its queries: another test set would have other samples, and the captions
-    of one are found or missed together, so that drawing them on their own would make the intervals too narrow.
-
-    Args:
-        ranks: (Q,) from 1, of the queries.
-        samples: (Q,) the sample that each query is of, from 0; every sample has one.
-        gallery: how many items are ranked.
+    Samples are resampled with all of their queries. The captions of one sample are found or missed together, so
+    drawing single captions would make the intervals too narrow.
     """
     order = np.argsort(ranks.numpy(), kind="stable")
     ordered, owners = ranks.numpy()[order], samples.numpy()[order]
@@ -54,7 +47,7 @@ def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
         weights = _occurrences(indices)[:, owners]  # (draws, Q)
-        seen = np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))  # of the 0, 1, ... Q queries of lowest rank
+        seen = np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))  # among the 0, 1, ... Q lowest ranks
         total = seen[:, -1]
         found = {key: seen[:, count] / total for key, count in within.items()}
         low, high = (
@@ -64,52 +57,43 @@ def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
         return found | {"median_rank": (ordered[low] + ordered[high]) / 2, "mean_rank": weights @ ordered / total}
 
     count = int(samples.max()) + 1
-    shares = [f"R@{k}" for k in RECALL_AT if k < gallery]  # of a larger k the share is 1, whatever the samples
-    return _intervals(_gather(metrics(indices) for indices in _resamples(count, len(ranks))), shares, count)
+    shares = [f"R@{k}" for k in RECALL_AT if k < gallery]  # for a larger k the share is always 1
+    return _intervals(_bootstrap(metrics, count, len(ranks)), shares, count)
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
-    """Intervals of `classification_metrics`.
+    """Return intervals of `classification_metrics` for the ranks (N,) of the right classes `labels` (N,).
 
-    For top1 and top5 all samples are resampled. For mean_per_class the samples of each class are resampled among
-    themselves: how many each class has is a property of the test set, and a class of few samples would otherwise be
-    absent from many resamples. There is no interval where a class has one sample, which says nothing of how much its
-    share varies, or where no class's share does.
-
-    Args:
-        ranks: (N,) of the right class, from 1.
-        labels: (N,) class indices.
-        num_classes: of which some may have no sample.
+    top1 and top5 resample all samples. mean_per_class resamples within each class, since a small class would otherwise
+    be absent from many resamples. It has no interval where a class has one sample, whose share cannot vary, or where
+    no class's share varies.
     """
+    tops = {"top1": 1, "top5": 5} if num_classes >= 5 else {"top1": 1}
 
-    def metrics(drawn: np.ndarray) -> dict[str, np.ndarray]:
-        top5 = {"top5": _share(drawn <= 5)} if num_classes >= 5 else {}
-        return {"top1": _share(drawn <= 1)} | top5
+    def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = ranks.numpy()[indices]
+        return {key: np.count_nonzero(drawn <= k, axis=1) / drawn.shape[1] for key, k in tops.items()}
 
     counts = np.bincount(labels.numpy(), minlength=num_classes)
     hits = np.bincount(labels.numpy()[ranks.numpy() == 1], minlength=num_classes)[counts > 0]
     counts = counts[counts > 0]
-    # The number of hits among n draws from n samples of a class is binomial.
+    # The number of hits among n draws from n samples of a class is binomial
     draws = np.random.default_rng(SEED).binomial(counts, hits / counts, size=(RESAMPLES, len(counts)))
-    values = _gather(metrics(ranks.numpy()[indices]) for indices in _resamples(len(ranks)))
     means = (draws / counts).mean(axis=1)
-    shares = [key for key, k in (("top1", 1), ("top5", 5)) if k < num_classes]
     known = counts.min() > 1 and np.ptp(means)
-    return _intervals(values, shares, len(ranks)) | ({"mean_per_class": _ends(means)} if known else {})
+    shares = [key for key, k in tops.items() if k < num_classes]
+    found = _intervals(_bootstrap(metrics, len(ranks)), shares, len(ranks))
+    return found | ({"mean_per_class": _ends(means)} if known else {})
 
 
 def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
-    """Intervals of `multilabel_metrics`: samples are resampled; a class that a resample lacks is left out of its mean.
+    """Return intervals of `multilabel_metrics`, with arguments as there.
 
-    A right sample that is drawn twice raises the precision at its own place, so that resamples have a higher average
-    precision than the data; where classes are rare, by more than the interval is wide. The resamples of mAP are
-    therefore moved until their mean is the mAP of the data.
+    A class that a resample lacks is left out of the resample's mean. A positive sample that is drawn twice raises the
+    precision at its own rank. So resamples have a higher mAP than the data, by more than the width of the interval
+    where classes are rare. They are shifted to have the data's mAP as their mean.
 
-    A metric has no interval where some resample has no class that it is defined for.
-
-    Args:
-        scores: (N, K), none of them NaN.
-        targets: (N, K) bool, at least one True.
+    A metric has no interval where it is not defined for some resample.
     """
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -119,78 +103,78 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
         found = {"mAP": precisions.nanmean(dim=0), "mAUC": area, "d_prime": d_prime(area)}
         return {key: value.cpu().numpy() for key, value in found.items()}
 
-    values = _gather(metrics(indices) for indices in _resamples(len(scores)))
+    values = _bootstrap(metrics, len(scores))
     measured = precisions_and_areas(scores, targets)[0].nanmean().item()
     values["mAP"] = (values["mAP"] - values["mAP"].mean() + measured).clip(0, 1)
     return {key: _ends(value) for key, value in values.items() if not np.isnan(value).any()}
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
-    """The metrics of two results of the same data whose intervals overlap: there one model is not shown to be better.
+    """Return the metrics of two results whose intervals overlap, where neither model is shown to be better.
 
     Raises:
-        UserError: the results are of different data, or of different samples of it.
+        UserError: the results are for different data or different samples.
     """
-    for key, a, b in (
-        ("dataset", result_a["dataset"], result_b["dataset"]),
-        *((key, result_a["protocol"].get(key), result_b["protocol"].get(key)) for key in ("data_sha256", "samples")),
-    ):
+    for key in ("dataset", "data_sha256", "samples"):
+        a, b = ((result["protocol"] | {"dataset": result["dataset"]}).get(key) for result in (result_a, result_b))
         if a != b:
-            raise UserError(f"results of different data cannot be compared: {key} is {a} and {b}")
+            raise UserError(f"results for different data cannot be compared: {key} is {a} and {b}")
     found = []
     for metric in result_a.get("intervals", {}):
         first, second = interval(result_a, metric), interval(result_b, metric)
-        if second and first[0] <= second[1] and second[0] <= first[1]:
+        if first and second and first[0] <= second[1] and second[0] <= first[1]:
             found.append(metric)
     return found
 
 
 def interval(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
-    """The ends of a metric's interval, where the result has one; a result file holds an infinite end as null."""
+    """Return the ends of a metric's interval, if the result has one. A result file stores an infinite end as null."""
     if metric not in result.get("intervals", {}):
         return None
     low, high = result["intervals"][metric]
-    # Where one end alone is infinite, it is known which; where both are, it is above, as of an AUC of 1
+    # A single infinite end has a known sign. Two are positive: the AUC is 1
     if low is None:
         low = math.inf if high is None else -math.inf
     return low, math.inf if high is None else high
 
 
-def _resamples(count: int, width: int = 0) -> Iterator[np.ndarray]:
-    """(draws, count) indices of samples, RESAMPLES rows in all; few at a time if `width` values are made of each."""
+def _bootstrap(
+    metrics: Callable[[np.ndarray], dict[str, np.ndarray]], count: int, width: int = 0
+) -> dict[str, np.ndarray]:
+    """Return the values, (RESAMPLES,) for each metric, of resamples of `count` samples.
+
+    `metrics` takes (draws, count) indices of samples: fewer draws at a time where it works on more values, `width`.
+    """
     generator = np.random.default_rng(SEED)
     size = max(1, DRAWS_AT_A_TIME // max(count, width))
-    for start in range(0, RESAMPLES, size):
-        yield generator.integers(count, size=(min(size, RESAMPLES - start), count))
+    blocks = [
+        metrics(generator.integers(count, size=(min(size, RESAMPLES - start), count)))
+        for start in range(0, RESAMPLES, size)
+    ]
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
 def _occurrences(indices: np.ndarray) -> np.ndarray:
-    """(draws, count) indices to how often each occurs, of the same shape."""
+    """Return how often each index occurs in each row of (draws, count) indices; same shape."""
     draws, count = indices.shape
     places = indices + count * np.arange(draws)[:, None]
     return np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
 
 
-def _gather(blocks: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Values of blocks of resamples to those of all, (RESAMPLES,) for each metric."""
-    blocks = list(blocks)
-    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
-
-
 def _intervals(values: dict[str, np.ndarray], shares: Container[str], count: int) -> Intervals:
-    """The intervals of metrics, of which some are shares of `count` samples."""
+    """Return the intervals of metrics; those in `shares` are fractions of `count` samples."""
+    from scipy.stats import binomtest  # takes a second to import
+
     found = {key: _ends(value) for key, value in values.items()}
-    far = ((1 - CONFIDENCE) / 2) ** (1 / count)
-    exact = {(0.0, 0.0): [0.0, 1 - far], (1.0, 1.0): [far, 1.0]}
-    return {key: exact.get(tuple(ends), ends) if key in shares else ends for key, ends in found.items()}
+    for key, (low, high) in found.items():
+        if key in shares and low == high and low in (0, 1):
+            exact = binomtest(round(low * count), count).proportion_ci(CONFIDENCE, method="exact")
+            found[key] = [float(exact.low), float(exact.high)]
+    return found
 
 
 def _ends(values: np.ndarray) -> list[float]:
-    """Of the sorted values, those that leave out as many on either side: the 26th from either end, of 1000."""
+    """Return the sorted values that leave out as many on either side: of 1000 values the 26th from either end."""
     left_out = round(len(values) * (1 - CONFIDENCE) / 2)
     ordered = np.sort(values)
     return [float(ordered[left_out]), float(ordered[-1 - left_out])]
-
-
-def _share(hits: np.ndarray) -> np.ndarray:
-    return np.count_nonzero(hits, axis=1) / hits.shape[1]

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the classes are texts, a sample belongs to those it is closest to."""
+"""Zero-shot classification: the classes are texts, and a sample belongs to the closest ones."""
 
 import difflib
 import logging
@@ -28,37 +28,46 @@ log = logging.getLogger(__name__)
 
 
 def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: str) -> Tensor:
-    """Whether each sample (N) has each class (K), bool. `classes` is label -> name in prompts, in class order.
+    """Return whether each of N samples has each of K `classes`, label -> name in prompts: (N, K) bool.
 
     Raises:
-        UserError: a label is no class, or a number that names one class and is the index of another.
+        UserError: a label is not a class, or is a number that names one class and is the index of another.
     """
     positions = {label: k for k, label in enumerate(classes)}
     targets = torch.zeros(len(samples), len(classes), dtype=torch.bool)
     for row, sample in enumerate(samples):
         for label in sample.labels:
             column = _position(label, positions)
-            if column is None:
-                nearest = difflib.get_close_matches(str(label), list(positions), n=1)
-                hint = f", did you mean {nearest[0]!r}?" if nearest else f" ({len(positions)} classes)"
-                raise UserError(f"{name}: the label {label!r} of {sample.key} is not in class_names{hint}")
-            if positions.get(str(label), column) != column:
-                raise UserError(
-                    f"{name}: the label {label} of {sample.key} is the index of one class and the label of another:"
-                    f" write it as text, '{label}', or give class_names as a list in the order of the indices"
-                )
+            if column is None or positions.get(str(label), column) != column:
+                raise UserError(f"{name}: the label {label!r} of {sample.key} {_label_fault(label, column, classes)}")
             targets[row, column] = True
     return targets
 
 
-def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
-    """The metrics and the protocol of a classification.
+def _label_fault(label: str | int, column: int | None, classes: Mapping[str, str]) -> str:
+    if column is not None:
+        return (
+            f"is the index of one class and the label of another: write it as text, '{label}', or give class_names as"
+            " a list in the order of the indices"
+        )
+    nearest = difflib.get_close_matches(str(label), list(classes), n=1)
+    return "is not in class_names" + (f", did you mean {nearest[0]!r}?" if nearest else f" ({len(classes)} classes)")
 
-    Args:
-        scores: (N, K) cosine of each sample and class.
-        targets: (N, K) bool; for `classification`, one True a row.
-        task: `classification` or `multilabel`.
-    """
+
+def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
+    """Return the class with this label. A number, or a numeric text where no label is numeric, is a class index."""
+    if isinstance(label, str):
+        if label in positions:
+            return positions[label]
+        # Python cannot parse a number of thousands of digits, which is not an index anyway
+        if not label.isdecimal() or len(label) > 18 or any(name.isdecimal() for name in positions):
+            return None
+        label = int(label)
+    return label if 0 <= label < len(positions) else None
+
+
+def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
+    """Return metrics and protocol for scores and targets (N, K); for `classification` each row has one target."""
     present = int(targets.any(dim=0).sum())
     protocol = {"classes": targets.shape[1], "classes_with_samples": present}
     if present < targets.shape[1]:
@@ -74,16 +83,10 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
 def describe_classification(
     scores: Tensor, targets: Tensor, logits: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    """Intervals, ties, classes, confusion, calibration and examples.
+    """Return intervals, ties, classes, confusion, calibration and examples.
 
-    The class predicted for a sample is its own where that scores above all others, else the best of the others.
-
-    Args:
-        scores: (N, K) of each sample and class, cosines or what the views of a sample give.
-        targets: (N, K) bool, one True a row.
-        logits: (N, K), whose softmax is the confidence of the predictions.
-        classes: K of label -> name in prompts, in class order.
-        samples: N of them.
+    A sample is predicted right only if its class scores above all others; else the best of the others is predicted.
+    `targets` (N, K) has one True in each row. The softmax of `logits` (N, K) is the confidence of the predictions.
     """
     labels = single_labels(targets)
     ranked = rank_pairs(scores, torch.arange(len(scores), device=scores.device), labels)
@@ -91,7 +94,6 @@ def describe_classification(
     predicted = torch.where(right, labels, scores.masked_fill(targets, -torch.inf).argmax(dim=1))
     counts, hits = (x.bincount(minlength=len(classes)).tolist() for x in (labels, labels[right]))
     pairs, pair_counts = torch.stack([labels, predicted], dim=1).unique(dim=0, return_counts=True)
-    confusion = torch.cat([pairs, pair_counts[:, None]], dim=1).tolist()
     return {
         "intervals": classification_intervals(ranked.ranks.cpu(), labels.cpu(), len(classes)),
         "ties": int(ranked.tied.sum()),
@@ -99,7 +101,7 @@ def describe_classification(
             {"label": label, "name": name, "samples": count, "top1": hit / count if count else None}
             for (label, name), count, hit in zip(classes.items(), counts, hits, strict=True)
         ],
-        "confusion": confusion,
+        "confusion": torch.cat([pairs, pair_counts[:, None]], dim=1).tolist(),
         "calibration": calibration(logits, right),
         "examples": _examples(ranked, predicted.tolist(), targets, list(classes.values()), samples),
     }
@@ -108,10 +110,10 @@ def describe_classification(
 def describe_multilabel(
     scores: Tensor, targets: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    """Intervals, ties, classes with the threshold of the cosine that gives the best F1 here, and examples.
+    """Return intervals, ties, classes with the threshold that gives the best F1 here, and examples.
 
-    Ties and examples are of the samples that have a label. Arguments as in `describe_classification`; any number of
-    True in a row.
+    Ties and examples cover samples with a label. Arguments as in `describe_classification`; `targets` may have any
+    number of True in a row.
     """
     counts = targets.sum(dim=0).tolist()
     columns = zip(*precisions_and_areas(scores, targets), best_thresholds(scores, targets), strict=True)
@@ -122,16 +124,21 @@ def describe_multilabel(
     labelled = targets.any(dim=1)
     own, own_targets = scores[labelled], targets[labelled]
     ranked = rank_pairs(own, *own_targets.nonzero(as_tuple=True))
-    # The class ranked first: a right one where the rank is 1.
+    # The class ranked first: a right one where the rank is 1
     allowed = own_targets == (ranked.ranks == 1)[:, None]
     found = own.masked_fill(~allowed, -torch.inf).argmax(dim=1).tolist()
-    of_samples = [samples[i] for i in labelled.nonzero()[:, 0].tolist()]
+    labelled_samples = [samples[i] for i in labelled.nonzero()[:, 0].tolist()]
     return {
         "intervals": multilabel_intervals(scores, targets),
         "ties": int(ranked.tied.sum()),
         "classes": rows,
-        "examples": _examples(ranked, found, own_targets, list(classes.values()), of_samples),
+        "examples": _examples(ranked, found, own_targets, list(classes.values()), labelled_samples),
     }
+
+
+def single_labels(targets: Tensor) -> Tensor:
+    """Return the column (N,) of the only True in each row of (N, K)."""
+    return targets.byte().argmax(dim=1)
 
 
 def _examples(
@@ -144,22 +151,5 @@ def _examples(
     return pick_examples(ranked.ranks, ranked.best, describe)
 
 
-def single_labels(targets: Tensor) -> Tensor:
-    """(N, K) bool with one True a row -> (N,) its column."""
-    return targets.byte().argmax(dim=1)
-
-
 def _or_none(value: Tensor) -> float | None:
     return None if value.isnan() else value.item()
-
-
-def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
-    """The class that a text is the label of, or, unless labels are numbers, the index; of a number, the index."""
-    if isinstance(label, str):
-        if label in positions:
-            return positions[label]
-        # Python refuses to read a number of thousands of digits, which is no index either.
-        if not label.isdecimal() or len(label) > 18 or any(name.isdecimal() for name in positions):
-            return None
-        label = int(label)
-    return label if 0 <= label < len(positions) else None

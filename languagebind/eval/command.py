@@ -1,0 +1,101 @@
+"""What the commands of evaluation share: their flags, the ranks, and results that are written and printed."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..config import UserError, gather_flags, parse
+from ..distributed import Process, fail_together, gather_objects, joined
+from ..files import twice
+from .features import EncodeOptions
+from .results import Result, table, writable, write_result
+
+log = logging.getLogger(__name__)
+
+Options = TypeVar("Options", bound="CommandOptions")
+M = TypeVar("M")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    output: Path = Path("results")
+    """folder for the result files"""
+    data_root: Path | None = None
+    """folder that the data paths in the configs start from; default: each config's own folder"""
+    overwrite: bool = False
+    """replace existing result files"""
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+
+
+def parse_command(cls: type[Options], argv: Sequence[str] | None, module: str, *lists: str) -> Options:
+    """Parse the flags of `python -m module` and set up logging. Flags in `lists` may be repeated."""
+    words = gather_flags(sys.argv[1:] if argv is None else argv, *lists)
+    options = parse(cls, words, prog=f"python -m {module}", description=cls.__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return options
+
+
+def check_output(paths: Sequence[Path], overwrite: bool) -> None:
+    """Check, before a model has seen every sample, that files can be written and replace nothing.
+
+    Raises:
+        UserError: two files are the same, one exists, or its folder cannot be written.
+    """
+    if name := twice(map(str, paths)):
+        raise UserError(f"two results would be {name}: name the models, --model NAME=..., or the datasets, `name:`")
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: --overwrite replaces it, --output FOLDER writes elsewhere")
+    for folder in {path.parent for path in paths}:
+        if not writable(folder):
+            raise UserError(f"{folder} cannot be written: name another folder")
+
+
+def evaluate_each(
+    options: CommandOptions,
+    jobs: Sequence[tuple[Path, T]],
+    load: Callable[[torch.device], M],
+    evaluate: Callable[[M, T, EncodeOptions], Result],
+) -> None:
+    """Load models once, evaluate them on each job, write each result to the job's path, and print a table.
+
+    Raises:
+        UserError: a result cannot be made, or cannot be written.
+    """
+    check_output([path for path, _ in jobs], options.overwrite)
+    with joined(options.encode.device) as process:
+        models, results = load(process.device), []
+        for path, job in jobs:
+            results.append(evaluate(models, job, replace(options.encode, device=str(process.device))))
+            save(results[-1], path, process, options.overwrite)
+        if process.is_main:
+            print(table(results))
+
+
+def save(result: Result, path: Path, process: Process, overwrite: bool) -> None:
+    """Write a result on the first rank. Raises `UserError` on every rank where another run wrote the file meanwhile."""
+
+    def write() -> None:
+        check_output([path], overwrite)
+        write_result(result, path)
+        log.info("wrote %s", path)
+
+    on_main(process, write)
+
+
+def on_main(process: Process, make: Callable[[], Any]) -> Any:
+    """Return on every rank what the first rank makes. Its `UserError` is every rank's."""
+    made, failure = None, None
+    if process.is_main:
+        try:
+            made = make()
+        except UserError as error:
+            failure = str(error)
+    fail_together(failure, process.device)
+    return gather_objects(made)[0]

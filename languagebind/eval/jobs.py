@@ -1,0 +1,191 @@
+"""What the command line of evaluation asks for: models, datasets, and the results to compute."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import UserError, digest
+from .command import CommandOptions, check_output
+from .data.datasets import DatasetConfig, load_dataset_config, load_folder
+from .data.samples import check_data
+from .data.validation import validate
+from .export import check_format
+from .models import checkpoint_of, split_name
+from .results import read_result, result_path
+
+log = logging.getLogger(__name__)
+
+# The fields of a dataset that a result depends on, beside the files
+ASKED = ("task", "data", "templates", "caption_source", "limit", "clip", "clips", "crops", "protocol", "paper", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(CommandOptions):
+    """Evaluate models on the datasets of --config FILE.yaml ..., of --data FOLDER ..., or on --all."""
+
+    config: tuple[Path, ...] = ()
+    """YAML files that describe datasets, see configs/eval/"""
+    checkpoint: str | None = None
+    """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
+    model: tuple[str, ...] = ()
+    """one or more models instead of --checkpoint: what it takes, open_clip:NAME/TAG, or MODULE:FUNCTION, see
+    languagebind/eval/models.py; NAME=... in front names the model's results"""
+    modality: str | None = None
+    """what an open_clip model reads; default: the modality of the datasets, if all have the same"""
+    num_frames: int | None = None
+    """frames of a clip, instead of the number the model was trained with"""
+    data: tuple[Path, ...] = ()
+    """webdataset folders of CLIP_benchmark, which need no config"""
+    all: bool = False
+    """evaluate on every dataset of --configs that has the model's modality and whose data is there; list the others"""
+    configs: Path = Path("configs/eval")
+    """folder of configs for --all"""
+    skip_existing: bool = False
+    """skip datasets whose result file exists; a result of another checkpoint or other options is an error"""
+    compare: bool = False
+    """print one table with a column for each model, including results that --skip-existing skipped"""
+    protocol: Literal["ours", "paper"] | None = None
+    """paper: evaluate as the original did, to reproduce its numbers; default: as each config says, or ours"""
+    templates: str | None = None
+    """file of prompts, one a line with {c} for the class, instead of the datasets' own"""
+    clips: int | None = None
+    """clips of each video, whose features are averaged; default: as each config says, or 1"""
+    crops: int | None = None
+    """crops of each clip along the longer side, whose features are averaged; default: as each config says, or 1"""
+    dual_softmax: bool = False
+    """for retrieval, add dual-softmax metrics, named dual_softmax/...; they need all queries at once"""
+    export_features: Path | None = None
+    """write features to this folder: <dataset>_<model>.safetensors, and .jsonl that describes each row"""
+    export_format: Literal["safetensors", "parquet"] = "safetensors"
+    """parquet: write features and descriptions to one table, <dataset>_<model>.parquet"""
+    clip_benchmark_keys: bool = False
+    """add CLIP_benchmark's names of metrics (acc1, image_retrieval_recall@5, ...) to the results"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result to compute, or to leave as it is."""
+
+    model: str  # name
+    spec: str  # specification of the model
+    dataset: DatasetConfig
+    path: Path  # of the result
+    export: Path | None  # of the features
+    asked: dict[str, Any]  # what the result depends on, as the result file holds it
+    skipped: bool  # the result exists
+
+
+def select_models(options: EvalOptions) -> list[tuple[str, str]]:
+    """Return (name, specification) of each model. Raises `UserError` for flags that do not go together."""
+    named = bool(options.config or options.data)
+    faults = {
+        "name what to evaluate, with either --checkpoint or --model": bool(options.checkpoint) == bool(options.model),
+        "--overwrite and --skip-existing exclude each other": options.overwrite and options.skip_existing,
+        "--all takes the datasets of --configs: leave out --config and --data": options.all and named,
+    }
+    for fault, found in faults.items():
+        if found:
+            raise UserError(fault)
+    check_format(options.export_format)
+    return [split_name(spec) for spec in options.model or [str(options.checkpoint)]]
+
+
+def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[DatasetConfig]]:
+    """Return the datasets to evaluate on, with the values of flags, and those of --configs whose data is absent.
+
+    Raises:
+        UserError: there are none, a config is wrong, or the data of a named one is absent.
+    """
+    datasets, absent = _all_configs(options) if options.all else ([], [])
+    datasets += [load_dataset_config(file, options.data_root) for file in options.config]
+    datasets += [load_folder(folder) for folder in options.data]
+    for dataset in datasets:
+        check_data(dataset)
+    keys = ("protocol", "clips", "crops", "templates")
+    changes = {key: value for key in keys if (value := getattr(options, key)) is not None}
+    for i, dataset in enumerate(datasets):
+        unused = {"templates"} if dataset.task == "retrieval" else set()
+        own = {key: value for key, value in changes.items() if key not in unused}
+        datasets[i] = validate(DatasetConfig, vars(dataset) | own, dataset.name)
+    if not datasets:
+        usage = "no datasets: name some with --config FILE.yaml (see configs/eval) or --data FOLDER, or use --all"
+        raise UserError("\n  ".join([usage, *map(describe_absent, absent)]))
+    return datasets, absent
+
+
+def describe_absent(dataset: DatasetConfig) -> str:
+    """Say that a dataset's data is absent and where to get it."""
+    return f"absent: {dataset.name} ({dataset.data}); get it from: {(dataset.source or 'unknown').strip()}"
+
+
+def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfig], options: EvalOptions) -> list[Job]:
+    """Return a job for every model on every dataset.
+
+    Raises:
+        UserError: an output file exists or cannot be written, or was made with other options.
+    """
+    jobs = []
+    for (name, spec), dataset in product(models, datasets):
+        path = result_path(options.output, dataset.result_name, name)
+        export = None
+        if options.export_features is not None:
+            export = options.export_features / f"{path.stem}.{options.export_format}"
+        asked = _asked(spec, dataset, options)
+        jobs.append(Job(name, spec, dataset, path, export, asked, options.skip_existing and path.exists()))
+    # With --skip-existing, features without a result are those of a run that was stopped
+    exports = [job.export for job in jobs if job.export]
+    features = [*exports, *(file.with_suffix(".jsonl") for file in exports)]
+    check_output([*(job.path for job in jobs), *features], options.overwrite or options.skip_existing)
+    for job in jobs:
+        if job.skipped:
+            _check_same(job.path, job.asked)
+            log.info("skipping %s: %s exists", job.dataset.name, job.path)
+    return jobs
+
+
+def _all_configs(options: EvalOptions) -> tuple[list[DatasetConfig], list[DatasetConfig]]:
+    """Return the datasets of --configs whose data is there, and the others."""
+    datasets, absent = [], []
+    for file in sorted(options.configs.glob("[!.]*.yaml")):
+        config = load_dataset_config(file, options.data_root, prepared=False)
+        if options.protocol == "paper" and config.paper is None:
+            log.info("%s is left out: the original has no protocol for it", config.name)
+            continue
+        try:
+            check_data(config)
+        except UserError:
+            absent.append(config)
+        else:  # again, with the class names that come with the data
+            datasets.append(load_dataset_config(file, options.data_root))
+    return datasets, absent
+
+
+def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str, Any]:
+    """Return what a result depends on, as plain values that JSON does not change."""
+    checkpoint = Path(checkpoint_of(spec))
+    asked = {
+        "checkpoint": str(checkpoint),
+        "checkpoint_changed": checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None,
+        **{key: getattr(dataset, key) for key in ASKED},
+        "class_names": None if dataset.class_names is None else digest(dict(dataset.class_names)),
+        **{key: getattr(options, key) for key in ("num_frames", "dual_softmax", "clip_benchmark_keys")},
+        "precision": options.encode.precision,
+        "exported": options.export_features is not None,
+    }
+    return json.loads(json.dumps(asked))
+
+
+def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a result is for another checkpoint, or was made with other options."""
+    made = read_result(path).get("asked")
+    if not isinstance(made, dict):
+        log.warning("%s does not say how it was made: is it for the same checkpoint and options?", path)
+        return
+    for key, value in asked.items():
+        if made.get(key) != value and not (value is False and made.get(key) is True):  # has more than asked for
+            what = f"is for {made.get(key)}, not {value}" if key == "checkpoint" else f"was made with another {key}"
+            raise UserError(f"{path} {what}: --overwrite replaces it, --model NAME=... adds another")
