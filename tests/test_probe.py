@@ -178,7 +178,7 @@ def test_mistakes(world, tmp_path, capsys):
     for more, message in (
         ([f"--config={tmp_path / 'retrieval.yaml'}"], "a probe needs the task classification, not retrieval"),
         (["--test=nowhere"], "nowhere does not exist"),
-        ([f"--config={tmp_path / 'clip.yaml'}"], "of videos, not of depth"),
+        ([f"--config={tmp_path / 'clip.yaml'}"], "for videos, not for depth"),
         (["--shots", "8", "--seeds=1"], r"train: class '\w+' has 8 training samples: 8 shots need at least one more"),
         ([f"--train={world / 'test'}", f"--test={world / 'train'}"], "class_names is needed"),
     ):
