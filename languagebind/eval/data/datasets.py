@@ -20,7 +20,7 @@
     - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
     prepare: {kind: table, ...}         # how `python -m languagebind.eval.prepare` makes `data` from the download
 
-Data is searched in the data root, or beside the YAML file if there is none; text files first beside the YAML file.
+`data` is a path below the data root, or below the YAML file's folder if there is none; text files may be in either.
 `samples.py` describes the three kinds of data.
 """
 
@@ -58,18 +58,16 @@ SHOWN_ENTRIES = 8  # of a folder, in a message
 
 
 def _read(value: Any, info: ValidationInfo) -> Any:
-    """Return the lines of the text file that a config names, without blank ones; what is not a name stays."""
+    """Return the lines of the text file that a config names, without blank ones; other values stay as they are."""
     if not isinstance(value, str):
         return value
+    if "{c}" in value:  # a template, not a file
+        return [value]
     folders = info.context or (Path(),)
     file = find(value, folders)
     if file is None:
         raise UserError(f"no such file: {' nor '.join(str(folder / value) for folder in folders)}")
     return [line for line in _lines(file) if line]
-
-
-def _templates(value: Any, info: ValidationInfo) -> Any:
-    return [value] if isinstance(value, str) and "{c}" in value else _read(value, info)
 
 
 def _by_label(value: Any, info: ValidationInfo) -> Any:
@@ -102,7 +100,7 @@ Count = Annotated[Whole, Field(ge=1)]
 FileName = Annotated[str, must_be(NAME.fullmatch, "a file name: at most 100 letters, digits and _ . -")]
 ModalityName = Annotated[str, must_be(modality_names().__contains__, f"one of {', '.join(modality_names())}")]
 Template = Annotated[str, must_be(lambda text: "{c}" in text, "a prompt with {c} for the class name")]
-Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_templates)]
+Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_read)]
 ClassNames = Annotated[Mapping[Text, Text], NotEmpty, BeforeValidator(_by_label)]
 Interval = Annotated[tuple[Number, Number], must_be(lambda t: 0 <= t[0] < t[1], "a start and a later end, in seconds")]
 Counted = Annotated[str, must_be(("samples", "captions", "classes").__contains__, "samples, captions or classes")]
@@ -144,7 +142,7 @@ class DatasetConfig:
     expect: Counts = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)  # `kind`, and the kind's own options
-    data_root: str | None = None  # where a manifest's paths are searched, after the manifest's own folder
+    data_root: str | None = None  # for paths in a manifest that are not below the manifest's folder
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -173,7 +171,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
 
     Args:
         path: the YAML file.
-        data_root: where its data is searched; default: beside the file.
+        data_root: the folder that `data` is below; default: the file's own folder.
         prepared: False allows a missing file of class names, which `prepare` may have to write.
 
     Raises:
@@ -197,11 +195,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
 
 
 def load_folder(folder: Path) -> DatasetConfig:
-    """Return the dataset in a webdataset folder of CLIP_benchmark, which needs no YAML file.
-
-    Raises:
-        UserError: it is not such a folder, or is damaged.
-    """
+    """Return the dataset in a webdataset folder of CLIP_benchmark, which needs no YAML file. Raises UserError."""
     facts = _benchmark(folder, "test")
     if not facts:
         raise UserError(f"{folder} is not a webdataset folder of CLIP_benchmark: it has no test/{SHARDS}")
@@ -209,7 +203,7 @@ def load_folder(folder: Path) -> DatasetConfig:
 
 
 def read_values(path: Path, data_root: Path | None) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """Return the keys of a YAML file that have values, and the folders in which its files are searched."""
+    """Return the keys of a YAML file that have values, and the folders that its paths may be below."""
     values = {"name": path.stem} | {key: value for key, value in load_yaml(path).items() if value is not None}
     return values, (path.parent, *([Path(data_root)] if data_root else []))
 
@@ -244,15 +238,11 @@ def naming(dataset: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error).removeprefix(f"{dataset}: ")
-        raise UserError(f"{dataset}: {message}") from error
+        raise UserError(f"{dataset}: " + str(error).removeprefix(f"{dataset}: ")) from error
 
 
 def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """Return task, shards, class names and templates (unless `given`) of a webdataset folder of CLIP_benchmark.
-
-    For other data, return {}.
-    """
+    """Return the keys that a webdataset folder of CLIP_benchmark sets, unless they are `given`; {} for other data."""
     if not os.path.isfile(folder / split / SHARDS):
         return {}
     task, templates = folder / "dataset_type.txt", folder / "zeroshot_classification_templates.txt"

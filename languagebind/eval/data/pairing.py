@@ -104,7 +104,7 @@ def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = T
 
     Args:
         path: the YAML file.
-        data_root: where its data is searched; default: beside the file.
+        data_root: the folder that its data is below; default: the file's own folder.
         there: whether to check that the data exists.
 
     Raises:

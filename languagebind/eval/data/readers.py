@@ -58,13 +58,9 @@ class Reader:
 
 
 class VideoReader(Reader):
-    """Reads the part of a video in `clip`, (start, end) in seconds, as the video modality reads a whole one.
+    """Reads the part of a video in `clip`, (start, end) in seconds, as the modality reads a whole one."""
 
-    Raises:
-        UserError: the modality does not read videos.
-    """
-
-    modality: Any  # a new modality is not known by name: any that has `frame_indices` will do
+    modality: Any  # one with `frame_indices`, as Video
 
     def __init__(self, modality: Modality, clip: Interval | None = None):
         if not hasattr(modality, "frame_indices"):
@@ -72,21 +68,18 @@ class VideoReader(Reader):
         self.modality, self.clip = modality, clip
 
     def read(self, source: Any) -> Tensor:
-        start, end, count = self.part(source)
-        indices = start + self.modality.frame_indices(end - start)
-        return self.modality.transform(read_frames(source, indices, count, self.modality.video_backend))[None]
+        return self.modality.transform(self.frames(source, self.modality.frame_indices))[None]
 
-    def part(self, source: Any) -> tuple[int, int, int]:
-        """Return the first frame of `clip`, the frame after its last, and the number of frames in the video."""
+    def frames(self, source: Any, choose: Callable[[int], np.ndarray]) -> Tensor:
+        """Return frames (N, 3, H, W): those that `choose` picks from the number of frames in `clip`."""
         count, rate, _ = self.modality.inspect(source)
-        if self.clip is None:
-            return 0, count, count
-        # As fractions: 1.1 * 10.0 is more than 11
-        start, end = (math.ceil(Fraction(str(second)) * rate) for second in self.clip)
-        end = min(end, count)
-        if end <= start:
-            raise DecodeError(source, f"no frame of {count} lies from {self.clip[0]:g} s to {self.clip[1]:g} s")
-        return start, end, count
+        start, end = 0, count
+        if self.clip is not None:
+            # As fractions: 1.1 * 10.0 is more than 11
+            start, end = (min(math.ceil(Fraction(str(second)) * rate), count) for second in self.clip)
+            if end <= start:
+                raise DecodeError(source, f"no frame of {count} lies from {self.clip[0]:g} s to {self.clip[1]:g} s")
+        return read_frames(source, start + choose(end - start).flatten(), count, self.modality.video_backend)
 
 
 class Clips(VideoReader):
@@ -103,14 +96,18 @@ class Clips(VideoReader):
         self.clips, self.crops, self.views = clips, crops, clips * crops
 
     def read(self, source: Any) -> Tensor:
-        start, end, count = self.part(source)
-        indices = start + clip_indices(end - start, self.modality.num_frames, self.clips)
-        frames = read_frames(source, indices.flatten(), count, self.modality.video_backend)  # (S * T, 3, H, W)
+        frames = self.frames(source, self.indices)  # (S * T, 3, H, W)
         room = abs(frames.shape[2] - frames.shape[3])
         places = [0.5] if self.crops == 1 else np.linspace(0, 1, self.crops)
         squares = _squares(frames, [round(room * place) for place in places])
         clips = [clip for square in squares for clip in square.split(self.modality.num_frames)]
         return torch.stack([self.modality.transform(clip) for clip in clips])
+
+    def indices(self, count: int) -> np.ndarray:
+        """Return (S, T) indices into `count` frames."""
+        offsets = (np.arange(self.clips)[:, None] + 0.5) / self.clips
+        num_frames = self.modality.num_frames
+        return ((np.arange(num_frames) + offsets) * count / num_frames).astype(int)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
@@ -170,10 +167,8 @@ class Views(VideoReader):
     def read(self, source: Any) -> Tensor:
         import cv2
 
-        count, size = self.modality.inspect(source)[0], self.modality.image_size
-        indices = segment_indices(count, self.modality.num_frames).flatten()
-        frames = read_frames(source, indices, count, self.modality.video_backend)  # (S * T, 3, H, W)
-        short = min(frames.shape[2:])
+        frames = self.frames(source, self.indices)  # (S * T, 3, H, W)
+        size, short = self.modality.image_size, min(frames.shape[2:])
         height, width = (int(size * side / short) for side in frames.shape[2:])
         pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()  # (S * T, H, W, 3)
         if short != size:
@@ -183,6 +178,14 @@ class Views(VideoReader):
         mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         crops = [square.unflatten(0, (SEGMENTS, -1)).transpose(1, 2) for square in squares]  # each (S, 3, T, H, W)
         return torch.stack([(crop[s].float() / 255 - mean) / std for s in range(SEGMENTS) for crop in crops])
+
+    def indices(self, count: int) -> np.ndarray:
+        """Return (S, T) indices into `count` frames: every 8th one, T in a row for each segment."""
+        num_frames = self.modality.num_frames
+        sampled = list(range(0, count, SAMPLING_RATE))
+        sampled += sampled[-1:] * (num_frames - len(sampled))
+        step = max((len(sampled) - num_frames) / (SEGMENTS - 1), 0)
+        return np.array([sampled[int(s * step) : int(s * step) + num_frames] for s in range(SEGMENTS)])
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
@@ -195,11 +198,7 @@ class Views(VideoReader):
 
 
 class Picture(Reader):
-    """Resizes as PIL does, which smooths, and crops the centre; EXIF orientation is not applied.
-
-    Raises:
-        UserError: the modality is not a single picture.
-    """
+    """Resizes as PIL does, which smooths, and crops the centre; EXIF orientation is not applied."""
 
     modality: ImageModality
 
@@ -280,12 +279,6 @@ def choose_protocol(
     return EvalProtocol(name, reader, rules.get("similarity", "cosine"))
 
 
-def clip_indices(count: int, num_frames: int, clips: int) -> np.ndarray:
-    """Return (S, T) indices into `count` frames: S clips, each over the whole video."""
-    offsets = (np.arange(clips)[:, None] + 0.5) / clips
-    return ((np.arange(num_frames) + offsets) * count / num_frames).astype(int)
-
-
 def second_indices(count: int, rate: int, num_frames: int, clip: Interval | None) -> np.ndarray:
     """Return the indices into `count` frames that the original took, by whole seconds of `rate` frames.
 
@@ -294,14 +287,6 @@ def second_indices(count: int, rate: int, num_frames: int, clip: Interval | None
     total = -(-count // rate)
     start, end = (0, total) if clip is None else (int(clip[0]), min(int(clip[1]), total))
     return np.linspace(start * rate, (end - 1) * rate, num_frames, dtype=int)
-
-
-def segment_indices(count: int, num_frames: int) -> np.ndarray:
-    """Return (S, T) indices into `count` frames: every 8th one, T in a row for each segment."""
-    sampled = list(range(0, count, SAMPLING_RATE))
-    sampled += sampled[-1:] * (num_frames - len(sampled))
-    step = max((len(sampled) - num_frames) / (SEGMENTS - 1), 0)
-    return np.array([sampled[int(s * step) : int(s * step) + num_frames] for s in range(SEGMENTS)])
 
 
 def _squares(frames: Tensor, starts: list[int]) -> list[Tensor]:

@@ -1,13 +1,7 @@
 """Check the values of a YAML file with pydantic, and say in plain words what is wrong with them.
 
-    @pydantic.dataclasses.dataclass(frozen=True, config=CONFIG)
-    class Crops:
-        annotations: str
-        min_size: Annotated[Whole, Field(ge=1)] = 1
-
-    crops = validate(Crops, load_yaml(path), str(path))
-
-`load_yaml` leaves numbers as text, which pydantic reads; text is never made of a bare `yes`, `null` or number.
+The fields of a pydantic dataclass with `config=CONFIG` say what is allowed, and `validate` fills it in.
+`load_yaml` leaves numbers as text, which pydantic reads; a bare `yes` or `null` never becomes text or a number.
 """
 
 import difflib
@@ -32,7 +26,6 @@ EXPECTED = {
     "dict": "`key: value` lines",
     "dataclass": "`key: value` lines",
 }
-AT_LEAST = ("greater than or equal to", "at least")
 
 
 def _no_bool(value: Any) -> Any:
@@ -97,7 +90,9 @@ def _describe(error: ErrorDetails, kind: Any, where: str) -> str:
         return f"{path}: {error['ctx']['error']}"
     if first in EXPECTED and rest in ("type", "parsing", "parsing_size"):
         return f"{path} should be {EXPECTED[first]}, not {reprlib.repr(error['input'])}"
-    message, replaced = re.subn("^Input should", f"{path} should", error["msg"].replace(*AT_LEAST))
+    message, replaced = re.subn(
+        "^Input should", f"{path} should", error["msg"].replace("greater than or equal to", "at least")
+    )
     return f"{message}, not {reprlib.repr(error['input'])}" if replaced else f"{path}: {message}"
 
 
