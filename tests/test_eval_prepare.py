@@ -447,7 +447,7 @@ def test_mistakes_in_sun_rgbd_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["/n/fs/sun3d/data/kv2/a"], r"cannot read .*allsplit\.mat: ValueError: .*not in tuple"),
+        (["/n/fs/sun3d/data/kv2/a"], r"cannot read .*allsplit\.mat: IndexError"),
         (["/n/SUNRGBD/xtion/a", "/n/SUNRGBD/xtion/a/"], r"lab/xtion__a\.png is listed twice"),
     ],
 )

@@ -61,27 +61,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(options: PrepareConfig) -> dict[str, Any]:
     """Write a dataset's manifest or class folders, its class names if the YAML asks for a file of them, and a report.
 
-    Returns:
-        The report, as in `<data>.prepare.json`.
+    Returns the report, as in `<data>.prepare.json`.
 
     Raises:
         UserError: the download is not what the YAML says, or the data exists already, or another run is making it.
     """
     dataset = load_dataset_config(options.config, options.output, prepared=False)
-    kind, kind_options = _kind(dataset, options.config)
+    kind, values = _kind(dataset, options.config)
     target = Path(dataset.data)
     if target.suffix not in ("", ".jsonl"):
         raise UserError(f"{dataset.name}: prepare writes a .jsonl manifest or class folders, not {target}")
     if not options.source.is_dir():
-        raise UserError(
-            f"--source {options.source} is not a folder; {dataset.name} is at {dataset.source or 'its authors'}"
-        )
+        raise UserError(f"--source {options.source} is not a folder; get it from {dataset.source or 'its authors'}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock")):
             _refuse_existing(target, options)
-            report = _report(dataset, _write(dataset, kind, kind_options, target, options))
-            write_atomic(_report_path(target), json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+            report = _report(dataset, _write(dataset, kind, values, target, options))
+            write_atomic(Path(f"{target}{PREPARED}"), json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     except BlockingIOError as error:
         raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
@@ -113,15 +110,13 @@ def _refuse_existing(target: Path, options: PrepareConfig) -> None:
         return
     if not options.overwrite:
         raise UserError(f"{target} exists already: --overwrite makes it again")
-    if not _report_path(target).is_file():
+    if not Path(f"{target}{PREPARED}").is_file():
         raise UserError(f"{target} was not made by prepare: move it away first")
     if target.is_dir() and options.source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"--source {options.source} lies in {target}, which would be replaced")
 
 
-def _write(
-    dataset: DatasetConfig, kind: ModuleType, kind_options: Any, target: Path, options: PrepareConfig
-) -> Listing:
+def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, options: PrepareConfig) -> Listing:
     """Write the class names and the links, and the manifest or the class folders.
 
     An empty report is written just before the data: if the run is stopped in between, the data is known as `prepare`'s,
@@ -131,20 +126,18 @@ def _write(
     with new_folder(target) if by_class else nullcontext(target.parent) as folder:
         try:
             with naming(dataset.name):
-                listing = list_rows(kind.prepare(source, folder, kind_options), source, folder, by_class)
-                has_names = names_file and hasattr(kind, "class_names")
-                names = kind.class_names(source, kind_options) if has_names else None
+                listing = list_rows(kind.prepare(source, folder, values), source, folder, by_class)
+                names = kind.class_names(source, values) if names_file and hasattr(kind, "class_names") else None
         except Exception as error:
             error.add_note(f"while preparing {dataset.name} from {source}")
             raise
         log.info("%s: left out or changed: %s", dataset.name, listing.left_out or "nothing")
+        names = names or {label: label for label in sorted(listing.labels)}
+        listing.check(dataset, names if names_file else dataset.class_names or names, source, options.skip_missing)
         if names_file:
-            names = names or {label: label for label in sorted(listing.labels)}
-        listing.check(dataset, names or dataset.class_names or listing.labels, source, options.skip_missing)
-        if names_file and names:
             _write_names(names, names_file, options.overwrite)
         make_links(listing.links)
-        write_atomic(_report_path(target), b"{}\n")
+        write_atomic(Path(f"{target}{PREPARED}"), b"{}\n")
         if not by_class:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in listing.kept]
             write_atomic(target, "".join(lines).encode())
@@ -163,10 +156,6 @@ def _write_names(names: Mapping[str, str], file: Path, overwrite: bool) -> None:
         raise UserError(f"{file} exists and differs: --overwrite makes it again")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, contents)
-
-
-def _report_path(target: Path) -> Path:
-    return target.with_name(target.name + PREPARED)
 
 
 def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:

@@ -56,11 +56,11 @@ class Box(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture's file and its boxes, with the annotated (width, height), if there is one."""
+    """A picture's file and its boxes, with (width, height) as annotated, empty or 0 if they are not."""
 
     path: Path
     annotation: Path
-    size: tuple[float, float] | None
+    size: tuple[Any, Any]
     boxes: list[Box]
 
 
@@ -101,8 +101,7 @@ def _read_voc(source: Path, options: Options) -> Iterator[Picture]:
                 category = item.findtext("name", "").strip()
                 edges = [float(item.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
                 boxes.append(Box(number, category, options.classes.get(category), _whole(*edges)))
-            size = _size(root.findtext("size/width"), root.findtext("size/height"))
-        yield Picture(path, file, size, boxes)
+        yield Picture(path, file, (root.findtext("size/width"), root.findtext("size/height")), boxes)
 
 
 def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
@@ -112,7 +111,7 @@ def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
         content = parse_json(file.read_bytes())
         names = {str(item["id"]): str(item["name"]) for item in content["categories"]}
         pictures = {
-            item["id"]: Picture(file.parent / item["file_name"], file, _size(item.get("width"), item.get("height")), [])
+            item["id"]: Picture(file.parent / item["file_name"], file, (item.get("width"), item.get("height")), [])
             for item in content["images"]
         }
         for item in content["annotations"]:
@@ -127,12 +126,6 @@ def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
     yield from (picture for picture in pictures.values() if picture.boxes)
 
 
-def _size(width: Any, height: Any) -> tuple[float, float] | None:
-    """Return the annotated width and height, None if either is missing or 0."""
-    size = float(width or 0), float(height or 0)
-    return size if all(size) else None
-
-
 def _whole(left: float, top: float, right: float, bottom: float) -> Rectangle:
     """Round each edge to the nearest whole pixel, halves up."""
     return math.floor(left + 0.5), math.floor(top + 0.5), math.floor(right + 0.5), math.floor(bottom + 0.5)
@@ -142,8 +135,10 @@ def _open(picture: Picture) -> Image.Image:
     """Read a picture's pixels, without its colour profile and orientation."""
     with reading(picture.path), Image.open(picture.path) as image:
         image.load()
-    if picture.size and image.size != picture.size:
-        sizes = "{}x{} pixels, but {:g}x{:g}".format(*image.size, *picture.size)
+    with reading(picture.annotation):
+        width, height = (float(side or 0) for side in picture.size)
+    if width and height and image.size != (width, height):
+        sizes = f"{image.width}x{image.height} pixels, but {width:g}x{height:g}"
         raise UserError(f"{picture.path} has {sizes} in {picture.annotation}: use the pictures of the release")
     image.info = {}
     return image

@@ -41,8 +41,12 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
     Paths start at `output` for written files, at `source` for original ones. A scene with no depth map, or several,
     becomes a row without a file, which says so in "where".
     """
+    split = source / options.split
+    with reading(split), open(split, "rb") as stream:
+        cells = loadmat(stream, variable_names=["alltest"])["alltest"].ravel()
+        scenes = [str(PurePosixPath("/", cell.item().strip())).split("/SUNRGBD/", 1)[1] for cell in cells]
     counts: Counter[str] = Counter()
-    for key in _scenes(source / options.split):
+    for key in scenes:
         folder = source / "SUNRGBD" / key
         with reading(folder / "scene.txt"):
             label = (folder / "scene.txt").read_text(encoding="utf-8-sig").strip()
@@ -61,19 +65,10 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
     return dict(counts)
 
 
-def _scenes(split: Path) -> list[str]:
-    """Return the scenes of the test split, as paths below SUNRGBD, in the file's order."""
-    with reading(split), open(split, "rb") as stream:
-        cells = loadmat(stream, variable_names=["alltest"])["alltest"].ravel()
-        paths = [PurePosixPath(cell.item().strip()).parts for cell in cells]
-        return ["/".join(parts[parts.index("SUNRGBD") + 1 :]) for parts in paths]
-
-
 def _millimetres(file: Path) -> Image.Image:
     """Read a PNG of the release, and rotate its bits back."""
     with reading(file), Image.open(file, formats=("PNG",)) as image:
-        stored = np.asarray(image)
-    if not image.mode.startswith("I"):
-        raise UserError(f"{file} is {image.mode}, but the release's depth maps have one channel of 16 bits")
-    stored = stored.astype(np.uint16)
+        mode, stored = image.mode, np.asarray(image).astype(np.uint16)
+    if not mode.startswith("I"):
+        raise UserError(f"{file} is {mode}, but the release's depth maps have one channel of 16 bits")
     return Image.fromarray((stored >> 3) | (stored << 13))

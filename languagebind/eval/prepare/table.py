@@ -50,7 +50,7 @@ class Options:
     records: str | None = None  # the key of a JSON object that holds the records
     where: dict[str, Columns] = field(default_factory=dict)  # rows to take: {split: test}, or a list of values
     split_list: str | None = None  # keys to take, a .txt or .json list; each must be in the table
-    match: dict[str, re.Pattern[str]] = field(default_factory=dict)  # column -> which part of it to use, (in a group)
+    match: dict[str, re.Pattern[str]] = field(default_factory=dict)  # column -> pattern whose group is the part to use
     repeats: bool = False  # several rows make a sample
     join: Literal["paragraph"] | None = None  # make the captions of a sample one text
     classes: Classes | None = None
@@ -127,12 +127,11 @@ def _annotation(record: Record, options: Options, where: str) -> Row:
         [found["label"]] = _texts(record[options.label], options.label, where)
     if options.labels:
         value = record[options.labels]
-        values = value.split(options.labels_separator) if isinstance(value, str) else value
-        found["labels"] = _texts(values, options.labels, where)
+        value = value.split(options.labels_separator) if isinstance(value, str) else value
+        found["labels"] = _texts(value, options.labels, where)
     if options.caption:
         # A sentence of a paragraph may be empty; a caption is a query, and may not.
-        may_be_empty = options.join is not None
-        texts = [_texts(record[column], column, where, may_be_empty) for column in options.caption]
+        texts = [_texts(record[column], column, where, bool(options.join)) for column in options.caption]
         found["captions"] = [text for column in texts for text in column]
     return found
 
@@ -155,9 +154,8 @@ def _add(sample: Row, row: Row) -> None:
     for name in ("path", "label"):
         if row.get(name) != sample.get(name):
             raise UserError(f"{row['where']}: {name} {row[name]!r}, but {sample[name]!r} at {sample['where']}")
-    for name in ("labels", "captions"):
-        if name in row:
-            sample[name] = sample[name] + row[name]
+    for name in row.keys() & {"labels", "captions"}:
+        sample[name] += row[name]
 
 
 def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
