@@ -274,7 +274,7 @@ def test_an_unreadable_json_is_named(tmp_path, content):
     [
         ({"format": "yolo"}, r"prepare: format should be 'voc' or 'coco', not 'yolo'"),
         ({"min_sizes": "3"}, "prepare: unknown key 'min_sizes', did you mean 'min_size'"),
-        ({"min_size": "0"}, "prepare: min_size should be greater than or equal to 1, not '0'"),
+        ({"min_size": "0"}, "prepare: min_size should be at least 1, not '0'"),
         ({"min_size": "3.5"}, "prepare: min_size should be a whole number, not '3.5'"),
         ({"classes": {}}, "prepare: classes"),
         ({"classes": {"person": "../up"}}, "prepare: classes.person"),
