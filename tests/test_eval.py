@@ -599,7 +599,7 @@ def test_mistakes_in_folders_and_shards(world, tmp_path):
         run(world / "ours" / "{1..2}.tar")
     with pytest.raises(UserError, match="class_names is needed"):
         run(world / "ours", class_names=None)
-    with pytest.raises(UserError, match=r"000\.png has 0 captions"):
+    with pytest.raises(UserError, match="45 of 45 samples do not fit retrieval"):
         run(world / "folders", "retrieval")
     picture = world / "folders" / "red" / "000.png"
     for member, message in (
