@@ -103,8 +103,8 @@ def test_csv_and_jsonl_give_the_same_labels(tmp_path, label):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('path,caption\n0.png,a\n1.png,"b\n2.png,c\n', "a.csv:4: unexpected end of data.*quotes"),
-        ('path,caption\n0.png,"a" b\n', "a.csv:2: .*quotes"),
+        ('path,caption\n0.png,a\n1.png,"b\n2.png,c\n', "a.csv as csv after .*a.csv:2: unexpected end of data"),
+        ('path,caption\n0.png,"a" b\n', "a.csv as csv: .* expected after"),
         ("path,caption\n0.png,a dog, running\n", "a.csv:2: 3 columns, expected 2: path, caption; a text with a comma"),
         ("path,caption,caption\n0.png,a,b\n", "a.csv:1: the column 'caption' is there twice"),
     ],

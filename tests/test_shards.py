@@ -113,7 +113,7 @@ def test_a_killed_run_is_finished_with_the_same_bytes(vidal, made, tmp_path):
 def test_a_changed_input_or_option_is_refused(vidal, made, tmp_path):
     shutil.copytree(made, tmp_path / "shards")
     output = make(tmp_path / "shards", *vidal_flags(vidal)[:-1], "--samples-per-shard=5", status=2)
-    assert "was begun with samples_per_shard 4, not 5" in output
+    assert "was made with samples_per_shard 4, not 5" in output
     other = tmp_path / "other"
     shutil.copytree(vidal, other)
     entries = json.loads((other / "vidal.json").read_text())

@@ -19,7 +19,7 @@ from languagebind.config import UserError, load_yaml
 from languagebind.data.vidal import CAPTION_SOURCES, NUM_FRAMES, choose_caption
 from languagebind.data.world import render as _render
 from languagebind.data.world import words as _words
-from languagebind.data.world.files import WorldOptions, draw_splits, make_world
+from languagebind.data.world.make import WorldOptions, draw_splits, make_world
 from languagebind.data.world.scenes import (
     CLASS_ATTRIBUTES,
     FOLDER,

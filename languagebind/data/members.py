@@ -58,19 +58,20 @@ def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tupl
     Raises:
         UserError: a sample has two members of one name, or its members are not next to each other.
     """
+
+    def refuse(error: Exception) -> bool:
+        raise UserError(f"{shard}: {error.args[0]}") from error
+
     named = (
         {"fname": name, "data": value, "__url__": shard} for name, value in members if _extension(name) is not None
     )
     seen: set[str] = set()
-    try:
-        for sample in group_by_keys(named):
-            key, _ = sample.pop("__key__"), sample.pop("__url__")
-            if key in seen:
-                raise UserError(f"{shard}: write the members of {key} next to each other, they are in two places")
-            seen.add(key)
-            yield key, sample
-    except ValueError as error:  # of group_by_keys
-        raise error if isinstance(error, UserError) else UserError(f"{shard}: {error.args[0]}") from error
+    for sample in group_by_keys(named, handler=refuse):
+        key, _ = sample.pop("__key__"), sample.pop("__url__")
+        if key in seen:
+            raise UserError(f"{shard}: write the members of {key} next to each other, they are in two places")
+        seen.add(key)
+        yield key, sample
 
 
 def member_extension(extension: str) -> tuple[str, int | None]:
@@ -84,7 +85,8 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
 
     The first of `extensions` that the sample has is taken; None where it has none of them.
     """
-    whole, frames = set(), {}
+    whole: set[str] = set()
+    frames: dict[str, dict[int, str]] = {}
     for name in names:
         extension, frame = member_extension(name)
         if frame is None:

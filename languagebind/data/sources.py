@@ -58,7 +58,7 @@ class _Manifest:
 
     def samples(self) -> Iterator[Sample]:
         """Yield each row."""
-        for where, row in read_manifest(self.manifest, self._format()):
+        for where, row in read_manifest(self.manifest, self._format):
             captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
             if several := row.get("captions"):
                 captions |= several if isinstance(several, dict) else {"caption": several}
@@ -76,8 +76,9 @@ class _Manifest:
                 raise UserError(f"{where}: no {column!r}, only {columns_of(row)}")
         return columns
 
+    @property
     def _format(self) -> Format:
-        raise NotImplementedError
+        return Format("jsonl")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Csv(_Manifest):
     separator: str = ","
     r"""What separates the columns; `\t` for a tab."""
 
+    @property
     def _format(self) -> Format:
         return Format("csv", separator=self.separator.replace("\\t", "\t"))
 
@@ -97,9 +99,6 @@ class Csv(_Manifest):
 @dataclass(frozen=True)
 class Jsonl(_Manifest):
     """JSON lines: {"path": file or [frames], "caption" or "captions", and optionally "id" and "label" or "labels"}."""
-
-    def _format(self) -> Format:
-        return Format("jsonl")
 
 
 @dataclass(frozen=True)

@@ -38,17 +38,16 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     name = _format_name(file, form)
     if name not in READERS:
         raise UserError(f"{file}: unknown table format {name!r}; set format to one of {', '.join(READERS)}")
+    after = ""
     try:
-        yield from READERS[name](file, form)
+        for where, record in READERS[name](file, form):
+            yield where, record
+            after = f" after {where}"
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        encoding = form.encoding.removesuffix("-sig")
-        raise UserError(f"{file} is not {encoding}: set `encoding` (latin-1?) or convert the file") from error
     except _UNREADABLE as error:
-        raise UserError(f"{file} cannot be read as {name}: {first_line(error)}") from error
+        hint = "; set `encoding` (latin-1?) or convert the file" if isinstance(error, UnicodeError) else ""
+        raise UserError(f"cannot read {file} as {name}{after}: {first_line(error)}{hint}") from error
 
 
 def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Record]]:
@@ -67,12 +66,10 @@ def read_list(file: Path, form: Format) -> list[str]:
     """Return the names in a text file's lines or a JSON list; each must be there once."""
     names: dict[str, str] = {}
     for where, record in read_records(file, form):
-        name = record.get(VALUE)
-        if not isinstance(name, (str, int)):
-            raise UserError(f"{where}: should be a name, not {record}")
-        if str(name) in names:
-            raise UserError(f"{where}: {name!r} is there twice, first at {names[str(name)]}")
-        names[str(name)] = where
+        name = str(record.get(VALUE))
+        if name in names:
+            raise UserError(f"{where}: {name!r} is there twice, first at {names[name]}")
+        names[name] = where
     return list(names)
 
 
@@ -92,7 +89,6 @@ def _format_name(file: Path, form: Format) -> str:
     return form.name or file.suffix.removeprefix(".").lower()
 
 
-# Files are opened with an explicit `newline`, as a caption's own U+2028 or form feed does not end a line.
 def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     with open(file, encoding=form.encoding, newline="") as lines:
         skipped, first = 0, next(lines, "")
@@ -112,33 +108,24 @@ def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     csv.field_size_limit(sys.maxsize)
     columns = list(form.columns)
-    try:
-        for row in reader:
-            where = f"{file}:{reader.line_num + skipped}"
-            if row and not columns:
-                columns = [name.strip() for name in row]
-                if name := twice(filter(None, columns)):
-                    raise UserError(f"{where}: the column {name!r} is there twice")
-                continue
-            while len(row) > len(columns) and not row[-1].strip():
-                row.pop()  # a separator at the end of a line
-            if not row:  # a blank line; a row of empty cells is a mistake
-                continue
-            if len(row) != len(columns):
-                expected = f"expected {len(columns)}: {', '.join(columns)}"
-                raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a comma needs double quotes")
-            yield where, dict(zip(columns, row, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num + skipped}: {error}; check the quotes") from error
+    for row in filter(None, reader):  # a blank line has no cells
+        where = f"{file}:{reader.line_num + skipped}"
+        if not columns:
+            columns = [name.strip() for name in row]
+            if name := twice(filter(None, columns)):
+                raise UserError(f"{where}: the column {name!r} is there twice")
+            continue
+        while len(row) > len(columns) and not row[-1].strip():
+            row.pop()  # a separator at the end of a line
+        if len(row) != len(columns):
+            expected = f"expected {len(columns)}: {', '.join(columns)}"
+            raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a comma needs double quotes")
+        yield where, dict(zip(columns, row, strict=True))
 
 
 def _json(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     content = parse_json(file.read_text(encoding=form.encoding))
-    if form.records is not None:
-        if not isinstance(content, dict) or form.records not in content:
-            raise UserError(f"{file} has no key {form.records!r}")
-        content = content[form.records]
-    return _entries(content, file)
+    return _entries(content if form.records is None else content[form.records], file)
 
 
 def _jsonl(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
@@ -199,5 +186,15 @@ READERS = {
     "pickle": _pickle,
     "txt": _lines,
 }
-# What the parsers of these formats raise for damaged files; an unpickler raises nearly anything.
-_UNREADABLE = (ValueError, LookupError, EOFError, AttributeError, TypeError, OverflowError, pickle.UnpicklingError)
+# What the readers raise for damaged files; an unpickler raises nearly anything.
+_UNREADABLE = (
+    OSError,
+    csv.Error,
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+)

@@ -1,18 +1,19 @@
-"""Features of the frozen text tower beside the shards, so that training does not compute them again at each step.
+"""Features of the frozen text tower, stored beside the shards so that training does not compute them at each step.
 
 `00000.tar` gets `00000.text-<first digits of the tower's fingerprint>.safetensors` with `captions`, the sorted 64-bit
-hashes of its captions, and `features`, (N, D) in float16. Looked up by what the caption says, they serve every way of
-drawing captions.
+hashes of its captions, and `features`, (N, D) in float16. Features are looked up by the text of the caption, so they
+serve every way of drawing captions.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,12 +30,12 @@ from .vidal import MissingCaption, all_captions, source_names
 
 TextFeaturesMode = Literal["auto", "cached", "live"]
 
-# Tables that stay open in each process: those of the shards whose samples wait in its shuffle buffer.
+# Tables that stay open in each process: those of the shards with samples in the shuffle buffer.
 OPEN_TABLES = 256
 
 
 def features_path(shard: str, fingerprint: str) -> Path | str:
-    """Where the features of a shard's captions are, by one text tower; a URL of a shard behind one."""
+    """Return where one text tower's features of a shard are: a path, or a URL for a shard behind one."""
     path = f"{os.path.splitext(shard)[0]}.text-{fingerprint[:12]}.safetensors"
     return path if is_url(shard) else Path(path)
 
@@ -42,26 +43,29 @@ def features_path(shard: str, fingerprint: str) -> Path | str:
 def write_text_features(
     shard: str, source: str, fingerprint: str, encode: Callable[[list[str]], Tensor], batch_size: int = 256
 ) -> int | None:
-    """Encode the captions of one shard that `source` may draw; nothing is at the path until all are written.
+    """Encode the captions of one local shard that `source` may draw, and write them all at once.
 
     Args:
         encode: texts -> (B, D), unit norm.
 
     Returns:
-        How many captions; None where a former run wrote them already.
+        The number of captions; None where an earlier run wrote them.
 
     Raises:
         UserError: the shard cannot be read, has no caption of this source, or the file cannot be written.
     """
-    path, sources = features_path(shard, fingerprint), set(source_names(source))
+    path, sources = Path(features_path(shard, fingerprint)), set(source_names(source))
     if path.is_file():
         written = _sources(path, fingerprint)
         if sources <= written:
             return None
         sources |= written
-    texts = sorted(_texts_of(shard, sources), key=len)  # a batch of texts of one length holds the least padding
-    if not texts:
-        raise UserError(f"{shard} has no caption of source {source!r}, only of {_sources_in(shard)}")
+    samples = list(_captions_in(shard))
+    found = {text for captions in samples for name in sources for text in all_captions(captions, name)}
+    if not found:
+        others = sorted({name for captions in samples for name in captions})
+        raise UserError(f"{shard} has no caption of source {source!r}, only of {others}")
+    texts = sorted(found, key=len)  # batches of texts of similar length need little padding
     features = torch.cat([encode(texts[i : i + batch_size]).half().cpu() for i in range(0, len(texts), batch_size)])
     hashes = np.array([_hash(text) for text in texts], np.uint64)
     order = np.argsort(hashes)
@@ -87,98 +91,83 @@ class TextFeatures:
         self.fingerprint = fingerprint
 
     def find(self, shard: str, caption: str) -> Tensor:
-        """The feature (D,), float16, of a caption of a shard.
+        """Return the feature (D,), float16, of a caption in a shard.
 
         Raises:
-            UserError: it was not embedded.
+            UserError: the caption was not encoded.
         """
         path = features_path(shard, self.fingerprint)
         hashes, features = _open_table(path)
         key = _hash(caption)
         row = np.searchsorted(hashes, key)
         if row == len(hashes) or hashes[row] != key:
-            raise UserError(
-                f"{path} lacks the caption {caption[:80]!r}: was the shard made anew? Delete the file, run"
-                " scripts/embed_text.py again"
-            )
+            remedy = "was the shard made anew? Delete the file and run scripts/embed_text.py again"
+            raise UserError(f"{path} lacks the caption {caption[:80]!r}: {remedy}")
         return features[row]
 
 
 def open_text_features(
     mode: TextFeaturesMode, shards: Iterable[str], source: str, fingerprint: str
 ) -> TextFeatures | None:
-    """The features beside the shards; None where the tower is to encode the captions as they come.
+    """Return the features beside the shards; None where the tower is to encode captions during training.
 
-    `auto` takes the features where every shard has them, and the tower where none has.
+    `auto` uses the features where every shard has them, and the tower where none has.
 
     Raises:
-        UserError: some shards lack their features, or those of this tower or this source; or a URL is out of reach.
+        UserError: some shards lack the features of this tower or this source, or a URL cannot be reached.
     """
     shards = list(shards)
     if mode == "live":
         return None
-    missing = [shard for shard in shards if not _is_there(features_path(shard, fingerprint))]
+    paths = [features_path(shard, fingerprint) for shard in shards]
+    missing = [shard for shard, path in zip(shards, paths, strict=True) if not _exists(path)]
     others = sorted({name for shard in missing for name in _tables_beside(shard)})
     if mode == "auto" and len(missing) == len(shards) and not others:
         return None
-    remedy = "run scripts/embed_text.py for this tower, or train with --text-features live"
+    wanted, problem = set(source_names(source)), ""
     if others:
-        raise UserError(f"{others[0]} is of another text tower than this run's, {fingerprint[:12]}: {remedy}")
-    if missing:
-        raise UserError(f"{len(missing)} of {len(shards)} shards lack text features, {missing[0]} for one: {remedy}")
-    for shard in shards:
-        path = features_path(shard, fingerprint)
-        if lacking := set(source_names(source)) - _sources(path, fingerprint):
-            raise UserError(f"{path} lacks captions of source {', '.join(sorted(lacking))}: {remedy}")
+        problem = f"{others[0]} is of another text tower than this run's, {fingerprint[:12]}"
+    elif missing:
+        problem = f"{len(missing)} of {len(shards)} shards lack text features, {missing[0]} for one"
+    for path in () if problem else paths:
+        if lacking := wanted - _sources(path, fingerprint):
+            problem = f"{path} lacks captions of source {', '.join(sorted(lacking))}"
+    if problem:
+        remedy = "run scripts/embed_text.py for this tower, or train with --text-features live"
+        raise UserError(f"{problem}: {remedy}")
     return TextFeatures(fingerprint)
 
 
-def _texts_of(shard: str, sources: set[str]) -> set[str]:
-    texts = set()
+def _captions_in(shard: str) -> Iterator[dict[str, Any]]:
+    """Yield the captions of each sample, by source."""
     try:
         for sample in stream_samples(shard, extensions=("json", "txt")):
-            try:
-                captions = read_captions(sample)
-            except MissingCaption:
-                continue  # training leaves this sample out, and counts it
-            texts.update(text for source in sources for text in all_captions(captions, source))
-    except (OSError, ValueError) as error:
+            with suppress(MissingCaption):  # training leaves this sample out, and counts it
+                yield read_captions(sample)
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"cannot read {shard}: {first_line(error)}") from error
-    return texts
 
 
-def _sources_in(shard: str) -> list[str]:
-    """The caption sources of its first sample that has any."""
-    for sample in stream_samples(shard, extensions=("json", "txt")):
-        with suppress(MissingCaption):
-            return sorted(read_captions(sample))
-    return []
-
-
-def _is_there(path: Path | str) -> bool:
+def _exists(path: Path | str) -> bool:
     return path.is_file() if isinstance(path, Path) else file_size(path) is not None
 
 
 def _tables_beside(shard: str) -> list[str]:
-    """Names of the features of one shard, by any tower."""
+    """Return the names of the features of one shard, by any tower."""
     folder, name = split_shard(shard)
     names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob("*.text-*"))
     return [other for other in names if other.startswith(os.path.splitext(name)[0] + ".text-")]
 
 
-def _metadata(path: Path | str) -> dict[str, str]:
-    if isinstance(path, Path):
-        with safe_open(path, "np") as file:
-            return file.metadata() or {}
-    size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header, in which the metadata is
-    return json.loads(read_url(path, 8, 8 + size)).get("__metadata__", {})
-
-
 def _sources(path: Path | str, fingerprint: str) -> set[str]:
-    try:
-        metadata = _metadata(path)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error
+    """Return the caption sources of a table, after checking that it is of this text tower."""
+    with _reading(path):
+        if isinstance(path, Path):
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+        else:
+            size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header, which holds the metadata
+            metadata = json.loads(read_url(path, 8, 8 + size)).get("__metadata__", {})
     if metadata.get("fingerprint") != fingerprint:
         raise UserError(f"{path} is of another text tower than this one, {fingerprint[:12]}: delete it")
     return set(json.loads(metadata["sources"]))
@@ -186,12 +175,17 @@ def _sources(path: Path | str, fingerprint: str) -> set[str]:
 
 @lru_cache(OPEN_TABLES)
 def _open_table(path: Path | str) -> tuple[np.ndarray, Tensor]:
-    try:
-        table = load_file(
-            local_copy(path) if is_url(path) else path
-        )  # maps the file: what is never looked up is never read
+    with _reading(path):
+        # The file is memory-mapped: rows that are never looked up are never read.
+        table = load_file(path if isinstance(path, Path) else local_copy(path))
         return table["captions"].numpy().view(np.uint64), table["features"]
-    except (SafetensorError, OSError, KeyError) as error:
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error
 
 

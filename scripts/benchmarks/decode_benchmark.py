@@ -18,7 +18,7 @@ from torch import Tensor
 
 from languagebind.config import UserError, first_line
 from languagebind.data.vidal import media_paths, read_annotation
-from languagebind.data.world.files import WorldOptions, make_world
+from languagebind.data.world.make import WorldOptions, make_world
 from languagebind.modalities import DecodeError, modality_class, modality_names
 from languagebind.modalities._video_backends import BACKENDS
 

@@ -1,4 +1,4 @@
 from ...config import run
-from .files import main
+from .make import main
 
 run(main)

@@ -137,7 +137,7 @@ def _pictures(frames: Callable[[Scene, int], np.ndarray], extension: str, scene:
     return [cv2.imencode(extension, frame)[1].tobytes() for frame in frames(scene, size)]
 
 
-_RENDERERS = {
+_RENDERERS: dict[str, Callable[[Scene, int], list[bytes]]] = {
     "video": _mp4,
     "audio": _wav,
     "depth": partial(_pictures, _render.depth_frames, ".png"),
