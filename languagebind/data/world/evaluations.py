@@ -1,4 +1,4 @@
-"""The evaluations of the sample world: manifests, class names, templates, and the YAML files that name them."""
+"""The evaluations of the sample world: YAML files, and the manifests, class names and templates that they name."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 from .scenes import Scene, scene_files, seen_pairs, unseen_pairs
 from .words import REWORDED_TEMPLATES, TEMPLATES, class_name, retrieval_caption, reworded_class_name
 
-NUM_RETRIEVAL = 256  # samples that a caption is to find its own among
+NUM_RETRIEVAL = 256  # samples in the retrieval evaluations
 
 Pairs = list[tuple[str, str]]
 
 
 def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Sequence[str], seed: int) -> None:
-    """Write `root/eval`: for each modality five YAML files, and what they name."""
+    """Write `root/eval`: five YAML files for each modality, and the files they name."""
     folder = root / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / "templates.txt", TEMPLATES)
@@ -45,13 +45,13 @@ def _write_classification(folder: Path, modality: str, name: str, split: str, cl
 
 
 def _named(naming: Callable[[str, tuple[str, str]], str], modality: str, pairs: Pairs) -> list[str]:
-    """`label<TAB>prompt` for each class."""
+    """Return `label<TAB>prompt` for each class."""
     return [f"{' '.join(pair)}\t{naming(modality, pair)}" for pair in pairs]
 
 
 def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: random.Random) -> str:
     files = scene_files(root / split, scene, modality)
-    frame = len(files) // 2 if len(files) > 1 else None  # one, and always the same
+    frame = len(files) // 2 if len(files) > 1 else None  # always the middle one
     line = {
         "path": os.path.relpath(files[frame or 0], root / "eval"),
         "label": " ".join(scene.pair(modality)),

@@ -1,10 +1,10 @@
-"""The sample world: a small VIDAL-10M of rendered scenes, for runs on a machine that has no other data.
+"""Write the sample world: a small VIDAL-10M of rendered scenes, for machines without other data.
 
     python -m languagebind.data.world --output DIR --num-train 2000 --num-test 512 --seed 0
 
-writes `DIR/train`, `DIR/test` and `DIR/unseen`, each a `vidal.json` with its media in VIDAL's own folders (H.264
-mp4, 16 kHz WAV, 16-bit depth PNG in millimetres, infrared JPEG), and `DIR/eval` with the evaluations of each
-modality. The same seed gives the same bytes.
+writes `DIR/train`, `DIR/test` and `DIR/unseen`, each a `vidal.json` with media in VIDAL's folders (H.264 mp4, 16 kHz
+WAV, 16-bit depth PNG in millimetres, infrared JPEG), and `DIR/eval` with the evaluations of each modality. The same
+seed gives the same bytes.
 """
 
 import io
@@ -33,26 +33,26 @@ from .words import captions_for
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """What to render, and where to."""
+    """What to render, and where to write it."""
 
     output: Path
     """The folder for the splits and the evaluations."""
     num_train: int = 2000
     """Scenes to train on."""
     num_test: int = 512
-    """New scenes to test on; half as many more have attribute pairs that were never trained on."""
+    """New scenes to test on. The unseen split has half as many, with attribute pairs that are never trained on."""
     seed: int = 0
-    """Draws everything."""
+    """Seed of everything that is drawn."""
     modalities: tuple[str, ...] = tuple(CLASS_ATTRIBUTES)
     """Media to render."""
     size: int = 96
-    """Pixels a side."""
+    """Width and height in pixels."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Processes; the output does not depend on it."""
+    """Number of processes; the output does not depend on it."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Render the world that the command line asks for."""
+    """Write the world that the command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_world(parse(WorldOptions, sys.argv[1:] if argv is None else argv, prog="languagebind.data.world"))
 
@@ -61,11 +61,11 @@ def make_world(options: WorldOptions) -> None:
     """Render all splits and write their annotations and evaluations.
 
     Raises:
-        UserError: a modality that scenes have no rendering for, or sizes that cannot be.
+        UserError: scenes cannot be rendered for a modality, or at this size.
     """
     unknown = set(options.modalities) - set(CLASS_ATTRIBUTES)
     if unknown:
-        raise UserError(f"no rendering for {min(unknown)!r}, only for {sorted(CLASS_ATTRIBUTES)}")
+        raise UserError(f"scenes cannot be rendered as {min(unknown)!r}, only as {sorted(CLASS_ATTRIBUTES)}")
     if options.size < 32 or options.size % 2:
         raise UserError(f"--size {options.size} should be even and at least 32")
     started = time.monotonic()
@@ -77,7 +77,7 @@ def make_world(options: WorldOptions) -> None:
 
 
 def draw_splits(options: WorldOptions) -> dict[str, list[Scene]]:
-    """The scenes of each split; no scene is in two."""
+    """Return the scenes of each split; no scene is in two."""
     train = draw_scenes("train", options.num_train, options.seed)
     trained = frozenset(scene.contents() for scene in train)
     test = draw_scenes("test", options.num_test, options.seed, avoid=trained)
@@ -111,7 +111,7 @@ def _mp4(scene: Scene, size: int) -> list[bytes]:
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # One thread, or the bytes would depend on the machine's cores.
+        # With more than one thread the bytes would depend on the number of cores.
         options = {"preset": "ultrafast", "crf": "20", "threads": "1"}
         stream = container.add_stream("libx264", rate=_render.FRAMES_PER_SECOND, options=options)
         stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"

@@ -1,15 +1,17 @@
-"""What a scene looks and sounds like to each sensor: pictures and waveforms as arrays.
+"""Render what each sensor records of a scene: pictures and waveforms as arrays.
 
-A sensor shows what it could sense and nothing else: colour, material only in video; distance only in depth;
-temperature only in infrared; sound only in audio. Shape, size, place and motion are in all pictures.
+A sensor shows only what it can sense: colour and material in video, distance in depth, temperature in infrared, sound
+in audio. All pictures show shape, size, place and motion.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
 from ..vidal import NUM_FRAMES
 from .scenes import Scene
 
-NUM_VIDEO_FRAMES = 2 * NUM_FRAMES  # VIDAL's stills are every second one
+NUM_VIDEO_FRAMES = 2 * NUM_FRAMES  # VIDAL's stills are every second frame
 FRAMES_PER_SECOND = 8
 SAMPLE_RATE = 16_000  # Hz
 NUM_AUDIO_SAMPLES = 41_200  # 256 windows of 25 ms, 10 ms apart
@@ -32,31 +34,33 @@ _RADIUS = {"small": 0.38, "large": 0.58}  # in half picture widths, at two metre
 
 
 def video_frames(scene: Scene, size: int) -> np.ndarray:
-    """(T, H, W, 3) uint8, RGB."""
+    """Return (T, H, W, 3) uint8, RGB."""
     rng = np.random.default_rng([scene.seed, 0])
     u, v, cover = _object(scene, size, NUM_VIDEO_FRAMES)
     rows = np.linspace(-1, 1, size, dtype=np.float32)[:, None, None]
     wall = rng.uniform(90, 165) + rng.uniform(-15, 15, 3) + rows * rng.uniform(-20, 20)
     surface = np.array(_RGB[scene.colour], np.float32) * _material(scene.material, u, v)[..., None]
     picture = wall + cover[..., None] * (surface - wall)
-    picture += rng.normal(0, 3, (size, size, 1))  # one pattern for all frames, which H.264 does not have to repeat
+    picture += rng.normal(0, 3, (size, size, 1))  # one pattern for all frames, which H.264 compresses well
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
 def depth_frames(scene: Scene, size: int) -> np.ndarray:
-    """(T, H, W) uint16, millimetres."""
+    """Return (T, H, W) uint16, millimetres."""
     rng = np.random.default_rng([scene.seed, 1])
     u, v, cover = _object(scene, size, NUM_FRAMES)
     columns = np.linspace(-1, 1, size, dtype=np.float32)
     wall = WALL_METRES + rng.uniform(-0.3, 0.3) * columns
-    front = scene.metres + 0.15 * np.minimum(u * u + v * v, 1)  # what faces us bulges towards us
+    front = scene.metres + 0.15 * np.minimum(u * u + v * v, 1)  # the side that faces the camera bulges
     metres = np.where(cover > 0.5, front, wall)
-    metres = metres * (1 + rng.normal(0, 0.004, (len(metres), size, 1)))  # a noise that PNG can compress
+    metres = metres * (
+        1 + rng.normal(0, 0.004, (len(metres), size, 1))
+    )  # the same noise along a row, which PNG compresses well
     return np.round(metres * 1000).astype(np.uint16)
 
 
 def infrared_frames(scene: Scene, size: int) -> np.ndarray:
-    """(T, H, W) uint8, from the coldest to the hottest that the camera can see."""
+    """Return (T, H, W) uint8, from the coldest to the hottest temperature that the camera can see."""
     rng = np.random.default_rng([scene.seed, 2])
     _, _, cover = _object(scene, size, NUM_FRAMES)
     columns = np.linspace(-1, 1, size, dtype=np.float32)
@@ -67,9 +71,9 @@ def infrared_frames(scene: Scene, size: int) -> np.ndarray:
 
 
 def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates (T, H, W) in which the object's outline is near 1, and how far it covers each pixel, 0 to 1."""
+    """Return coordinates (T, H, W) from the object's centre, in radii, and how far it covers each pixel, 0 to 1."""
     x, y = scene.place(np.arange(num_frames, dtype=np.float32) / num_frames)
-    # The camera zooms in on what is far: true perspective would leave nothing of it at this resolution.
+    # The camera zooms in on distant objects: in true perspective they would be too small to see.
     radius = _RADIUS[scene.size] * (2 / scene.metres) ** 0.15
     pixels = np.linspace(-1, 1, size, dtype=np.float32)
     u = (pixels[None, None, :] - x[:, None, None].astype(np.float32)) / radius
@@ -102,7 +106,7 @@ _OUTLINES = {
 
 
 def _material(material: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How bright the surface is: plastic is even, wood has grain, metal a bright edge of light."""
+    """Return the brightness of the surface: plastic is even, wood has grain, metal has a bright streak."""
     if material == "wooden":
         return (0.8 + 0.2 * np.sin(14 * v + 2 * np.sin(3 * u))).astype(np.float32)
     if material == "metal":
@@ -111,7 +115,7 @@ def _material(material: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def waveform(scene: Scene) -> np.ndarray:
-    """(samples,) int16."""
+    """Return (samples,) int16."""
     rng = np.random.default_rng([scene.seed, 3])
     time = np.arange(NUM_AUDIO_SAMPLES) / SAMPLE_RATE
     sound = _SOUNDS[scene.sound](time, rng) * _envelope(scene.rhythm, time, rng)
@@ -122,7 +126,7 @@ def waveform(scene: Scene) -> np.ndarray:
 
 
 def _envelope(rhythm: str, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """When the sound is on: always, about twice a second, about seven times a second, or once for a moment."""
+    """Return when the sound is on: always, about twice or seven times a second, or once for a moment."""
     if rhythm == "steady":
         return np.ones_like(time)
     if rhythm == "once":
@@ -133,40 +137,21 @@ def _envelope(rhythm: str, time: np.ndarray, rng: np.random.Generator) -> np.nda
 
 
 def _smooth(gate: np.ndarray) -> np.ndarray:
-    """A gate without clicks: 5 ms to open and to close."""
+    """Let a gate take 5 ms to open and to close, so that it does not click."""
     window = np.hanning(161)
     return np.convolve(gate.astype(np.float64), window / window.sum(), mode="same")
 
 
 def _harmonics(time: np.ndarray, hertz: float, strengths: list[float], ratios: list[float] | None = None) -> np.ndarray:
     ratios = ratios or [float(number) for number in range(1, len(strengths) + 1)]
-    return sum(s * np.sin(2 * np.pi * hertz * r * time) for s, r in zip(strengths, ratios, strict=True))
-
-
-def _whistle(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return _harmonics(time, rng.uniform(1800, 2600), [1.0])
-
-
-def _hum(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return _harmonics(time, rng.uniform(90, 130), [1.0, 0.4, 0.1])
-
-
-def _buzz(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return 2 * ((rng.uniform(180, 260) * time) % 1) - 1
-
-
-def _hiss(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.diff(rng.standard_normal(len(time) + 1))
+    waves = (s * np.sin(2 * np.pi * hertz * r * time) for s, r in zip(strengths, ratios, strict=True))
+    return sum(waves, start=np.zeros_like(time))
 
 
 def _siren(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     middle, rate = rng.uniform(850, 1050), rng.uniform(1.2, 1.6)
     hertz = middle + 400 * np.sin(2 * np.pi * (rate * time + rng.uniform()))
     return np.sin(2 * np.pi * np.cumsum(hertz) / SAMPLE_RATE)
-
-
-def _bell(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return _harmonics(time, rng.uniform(450, 600), [1.0, 0.8, 0.7, 0.5, 0.4], [1.0, 2.76, 4.1, 5.4, 8.93])
 
 
 def _drum(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -182,13 +167,15 @@ def _chirp(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.sin(2 * np.pi * np.cumsum(2000 + 3000 * part) / SAMPLE_RATE)
 
 
-_SOUNDS = {
-    "whistle": _whistle,
-    "hum": _hum,
-    "buzz": _buzz,
-    "hiss": _hiss,
+_SOUNDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "whistle": lambda time, rng: _harmonics(time, rng.uniform(1800, 2600), [1.0]),
+    "hum": lambda time, rng: _harmonics(time, rng.uniform(90, 130), [1.0, 0.4, 0.1]),
+    "buzz": lambda time, rng: 2 * ((rng.uniform(180, 260) * time) % 1) - 1,
+    "hiss": lambda time, rng: np.diff(rng.standard_normal(len(time) + 1)),
     "siren": _siren,
-    "bell": _bell,
+    "bell": lambda time, rng: _harmonics(
+        time, rng.uniform(450, 600), [1, 0.8, 0.7, 0.5, 0.4], [1, 2.76, 4.1, 5.4, 8.93]
+    ),
     "drum": _drum,
     "chirp": _chirp,
 }

@@ -31,10 +31,10 @@ VALUES = {
 }
 
 METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
-REACH = 0.4  # of what moves, in half picture widths
+REACH = 0.4  # of a moving object, in half picture widths
 CELSIUS = dict(zip(TEMPERATURES, (-30.0, 0.0, 50.0, 95.0), strict=True))
 
-# The pair of attributes that makes the classes of each modality: both are what it senses.
+# The pair of attributes that defines the classes of each modality; it senses both.
 CLASS_ATTRIBUTES = {
     "depth": ("shape", "distance"),
     "infrared": ("shape", "temperature"),
@@ -42,7 +42,7 @@ CLASS_ATTRIBUTES = {
     "video": ("colour", "motion"),
 }
 
-# What each modality can tell of a scene; its retrieval captions say this and nothing else.
+# What each modality can sense of a scene; its retrieval captions describe this and nothing else.
 SENSED = {
     "depth": ("shape", "distance", "size", "side"),
     "infrared": ("shape", "temperature", "size", "side"),
@@ -55,8 +55,8 @@ SENSED = {
 class Scene:
     """One object in a room, seen and heard for a few seconds.
 
-    `x`, `y` is its mean place in the picture, from -1 (left, top) to 1; `metres` its distance, `celsius` its
-    temperature; `seed` draws all that carries no meaning (noise, background, phase).
+    `x`, `y` is its mean place in the picture, from -1 (left, top) to 1; `metres` is its distance, `celsius` its
+    temperature. `seed` draws everything without meaning: noise, background, phase.
     """
 
     id: str
@@ -77,51 +77,51 @@ class Scene:
     seed: int
 
     def place(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the object's middle is in the picture, (x, y) from -1 to 1, at each time from 0 to 1 of the clip."""
+        """Return the object's centre in the picture, (x, y) from -1 to 1, at times from 0 to 1 of the clip."""
         phase = 2 * np.pi * (time + (self.seed % 97) / 97)
         x = self.x + REACH * np.sin(phase) * (self.motion in ("sideways", "circling"))
         y = self.y + REACH * np.cos(phase) * (self.motion in ("bouncing", "circling"))
         return x, y
 
     def side(self, frame: int | None = None) -> str:
-        """`left`, `middle` or `right`: of one of the eight frames, or on the whole."""
+        """Return `left`, `middle` or `right`, in one of the eight frames or on average."""
         x = self.x if frame is None else float(self.place(np.array(frame / NUM_FRAMES))[0])
         return "left" if x < -0.12 else "right" if x > 0.12 else "middle"
 
     def pair(self, modality: str) -> tuple[str, str]:
-        """The class of the scene for a modality, as two attribute values."""
+        """Return the class of the scene for a modality, as two attribute values."""
         first, second = CLASS_ATTRIBUTES[modality]
         return getattr(self, first), getattr(self, second)
 
     def contents(self) -> tuple[str, ...]:
-        """All attribute values: what makes a scene the same scene, whatever its noise."""
+        """Return all attribute values: two scenes with the same values differ only in noise."""
         return tuple(getattr(self, attribute) for attribute in VALUES)
 
 
 def unseen_pairs(modality: str) -> list[tuple[str, str]]:
-    """The attribute pairs of a modality that no training scene has: one for each value of the first attribute.
+    """Return the attribute pairs of a modality that no training scene has: one for each value of the first attribute.
 
-    Every value is trained on in other pairs, so that these ask for composition and for nothing else.
+    Every value is trained on in other pairs, so these pairs test composition and nothing else.
     """
     first, second = (VALUES[attribute] for attribute in CLASS_ATTRIBUTES[modality])
-    shift = sorted(CLASS_ATTRIBUTES).index(modality)  # or depth and infrared would miss out the same shapes
+    shift = sorted(CLASS_ATTRIBUTES).index(modality)  # otherwise depth and infrared would leave out the same pairs
     return [(value, second[(row + row // len(second) + shift) % len(second)]) for row, value in enumerate(first)]
 
 
 def seen_pairs(modality: str) -> list[tuple[str, str]]:
-    """The attribute pairs of a modality that training and test scenes have."""
+    """Return the attribute pairs of a modality that training and test scenes have."""
     first, second = (VALUES[attribute] for attribute in CLASS_ATTRIBUTES[modality])
     unseen = set(unseen_pairs(modality))
     return [(a, b) for a in first for b in second if (a, b) not in unseen]
 
 
 def scene_files(root: Path, scene: Scene, modality: str) -> list[Path]:
-    """Where a scene's media lie below the folder of its split: one file, or its frames."""
+    """Return the paths of a scene's media below the folder of its split: one file, or its frames."""
     return media_paths(root, scene.id, FOLDER, modality)[0]
 
 
 def draw_scenes(split: str, count: int, seed: int, avoid: frozenset[tuple[str, ...]] = frozenset()) -> list[Scene]:
-    """`count` scenes of a split; `unseen` draws only pairs that no other split has. None has contents in `avoid`."""
+    """Draw the scenes of a split; `unseen` has only pairs that no other split has. None has contents in `avoid`."""
     rng = np.random.default_rng([seed, *split.encode()])
     scenes: list[Scene] = []
     while len(scenes) < count:

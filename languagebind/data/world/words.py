@@ -1,8 +1,7 @@
-"""What is said of a scene: captions for training, and prompts for evaluation in the same words or in other words.
+"""Describe scenes: captions for training, and prompts for evaluation in the same words or in other words.
 
-Captions vary in wording and order and mention only some of a scene's attributes: a text encoder that is frozen
-can then be met in attributes rather than in sentences. `REWORDED` has no word, however small, in common with any
-caption that is trained on.
+Captions vary in wording and order and mention only some of a scene's attributes, so that training matches attributes
+and not sentences with the frozen text encoder. `REWORDED` shares no word with any training caption.
 """
 
 import random
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from ..vidal import NUM_FRAMES
 from .scenes import CLASS_ATTRIBUTES, SENSED, Scene
 
-# Ways to say each attribute value. Nouns and adjectives stand with "a"; clauses stand after or before them.
+# Ways to say each attribute value. Nouns and adjectives follow "a"; clauses stand before or after them.
 NOUNS = {
     "ball": ("ball", "sphere", "globe", "round ball", "balloon"),
     "cube": ("cube", "box", "block", "square box", "square"),
@@ -22,7 +21,7 @@ NOUNS = {
     "pole": ("pole", "stick", "rod", "thin stick", "pillar"),
     "heart": ("heart", "heart shape", "love heart"),
 }
-THINGS = ("thing", "object")  # for the shape where it is not said
+THINGS = ("thing", "object")  # in place of a shape that is not mentioned
 ADJECTIVES = {
     "red": ("red", "bright red", "scarlet", "ruby red"),
     "orange": ("orange", "bright orange", "apricot orange", "pumpkin colored"),
@@ -80,7 +79,7 @@ SOUND_CLAUSES = {
     "once": ("only once", "just a single time", "once and then silence"),
 }
 
-# The same meanings in words that no caption above uses.
+# The same meanings in words that no caption uses.
 REWORDED = {
     "ball": "spherical orb",
     "cube": "cubic crate",
@@ -126,7 +125,7 @@ REWORDED = {
 TEMPLATES = ("{c}", "the {c}")
 REWORDED_TEMPLATES = ("{c}", "this {c}", "some {c}", "one {c}")
 
-PHRASINGS = 4  # captions in each source but the title
+PHRASINGS = 4  # captions in each source except the title
 
 _VISIBLE = ("size", "temperature", "colour", "material", "distance", "motion", "side")
 _OPENINGS = ("", "", "there is ", "we see ", "in the video there is ")
@@ -134,10 +133,10 @@ _SOUND_OPENINGS = ("", "", "the sound of ", "you can hear ", "there is ")
 
 
 def captions_for(scene: Scene, rng: random.Random) -> dict[str, str | list[str]]:
-    """Every caption source of VIDAL for one scene.
+    """Return a scene's captions from every source of VIDAL.
 
-    `ofa` says what a still shows, `mplug` what the clip shows, `polish_mplug` more of it, `sound_mplug` what is
-    heard, `raw` what someone might have called the clip.
+    `ofa` describes stills, `mplug` the clip, `polish_mplug` the clip in more detail, `sound_mplug` its sound; `raw` is
+    a title.
     """
     still = [name for name in _VISIBLE if name not in ("motion", "temperature")]
     return {
@@ -150,7 +149,7 @@ def captions_for(scene: Scene, rng: random.Random) -> dict[str, str | list[str]]
 
 
 def retrieval_caption(scene: Scene, modality: str, rng: random.Random, frame: int | None = None) -> str:
-    """A caption of all that the modality senses of the scene, or of one frame of it."""
+    """Return a caption of everything that the modality senses of the scene, or of one of its frames."""
     sensed = SENSED[modality]
     if "sound" in sensed:
         return _sound_phrase(scene, ["rhythm", "loudness"], rng)
@@ -159,7 +158,7 @@ def retrieval_caption(scene: Scene, modality: str, rng: random.Random, frame: in
 
 
 def class_name(modality: str, pair: tuple[str, str]) -> str:
-    """The prompt for a class, in words that captions use."""
+    """Return the prompt for a class, in words that captions use."""
     first, second = pair
     if "sound" in CLASS_ATTRIBUTES[modality]:
         return f"{SOUND_ADJECTIVES[second][0]} {SOUND_NOUNS[first][0]}"
@@ -171,7 +170,7 @@ def class_name(modality: str, pair: tuple[str, str]) -> str:
 
 
 def reworded_class_name(modality: str, pair: tuple[str, str]) -> str:
-    """The prompt for a class, in words that no caption uses."""
+    """Return the prompt for a class, in words that no caption uses."""
     first, second = (REWORDED[value] for value in pair)
     if pair[0] in ADJECTIVES:
         return f"{first} item, {second}"
@@ -185,13 +184,13 @@ def _some(attributes: Sequence[str], least: int, most: int, rng: random.Random) 
 
 
 def _describe(scene: Scene, attributes: list[str], rng: random.Random, frame: int | None = None) -> str:
-    """One sentence that says these attributes, in their order, and mostly the shape."""
+    """Return a sentence with these attributes, in this order, and usually the shape."""
     noun = rng.choice(NOUNS[scene.shape] if rng.random() < 0.85 else THINGS)
     return _sentence(noun, _said(scene, attributes, rng, frame), rng)
 
 
 def _said(scene: Scene, attributes: list[str], rng: random.Random, frame: int | None) -> tuple[list[str], list[str]]:
-    """Adjectives and clauses for these attributes of the scene, or of one frame of it."""
+    """Return adjectives and clauses for these attributes of the scene, or of one of its frames."""
     values = {name: scene.side(frame) if name == "side" else getattr(scene, name) for name in attributes}
     adjectives = [rng.choice(ADJECTIVES[value]) for value in values.values() if value in ADJECTIVES]
     return adjectives, [rng.choice(CLAUSES[value]) for value in values.values() if value in CLAUSES]
@@ -233,5 +232,5 @@ def _title(scene: Scene, rng: random.Random) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase after `a` or `an`."""
+    """Return the phrase after `a` or `an`."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -13,7 +13,7 @@ A label is a class's label, or its index. Captions are one text, a list, or eith
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,20 +157,12 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     check_data(config)
     data = Path(config.data)
     if shards := list_shards(config.data):
-        num_classes = len(config.class_names) if config.class_names is not None else None
-        return [
-            Sample(f"{shard.name}/{key}", source, *_annotation(record, f"{shard.name}/{key}", config))
-            for shard in shards
-            for key, source, record in read_shard(shard, modality.extensions, num_classes)
-        ]
+        return [sample for shard in shards for sample in _from_shard(shard, config, modality)]
     if data.suffix in (".csv", ".jsonl"):
         return _from_manifest(data, config)
     if folders := _class_folders(config):
-        return [
-            Sample(file.relative_to(data).as_posix(), file, (folder.name,))
-            for folder in folders
-            for file in files_below(folder)
-        ]
+        files = ((file, folder.name) for folder in folders for file in files_below(folder))
+        return [Sample(file.relative_to(data).as_posix(), file, (label,)) for file, label in files]
     raise UserError(f"{config.name}: {config.data} is not a .csv or .jsonl manifest, shards or class folders")
 
 
@@ -180,11 +172,18 @@ def _class_folders(config: DatasetConfig) -> list[Path]:
     return sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
+    num_classes = None if config.class_names is None else len(config.class_names)
+    for key, source, record in read_shard(shard, modality.extensions, num_classes):
+        name = f"{shard.name}/{key}"
+        yield Sample(name, source, *_annotation(record, name, config))
+
+
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[tuple[str, ...], Sample] = {}
     for where, row in read_manifest(manifest):
         paths = _as_list(row.get("path"))
-        if not all(isinstance(path, str) for path in paths) or not all(paths) or not paths:
+        if not paths or not all(isinstance(path, str) and path for path in paths):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
         files = tuple(_find(path, manifest, config) for path in paths)
@@ -211,12 +210,11 @@ def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) ->
     if config.task == "retrieval":  # for other tasks the caption source need not be chosen
         for value in (record.get("caption"), record.get("captions")):
             captions += _as_list(_choose_source(value, where, config))
-    # True and False are numbers to Python.
-    if not all(isinstance(label, (str, int)) and not isinstance(label, bool) for label in labels):
-        raise UserError(f"{where}: labels should be text or class indices, not {labels!r}")
-    # Half an emoji (a lone surrogate) is text that no tokenizer can encode.
-    if not all(isinstance(caption, str) and is_plain(caption) for caption in captions):
-        raise UserError(f"{where}: captions should be text, not {captions!r}")
+    expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
+    for name, values, kind, types in expected:
+        # Not isinstance: True is an int. Half an emoji (a lone surrogate) is text that no tokenizer can encode.
+        if not all(type(value) in types and is_plain(str(value)) for value in values):
+            raise UserError(f"{where}: {name} should be {kind}, not {values!r}")
     return _unique(labels), tuple(text for text in (caption.strip() for caption in captions) if text)
 
 

@@ -76,8 +76,13 @@ def read_shard(
     Raises:
         UserError: the shard or an annotation cannot be read, or two members have the same name.
     """
+    source: Member | tuple[Member, ...] | None
     for key, members in group_members(str(shard), _scan(shard)):
-        source = _media(members, extensions)
+        found = media_members(members, extensions)
+        if isinstance(found, dict):
+            source = tuple(members[name] for name in found.values())
+        else:
+            source = members[found] if found else None
         # A .npy may be the media itself.
         rest = {extension: member for extension, member in members.items() if member != source}
         try:
@@ -95,13 +100,6 @@ def _scan(shard: Path) -> Iterator[tuple[str, Member]]:
                     yield info.name, Member(shard, info.name, info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard} cannot be read as a tar file: {error}") from error
-
-
-def _media(members: dict[str, Member], extensions: tuple[str, ...]) -> Member | tuple[Member, ...] | None:
-    found = media_members(members, extensions)
-    if isinstance(found, dict):
-        return tuple(members[name] for name in found.values())
-    return None if found is None else members[found]
 
 
 def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str, Any]:
