@@ -15,7 +15,7 @@ from unittest import mock
 # Imported once, before the forks. Nothing here may compute: PyTorch's threads do not survive a fork.
 PRELOAD = [
     "training.main",
-    "languagebind.data.world.files",
+    "languagebind.data.world.make",
     "languagebind.eval.evaluate",
     "open_clip",
     "peft",

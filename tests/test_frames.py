@@ -78,7 +78,7 @@ def test_quality_and_size_are_options_that_are_kept(media, packed, tmp_path):
     small = read(output)["bars_large"]
     assert {name for name in small if name != "json"} == {"0.jpg", "1.jpg", "2.jpg"}
     assert Video(num_frames=3).decode([small[f"{k}.jpg"] for k in range(3)]).shape == (3, 3, 64, 114)
-    assert "was begun with frame_quality 30, not 31" in make(
+    assert "was made with frame_quality 30, not 31" in make(
         output, media, "--frames=3", "--frame-size=64", "--frame-quality=31", status=2
     )
     record = output / ".make_shards" / "options.json"
@@ -86,7 +86,7 @@ def test_quality_and_size_are_options_that_are_kept(media, packed, tmp_path):
     for name in ("frames", "frame_size", "frame_quality"):  # as it was written before there were these options
         del options[name]
     record.write_text(json.dumps(options))
-    assert "was begun with frames None, not 3" in make(output, media, "--frames=3", status=2)
+    assert "was made with frames None, not 3" in make(output, media, "--frames=3", status=2)
 
 
 @pytest.mark.parametrize(

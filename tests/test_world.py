@@ -240,7 +240,7 @@ def test_evaluations_name_files_and_labels_that_are_there(world, modality):
 
 
 def test_mistakes_are_named(tmp_path):
-    with pytest.raises(UserError, match="no rendering for 'smell'"):
+    with pytest.raises(UserError, match="scenes cannot be rendered as 'smell'"):
         make_world(WorldOptions(tmp_path, modalities=("smell",)))
     with pytest.raises(UserError, match="--size 33"):
         make_world(WorldOptions(tmp_path, size=33))

@@ -52,7 +52,7 @@ class MakeOptions:
 
     def __post_init__(self):
         if self.shard_size and self.packing.frames:
-            raise UserError("--shard-size counts the bytes of whole files, so it cannot be used with --frames")
+            raise UserError("--shard-size counts the bytes of whole files, not of --frames: use one of the two")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..config import at_least
+from ..config import UserError, at_least
 from ..modalities import DecodeError, Modality, modality_class
 from .members import member_extension
 from .shards import as_key
@@ -44,6 +44,8 @@ class PackOptions:
 
     def __post_init__(self):
         at_least(1, frames=self.frames, frame_size=self.frame_size, frame_quality=self.frame_quality)
+        if self.frame_quality > 95:
+            raise UserError(f"--frame-quality is {self.frame_quality}, set 1 to 95")
 
 
 @dataclass(frozen=True)
