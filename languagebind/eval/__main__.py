@@ -18,8 +18,6 @@ from .jobs import EvalOptions, Job, describe_absent, plan_jobs, select_datasets,
 from .models import load_eval_model
 from .results import Result, comparison, read_result, table
 
-log = logging.getLogger(__name__)
-
 
 @dataclass
 class Outcome:
@@ -39,7 +37,7 @@ class Outcome:
         except UserError as error:
             if self.process.world_size > 1:  # perhaps on one rank only, and the others wait for it
                 raise
-            log.error("%sfailed; the reason follows at the end", label)
+            logging.error("%san evaluation failed; the reason follows at the end", label)
             self.failures.append(f"{label}{error}")
 
 
@@ -51,18 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Only the first rank looks for results, as only it writes them: other nodes may have other files
         jobs: list[Job] = on_main(process, lambda: plan_jobs(models, datasets, options))
         outcome = Outcome(process, read={job.dataset.name for job in jobs if job.skipped})
-        todo = [job for job in jobs if not job.skipped]
-        for _, group in groupby(todo, key=lambda job: job.model):
+        for _, group in groupby((job for job in jobs if not job.skipped), key=lambda job: job.model):
             _evaluate_model(list(group), options, outcome)
-        if process.is_main and (todo or options.compare):
+        if process.is_main:
             _report(outcome, jobs, options)
             for dataset in absent:
                 if dataset.modality in (None, *outcome.modalities):
                     print(describe_absent(dataset))
     if outcome.failures:
-        tried = len(outcome.failures) + len(outcome.results)
+        failed, tried = len(outcome.failures), len(outcome.failures) + len(outcome.results)
         written = ", the others are written" if outcome.results else ""
-        head = [f"{len(outcome.failures)} of {tried} evaluations failed{written}:"] if tried > 1 else []
+        head = [f"{failed} of {tried} evaluations failed{written}:"] if tried > 1 else []
         raise UserError("\n  ".join([*head, *outcome.failures]))
     unread = [dataset for dataset in datasets if dataset.name not in outcome.read]
     if unread and (not options.all or len(unread) == len(datasets)):
@@ -74,35 +71,32 @@ def _evaluate_model(jobs: Sequence[Job], options: EvalOptions, outcome: Outcome)
     """Compute one model's results, and write each as soon as it is there."""
     process, first = outcome.process, jobs[0]
     label = f"{first.model}: " if len(options.model) > 1 else ""
-    held = {job.dataset.modality for job in jobs}
-    default = held.pop() if len(held) == 1 else None
+    default = first.dataset.modality if len({job.dataset.modality for job in jobs}) == 1 else None
     loaded = None
     with outcome.noting_failure(label):
         loaded = load_eval_model(first.spec, process.device, options.modality, options.num_frames, default)
     if loaded is None:
         outcome.read |= {job.dataset.name for job in jobs}
         return
-    model, reader = loaded
-    own = modality_name(reader)
+    model, kind = loaded
+    own = modality_name(kind)
     outcome.modalities.add(own)
     weights = weights_digest(model) if getattr(model, "known", True) else None
     encode: dict[str, Any] = asdict(replace(options.encode, device=str(process.device)))
-    encode["dual_softmax"] = options.dual_softmax
     for job in jobs:
         if (options.all or len(options.model) > 1) and job.dataset.modality not in (None, own):
             continue
         outcome.read.add(job.dataset.name)
         with outcome.noting_failure(label):
-            result = evaluate(model, reader, job.dataset, export=job.export, **encode)
-            result |= {"pretrained": job.model, "checkpoint": job.asked["checkpoint"]}
-            result |= {"weights_sha256": weights, "asked": job.asked}
+            result = evaluate(model, kind, job.dataset, export=job.export, dual_softmax=options.dual_softmax, **encode)
+            checkpoint = {"checkpoint": job.asked["checkpoint"], "weights_sha256": weights}
+            result |= {"pretrained": job.model} | checkpoint | {"asked": job.asked}
             written = with_clip_benchmark_keys(result) if options.clip_benchmark_keys else result
             save(written, job.path, process, options.overwrite)
             outcome.results.append(result)
 
 
 def _report(outcome: Outcome, jobs: Sequence[Job], options: EvalOptions) -> None:
-    """Print the results."""
     if options.compare:
         made = {(result["dataset"], result["pretrained"]): result for result in outcome.results}
         made |= {(job.dataset.name, job.model): read_result(job.path) for job in jobs if job.skipped}

@@ -81,15 +81,13 @@ class Job:
 
 def select_models(options: EvalOptions) -> list[tuple[str, str]]:
     """Return (name, specification) of each model. Raises `UserError` for flags that do not go together."""
-    named = bool(options.config or options.data)
     faults = {
         "name what to evaluate, with either --checkpoint or --model": bool(options.checkpoint) == bool(options.model),
         "--overwrite and --skip-existing exclude each other": options.overwrite and options.skip_existing,
-        "--all takes the datasets of --configs: leave out --config and --data": options.all and named,
+        "with --all, leave out --config and --data": options.all and bool(options.config or options.data),
     }
-    for fault, found in faults.items():
-        if found:
-            raise UserError(fault)
+    if fault := next((fault for fault, found in faults.items() if found), None):
+        raise UserError(fault)
     check_format(options.export_format)
     return [split_name(spec) for spec in options.model or [str(options.checkpoint)]]
 
@@ -108,8 +106,7 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
     keys = ("protocol", "clips", "crops", "templates")
     changes = {key: value for key in keys if (value := getattr(options, key)) is not None}
     for i, dataset in enumerate(datasets):
-        unused = {"templates"} if dataset.task == "retrieval" else set()
-        own = {key: value for key, value in changes.items() if key not in unused}
+        own = {key: value for key, value in changes.items() if key != "templates" or dataset.task != "retrieval"}
         datasets[i] = validate(DatasetConfig, vars(dataset) | own, dataset.name)
     if not datasets:
         usage = "no datasets: name some with --config FILE.yaml (see configs/eval) or --data FOLDER, or use --all"
@@ -118,7 +115,7 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
 
 
 def describe_absent(dataset: DatasetConfig) -> str:
-    """Say that a dataset's data is absent and where to get it."""
+    """Say that data is absent and where to get it."""
     return f"absent: {dataset.name} ({dataset.data}); get it from: {(dataset.source or 'unknown').strip()}"
 
 
@@ -128,18 +125,16 @@ def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfi
     Raises:
         UserError: an output file exists or cannot be written, or was made with other options.
     """
-    jobs = []
+    jobs, folder = [], options.export_features
     for (name, spec), dataset in product(models, datasets):
         path = result_path(options.output, dataset.result_name, name)
-        export = None
-        if options.export_features is not None:
-            export = options.export_features / f"{path.stem}.{options.export_format}"
+        export = folder / f"{path.stem}.{options.export_format}" if folder else None
         asked = _asked(spec, dataset, options)
         jobs.append(Job(name, spec, dataset, path, export, asked, options.skip_existing and path.exists()))
     # With --skip-existing, features without a result are those of a run that was stopped
-    exports = [job.export for job in jobs if job.export]
-    features = [*exports, *(file.with_suffix(".jsonl") for file in exports)]
-    check_output([*(job.path for job in jobs), *features], options.overwrite or options.skip_existing)
+    files = [job.path for job in jobs] + [job.export for job in jobs if job.export]
+    files += [job.export.with_suffix(".jsonl") for job in jobs if job.export]
+    check_output(files, options.overwrite or options.skip_existing)
     for job in jobs:
         if job.skipped:
             _check_same(job.path, job.asked)
@@ -184,7 +179,7 @@ def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
     made = read_result(path).get("asked")
     if not isinstance(made, dict):
         log.warning("%s does not say how it was made: is it for the same checkpoint and options?", path)
-        return
+        made = asked
     for key, value in asked.items():
         if made.get(key) != value and not (value is False and made.get(key) is True):  # has more than asked for
             what = f"is for {made.get(key)}, not {value}" if key == "checkpoint" else f"was made with another {key}"
