@@ -1,4 +1,4 @@
-"""One process or many: ranks under torchrun, the collectives that training and evaluation share, precision."""
+"""Ranks under torchrun, the collectives that training and evaluation share, and precision."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from .config import UserError, first_line
 
-# Evaluation and checkpointing keep ranks apart for minutes on slow storage; a dead rank should still end the run.
+# Evaluation and checkpoints on slow storage keep ranks apart for minutes; a dead rank must still end the run.
 TIMEOUT = timedelta(minutes=30)
 
 Precision = Literal["amp_bf16", "amp", "fp32"]
@@ -21,7 +21,7 @@ Precision = Literal["amp_bf16", "amp", "fp32"]
 
 @dataclass(frozen=True)
 class Process:
-    """Which process of how many this is, and its device."""
+    """The rank of this process, the number of processes, and its device."""
 
     rank: int
     world_size: int
@@ -33,29 +33,20 @@ class Process:
 
 
 def init_process(device: str | None = None) -> Process:
-    """Join the process group that torchrun or srun set up (NCCL on GPUs, gloo on CPUs); a lone process needs none.
+    """Join the process group that torchrun or srun set up (NCCL on GPUs, gloo on CPUs); a single process needs none.
 
     Args:
-        device: as in torch; by default this rank's GPU, or the CPU where there is none.
-
-    Raises:
-        UserError: there is no such device; or srun started several tasks without MASTER_ADDR.
+        device: as in torch; by default this rank's GPU, or the CPU if there is none.
     """
-    _take_over_slurm()
+    _adopt_slurm_variables()
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: {first_line(error)}") from error
-    if target.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: PyTorch finds no GPU here")
-        target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", target.index or 0)))
-        torch.cuda.set_device(target)
-    elif target.type != "cpu":
-        try:
-            torch.empty(1, device=target).cpu()
-        except (RuntimeError, AssertionError, ImportError) as error:
-            raise UserError(f"--device {device} cannot be used here: {first_line(error)[:200]}") from error
+        if target.type == "cuda":
+            target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", target.index or 0)))
+            torch.cuda.set_device(target)
+        torch.empty(1, device=target).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(f"--device {device} cannot be used here: {first_line(error)[:200]}") from error
     if "RANK" not in os.environ:
         return Process(0, 1, target)
     backend = "nccl" if target.type == "cuda" else "gloo"
@@ -63,26 +54,20 @@ def init_process(device: str | None = None) -> Process:
     return Process(dist.get_rank(), dist.get_world_size(), target)
 
 
-def _take_over_slurm() -> None:
-    """torchrun's variables, where srun started the tasks and not torchrun."""
+def _adopt_slurm_variables() -> None:
+    """Set torchrun's variables from srun's, if srun started the tasks."""
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in os.environ:
         return
     if "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            "srun started several tasks: set MASTER_ADDR to the first node, as in scripts/slurm.sh, or start one task a"
-            " node with torchrun in it"
-        )
-    os.environ |= {
-        "RANK": os.environ["SLURM_PROCID"],
-        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
-        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
-    }
+        raise UserError("srun started several tasks: set MASTER_ADDR to the first node, as in scripts/slurm.sh")
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
 @contextmanager
 def joined(device: str | None = None) -> Iterator[Process]:
-    """`init_process`, and `close_process` at the end; the first rank alone says how far all are."""
+    """Join the process group for the length of a block; only rank 0 logs progress."""
     process = init_process(device)
     if not process.is_main:
         logging.getLogger().setLevel(logging.WARNING)
@@ -94,22 +79,26 @@ def joined(device: str | None = None) -> Iterator[Process]:
 
 def close_process() -> None:
     """Leave the process group, if there is one."""
-    if world_size() > 1 or (dist.is_available() and dist.is_initialized()):
+    if _initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number; 0 for a lone one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """Return the rank of this process; 0 if there is no process group."""
+    return dist.get_rank() if _initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Return the number of processes."""
+    return dist.get_world_size() if _initialized() else 1
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor of every rank; the same bits on each."""
+    """Return the mean of a tensor over all ranks, bitwise equal on each."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -118,39 +107,33 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """A picklable value of every rank, in rank order, on each."""
+    """Return the picklable values of all ranks, in rank order."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def on_any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Which of some flags is set on at least one rank; the same on each."""
+    """Return, for each flag, whether at least one rank has set it."""
     return mean_over_ranks(torch.tensor([float(flag) for flag in flags], device=device)).gt(0).tolist()
 
 
 def fail_together(failure: str | None, device: torch.device) -> None:
-    """Nothing where no rank has a failure; otherwise all of them stop, with the first rank's.
-
-    Without a failure this costs one small reduction, so that it can be called at each step.
-
-    Raises:
-        UserError: on every rank, if one has a failure.
-    """
+    """Raise the same `UserError` on all ranks if any rank has a failure. Otherwise it costs one small reduction."""
     if on_any_rank([failure is not None], device)[0]:
         raise UserError(next(message for message in gather_objects(failure) if message))
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone or does not answer."""
+    """Return whether a collective failed because another process has died or does not answer."""
     kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
     return isinstance(error, kinds) or any(sign in str(error) for sign in signs)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """bfloat16, float16 (amp) or, for fp32, nothing."""
+    """Return autocast to bfloat16 (amp_bf16) or float16 (amp); a context that does nothing for fp32."""
     dtype = torch.float16 if precision == "amp" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")

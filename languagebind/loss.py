@@ -1,7 +1,7 @@
-"""Contrastive losses over the batch of every rank: InfoNCE as in CLIP, and SigLIP's sigmoid loss.
+"""Contrastive losses over the batches of all ranks: InfoNCE as in CLIP, and SigLIP's sigmoid loss.
 
-Both take their gradients while they score, a chunk of rows at a time, so that memory for scores is flat in the batch.
-Shapes: B samples of this rank, G = B * world_size of all ranks, D width of the shared space.
+Both compute gradients in the forward pass, a chunk of rows at a time, so memory for scores does not grow with the
+batch. Shapes: B samples of this rank, G = B * world_size of all ranks, D width of the shared space.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .distributed import rank, world_size
 
-# Scores held at a time, unless the caller says how many rows: 16 MB, a few times over.
+# Scores per chunk, unless the caller gives a number of rows: 16 MB, held a few times.
 SCORES = 2**22
 
 
@@ -23,18 +23,18 @@ def contrastive_loss(
     groups: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean of modality-to-text and text-to-modality cross entropy.
+    """Return the mean of modality-to-text and text-to-modality cross entropy.
 
-    Each rank scores its own B rows against the G columns of all ranks, so that the mean of the ranks' losses, and of
-    their gradients, is that of one process with the whole batch.
+    Each rank scores its own B rows against the G columns of all ranks. The mean over ranks, of losses and of gradients,
+    equals that of one process with the whole batch.
 
     Args:
         features: (B, D), unit norm, this rank's samples.
-        text_features: (B, D), unit norm, their captions. Without gradient they are gathered without one.
+        text_features: (B, D), unit norm, their captions.
         logit_scale: scalar, already exponentiated.
-        groups: (B,) whole numbers; rows of one number match one another, and each match has an equal share of the
-            target. By default row i matches row i alone.
-        chunk_size: rows scored at a time; by default as many as have 16 MB of scores.
+        groups: (B,) integers; rows with the same number match, and each match has an equal share of the target. By
+            default row i matches only row i.
+        chunk_size: rows scored at a time; by default as many as fit 16 MB of scores.
     """
     groups = _own_rows(features) if groups is None else groups
     all_groups = gather(groups)
@@ -55,9 +55,9 @@ def sigmoid_loss(
     groups: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """SigLIP's loss (arXiv 2303.15343): each of B * G pairs is told to match or not; the sum over pairs, by B.
+    """Return SigLIP's loss (arXiv 2303.15343): a binary loss for each of B * G pairs, summed and divided by B.
 
-    The texts go round the ranks in a ring, so that no rank holds those of all. Arguments as for `contrastive_loss`.
+    The texts travel around the ranks in a ring, so no rank holds all of them. Arguments as for `contrastive_loss`.
 
     Args:
         logit_bias: scalar, added to every logit.
@@ -69,7 +69,7 @@ def sigmoid_loss(
 
 
 def gather(x: Tensor) -> Tensor:
-    """(B, ...) of every rank, in rank order: (G, ...). Gradients flow back to the rank they belong to."""
+    """Concatenate (B, ...) of all ranks in rank order: (G, ...). Gradients flow back to the rank that owns the rows."""
     if world_size() == 1:
         return x
     return _AllGather.apply(x) if x.requires_grad else _all_gather(x)
@@ -83,7 +83,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        # Every rank's loss depends on these rows, so their gradients are summed over the ranks.
+        # The loss of every rank depends on these rows, so their gradients are summed over ranks.
         own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
         dist.reduce_scatter_tensor(own, grad.contiguous())
         return own
@@ -95,25 +95,25 @@ def _all_gather(x: Tensor) -> Tensor:
     return out
 
 
-class _TakesGradientsAhead(torch.autograd.Function):
-    """A scalar whose gradients are known when it is: `forward` leaves them in `ctx.grads`, one for each argument."""
+class _GradientsInForward(torch.autograd.Function):
+    """A scalar whose `forward` already computes the gradients and keeps them in `ctx.grads`, one per argument."""
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError("this loss can be gone through backward only once")
+            raise RuntimeError("backward() can be called only once on this loss")
         grads, ctx.grads = ctx.grads, None
         return tuple(None if grad is None else grad.mul_(grad_output) for grad in grads)
 
 
-class _CrossEntropy(_TakesGradientsAhead):
-    """Mean over (B, D) queries of the cross entropy against all (G, D) keys."""
+class _CrossEntropy(_GradientsInForward):
+    """Cross entropy of (B, D) queries against all (G, D) keys, mean over queries."""
 
     @staticmethod
     def forward(ctx, queries, keys, logit_scale, groups, key_groups, chunk_size):
         needs_queries, needs_keys, needs_scale = ctx.needs_input_grad[:3]
-        # The gradient of the scale is read off that of the queries or of the keys: one of them is needed for it.
+        # The gradient of the scale follows from that of the queries or the keys, so one of the two is computed.
         grad_queries = torch.empty_like(queries) if needs_queries or (needs_scale and not needs_keys) else None
         grad_keys = torch.zeros_like(keys) if needs_keys else None
         loss = queries.new_zeros(())
@@ -146,14 +146,14 @@ class _CrossEntropy(_TakesGradientsAhead):
         return loss / len(queries)
 
 
-class _SigmoidRing(_TakesGradientsAhead):
-    """This rank's (B, D) features against the texts of every rank, which pass by one rank's after another's."""
+class _SigmoidRing(_GradientsInForward):
+    """Sigmoid loss of this rank's (B, D) features against the texts of all ranks, one rank's texts at a time."""
 
     @staticmethod
     def forward(ctx, features, text_features, logit_scale, logit_bias, groups, chunk_size):
         grad_features = torch.zeros_like(features)
         grad_bias, loss = features.new_zeros(()), features.new_zeros(())
-        # What goes round; the texts' gradients travel with them, and are home when all ranks have added theirs.
+        # The texts' gradients travel with the texts, and are back home when every rank has added its part.
         texts, text_groups, grad_texts = text_features, groups, torch.zeros_like(text_features)
         for turn in range(world_size()):
             for rows in _chunks(len(features), len(texts), chunk_size):
@@ -183,7 +183,7 @@ def _chunks(rows: int, columns: int, chunk_size: int | None) -> list[slice]:
 
 
 def _pass_on(x: Tensor) -> Tensor:
-    """Give `x` to the next rank; what the rank before gave."""
+    """Send `x` to the next rank and return what the previous rank sent."""
     x, received = x.contiguous(), torch.empty_like(x)
     after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
     exchange = [dist.P2POp(dist.isend, x, after), dist.P2POp(dist.irecv, received, before)]
@@ -193,5 +193,5 @@ def _pass_on(x: Tensor) -> Tensor:
 
 
 def _own_rows(features: Tensor) -> Tensor:
-    """A number of its own for each sample of all ranks."""
+    """Return a different number for each sample of all ranks."""
     return torch.arange(len(features), device=features.device) + rank() * len(features)

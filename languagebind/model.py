@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import UserError, at_least
-from .text import TextConfig, build_text, encode_text, fingerprint
+from .text import TextConfig, build_text, encode_text, fingerprint, open_clip_text
 from .tuning import TuningConfig
 from .vit import EncoderConfig, VisionTransformer
 from .weights import WeightsError, init_encoder, open_clip_model, published_names, read_state
@@ -30,7 +30,7 @@ class InitConfig:
     init_logit_bias: float | None = None
     """train a bias on the logits as well, from this value: SigLIP's loss needs one"""
     allow_partial: bool = False
-    """go on when the weights fit the encoder only in part"""
+    """continue if the weights fit the encoder only in part"""
 
     def __post_init__(self):
         at_least(0, init_temperature=self.init_temperature)
@@ -132,13 +132,17 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     Raises:
         UserError: weights are not given, cannot be found, or do not fit.
     """
-    model = DualEncoder(input_shape, config.encoder, build_text(config.text), config.init.init_logit_bias)
-    state = _encoder_weights(config)
+    init, tower, clip = config.init, config.text, None
+    if (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained):
+        clip = open_clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
+    text = build_text(tower) if clip is None else open_clip_text(clip, tower)
+    model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)
+    state = _encoder_weights(config, clip)
     if state is not None:
         try:
             init_encoder(model, state, config.init.allow_partial)
         except WeightsError as error:
-            raise WeightsError(f"{error}\n--allow-partial goes on with what fits") from error
+            raise WeightsError(f"{error}\nuse --allow-partial to continue with what fits") from error
     if config.init.init_temperature:
         model.logit_scale.data.fill_(math.log(1 / config.init.init_temperature))
     elif state is None or "logit_scale" not in state:
@@ -148,7 +152,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     return model
 
 
-def _encoder_weights(config: ModelConfig) -> dict[str, Tensor] | None:
+def _encoder_weights(config: ModelConfig, clip: nn.Module | None) -> dict[str, Tensor] | None:
     pretrained, tower = config.init.encoder_pretrained, config.init.encoder_tower
     if pretrained is None:
         raise UserError(
@@ -161,7 +165,7 @@ def _encoder_weights(config: ModelConfig) -> dict[str, Tensor] | None:
         return read_state(pretrained)
     if tower is None:
         raise UserError(f"--encoder-pretrained {pretrained} is no file; a tag needs --encoder-tower as well")
-    clip = open_clip_model(tower, pretrained, config.text.cache_dir)
+    clip = open_clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
     blocks = getattr(getattr(clip.visual, "transformer", None), "resblocks", None)
     if not blocks:
         raise UserError(f"--encoder-tower {tower} is no plain vision transformer")

@@ -1,7 +1,8 @@
-"""Files behind URLs (s3://, gs://, hf://, memory://, ...), through fsspec: listed, read, and copied to the disk.
+"""Files behind URLs (s3://, gs://, hf://, memory://, ...), through fsspec: list, read, and copy them to the disk.
 
-Every call looks its file system up anew: fsspec keeps one for each process and thread, so that a forked loader worker
-never uses the connections of its parent.
+Each call looks up its file system again: fsspec keeps one per process and thread, so a forked loader worker never uses
+its parent's connections. All functions raise `MissingFile` if there is no such object, and another `UserError` if the
+store cannot be reached.
 """
 
 import hashlib
@@ -12,111 +13,85 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from .config import UserError, first_line
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GLOB = re.compile(r"[*?\[]")
 
-# Seconds without an answer, after which a request fails. s3fs and gcsfs try a request again 5 times, with growing
-# pauses; botocore's own tries would multiply that.
+# Timeouts in seconds. s3fs and gcsfs retry 5 times with growing pauses; botocore's own retries would multiply that.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 0}}},
     "gs": {"requests_timeout": 20},
 }
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
-# What changes when an object does: s3's and http's ETag, gs's generation, the hub's blob_id, else size and time.
+# Fields that change with the object: the ETag of s3 and http, gs's generation, the hub's blob_id, else size and time.
 _VERSION = ("ETag", "generation", "blob_id", "size", "mtime", "created")
 
-# Bytes of a read ahead: a shard is read from its beginning to its end.
+# Read-ahead in bytes: shards are read from start to end.
 _BLOCK = 8 * 2**20
 
 
 class MissingFile(UserError):
-    """There is no such object behind a URL."""
+    """A URL that leads to no object."""
 
 
 def is_url(name: str | os.PathLike) -> bool:
-    """Whether a name is `scheme://...`; `pipe:` commands are not."""
+    """Return whether a name is `scheme://...`; `pipe:` commands are not URLs."""
     return _URL.match(os.fspath(name)) is not None
 
 
 def join(folder: str, *names: str) -> str:
-    """A name below a folder or a URL."""
+    """Return a name below a folder or a URL."""
     return "/".join([folder.rstrip("/"), *names])
 
 
 def locate(url: str):
-    """The fsspec file system of a URL, and the path in it.
+    """Return the fsspec file system of a URL, and the path in it.
 
     Raises:
-        UserError: no such protocol, or its package is not installed.
+        UserError: the protocol is unknown or needs a package that is not installed.
     """
-    protocol = url.partition("://")[0]
     try:
         from fsspec.core import url_to_fs
 
-        return url_to_fs(url, **_OPTIONS.get(protocol, {}))
-    except ImportError as error:
-        package = _PACKAGES.get(protocol, "fsspec")
-        raise UserError(f"{url} needs the package {package}: pip install {package} ({first_line(error)})") from error
-    except ValueError as error:
+        return url_to_fs(url, **_OPTIONS.get(url.partition("://")[0], {}))
+    except (ImportError, ValueError) as error:
         raise UserError(f"{url}: {first_line(error)}") from error
 
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """What goes wrong with a store, as a `UserError`: each store has exceptions of its own.
-
-    Raises:
-        MissingFile: there is no such object.
-        UserError: it cannot be reached or read.
-    """
+    """Turn any error of a store into a `UserError`: each store has exceptions of its own."""
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError as error:
         raise MissingFile(f"there is no {url}") from error
-    except PermissionError as error:
-        raise UserError(
-            f"{url} may not be read: {first_line(error)}. Are the credentials those of its owner?"
-        ) from error
     except Exception as error:
         raise UserError(f"cannot reach {url}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def open_url(url: str) -> BinaryIO:
-    """A file to read, which can seek. Reading may raise exceptions of the store's own.
-
-    Raises:
-        MissingFile, UserError: as `reaching`.
-    """
+def open_url(url: str) -> IO[bytes]:
+    """Open a seekable file for reading. Reads may raise the store's own exceptions."""
     fs, path = locate(url)
     with reaching(url):
         return fs.open(path, "rb", block_size=_BLOCK)
 
 
 def read_url(url: str, begin: int | None = None, end: int | None = None) -> bytes:
-    """The bytes from `begin` to before `end`, by default all.
-
-    Raises:
-        MissingFile, UserError: as `reaching`.
-    """
+    """Return the bytes from `begin` up to `end`, by default all."""
     fs, path = locate(url)
     with reaching(url):
         return fs.cat_file(path, start=begin, end=end)
 
 
 def folder_sizes(url: str) -> dict[str, int]:
-    """Bytes of each file directly in a folder, by name; empty where there is none.
+    """Return the size in bytes of each file directly in a folder, by name; empty if there is no such folder.
 
-    Listed once in each process: fsspec keeps the answer.
-
-    Raises:
-        UserError: it cannot be reached or listed.
+    fsspec keeps the listing, so each process asks the store once.
     """
     fs, path = locate(url)
     with reaching(url):
@@ -128,13 +103,9 @@ def folder_sizes(url: str) -> dict[str, int]:
 
 
 def file_size(url: str) -> int | None:
-    """Bytes of one file; None where there is none.
-
-    Raises:
-        UserError: it cannot be reached.
-    """
+    """Return the size of a file in bytes, or None if there is no such file."""
     folder, _, name = url.rpartition("/")
-    if url.startswith(("http://", "https://")):  # a page that links to its files is no listing with sizes
+    if url.startswith(("http://", "https://")):  # a web page that links to its files does not list their sizes
         fs, path = locate(url)
         with reaching(url):
             return fs.info(path)["size"] if fs.exists(path) else None
@@ -142,12 +113,7 @@ def file_size(url: str) -> int | None:
 
 
 def find_files(url: str, suffix: str) -> list[str]:
-    """The files that a URL stands for, in order: a glob, a file, or a folder whose files end with `suffix`.
-
-    Raises:
-        MissingFile: there is none.
-        UserError: it cannot be reached.
-    """
+    """Return the files that a URL names, sorted: a glob, a file, or a folder, of which those that end with `suffix`."""
     if _GLOB.search(url.partition("://")[2]):
         fs, path = locate(url)
         with reaching(url):
@@ -157,44 +123,44 @@ def find_files(url: str, suffix: str) -> list[str]:
     else:
         found = [join(url, name) for name in sorted(folder_sizes(url)) if name.endswith(suffix)]
     if not found:
-        raise MissingFile(f"there is no {url}, or nothing named *{suffix} in it")
+        raise MissingFile(f"there is no {url}, or it has no *{suffix} files")
     return found
+
+
+def download(url: str, path: Path) -> None:
+    """Copy an object to a file. It gets its name when it is complete, so a killed process leaves no partial file."""
+    fs, source = locate(url)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder, reaching(url):
+        part = Path(folder) / path.name
+        fs.get_file(source, str(part))
+        part.replace(path)
 
 
 @contextmanager
 def fetched(name: str) -> Iterator[Path]:
-    """A file on the disk with the contents of a URL, removed afterwards; a local file as it is.
-
-    Raises:
-        MissingFile, UserError: as `reaching`.
-    """
+    """Yield a temporary copy of the file behind a URL; a local file is yielded as it is."""
     if not is_url(name):
         yield Path(name)
         return
-    fs, path = locate(name)
     with tempfile.TemporaryDirectory(prefix="languagebind-") as folder:
         copy = Path(folder) / name.rpartition("/")[2]
-        with reaching(name):
-            fs.get_file(path, str(copy))
+        download(name, copy)
         yield copy
 
 
 @lru_cache(4096)
 def local_copy(url: str) -> Path:
-    """A copy of a file in ~/.cache/languagebind, made once: all processes of this machine share it.
+    """Return a copy of a file in ~/.cache/languagebind, made once and shared by all processes of this machine.
 
-    Raises:
-        MissingFile, UserError: as `reaching`.
+    fsspec's own file cache would download to the final name, where another rank could read half a file.
     """
     fs, path = locate(url)
     with reaching(url):
         info = fs.info(path)
-        version = repr((url, [info.get(key) for key in _VERSION]))
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "languagebind"
-        copy = cache / hashlib.sha256(version.encode()).hexdigest()[:24] / url.rpartition("/")[2]
-        if not copy.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=copy.parent) as folder:
-                fs.get_file(path, str(Path(folder) / copy.name))
-                (Path(folder) / copy.name).replace(copy)
+    version = repr((url, [info.get(key) for key in _VERSION]))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "languagebind"
+    copy = cache / hashlib.sha256(version.encode()).hexdigest()[:24] / url.rpartition("/")[2]
+    if not copy.is_file():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        download(url, copy)
     return copy

@@ -1,4 +1,4 @@
-"""Which parameters train. The text tower never does; positions and patch embedding only in full tuning.
+"""Choose which parameters train. The text tower never does; position and patch embeddings only in full tuning.
 
 | mode    | in the encoder's blocks                                             | beside them                         |
 |---------|---------------------------------------------------------------------|-------------------------------------|
@@ -7,7 +7,7 @@
 | full    | everything                                                          | everything                          |
 | head    | nothing                                                             | post norm, projection               |
 
-The logit scale trains in each, unless `learn_temperature` is off. `partial` is what the original calls full tuning.
+The logit scale trains in every mode unless `learn_temperature` is off. The original calls `partial` full tuning.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import nn
 
-from .config import UserError, at_least
+from .config import at_least
 from .lora import inject_lora
 
 HEAD = ("vision_model.post_layernorm.", "visual_projection.")
@@ -27,27 +27,26 @@ class TuningConfig:
     """Which parameters train."""
 
     tuning: Literal["lora", "partial", "full", "head"] = "lora"
-    """adapters, attention alone (the original's "full"), the whole encoder, or the projection alone"""
+    """what trains: LoRA adapters, only attention (the original's "full"), the whole encoder, or only the projection"""
     lora_rank: int = 16
-    """inner size of an adapter"""
+    """rank of the LoRA adapters"""
     lora_alpha: float = 16.0
-    """adapters are scaled by lora_alpha / lora_rank"""
+    """LoRA adapters are scaled by lora_alpha / lora_rank"""
     lora_dropout: float = 0.0
-    """share of an adapter's inputs zeroed in training"""
+    """dropout on the inputs of LoRA adapters"""
     learn_temperature: bool = True
     """train the logit scale"""
 
     def __post_init__(self):
         at_least(1, lora_rank=self.lora_rank)
         at_least(0, lora_alpha=self.lora_alpha)
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora_dropout is a share in [0, 1), got {self.lora_dropout}")
 
 
 def apply_tuning(model: nn.Module, config: TuningConfig) -> None:
-    """Inject adapters if asked for, and set `requires_grad` on every parameter of a `DualEncoder`."""
+    """Inject adapters for LoRA tuning, and set `requires_grad` on every parameter of a `DualEncoder`."""
     if config.tuning == "lora":
-        inject_lora(model.vision_model.encoder, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        encoder = model.get_submodule("vision_model.encoder")
+        inject_lora(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout)
     temporal = any("temporal" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_trains(name, config, temporal))

@@ -15,9 +15,10 @@ from languagebind.data.members import read_captions
 from languagebind.data.shards import ShardWriter, count_samples, expand_shards, indexed
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
-from training.data import copied_ahead, train_batches
+from training.batch import DataConfig, Plan
+from training.loader import copied_ahead, train_batches
 from training.main import main
-from training.stream import DataConfig, Plan, select_input
+from training.worker import ShardBatches, select_input
 
 DEPTH = modality_class("depth")(image_size=16)
 
@@ -32,7 +33,7 @@ def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None
     counts = count_samples(indexed(expand_shards(shards)))
     if not counted:
         counts = dict.fromkeys(counts)
-    return list(train_batches(counts, DEPTH, tokenizer, config, plan))
+    return list(train_batches(ShardBatches(counts, DEPTH, tokenizer, config, plan)))
 
 
 def keys(found):
@@ -152,7 +153,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_without_one_usable_sample_stop_the_run(depth_shards, workers):
-    with pytest.raises(UserError, match=r"not one usable sample.*no caption of source 'nosuch'"):
+    with pytest.raises(UserError, match=r"not one sample can be used.*no caption of source 'nosuch'"):
         batches(depth_shards, caption_source="nosuch", workers=workers)
 
 
@@ -179,7 +180,8 @@ def test_the_captions_frame_picks_the_inputs_frame(tmp_path):
 
     config = DataConfig(batch_size=4, caption_source="mix", workers=0)
     seen = set()
-    for batch in train_batches({str(tmp_path / "0.tar"): 4}, DEPTH, frame_number, config, Plan(0, 0, 1, 1, 20)):
+    plan = Plan(0, 0, 1, 1, 20)
+    for batch in train_batches(ShardBatches({str(tmp_path / "0.tar"): 4}, DEPTH, frame_number, config, plan)):
         for x, number in zip(batch.inputs, batch.text["input_ids"][batch.text["caption"], 0].tolist(), strict=True):
             seen.add(number)
             assert torch.equal(x, expected[number])
@@ -210,11 +212,14 @@ def test_captions_are_read_from_json_or_text():
 def test_a_caller_that_fails_is_not_held_by_its_workers(depth_shards):
     code = f"""
 from languagebind.modalities import modality_class
-from training.data import DataConfig, Plan, train_batches
+from training.batch import DataConfig, Plan
+from training.loader import train_batches
+from training.worker import ShardBatches
 shards = {{"{depth_shards}/00000.tar": 24}}
 tokens = lambda texts: {{}}
 config = DataConfig(caption_source="raw", batch_size=4)
-batches = train_batches(shards, modality_class("depth")(image_size=16), tokens, config, Plan(0, 0, 1, 6, 60))
+depth = modality_class("depth")(image_size=16)
+batches = train_batches(ShardBatches(shards, depth, tokens, config, Plan(0, 0, 1, 6, 60)))
 next(batches)
 raise SystemExit(3)
 """

@@ -77,7 +77,7 @@ def test_a_signal_saves_and_ends_with_status_0(number, depth_shards, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert f"stopped by {number.name} after step" in output
-    assert "go on with --name run --resume latest" in output
+    assert "continue with --name run --resume latest" in output
     saved = list((tmp_path / "run/checkpoints").iterdir())
     assert len(saved) == 1
     step = max(losses(tmp_path, "run"))
@@ -105,7 +105,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_reason(depth_shards, tmp_path):
     output, _ = first.communicate(timeout=60)
     assert first.returncode == 2
     assert time.monotonic() - begin < 45
-    assert "lost another rank" in output
+    assert "lost contact with another rank" in output
     assert "--resume latest" in output
     for path in (tmp_path / "run/checkpoints").glob("step_*.pt"):
         assert damage(path) is None
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(how, depth_shard
         main([*flags, "--name=other", f"--resume={last}"])
     main([*flags, "--name=run", "--resume=latest"])
     log = (tmp_path / "run/out.log").read_text()
-    assert "step_00000012.pt is damaged" in log
+    assert "step_00000012.pt, which is damaged" in log
     assert "resumed from" in log
     assert "step_00000008.pt at step 8 of 12" in log
     assert losses(tmp_path, "run") == whole
@@ -176,9 +176,9 @@ def test_checkpoints_by_minutes_the_last_ones_and_the_best(depth_shards, tmp_pat
     best = json.loads((folder / "best.json").read_bytes())
     assert best["value"] == min(ranks.values()) == ranks[best["step"]]
     assert torch.load(folder / "best.pt", weights_only=True)["step"] == best["step"]
-    with pytest.raises(UserError, match="is none of the metrics: stripes/"):
+    with pytest.raises(UserError, match="is not one of the metrics of --val-config: stripes/"):
         main(train_flags(depth_shards, tmp_path, *flags, "--keep-best=stripes/none", "--name=none"))
-    with pytest.raises(UserError, match="needs evaluation data"):
+    with pytest.raises(UserError, match="is not one of the metrics of --val-config: none"):
         main(train_flags(depth_shards, tmp_path, "--keep-best=a"))
     main(train_flags(depth_shards, tmp_path, *flags[:2], "--save-every-minutes=1e-9", "--keep-last=3", "--name=timed"))
     assert sorted(path.name for path in (tmp_path / "timed/checkpoints").iterdir()) == [
@@ -200,7 +200,7 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_up(depth_shards, tmp_path):
     assert '{"step": 8, "stripes/' in before[-1]
     (folder / "metrics.jsonl").write_text("".join(before[:-1]))
     main(train_flags(depth_shards, tmp_path, *flags, "--resume=latest"))
-    assert "step 8 was not evaluated before the run was stopped" in (folder / "out.log").read_text()
+    assert "stopped before the evaluation of step 8: evaluating now" in (folder / "out.log").read_text()
     again = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row for row in again if "train/loss" not in row] == [
         json.loads(row) for row in rows if "train/loss" not in row
@@ -230,7 +230,7 @@ def test_one_name_one_run(depth_shards, tmp_path):
     main(train_flags(depth_shards, tmp_path, "--name=two", "--workers=0", "--train-num-samples=16"))
     rows = (tmp_path / "two/metrics.jsonl").read_bytes()
     resume = f"--resume={tmp_path / 'one/checkpoints/step_00000002.pt'}"
-    with pytest.raises(UserError, match=r"two exists, and .*one/checkpoints/step_00000002.pt is not of it"):
+    with pytest.raises(UserError, match=r"two exists, and .*one/checkpoints/step_00000002.pt does not belong to it"):
         main(train_flags(depth_shards, tmp_path, "--name=two", resume))
     assert (tmp_path / "two/metrics.jsonl").read_bytes() == rows
 
@@ -259,8 +259,8 @@ def test_what_changed_under_a_run_is_said(tmp_path):
     main(train_flags(shards, logs, *flags[:2], "--epochs=2", "--batch-size=4", "--resume=latest"))
     log = (logs / "run/out.log").read_text()
     for said in (
-        "batch_size, what the shards hold changed since", "a line that cannot be read is left out",
-        "holds a moving average of the weights, which ends here",
+        "batch_size, what the shards hold changed since", "skipping an unreadable line",
+        "has a moving average of the weights, which is dropped",
         "the global batch was 8 and is 4: the 4 steps that are done, 0.67 epochs of samples, count as 0.33 of 2 epochs."
         " --epochs 2 ends after 2 epochs of samples",
     ):  # fmt: skip

@@ -25,11 +25,12 @@ from languagebind.hub.checkpoint import read_checkpoint
 from languagebind.hub.encoders import load
 from languagebind.modalities import modality_class
 from languagebind.remote import is_url, local_copy
+from training.batch import DataConfig, Plan
 from training.checkpoint_files import damage
-from training.data import train_batches
+from training.loader import train_batches
 from training.main import main
 from training.remote_sync import RemoteSync
-from training.stream import DataConfig, Plan
+from training.worker import ShardBatches
 
 DEPTH = modality_class("depth")(image_size=16)
 
@@ -109,7 +110,8 @@ def losses(folder: Path) -> dict[int, float]:
 def batches(counts, **options) -> list:
     config = DataConfig(**{"batch_size": 8, "caption_source": "raw", "workers": 0, **options})
     plan = Plan(0, 0, 1, sum(counts.values()) // 8, sum(counts.values()) // 8)
-    return list(train_batches(counts, DEPTH, lambda texts: {"ids": torch.zeros(len(texts), 1)}, config, plan))
+    dataset = ShardBatches(counts, DEPTH, lambda texts: {"ids": torch.zeros(len(texts), 1)}, config, plan)
+    return list(train_batches(dataset))
 
 
 def test_losses_are_those_of_local_shards(runs):
@@ -153,7 +155,7 @@ def test_a_damaged_checkpoint_of_the_store_is_passed_over(runs, s3, tmp_path, sh
     flags = train_flags(shards[0], tmp_path, "--name=hurt", "--remote-sync=s3://data/runs", "--resume=latest")
     call_ranks(2, "-m", "training.main", *flags, "--batch-size=4")
     log = (tmp_path / "hurt/out.log").read_text()
-    assert re.search(r"step_00000004.pt is damaged \(.*\): it is passed over", log)
+    assert re.search(r"skipping .*step_00000004.pt, which is damaged: ", log)
     assert "at step 2 of 4" in log
     assert damage(tmp_path / "hurt/checkpoints/step_00000004.pt") is None
     assert not list((tmp_path / "hurt/checkpoints").glob(".*"))
@@ -336,5 +338,5 @@ def test_other_stores_and_their_packages(tmp_path):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(UserError, match="needs the package s3fs: pip install s3fs"):
+    with pytest.raises(UserError, match="s3://data/depth: Install s3fs"):
         expand_shards("s3://data/depth")

@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(dept
     output = call(
         "-m", "training.main", *train_flags(depth_shards, tmp_path, "--name=nan", "--lr=1e30", "--warmup=0"), status=2
     )
-    assert "is nan: nothing of this step is kept" in output or "is inf: nothing of this step is kept" in output
+    assert "is nan: the step was not saved" in output or "is inf: the step was not saved" in output
     assert "Samples: rank 0: s" in output
     assert "Traceback" not in output
 
@@ -216,7 +216,7 @@ MISTAKES = {
     "no eval config": (["--val-config=/no/eval.yaml"], "/no/eval.yaml"),
     "no caption source": (
         ["--caption-source=chatgpt"],
-        "none of the first samples can be used: no caption of source",
+        "not one sample can be used in 4 shards, .* no caption of source",
     ),
     "no evaluation data": (["--val-config={tmp}/eval.yaml"], "does not exist"),
     "patch": (["--image-size=4"], "hold no patch of 8 x 8"),
@@ -334,7 +334,7 @@ def test_a_new_modality_is_one_file(depth_shards, run, tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_written_over(run, depth_shards):
-    with pytest.raises(UserError, match="exists: choose another --name, or go on from it with --resume latest"):
+    with pytest.raises(UserError, match="exists: choose another --name, or continue it with --resume latest"):
         main(train_flags(depth_shards, run, "--name=run"))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, loaded without running pickled code."""
+"""What a checkpoint holds, and how a run resumes from it. Loading never runs pickled code."""
 
 import logging
 import math
@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from languagebind.config import UserError, at_least
 from languagebind.distributed import world_size
@@ -19,59 +17,55 @@ from .rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
 
-# Options of model and inputs that leave the meaning of the weights alone.
+# Options of the model and its inputs that may change on resume: the weights keep their meaning.
 MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize")
 
-# Data options that leave the order of the samples alone.
+# Data options that do not change the order of the samples.
 SAME_SAMPLES = ("text_features", "max_bad_share", "positives")
-
-# Bytes of a run's name: file systems take 255, with what is put before and after it.
-MAX_NAME = 200
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is written, when, and what to go on from."""
+    """Checkpoints: when they are saved, which are kept, and which one to resume from."""
 
     logs: Path = Path("logs")
-    """folder that holds a folder for each run"""
+    """folder that holds a folder per run"""
     name: str | None = None
-    """the run's name; by default made of the time and the main options"""
+    """name of the run; by default the time, the modality and the tuning"""
     save_every_n_steps: int = 1000
-    """write a checkpoint each N steps, and at the end; 0: only at the end"""
+    """save a checkpoint every N steps and at the end; 0: only at the end"""
     save_every_minutes: float = 0.0
-    """write one after so many minutes without, too; 0: by steps alone"""
+    """also save every N minutes; 0: off"""
     keep_last: int | None = None
-    """keep the newest N checkpoints, and the best; by default all"""
+    """keep the newest N checkpoints and the best; by default all"""
     keep_best: str | None = None
-    """keep a copy of the checkpoint with the best of this metric, such as nyu_v2/top1, as checkpoints/best.pt"""
+    """keep the checkpoint with the best value of this metric, e.g. nyu_v2/top1, as checkpoints/best.pt"""
     resume: str | None = None
-    """`latest` of this --name, or a checkpoint's path or URL"""
+    """`latest` (of the run --name), or the path or URL of a checkpoint"""
 
     def __post_init__(self):
         at_least(0, save_every_n_steps=self.save_every_n_steps, save_every_minutes=self.save_every_minutes)
         at_least(1, keep_last=self.keep_last)
-        name = self.name
-        if name is not None and (not name or "/" in name or name in (".", "..") or len(name.encode()) > MAX_NAME):
-            raise ValueError(f"name becomes a folder in --logs, so it cannot be {name!r}")
+        if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..")):
+            raise UserError(f"--name becomes a folder in --logs, so it cannot be {self.name!r}")
 
 
 @dataclass
 class TrainState:
-    """What a step changes, and all that a checkpoint has to hold to go on from there."""
+    """What a step changes: everything that a checkpoint must hold to resume the run."""
 
     engine: Engine
     ema: Ema | None = None
     step: int = 0
-    """updates done"""
+    """optimizer steps done"""
     skipped: int = 0
-    """samples left out so far by this rank"""
+    """samples that this rank has skipped"""
     drawn: dict[int, int] = field(default_factory=dict)
-    """samples that each loader worker of this rank has taken from its shards in this epoch"""
+    """samples that each loader worker of this rank has drawn in this epoch"""
 
 
-def checkpoint_content(state: TrainState, config: dict, text_fingerprint: str) -> dict[str, Any]:
-    """All of a checkpoint but what the ranks have of their own. Every rank has to ask."""
+def checkpoint_content(state: TrainState, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
+    """Return everything in a checkpoint except the ranks' own state. Every rank must call it."""
     content = {
         "model": state.engine.model_state(),
         "optimizer": state.engine.optimizer_state(),
@@ -82,43 +76,44 @@ def checkpoint_content(state: TrainState, config: dict, text_fingerprint: str) -
         "versions": {name: _version(name) for name in ("languagebind", "torch", "open_clip_torch", "transformers")},
     }
     if state.ema is not None:
-        with state.ema.applied():  # cloned, as these tensors are the weights again right after
+        with state.ema.applied():  # cloned: after this block these tensors are the weights again
             averages = state.engine.model_state()
             content["ema"] = {name: averages[name].clone() for name in state.ema.averages}
         content["ema_steps"] = state.ema.steps
     return content
 
 
+def rank_state(state: TrainState) -> dict[str, Any]:
+    """Return this rank's own state: random generators, position in the shards, skipped samples."""
+    return {"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}
+
+
 def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
-    """A checkpoint that a run with these options can go on from.
+    """Read a checkpoint that a run with these options can resume from.
 
     Args:
-        path: of a file, or a URL.
+        path: path or URL of the checkpoint.
         config: the resolved options of this run.
         text_fingerprint: of this run's text tower.
-
-    Raises:
-        UserError: it is damaged, or belongs to another model, text tower or precision.
     """
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
-        raise UserError(f"{path} holds a model but no optimizer state: it cannot be resumed from")
+        raise UserError(f"cannot resume from {path}: it has no optimizer state")
     if checkpoint["text_fingerprint"] != text_fingerprint:
-        raise UserError(f"{path} was trained with another text tower than --text-tower is now")
-    _check_same(path, checkpoint["config"], config)
+        raise UserError(f"{path} was trained with another text tower than --text-tower")
+    before, now = _fixed_options(checkpoint["config"]), _fixed_options(config)
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: keep the old value")
     return checkpoint
 
 
-def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path | str) -> None:
-    """Put a checkpoint's weights into a model, before an engine divides it.
-
-    Raises:
-        UserError: the model is another one.
-    """
-    own, saved = model.encoder_state(), checkpoint["model"]
-    if own.keys() != saved.keys() or any(own[key].shape != value.shape for key, value in saved.items()):
-        raise UserError(f"{path} holds another model than these options describe; its own are in its run's config.yaml")
-    model.load_state_dict(saved, strict=False)  # the text tower is not in it
+def _fixed_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that give weights and optimizer states their meaning."""
+    options = {"modality": config["modality"], "precision": config["optim"]["precision"], **config["inputs"]}
+    options |= config["model"]["encoder"] | config["model"]["tuning"]
+    return {name: value for name, value in options.items() if name not in MAY_CHANGE}
 
 
 def restore(
@@ -129,45 +124,44 @@ def restore(
     config: dict[str, Any],
     shards_digest: str,
 ) -> None:
-    """Put all but the weights into `state`. Where the options differ from the checkpoint's, the new ones hold."""
-    before = checkpoint["config"]
+    """Load everything except the weights into `state`. Options that differ from the checkpoint's keep the new value."""
+    before, warn = checkpoint["config"], log.warning if rank == 0 else log.debug
     if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
         state.engine.load_optimizer_state(checkpoint["optimizer"])
-    elif rank == 0:
-        log.warning("--optimizer changed since %s: its averages begin anew", path)
+    else:
+        warn("--optimizer changed since %s: the optimizer starts anew", path)
     state.engine.scaler.load_state_dict(checkpoint["scaler"])
     if state.ema is not None and "ema" in checkpoint:
         state.ema.load(checkpoint["ema"], checkpoint["ema_steps"])
-    elif rank == 0 and "ema" in checkpoint:
-        log.warning("%s holds a moving average of the weights, which ends here: there is no --ema-decay", path)
-    elif rank == 0 and state.ema is not None:
-        log.warning("%s holds no moving average of the weights: it begins here", path)
+    elif "ema" in checkpoint:
+        warn("%s has a moving average of the weights, which is dropped: there is no --ema-decay", path)
+    elif state.ema is not None:
+        warn("%s has no moving average of the weights: it starts here", path)
     state.step = checkpoint["step"]
-    # The sum goes on with the first rank: there may be another number of ranks now.
+    # Rank 0 carries the sum: the number of ranks may have changed.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
     differing = {name for name in before["data"] if before["data"][name] != config["data"].get(name)}
     changed = sorted(differing.difference(SAME_SAMPLES))
-    changed += [] if checkpoint.get("shards", shards_digest) == shards_digest else ["what the shards hold"]
-    changed += [] if before["seed"] == config["seed"] else ["seed"]
-    changed += [] if before["optim"]["accum_freq"] == config["optim"]["accum_freq"] else ["accum_freq"]
-    changed += [] if len(checkpoint["ranks"]) == world_size() else ["number of ranks"]
-    if not changed:
-        state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
-        set_rng_state(checkpoint["ranks"][rank]["rng"])
-    elif rank == 0:
-        log.warning(
-            "%s changed since %s: this epoch begins anew, so some of its samples come twice and others not at all,"
-            " and patches are dropped by other draws",
+    same = {
+        "what the shards hold": checkpoint.get("shards", shards_digest) == shards_digest,
+        "seed": before["seed"] == config["seed"],
+        "accum_freq": before["optim"]["accum_freq"] == config["optim"]["accum_freq"],
+        "number of ranks": len(checkpoint["ranks"]) == world_size(),
+    }
+    changed += [name for name, is_same in same.items() if not is_same]
+    if changed:
+        warn(
+            "%s changed since %s: this epoch starts anew, so some of its samples come twice and others not at all, and"
+            " other patches are dropped",
             ", ".join(changed), path,
         )  # fmt: skip
+        return
+    state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
+    set_rng_state(checkpoint["ranks"][rank]["rng"])
 
 
 def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per_epoch: int) -> str | None:
-    """What another global batch makes of the steps that are done, which are counted in place of samples.
-
-    Raises:
-        UserError: they are as many as the run now has: it would end before all of its epochs are done.
-    """
+    """Return a warning if the global batch has changed: progress is counted in steps, not in samples."""
     before = _global_batch(checkpoint["config"], len(checkpoint["ranks"]))
     now, step, epochs = _global_batch(config, world_size()), checkpoint["step"], config["optim"]["epochs"]
     if before == now:
@@ -185,26 +179,6 @@ def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per
 
 def _global_batch(config: dict[str, Any], ranks: int) -> int:
     return config["data"]["batch_size"] * config["optim"]["accum_freq"] * ranks
-
-
-def _check_same(path: Path | str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """What would make the weights or the optimizer mean something else cannot change."""
-    pairs = {"modality": (before["modality"], now["modality"])}
-    pairs["precision"] = (before["optim"]["precision"], now["optim"]["precision"])
-    for old, new in (
-        (before["inputs"], now["inputs"]),
-        (before["model"]["encoder"], now["model"]["encoder"]),
-        (before["model"]["tuning"], now["model"]["tuning"]),
-    ):
-        pairs |= {name: (old.get(name), new.get(name)) for name in old.keys() | new.keys()}
-    for name, (old, new) in sorted(pairs.items()):
-        if old != new and name not in MAY_CHANGE:
-            raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: go on with the same")
-
-
-def rank_state(state: TrainState) -> dict[str, Any]:
-    """What is this rank's own: random generators, places in the shards, samples left out."""
-    return {"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}
 
 
 def _version(package: str) -> str:

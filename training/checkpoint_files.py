@@ -1,4 +1,4 @@
-"""The checkpoints of a run as files: written whole, counted, set aside, the best one kept, damaged ones found."""
+"""The checkpoint files of a run: write them, set outdated ones aside, keep the best, find damage."""
 
 import itertools
 import json
@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,17 @@ BEST = "best.pt"
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: under `path` it is whole, or not there.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a checkpoint, which has its name only when it is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when the disk is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         raise UserError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of a step."""
     return folder / f"step_{step:08d}.pt"
 
 
@@ -50,55 +46,39 @@ def remove_old(folder: Path, keep_last: int | None) -> None:
 
 
 def set_aside_later(folder: Path, step: int) -> None:
-    """Rename the checkpoints after a step that a run goes on from: they are damaged, or of a course it leaves."""
+    """Rename the checkpoints after the step that a run resumes from: damaged ones, or ones of an abandoned course."""
     for path in checkpoints_by_step(folder):
-        if checkpoint_step(path.name) > step:
-            aside = _left(path)
-            path.replace(aside)
-            log.warning("%s is of a later step than this run goes on from: it is %s now", path, aside.name)
+        if (checkpoint_step(path.name) or 0) > step:
+            log.warning("renamed %s, of a later step than this run resumes from, to %s", path, _set_aside(path).name)
     record = folder / "best.json"
     best = json.loads(record.read_bytes()) if record.exists() else {"step": 0}
     if best["step"] > step:
         record.unlink()
         if (folder / BEST).exists():
-            (folder / BEST).replace(_left(folder / BEST))
-        _best_before(folder, step, best["metric"])
+            _set_aside(folder / BEST)
+        for row in read_rows(folder.parent / "metrics.jsonl"):  # the best of those that are left
+            if best["metric"] in row and row["step"] <= step and checkpoint_path(folder, row["step"]).exists():
+                note_best(folder, row["step"], best["metric"], row)
 
 
-def _best_before(folder: Path, step: int, metric: str) -> None:
-    """Find the best checkpoint again among those that are left."""
-    for row in read_rows(folder.parent / "metrics.jsonl"):
-        if metric in row and row["step"] <= step and checkpoint_path(folder, row["step"]).exists():
-            note_best(folder, row["step"], metric, row)
-
-
-def _left(path: Path) -> Path:
-    """A free name for a file that is set aside."""
+def _set_aside(path: Path) -> Path:
     names = (path.with_name(f"{path.name}.left{number or ''}") for number in itertools.count())
-    return next(name for name in names if not name.exists())
+    return path.replace(next(name for name in names if not name.exists()))
 
 
 def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -> None:
-    """Keep the checkpoint of this step as the best one, if it is.
-
-    Raises:
-        UserError: there is no such metric.
-    """
-    if metric not in metrics:
-        raise UserError(f"--keep-best {metric} is none of the metrics: {', '.join(sorted(metrics))}")
+    """Keep the checkpoint of this step as the best one, if it is."""
     record, value = folder / "best.json", metrics[metric]
     sign = -1 if "rank" in metric.rpartition("/")[2] else 1  # a lower rank is better
     before = json.loads(record.read_bytes()) if record.exists() else {}
-    if (
-        value is None
-        or math.isnan(value)
-        or (before.get("metric") == metric and sign * value <= sign * before["value"])
-    ):
+    if value is None or math.isnan(value):
+        return
+    if before.get("metric") == metric and sign * value <= sign * before["value"]:
         return
     new = temporary_name(folder / BEST)
     new.unlink(missing_ok=True)
     try:
-        os.link(checkpoint_path(folder, step), new)  # no second copy on the disk
+        os.link(checkpoint_path(folder, step), new)  # takes no space
     except OSError:
         shutil.copyfile(checkpoint_path(folder, step), new)
     new.replace(folder / BEST)
@@ -106,37 +86,24 @@ def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -
     log.info("best %s so far: %.4f at step %d", metric, value, step)
 
 
-class Clock:
-    """Tells when the minutes between two checkpoints are over."""
-
-    def __init__(self, minutes: float):
-        self.minutes, self.since = minutes, time.monotonic()
-
-    def due(self) -> bool:
-        return self.minutes > 0 and time.monotonic() - self.since >= 60 * self.minutes
-
-    def restart(self) -> None:
-        self.since = time.monotonic()
-
-
-def latest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is not damaged, and what is wrong with those after it."""
-    faults = []
+def latest_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is not damaged, and messages about the damaged ones after it."""
+    messages: list[str] = []
     for path in reversed(checkpoints_by_step(folder)):
         if (fault := damage(path)) is None:
-            return path, faults
-        faults.append(f"{path} is damaged ({fault}): it is passed over")
-    return None, faults
+            return path, messages
+        messages.append(f"skipping {path}, which is damaged: {fault}")
+    return None, messages
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file; None: all of its checksums hold. PyTorch does not look at them."""
+    """Return what is wrong with a checkpoint file; None if all its checksums hold, which PyTorch does not verify."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
             return f"the checksum of {broken} is wrong"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the directory its own way
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # it reads the directory in its own way
     except Exception as error:  # a wrong bit in the directory can raise anything
-        return first_line(error) or type(error).__name__
+        return first_line(error)
     return None

@@ -1,4 +1,4 @@
-"""The optimizer over the parameters that train, in groups, and the precision that they train in."""
+"""The optimizer with its parameter groups, and the learning rate schedule."""
 
 import math
 import re
@@ -12,7 +12,9 @@ from torch import nn
 from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import Precision
 
-NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")  # the original's, beside what is 1-D
+# No weight decay, as in the original; neither for 1-D parameters.
+NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")
+BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -22,61 +24,57 @@ class OptimConfig:
     epochs: int = 1
     """passes over the training data"""
     accum_freq: int = 1
-    """batches whose features are scored together as one, at the memory of one and the time of one more forward pass"""
+    """micro-batches per step, scored as one batch (GradCache: memory of one batch, one extra forward pass)"""
     optimizer: str = "adamw"
-    """adamw, adamw8bit (of bitsandbytes), or timm/NAME for one of timm's"""
+    """adamw, adamw8bit (from bitsandbytes), or timm/NAME"""
     lr: float = 5e-4
     """peak learning rate"""
     coef_lr: float = 1.0
-    """factor on the learning rate of everything but LoRA adapters"""
+    """factor on the learning rate of all parameters except LoRA adapters"""
     layer_decay: float = 1.0
-    """factor on the learning rate for each block below the last"""
+    """factor on the learning rate per block, from the last block down"""
     beta1: float = 0.9
+    """Adam's beta1"""
     beta2: float = 0.98
+    """Adam's beta2"""
     eps: float = 1e-6
+    """Adam's epsilon"""
     wd: float = 0.2
     """weight decay"""
     warmup: int = 2000
-    """steps over which the learning rate rises"""
+    """steps of linear warmup"""
     lr_scheduler: Literal["cosine", "const"] = "cosine"
     """learning rate after warmup"""
     grad_clip_norm: float | None = None
-    """clip the norm of all gradients together"""
+    """clip the global gradient norm to this value"""
     ema_decay: float | None = None
-    """keep a moving average of the weights, which evaluation and loading then use, such as 0.9999"""
+    """keep an exponential moving average of the weights, e.g. 0.9999; evaluation and loading then use it"""
     loss: Literal["clip", "siglip"] = "clip"
-    """softmax over the batch, or SigLIP's sigmoid of each pair (with --init-logit-bias -10 --init-temperature 0.1)"""
+    """softmax over the batch, or SigLIP's sigmoid per pair (with --init-logit-bias -10 --init-temperature 0.1)"""
     precision: Precision = "amp_bf16"
-    """autocast to bfloat16, to float16 with loss scaling (amp), or none"""
+    """autocast to bfloat16 (amp_bf16), to float16 with loss scaling (amp), or none (fp32)"""
 
     def __post_init__(self):
         at_least(1, epochs=self.epochs, accum_freq=self.accum_freq)
         at_least(0, lr=self.lr, coef_lr=self.coef_lr, wd=self.wd, warmup=self.warmup)
-        at_least(1e-30, eps=self.eps, grad_clip_norm=self.grad_clip_norm)
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise UserError(f"beta1 and beta2 should be in [0, 1), got {self.beta1} and {self.beta2}")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"layer_decay is a factor in (0, 1], got {self.layer_decay}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay should be in (0, 1), got {self.ema_decay}")
+        at_least(1e-30, eps=self.eps, grad_clip_norm=self.grad_clip_norm, layer_decay=self.layer_decay)
+        for name, share in (("beta1", self.beta1), ("beta2", self.beta2), ("ema_decay", self.ema_decay or 0)):
+            if not 0 <= share < 1:
+                raise UserError(f"{name} should be in [0, 1), got {share}")
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """An optimizer with a group for each learning rate and decay; each group keeps its `base_lr`.
+    """Return an optimizer with one group per learning rate and weight decay; each group keeps its `base_lr`.
 
     Args:
-        parameters: those that train, by their name in the model.
-
-    Raises:
-        UserError: there is no such optimizer.
+        parameters: the parameters that train, by their name in the model.
     """
-    layers = {name: _layer(name) for name in parameters}
-    above = 1 + max((layer for layer in layers.values() if layer is not None), default=0)
+    blocks = 1 + max((int(match[1]) for match in map(BLOCK.search, parameters) if match), default=-1)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         lr = config.lr if "lora_" in name else config.lr * config.coef_lr
         decays = parameter.ndim >= 2 and not any(word in name for word in NO_DECAY)
-        lr *= config.layer_decay ** (0 if layers[name] is None else above - layers[name])
+        lr *= config.layer_decay ** _blocks_above(name, blocks)
         groups.setdefault((lr, config.wd if decays else 0.0), []).append(parameter)
     options = [
         {"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
@@ -90,55 +88,46 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig)
         except ImportError as error:
             raise UserError("--optimizer adamw8bit needs the package bitsandbytes: pip install bitsandbytes") from error
         return AdamW8bit(options, lr=config.lr, betas=betas, eps=config.eps)
-    library, _, name = config.optimizer.partition("/")
-    if library != "timm" or not name:
-        raise UserError(f"--optimizer {config.optimizer}: expected adamw, adamw8bit or timm/NAME")
-    return _of_timm(name, options, config)
+    return _timm_optimizer(options, config)
 
 
-def _of_timm(name: str, options: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
+def _timm_optimizer(options: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
-    if name not in list_optimizers():
-        raise UserError(f"--optimizer timm/{name}: timm has {', '.join(list_optimizers())}")
-    if get_optimizer_info(name).second_order:
-        raise UserError(f"--optimizer timm/{name} needs second derivatives, which training does not take")
+    known = [f"timm/{name}" for name in map(str, list_optimizers()) if not get_optimizer_info(name).second_order]
+    if config.optimizer not in known:
+        raise UserError(f"--optimizer {config.optimizer}: expected one of adamw, adamw8bit, {', '.join(known)}")
+    name, common = config.optimizer.removeprefix("timm/"), {"lr": config.lr, "weight_decay": config.wd}
     own = {"betas": (config.beta1, config.beta2), "eps": config.eps}
     try:
         try:
-            return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd, **own)
-        except (TypeError, IndexError, ValueError):  # not every optimizer has these two, or has two betas
-            return create_optimizer_v2(options, opt=name, lr=config.lr, weight_decay=config.wd)
-    except Exception as error:  # some need packages or a GPU, and say so with an AssertionError
-        raise UserError(f"--optimizer timm/{name} cannot be made here: {first_line(error)}") from error
+            return create_optimizer_v2(options, opt=name, **common, **own)  # type: ignore[arg-type]  # timm's kwargs
+        except (TypeError, IndexError, ValueError):  # some optimizers have no eps, or not two betas
+            return create_optimizer_v2(options, opt=name, **common)  # type: ignore[arg-type]
+    except Exception as error:  # some need packages or a GPU, which timm reports with an AssertionError
+        raise UserError(f"--optimizer {config.optimizer} cannot be made here: {first_line(error)}") from error
 
 
-def _layer(name: str) -> int | None:
-    """The block of a parameter, from 1; 0 for what comes before the blocks, None for what comes after."""
-    block = re.search(r"vision_model\.encoder\.layers\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    return 0 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm.")) else None
+def _blocks_above(name: str, blocks: int) -> int:
+    """Return how many steps a parameter lies below the head, for --layer-decay: 0 for what follows the blocks."""
+    if block := BLOCK.search(name):
+        return blocks - int(block[1])
+    return blocks + 1 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm.")) else 0
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Scale the learning rate of every group from its own base."""
+    """Set the learning rate of every group to its `base_lr` times a factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
 
 
-def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Scales the loss for float16; does nothing in other precisions."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "amp")
-
-
 def make_schedule(kind: str, warmup: int, total_steps: int) -> Callable[[int], float]:
-    """Factor on the learning rate at each step, counted from 0.
+    """Return the factor on the learning rate as a function of the step, from 0.
 
     Args:
-        kind: `cosine` falls to 0 at `total_steps`; `const` stays.
-        warmup: steps over which the factor rises to 1.
+        kind: `cosine` falls to 0 at `total_steps`; `const` stays at 1.
+        warmup: steps over which the factor rises linearly to 1.
     """
 
     def cosine(step: int) -> float:

@@ -10,13 +10,13 @@ from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
 from languagebind.text import TextConfig
 
+from .batch import DataConfig
 from .checkpoint import CheckpointConfig
 from .engines import check_engine
 from .engines.base import EngineConfig
 from .logger import LogConfig
 from .optim import OptimConfig
 from .remote_sync import RemoteConfig
-from .stream import DataConfig
 
 M = TypeVar("M", bound=Modality)
 
@@ -24,16 +24,17 @@ MODEL_FOLDER = Path(__file__).parent.parent / "configs" / "model"
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """Evaluation while training."""
+class ValidationConfig:
+    """Evaluation during training."""
 
     val_config: tuple[Path, ...] = ()
-    """YAML files of evaluation data sets"""
+    """YAML files of evaluation datasets"""
     val_data_root: Path | None = None
-    """folder that the data sets' relative paths start from"""
+    """folder that relative paths of the datasets start from"""
     val_every_n_steps: int = 0
-    """evaluate each N steps and at the end; 0: only at the end"""
+    """evaluate every N steps and at the end; 0: only at the end"""
     val_batch_size: int = 64
+    """samples per batch in evaluation"""
 
     def __post_init__(self):
         at_least(1, val_batch_size=self.val_batch_size)
@@ -42,7 +43,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[M]):
-    """Fits an encoder to a frozen text tower. Give --modality first: its own options are among the flags."""
+    """Train an encoder against a frozen text tower. Give --modality first: it decides which flags there are."""
 
     modality: str
     """a file name in languagebind/modalities"""
@@ -53,47 +54,43 @@ class TrainConfig(Generic[M]):
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: ValidationConfig = field(default_factory=ValidationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
-    """decides the order of the samples, what is drawn for them, and the random weights"""
+    """seed of the sample order, the augmentations and the random weights"""
     device: Literal["cuda", "cpu"] | None = None
-    """by default a GPU when there is one"""
+    """by default the GPU if there is one"""
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed should be in [0, 2^63), got {self.seed}")
+        at_least(0, seed=self.seed)
 
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:
-    """The options of a run.
-
-    Raises:
-        UserError: no modality, or an unknown one; an unreadable config file; options that exclude each other.
-    """
+    """Return the options of a run."""
     argv = expand_config(argv)
     models, argv = take_flag(argv, "--model")
     if models:
         argv = yaml_to_argv(model_file(models[-1])) + argv
     names, argv = take_flag(argv, "--modality")
     if not names:
-        raise UserError("--modality is needed, on the command line or in the --config file")
+        raise UserError("--modality is required, on the command line or in the --config file")
     try:
         modality = modality_class(names[-1])
     except ValueError as error:
         raise UserError(str(error)) from error
-    config = parse(TrainConfig[modality], [f"--modality={names[-1]}", *argv], prog="training.main")
+    kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class is known only now
+    config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError(
             "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
             " --init-logit-bias -10 --init-temperature 0.1"
         )
-    return replace(config, model=replace(config.model, text=found_from_anywhere(config.model.text)))
+    return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
 
 
-def found_from_anywhere(text: TextConfig) -> TextConfig:
-    """The same text tower by absolute paths: the run may be loaded from another folder than it was started in."""
+def with_absolute_paths(text: TextConfig) -> TextConfig:
+    """Return the text tower's options with absolute paths, so that the run loads from any working directory."""
     schema, _, folder = text.text_tower.partition(":")
     if schema in ("local-dir", "hf") and Path(folder).is_dir():
         text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
@@ -103,11 +100,7 @@ def found_from_anywhere(text: TextConfig) -> TextConfig:
 
 
 def model_file(name: str) -> Path:
-    """The YAML of a model's sizes: a path, or a name in configs/model.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Return the YAML file of a model's sizes, from a path or a name in configs/model."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else MODEL_FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in MODEL_FOLDER.glob("*.yaml")))

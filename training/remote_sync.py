@@ -1,30 +1,28 @@
-"""Copies a run's folder to a store while it trains, in a thread that never holds up or ends the run."""
+"""Copy a run's folder to a store while it trains, in a thread that never holds up or ends the run."""
 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from languagebind.config import UserError, at_least, first_line
-from languagebind.files import temporary_name
 from languagebind.hub.checkpoint import checkpoint_step, checkpoints_by_step
-from languagebind.remote import MissingFile, is_url, join, locate, reaching
+from languagebind.remote import MissingFile, download, is_url, join, locate, reaching
 
 from .checkpoint_files import damage
 
 log = logging.getLogger(__name__)
 
-# What is copied again whenever it has changed; before a run goes on elsewhere, it is fetched.
+# Files that are copied whenever they have changed, and fetched when a run continues on another machine.
 RECORDS = (
     "config.yaml", "metrics.jsonl", "skipped.jsonl", "out.log", "checkpoints/best.json", "checkpoints/best.pt",
 )  # fmt: skip
 
-# Seconds between two warnings that a store fails, and for the last copy when the run has ended.
-WARN_EVERY = 600
-FINAL_WAIT = 300
+WARN_EVERY = 600  # seconds between two warnings that a store fails
+FINAL_WAIT = 300  # seconds to wait for the last copy at the end of a run
 
 
 @dataclass(frozen=True)
@@ -32,192 +30,133 @@ class RemoteConfig:
     """Copying the run to a store."""
 
     remote_sync: str | None = None
-    """URL of a folder (s3://bucket/runs) that gets a copy of the run's folder; `--resume latest` looks there, too"""
+    """URL of a folder (s3://bucket/runs) to copy the run's folder to; `--resume latest` looks there as well"""
     remote_sync_frequency: int = 300
     """seconds between two copies"""
 
     def __post_init__(self):
         at_least(1, remote_sync_frequency=self.remote_sync_frequency)
         if self.remote_sync is not None and not is_url(self.remote_sync):
-            raise UserError(f"--remote-sync is a URL, s3://bucket/runs for one; got {self.remote_sync!r}")
+            raise UserError(f"--remote-sync should be a URL such as s3://bucket/runs, got {self.remote_sync!r}")
 
-
-@contextmanager
-def syncing(folder: Path, config: RemoteConfig, is_main: bool) -> Iterator[None]:
-    """Copy a run's folder on the main rank until the block ends, and then once more.
-
-    Raises:
-        UserError: the package that the URL needs is not installed.
-    """
-    if config.remote_sync is None or not is_main:
-        yield
-        return
-    locate(config.remote_sync)
-    sync = RemoteSync(folder, join(config.remote_sync, folder.name), config.remote_sync_frequency)
-    sync.start()
-    try:
-        yield
-    finally:
-        sync.stop()
+    def url(self, run: str) -> str | None:
+        """Return the URL of a run's copy; None if runs are not copied."""
+        return None if self.remote_sync is None else join(self.remote_sync, run)
 
 
 class RemoteSync(threading.Thread):
-    """Args:
-    folder: the run's folder.
-    url: what becomes its copy.
-    every: seconds between two copies.
+    """Copies a folder to a URL every so many seconds while it is open, and once more at the end.
+
+    fsspec.generic.rsync would compare sizes, which are equal for all checkpoints of a run, and delete those of others.
     """
 
     def __init__(self, folder: Path, url: str, every: float):
         super().__init__(name="remote-sync", daemon=True)  # a store that hangs must not keep the process alive
         self.folder, self.url, self.every = folder, url, every
         self.copied: dict[str, tuple[int, int]] = {}
-        """size and time of what the store has, by name within the folder"""
-        self.aside: set[Path] = set()
-        """what was set aside in the folder, and looked for in the store"""
+        """size and time of what is in the store, by name within the folder"""
         self.warned = -float(WARN_EVERY)
         self.failure: str | None = None
         self.ending = threading.Event()
 
+    def __enter__(self) -> "RemoteSync":
+        locate(self.url)  # raises if its package is not installed
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     def run(self) -> None:
-        self.attempt()  # at once: what this run has left must not be taken for it by the next one
+        self.attempt()  # at once: the next run must not resume from a checkpoint that this run set aside
         while not self.ending.wait(self.every):
             self.attempt()
         self.attempt()
 
     def stop(self, wait: float = FINAL_WAIT) -> None:
-        """Copy once more; wait at most so many seconds for it."""
+        """Copy once more, and wait at most so many seconds for it."""
         self.ending.set()
         self.join(wait)
         if self.is_alive():
-            log.warning("the last copy to %s is not done after %d s and is left so", self.url, wait)
+            log.warning("the last copy to %s is not done after %d s and is abandoned", self.url, wait)
         elif self.failure:
-            log.warning("%s lacks what came last: %s. The run's folder has all of it", self.url, self.failure)
+            log.warning("%s lacks what came last: %s. The run's folder has everything", self.url, self.failure)
 
     def attempt(self) -> None:
-        """One copy; a failure is logged, at most once in `WARN_EVERY` seconds, and tried again the next time."""
+        """Copy once. A failure is retried the next time, and logged at most once in `WARN_EVERY` seconds."""
         try:
             self.copy()
             self.failure = None
-        except Exception as error:  # whatever it is, the training goes on
+        except Exception as error:  # whatever it is, training continues
             self.failure = first_line(error)
             if time.monotonic() - self.warned >= WARN_EVERY:
                 self.warned = time.monotonic()
                 log.warning("cannot copy to %s, trying again: %s", self.url, self.failure)
 
     def copy(self) -> None:
-        """Copy what is new, the oldest checkpoint first, and remove what is gone.
-
-        Raises:
-            UserError: the store failed.
-        """
+        """Copy what is new, the oldest checkpoint first, and remove outdated checkpoints from the store."""
         fs, root = locate(self.url)
         checkpoints = [f"checkpoints/{path.name}" for path in checkpoints_by_step(self.folder / "checkpoints")]
         with reaching(self.url):
-            self.set_aside(fs, root)
+            self._set_aside(fs, root)
             for name in [*checkpoints, *RECORDS]:
-                try:
-                    found = (self.folder / name).stat()
-                    state = (found.st_size, found.st_mtime_ns)
-                    if self.copied.get(name) == state:
-                        continue
+                if not (self.folder / name).exists():
+                    continue
+                found = (self.folder / name).stat()
+                state = (found.st_size, found.st_mtime_ns)
+                if self.copied.get(name) != state:
                     fs.makedirs(join(root, name).rpartition("/")[0], exist_ok=True)
-                    fs.put_file(str(self.folder / name), join(root, name))  # an object is whole, or not there
+                    fs.put_file(str(self.folder / name), join(root, name))  # an object is complete, or not there
                     self.copied[name] = state
-                except FileNotFoundError:
-                    if (self.folder / name).exists():
-                        raise
-            self.remove_outdated(fs, root)
+            # A checkpoint that this run copied and then removed, if a newer one is there.
+            for name in _by_step(self.copied)[:-1]:
+                if not (self.folder / name).exists():
+                    fs.rm_file(join(root, name))
+                    del self.copied[name]
 
-    def set_aside(self, fs, root: str) -> None:
+    def _set_aside(self, fs, root: str) -> None:
         """Rename in the store what `set_aside_later` renamed in the folder."""
-        for path in sorted(set((self.folder / "checkpoints").glob("*.left*")) - self.aside):
+        for path in sorted((self.folder / "checkpoints").glob("*.left*")):
             name = f"checkpoints/{path.name.partition('.left')[0]}"
             if not (self.folder / name).exists() and name not in self.copied and fs.exists(join(root, name)):
                 fs.mv(join(root, name), join(root, f"checkpoints/{path.name}"))
-            self.aside.add(path)
-
-    def remove_outdated(self, fs, root: str) -> None:
-        """Of the checkpoints that this run copied, remove those that are gone from its folder, if a newer one stays."""
-        ours = _by_step(self.copied)
-        for name in ours[:-1]:
-            if not (self.folder / name).exists():
-                fs.rm_file(join(root, name))
-                del self.copied[name]
 
 
-def fetch_run(config: RemoteConfig, folder: Path) -> tuple[Path | None, list[str]]:
-    """Fetch the newest whole checkpoint of a run, and its records, so that these go on rather than begin anew.
+def fetch_run(url: str, folder: Path) -> tuple[Path | None, list[str]]:
+    """Fetch a run's newest undamaged checkpoint and its records, so that the records continue.
 
     Returns:
-        The checkpoint in the run's folder, None where the store has none; and what there is to say of it.
-
-    Raises:
-        UserError: the store cannot be reached, or what it has cannot be written.
+        The checkpoint in the run's folder, None if the store has none; and messages for the log.
     """
     notes = []
-    for name in reversed(remote_checkpoints(config, folder.name)):
-        url = join(config.remote_sync, folder.name, "checkpoints", name)
-        path = _fetch(config, folder, f"checkpoints/{name}")
+    for name in reversed(remote_checkpoints(url)):
+        source, path = join(url, "checkpoints", name), folder / "checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(source, path)
         if (fault := damage(path)) is None:
-            notes.append(f"no checkpoint in {folder}: fetched {url}")
+            notes.append(f"no checkpoint in {folder}: fetched {source}")
             break
         path.unlink()
-        notes.append(f"{url} is damaged ({fault}): it is passed over")
+        notes.append(f"skipping {source}, which is damaged: {fault}")
     else:
         return None, notes
     for record in RECORDS:
         if not (folder / record).exists():
             with suppress(MissingFile):
-                _fetch(config, folder, record)
+                download(join(url, record), folder / record)
     return path, notes
 
 
-def _fetch(config: RemoteConfig, folder: Path, name: str) -> Path:
-    """One file of the run in the store: whole under its name, or not there."""
-    url, path = join(config.remote_sync, folder.name, name), folder / name
-    fs, source = locate(url)
-    part = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with reaching(url):
-            fs.get_file(source, str(part))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def remote_checkpoints(config: RemoteConfig, run: str) -> list[str]:
-    """Names of the checkpoints that the store has of a run, the oldest first.
-
-    Raises:
-        UserError: the store cannot be reached.
-    """
-    if config.remote_sync is None:
-        return []
-    url = join(config.remote_sync, run, "checkpoints")
-    fs, path = locate(url)
+def remote_checkpoints(url: str) -> list[str]:
+    """Return the names of the checkpoints in a run's copy, oldest first."""
+    fs, path = locate(join(url, "checkpoints"))
     with reaching(url):
         fs.invalidate_cache()
         entries = fs.ls(path, detail=False) if fs.exists(path) else ()
-        return [name.rpartition("/")[2] for name in _by_step(entries)]
-
-
-def refuse_overwriting(config: RemoteConfig, run: str) -> str | None:
-    """Why a new run may not have this name: the store has checkpoints of another one. None where it may.
-
-    A store that cannot be reached is no reason: it may be there when there is something to copy.
-    """
-    try:
-        if remote_checkpoints(config, run):
-            return f"{join(config.remote_sync, run)} exists: choose another --name, or go on with --resume latest"
-    except UserError as error:
-        log.warning("%s", error)
-    return None
+    return [name.rpartition("/")[2] for name in _by_step(entries)]
 
 
 def _by_step(names: Iterable[str]) -> list[str]:
-    """Those that are checkpoints, in whatever folder, the oldest first."""
+    """Return the names that are checkpoints, in any folder, oldest first."""
     steps = {name: checkpoint_step(name.rpartition("/")[2]) for name in names}
-    return sorted((name for name, step in steps.items() if step is not None), key=steps.get)
+    return [name for _, name in sorted((step, name) for name, step in steps.items() if step is not None)]

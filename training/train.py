@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,22 +24,22 @@ from languagebind.model import DualEncoder
 from .optim import set_lr
 from .rng import rng_state, set_rng_state
 
-if TYPE_CHECKING:  # a step needs PyTorch alone: none of what reads data or writes logs
+if TYPE_CHECKING:  # a step needs only PyTorch, not what reads data or writes logs
+    from .batch import Batch, Skipped
     from .checkpoint import TrainState
     from .engines.base import Engine
     from .logger import Logger
-    from .stream import Batch, Skipped
 
 log = logging.getLogger(__name__)
 
 MAX_LOG_SCALE = math.log(100)  # as in CLIP
-# Below this many samples a share of bad ones says little.
+# --max-bad-share applies from this many samples on.
 BUDGET_FROM = 100
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a step needs beside state and batch."""
+    """What a step needs besides state and batches."""
 
     schedule: Callable[[int], float]
     precision: Precision
@@ -54,11 +54,7 @@ class StepOptions:
 def train(
     state: TrainState, batches: Iterator[Batch], options: StepOptions, process: Process, logger: Logger
 ) -> Iterator[int]:
-    """Take the steps; yields the number of steps done after each, for what happens between them.
-
-    Raises:
-        UserError: the loss or a gradient is not finite, or the data cannot be used.
-    """
+    """Take the steps, and yield the step count after each, for what happens between them."""
     meter = Meter(options, process, logger)
     state.engine.side.train()
     for micro_batches in _together(batches, options.accum_freq, meter, process.device):
@@ -69,40 +65,35 @@ def train(
             state.skipped += len(batch.skipped)
             state.drawn = {**state.drawn, batch.worker: batch.drawn}
         if state.step % options.steps_per_epoch == 0:
-            state.drawn = {}  # the workers begin the next epoch
+            state.drawn = {}  # the workers start the next epoch
         meter.update(state, micro_batches, loss)
         yield state.step
         meter.resume()
 
 
 def train_step(state: TrainState, batches: list[Batch], options: StepOptions, device: torch.device) -> Tensor:
-    """One update, of one batch or of several as if they were one; the loss, mean over ranks.
-
-    Raises:
-        UserError: the loss or a gradient is not finite.
-    """
+    """Update the weights once, with one batch or with micro-batches scored as one; return the loss, mean over ranks."""
     engine = state.engine
     targets = _targets(engine.model, batches, options.precision, device)
 
-    def score(features: Tensor) -> Tensor:
-        """The loss, mean over ranks; leaves gradients in the features and in the logit scale."""
+    def score(features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, mean over ranks, and the gradient of the features; the logit scale keeps its own."""
         loss = _loss(engine.model, features, *targets, options.loss)
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
-        return mean_loss
+        return mean_loss, cast(Tensor, features.grad)
 
     if len(batches) == 1:
         with engine.accumulate(last=True):
-            features = engine.forward(_inputs(batches[0], device))
-            leaf = features.detach().requires_grad_()
-            mean_loss = score(leaf)
-            engine.backward((features * leaf.grad).sum())
+            features = engine.forward(batches[0].inputs.to(device, non_blocking=True))
+            mean_loss, grad = score(features.detach().requires_grad_())
+            engine.backward((features * grad).sum())
     else:
         mean_loss = _accumulate(engine, batches, score, device)
     stepped = engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
     if engine.scaler.is_enabled() and engine.scaler.get_scale() < 1:
-        raise UserError(f"float16 gradients overflow at step {state.step} at any scale: use --precision amp_bf16")
+        raise UserError(f"float16 gradients overflow at step {state.step} at every scale: use --precision amp_bf16")
     with torch.no_grad():
         engine.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
     if stepped and state.ema is not None:
@@ -111,36 +102,32 @@ def train_step(state: TrainState, batches: list[Batch], options: StepOptions, de
 
 
 def _accumulate(
-    engine: Engine, batches: list[Batch], score: Callable[[Tensor], Tensor], device: torch.device
+    engine: Engine, batches: list[Batch], score: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device
 ) -> Tensor:
-    """Features of all batches first, without their graphs; then each batch again, with the gradient of its features.
+    """Compute the features of all micro-batches without graphs, then each again with the gradient of its features.
 
-    Patches are dropped alike both times. (Gao et al. 2021, arXiv 2101.06983.)
+    Both passes drop the same patches. (GradCache: Gao et al. 2021, arXiv 2101.06983.)
     """
     features, generators = [], []
     with torch.no_grad():
         for batch in batches:
             generators.append(rng_state())
-            features.append(engine.forward(_inputs(batch, device)))
-    leaf = torch.cat(features).requires_grad_()
-    mean_loss = score(leaf)
-    grads = leaf.grad.split([len(x) for x in features])
+            features.append(engine.forward(batch.inputs.to(device, non_blocking=True)))
+    mean_loss, grad_of_all = score(torch.cat(features).requires_grad_())
+    grads = grad_of_all.split([len(x) for x in features])
     for number, (batch, grad, generator) in enumerate(zip(batches, grads, generators, strict=True)):
         set_rng_state(generator)
         with engine.accumulate(last=number == len(batches) - 1):
-            engine.backward((engine.forward(_inputs(batch, device)) * grad).sum())
+            again = engine.forward(batch.inputs.to(device, non_blocking=True))
+            engine.backward((again * grad).sum())
     return mean_loss
-
-
-def _inputs(batch: Batch, device: torch.device) -> Tensor:
-    return batch.inputs.to(device, non_blocking=True)  # (B, C, T, H, W)
 
 
 @torch.no_grad()
 def _targets(
     model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Unit-norm features of the captions (B, D), and which samples match (B,); each caption is encoded once a batch."""
+    """Return unit-norm caption features (B, D) and groups (B,). Captions that repeat in a batch are encoded once."""
     features = []
     for batch in batches:
         text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}
@@ -157,12 +144,12 @@ def _targets(
 def _loss(model: DualEncoder, features: Tensor, text_features: Tensor, groups: Tensor | None, kind: str) -> Tensor:
     scale = model.logit_scale.exp()
     if kind == "siglip":
-        return sigmoid_loss(features, text_features, scale, model.logit_bias, groups)
+        return sigmoid_loss(features, text_features, scale, cast(Tensor, model.logit_bias), groups)
     return contrastive_loss(features, text_features, scale, groups)
 
 
 class Meter:
-    """Collects what happened between two log lines."""
+    """Collects statistics between two log lines."""
 
     def __init__(self, options: StepOptions, process: Process, logger: Logger):
         self.options, self.process, self.logger = options, process, logger
@@ -175,9 +162,6 @@ class Meter:
         self.waited, self.paused, self.samples, self.steps = 0.0, 0.0, 0, 0
         self.skipped: list[Skipped] = []
 
-    def got_batch(self, since: float) -> None:
-        self.waited += time.perf_counter() - since
-
     def update(self, state: TrainState, batches: list[Batch], loss: Tensor) -> None:
         self.paused_at = time.perf_counter()
         self.steps += 1
@@ -189,7 +173,7 @@ class Meter:
             self.report(state, loss.item())
 
     def resume(self) -> None:
-        """Evaluation and checkpoints between steps do not count as training time."""
+        """Leave evaluation and checkpoints between steps out of the training time."""
         self.paused += time.perf_counter() - max(self.paused_at, self.started)
 
     def report(self, state: TrainState, loss: float) -> None:
@@ -199,7 +183,7 @@ class Meter:
         if skipped and self.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
             lines = "; ".join(f"{number} of {shard}: {reason}" for (shard, reason), number in common)
-            log.warning("left out %d samples since the last line (%d in all): %s", len(skipped), total, lines)
+            log.warning("skipped %d samples since the last line (%d in total): %s", len(skipped), total, lines)
         seconds = time.perf_counter() - self.started - self.paused
         self.loss = loss if not self.loss else 0.9 * self.loss + 0.1 * loss
         values = {
@@ -221,12 +205,12 @@ class Meter:
         if self.used + self.bad >= BUDGET_FROM and self.bad > self.options.max_bad_share * (self.used + self.bad):
             raise UserError(
                 f"{self.bad} of {self.used + self.bad} samples cannot be used, more than --max-bad-share"
-                f" {self.options.max_bad_share:.0%}; skipped.jsonl of the run has each with its reason"
+                f" {self.options.max_bad_share:.0%}; the run's skipped.jsonl lists them with the reasons"
             )
         self.reset()
 
     def line(self, step: int, values: dict[str, float]) -> str:
-        """OpenCLIP's line, with the share of time that the step waited for data and the time left."""
+        """Return OpenCLIP's log line, plus the share of time spent waiting for data and the time left."""
         per_epoch, batch = self.options.steps_per_epoch, self.samples // self.steps
         epoch, in_epoch = divmod(step - 1, per_epoch)
         left = (self.options.total_steps - step) * values["train/batch_time"]
@@ -242,7 +226,7 @@ class Meter:
 
 
 def _state_figures(engine: Engine) -> dict[str, float]:
-    """What is worth watching, where there is such a thing."""
+    """Return figures of the engine's state that apply to this run."""
     figures = {"train/grad_norm": engine.grad_norm.item()}
     if engine.model.logit_bias is not None:
         figures["train/logit_bias"] = engine.model.logit_bias.item()
@@ -254,14 +238,14 @@ def _state_figures(engine: Engine) -> dict[str, float]:
 
 
 def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: torch.device) -> Iterator[list[Batch]]:
-    """The batches of each step, timed; when one rank's data fails, every rank stops and says why."""
+    """Yield the micro-batches of each step, timed; if one rank's data fails, every rank raises the reason."""
     while True:
         begin, failure, found = time.perf_counter(), None, []
         try:
             found = list(islice(batches, accum_freq))
         except UserError as error:
             failure = str(error)
-        meter.got_batch(begin)
+        meter.waited += time.perf_counter() - begin
         fail_together(failure, device)
         if not found:
             return
@@ -274,5 +258,5 @@ def _check_finite(everywhere: Tensor, here: Tensor, what: str, step: int, batche
     keys = ", ".join(key for batch in batches for key in batch.keys) if not torch.isfinite(here).item() else ""
     reports = [f"rank {rank}: {keys}" for rank, keys in enumerate(gather_objects(keys)) if keys]
     raise UserError(
-        f"the {what} of step {step} is {everywhere.item()}: nothing of this step is kept. Samples: {'; '.join(reports)}"
+        f"the {what} of step {step} is {everywhere.item()}: the step was not saved. Samples: {'; '.join(reports)}"
     )

@@ -1,4 +1,4 @@
-"""What spreads a training over ranks: DDP, FSDP2 and DeepSpeed's ZeRO behind one interface."""
+"""Distribute training over ranks with DDP, FSDP2 or DeepSpeed's ZeRO, behind one interface."""
 
 import torch.distributed as dist
 
@@ -12,32 +12,27 @@ from .fsdp import Fsdp
 
 
 def check_engine(config: EngineConfig, optim: OptimConfig) -> None:
-    """Refuse what an engine cannot do.
-
-    Raises:
-        UserError: with what to do instead.
-    """
+    """Raise a `UserError` if an engine does not support these options."""
     if config.engine == "ddp":
         return
-    if optim.precision == "amp":
-        raise UserError(f"--engine {config.engine} has no loss scaling: use --precision amp_bf16")
-    if optim.optimizer != "adamw" and (config.engine == "deepspeed" or optim.optimizer == "adamw8bit"):
-        # ZeRO steps flat parts of many parameters, where an optimizer that looks at shapes is another one
-        raise UserError(f"--optimizer {optim.optimizer} cannot step divided parameters: use --engine ddp, or adamw")
-    if config.engine == "deepspeed" and optim.ema_decay is not None:
-        raise UserError("--ema-decay works with --engine ddp and fsdp")
+    unsupported = {
+        "--precision amp": optim.precision == "amp",  # neither scales the loss
+        "--optimizer adamw8bit": optim.optimizer == "adamw8bit",
+        # ZeRO steps flat parts of many parameters, which changes any optimizer that looks at shapes
+        f"--optimizer {optim.optimizer}": config.engine == "deepspeed" and optim.optimizer != "adamw",
+        "--ema-decay": config.engine == "deepspeed" and optim.ema_decay is not None,
+    }
+    for option, asked in unsupported.items():
+        if asked:
+            raise UserError(f"--engine {config.engine} does not support {option}: use --engine ddp, or another option")
 
 
 def make_engine(model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig) -> Engine:
-    """The engine that the config names, around a model with its weights in it.
-
-    Raises:
-        UserError: there is one process alone, and nothing to divide the model over.
-    """
+    """Return the engine that the config names, around a model with its weights."""
     if config.engine == "ddp":
         return Engine(model, optim, process, config)
     if not dist.is_initialized():
-        raise UserError(f"--engine {config.engine} divides a model over ranks: start it with torchrun")
+        raise UserError(f"--engine {config.engine} divides the model over ranks: start it with torchrun")
     if config.engine == "fsdp":
         return Fsdp(model, optim, process, config)
     from .deepspeed import DeepSpeed

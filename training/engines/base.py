@@ -1,7 +1,6 @@
-"""Where the weights, gradients and averages of a training lie: whole on every rank (DDP), or in parts (FSDP2, ZeRO).
+"""An engine holds the model and its optimizers: whole on every rank (DDP), or divided over the ranks (FSDP2, ZeRO).
 
-An engine holds the model and its optimizers. State goes in and out of it whole and by parameter name, so that a
-checkpoint of one engine goes on in any other, and in one process.
+State enters and leaves an engine whole and by parameter name, so a checkpoint of one engine resumes in any other.
 """
 
 import copy
@@ -13,19 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError
-from languagebind.distributed import Precision, Process, autocast, rank
+from languagebind.distributed import Precision, Process, autocast, mean_over_ranks, rank
 from languagebind.model import DualEncoder
 
-from ..optim import OptimConfig, build_optimizer, grad_scaler
+from ..optim import OptimConfig, build_optimizer
 
-# Some of timm's optimizers count their steps in the group rather than with each parameter.
+# Some of timm's optimizers count steps per group, not per parameter.
 GROUP_STEP = "group_step"
 
 State = dict[str, Tensor]
@@ -34,26 +32,26 @@ OptimizerState = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a training is spread over ranks."""
+    """How training is distributed over ranks."""
 
     engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
-    """whole weights on every rank; PyTorch's FSDP2; or DeepSpeed's ZeRO"""
+    """whole weights on every rank (ddp), PyTorch's FSDP2, or DeepSpeed's ZeRO"""
     zero_stage: Literal[1, 2, 3] = 2
-    """what DeepSpeed keeps in parts: averages (1), gradients too (2), weights too (3)"""
+    """what DeepSpeed divides over ranks: optimizer states (1), also gradients (2), also weights (3)"""
     deepspeed_config: Path | None = None
-    """DeepSpeed's JSON, with a stage of its own; by default configs/deepspeed/zero<stage>.json"""
+    """DeepSpeed JSON file, which also sets the stage; by default configs/deepspeed/zero<stage>.json"""
     torchcompile: Literal["no", "encoder", "step"] = "no"
-    """compile the encoder's blocks, or all that a step calls from inputs to features as one graph"""
+    """compile the encoder's blocks, or everything from inputs to features as one graph"""
 
     def __post_init__(self):
         if self.deepspeed_config is not None and self.engine != "deepspeed":
-            raise UserError("--deepspeed-config is for --engine deepspeed")
+            raise UserError("--deepspeed-config needs --engine deepspeed")
 
 
 class TrainedSide(nn.Module):
-    """All that trains but the logit scale, as one module: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
+    """Everything that trains except the logit scale: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
 
-    Parameters are named as in the model.
+    Its parameters have the names they have in the model.
     """
 
     def __init__(self, model: DualEncoder, precision: Precision):
@@ -70,15 +68,18 @@ class TrainedSide(nn.Module):
 class Engine:
     """One process, or DDP.
 
-    The logit scale (and bias) are apart from the rest: they are scalars, which neither FSDP2 nor DeepSpeed can divide.
-    Every rank has them whole, their gradients are averaged here, and they have an optimizer of their own.
+    The logit scale and bias are scalars, which neither FSDP2 nor DeepSpeed can divide. Every rank holds them whole and
+    averages their gradients here; they have their own optimizer.
 
     Attributes:
         forward: inputs (B, C, T, H, W) to unit-norm features (B, D), with gradient.
-        parameters: all that train, by name.
-        optimizers: whose `param_groups` hold the learning rates.
-        grad_norm: of the last step, before it was clipped.
+        parameters: all parameters that train, by name.
+        optimizers: their `param_groups` hold the learning rates.
+        grad_norm: gradient norm of the last step, before clipping.
     """
+
+    forward: Callable[[Tensor], Tensor]
+    grad_norm: Tensor
 
     def __init__(self, model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig):
         self.model, self.process = model.to(process.device), process
@@ -95,39 +96,41 @@ class Engine:
         elif config.torchcompile == "step":
             self.side.compile()
         self.optimizers = [build_optimizer(self.scalars, optim)] if self.scalars else []
-        self.scaler = grad_scaler(process.device, optim.precision)
-        self._spread(optim, config)
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=optim.precision == "amp")
+        self._distribute(optim, config)
         self.parameters = self.trained() | self.scalars
 
-    def _spread(self, optim: OptimConfig, config: EngineConfig) -> None:
-        """Set `forward`, and put the optimizer of the trained side in front of the other."""
-        self.forward: Callable[[Tensor], Tensor] = self.side
+    def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
+        """Set `forward`, and put the optimizer of the trained side first."""
+        self.forward = self.side
         if self.process.world_size > 1:
             devices = [self.process.device] if self.process.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.side, device_ids=devices, broadcast_buffers=False)
         self.optimizers.insert(0, build_optimizer(self.trained(), optim))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters of the trained side that train, by name."""
+        """Return the parameters of the trained side that train, by name."""
         return {name: parameter for name, parameter in self.side.named_parameters() if parameter.requires_grad}
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Around forward and backward: gradients of all but the `last` are summed before ranks exchange them."""
-        with nullcontext() if last or self.process.world_size == 1 else self.forward.no_sync():
+        """Wrap forward and backward of a micro-batch: ranks exchange gradients only after the last one."""
+        ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+        with nullcontext() if last or ddp is None else ddp.no_sync():
             yield
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
         loss.backward()
 
     def update(self, check: Callable[[Tensor], None]) -> bool:
-        """Clip the gradients, take the optimizers' step, and drop the gradients.
+        """Clip the gradients, step the optimizers, and clear the gradients.
 
         Args:
-            check: is given the gradients' norm, and refuses the step by raising.
+            check: called with the gradient norm; raises to refuse the step.
 
         Returns:
-            Whether the step was taken: float16 gradients may overflow, which lowers the scale of the loss instead.
+            Whether a step was taken: if float16 gradients overflow, only the loss scale is lowered.
         """
         self._average_scalars()
         for optimizer in self.optimizers:
@@ -135,7 +138,7 @@ class Engine:
         self.grad_norm = norm = self._clip(list(self.parameters.values()))
         if not self.scaler.is_enabled():
             check(norm)
-        # The scaler alone would skip the optimizer that overflowed, and step the other with gradients clipped to NaN.
+        # The scaler alone would skip only the optimizer that overflowed, and step the other with NaN gradients.
         steps = bool(norm.isfinite())
         for optimizer in self.optimizers:
             if steps:
@@ -145,53 +148,38 @@ class Engine:
         return steps
 
     def model_state(self) -> State:
-        """All but the text tower, whole on the main rank. Every rank has to ask."""
-        return {name: _whole_on_cpu(value) for name, value in self.model.encoder_state().items()}
+        """Return the weights without the text tower, whole on the main rank. Every rank must call it."""
+        return {name: gather(value) for name, value in self.model.encoder_state().items()}
 
     def optimizer_state(self) -> OptimizerState:
-        """The averages by parameter name, whole on the main rank. Every rank has to ask."""
+        """Return the optimizer states by parameter name, whole on the main rank. Every rank must call it."""
         return save_by_name(self.optimizers, self.parameters)
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
-        """Averages as `optimizer_state` gives them; learning rates and decay stay those of this run."""
-        for optimizer in self.optimizers:
-            load_by_name(optimizer, self.parameters, saved)
+        """Load what `optimizer_state` returned; learning rates and weight decay stay those of this run."""
+        load_by_name(self.optimizers, self.parameters, saved)
 
     @contextmanager
     def whole_model(self) -> Iterator[DualEncoder]:
-        """The model for evaluation, which each rank may call as often as it likes."""
+        """Yield the model for evaluation; ranks may call it a different number of times."""
         yield self.model
 
     def _average_scalars(self) -> None:
-        if self.process.world_size == 1:
-            return
         for parameter in self.scalars.values():
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= self.process.world_size
+            if parameter.grad is not None:
+                parameter.grad = mean_over_ranks(parameter.grad)
 
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
-def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _whole_on_cpu(value: Any) -> Any:
-    """A GPU that holds a part of each tensor may have no room for all of them whole; the main rank alone keeps them."""
-    return kept_by_main(value.full_tensor()) if isinstance(value, DTensor) else value
-
-
-def kept_by_main(whole: Tensor) -> Tensor:
-    """A whole tensor on the CPU of the main rank, and an empty one elsewhere: a node has no memory for one a rank."""
-    return whole.cpu() if rank() == 0 else whole.new_empty(0)
-
-
+# torch.distributed.checkpoint.state_dict takes a step with zero gradients to create states. That changes the weights
+# with timm's madgrad, and a later step with most optimizers; and it cannot save the groups of timm's adafactorbv.
 def save_by_name(optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """What optimizers keep of each parameter, whole."""
+    """Return the optimizer state of each parameter by name, whole on the main rank. Every rank must call it."""
     names = {parameter: name for name, parameter in parameters.items()}
     return {
-        names[parameter]: {key: _whole_on_cpu(value) for key, value in optimizer.state[parameter].items()}
+        names[parameter]: {key: gather(value) for key, value in optimizer.state[parameter].items()}
         | ({GROUP_STEP: group["step"]} if "step" in group else {})
         for optimizer in optimizers
         for group in optimizer.param_groups
@@ -201,27 +189,34 @@ def save_by_name(optimizers: Iterable[torch.optim.Optimizer], parameters: Mappin
 
 
 def load_by_name(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: OptimizerState
+    optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter], saved: OptimizerState
 ) -> None:
-    """What `save_by_name` gave, into an optimizer of some of the parameters."""
+    """Load what `save_by_name` returned into optimizers of these parameters."""
     names = {parameter: name for name, parameter in parameters.items()}
-    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        number: {
-            key: divided_like(parameter, value) for key, value in saved[names[parameter]].items() if key != GROUP_STEP
-        }
-        for number, parameter in enumerate(own)
-        if names[parameter] in saved
-    }
-    for group in optimizer.param_groups:
-        first = saved.get(names[group["params"][0]], {})
-        if GROUP_STEP in first:
-            group["step"] = copy.deepcopy(first[GROUP_STEP])
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for optimizer in optimizers:
+        states: list[dict[str, Any]] = []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                own = saved.get(names[parameter], {})
+                states.append({key: divide(value, parameter) for key, value in own.items() if key != GROUP_STEP})
+                if GROUP_STEP in own:
+                    group["step"] = copy.deepcopy(own[GROUP_STEP])
+        numbered = {number: state for number, state in enumerate(states) if state}
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": numbered})
 
 
-def divided_like(parameter: Tensor, value: Any) -> Any:
-    """A whole tensor as this rank's part of it, where the parameter that it is of is divided."""
+def gather(value: Any) -> Any:
+    """Return a divided tensor whole, on the main rank's CPU: one GPU may have no room for all of them."""
+    return kept_by_main(value.full_tensor()) if isinstance(value, DTensor) else value
+
+
+def kept_by_main(whole: Tensor) -> Tensor:
+    """Return a whole tensor on the CPU of the main rank, and an empty one elsewhere, to save memory of the node."""
+    return whole.cpu() if rank() == 0 else whole.new_empty(0)
+
+
+def divide(value: Any, parameter: Tensor) -> Any:
+    """Return this rank's part of a whole tensor if its parameter is divided; otherwise the value itself."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

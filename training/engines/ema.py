@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .base import divided_like
+from .base import divide
 
 
 class Ema:
-    """`average = decay * average + (1 - decay) * weight` after each step; in its first steps it forgets faster.
+    """`average = decay * average + (1 - decay) * weight` after each step, with a smaller decay in the first steps.
 
     Args:
-        parameters: those that train, by name.
-        decay: in (0, 1).
+        parameters: all parameters that train, by name.
+        decay: in [0, 1).
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
@@ -23,21 +23,21 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take one step's weights in."""
+        """Update the averages with the weights after a step."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # or the random start would stay for long
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # else the random start would weigh for long
         for name, parameter in self.parameters.items():
             self.averages[name].lerp_(parameter.detach(), 1 - decay)
 
     def load(self, averages: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from the whole averages of a checkpoint."""
+        """Continue from the averages of a checkpoint."""
         self.steps = steps
         for name, value in averages.items():
-            self.averages[name].copy_(divided_like(self.parameters[name], value.to(self.averages[name].device)))
+            self.averages[name].copy_(divide(value.to(self.averages[name].device), self.parameters[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The averages in place of the weights."""
+        """Use the averages as the weights inside the block."""
         self._exchange()
         try:
             yield

@@ -1,4 +1,4 @@
-"""PyTorch's FSDP2: weights, gradients and moments in parts over the ranks."""
+"""PyTorch's FSDP2: weights, gradients and optimizer states divided over the ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,29 +12,31 @@ from torch.distributed.tensor import DTensor
 from languagebind.model import DualEncoder
 
 from ..optim import OptimConfig, build_optimizer
-from .base import Engine, EngineConfig, _whole
+from .base import Engine, EngineConfig
 
 
 class Fsdp(Engine):
-    """FSDP2: each block's weights come together when they are needed."""
+    """FSDP2: the weights of a block are gathered when it runs."""
 
-    def _spread(self, optim: OptimConfig, config: EngineConfig) -> None:
-
+    def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
         mesh = init_device_mesh(self.process.device.type, (self.process.world_size,))
         for block in self.model.vision_model.encoder.layers:
             fully_shard(block, mesh=mesh)
-        self.forward = fully_shard(self.side, mesh=mesh)
+        fully_shard(self.side, mesh=mesh)
+        self.forward = self.side
         self.optimizers.insert(0, build_optimizer(self.trained(), optim))
+
+    def _parts(self) -> list[FSDPModule]:
+        return [module for module in self.side.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        self.forward.set_requires_gradient_sync(last)
+        self._parts()[0].set_requires_gradient_sync(last)  # of the side itself, which passes it on
         yield
 
     @contextmanager
     def whole_model(self) -> Iterator[DualEncoder]:
-
-        parts = [module for module in self.side.modules() if isinstance(module, FSDPModule)]
+        parts = self._parts()
         for module in parts:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
@@ -48,7 +50,8 @@ class Fsdp(Engine):
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         kinds = [[x for x in parameters if isinstance(x, DTensor) is divided] for divided in (True, False)]
         norms = [nn.utils.get_total_norm([x.grad for x in kind if x.grad is not None]) for kind in kinds]
-        norm = torch.linalg.vector_norm(torch.stack([_whole(x).to(self.process.device) for x in norms]))
+        whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        norm = torch.linalg.vector_norm(torch.stack([x.to(self.process.device) for x in whole]))
         for kind in kinds:
             nn.utils.clip_grads_with_norm_(kind, self.max_norm, norm)
         return norm

@@ -1,0 +1,83 @@
+"""Batches from webdataset shards, in an order that depends only on the seed, the epoch and the rank.
+
+    shards of the epoch -> share of this rank and worker -> shuffle -> input and caption -> batch
+
+If the samples are counted, an epoch is one pass: each worker reads as many samples as its batches hold. Bad samples or
+uncounted shards may leave a worker short; it then starts its share again, so that no rank waits for another that has
+run out. A sample that cannot be used is skipped, counted, and replaced by the next one.
+"""
+
+import atexit
+import os
+import signal
+from collections.abc import Generator, Iterator
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from languagebind.config import UserError
+
+from .batch import Batch
+from .worker import ShardBatches
+
+
+def train_batches(batches: ShardBatches) -> Generator[Batch]:
+    """Yield the batches of the plan's steps, prepared by loader processes."""
+    closing = RawValue("b", 0)
+    close = partial(setattr, closing, "value", 1)
+    atexit.register(close)  # in case the caller fails and never closes this generator
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=batches.config.workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=partial(_outlive_signals, closing),
+        # The loader draws a seed for its workers, which ours do not use: leave the trainer's generator untouched.
+        generator=torch.Generator(),
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
+    finally:
+        close()
+        atexit.unregister(close)
+
+
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield each batch on the GPU, copied from pinned memory during the step before; on a CPU, yield it as it is.
+
+    Two batches are on the GPU at once.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying, ahead = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            following = batch.to(device), copying.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = following
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """Wait for the copy, and keep its memory until the step is done with it."""
+    stream = torch.cuda.current_stream(batch.inputs.device)
+    stream.wait_event(copied)
+    for tensor in batch.tensors():
+        tensor.record_stream(stream)
+    return batch
+
+
+def _outlive_signals(closing: Any, worker: int) -> None:
+    """Ignore the signals of a scheduler, which go to all processes of a job: the trainer still needs batches."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,92 @@
+"""Open a run's folder, and find the checkpoint that the run resumes from."""
+
+import logging
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from languagebind.config import UserError
+from languagebind.distributed import Process, fail_together, gather_objects
+from languagebind.files import locked
+from languagebind.remote import file_size, is_url
+
+from .checkpoint_files import damage, latest_undamaged
+from .logger import setup_logging
+from .params import TrainConfig
+from .remote_sync import fetch_run, remote_checkpoints
+
+log = logging.getLogger(__name__)
+
+EXISTS = "exists: choose another --name, or continue it with --resume latest"
+
+
+def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
+    """Make and lock the run's folder, start logging into it, and find the checkpoint to resume from.
+
+    Args:
+        held: keeps the lock until it is closed.
+    """
+    options, failure = config.checkpoint, None
+    resume: Path | str | None = None
+    warnings: list[str] = []
+    name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
+    folder = options.logs / gather_objects(name)[0]
+    if process.is_main:  # one rank looks, so that all resume from the same checkpoint
+        try:
+            failure = _conflict(config, folder)
+            if failure is None and options.resume == "latest":
+                resume, warnings = _find_latest(config, folder)
+            elif failure is None and options.resume:
+                resume = options.resume if is_url(options.resume) else Path(options.resume)
+            if failure is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder / ".lock"))
+        except BlockingIOError:
+            failure = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
+        except (UserError, OSError) as error:
+            failure = str(error)
+    fail_together(failure, process.device)  # from here on, the folder exists for every rank
+    resume = gather_objects(resume)[0]
+    if isinstance(resume, Path) and not resume.is_file():
+        failure = f"rank {process.rank} finds no {resume}: --logs should be a folder that all nodes share"
+    fail_together(failure, process.device)
+    setup_logging(folder if process.is_main else None)
+    log.info("run %s", folder)
+    for warning in warnings:
+        log.warning(warning)
+    return folder, resume
+
+
+def _conflict(config: TrainConfig, folder: Path) -> str | None:
+    """Return why a run with these options cannot start in this folder; None if it can."""
+    options, url, own = config.checkpoint, config.remote.url(folder.name), folder / "checkpoints"
+    if options.resume == "latest":
+        return "--resume latest needs --name: the run to resume" if options.name is None else None
+    if options.resume and is_url(options.resume):
+        return f"no checkpoint at {options.resume}" if file_size(options.resume) is None else None
+    if options.resume:
+        path = Path(options.resume)
+        if not path.is_file():
+            return f"no checkpoint at {path}"
+        if own.exists() and any(own.iterdir()) and path.absolute().parent != own.absolute():
+            return f"{folder} exists, and {path} does not belong to it: choose another --name"
+        fault = damage(path)
+        return fault and f"{path} is damaged: {fault}"
+    if own.exists() or (folder / "metrics.jsonl").exists():
+        return f"{folder} {EXISTS}"
+    try:
+        if url is not None and remote_checkpoints(url):
+            return f"{url} {EXISTS}"
+    except UserError as error:  # the store may be back when there is something to copy
+        log.warning("%s", error)
+    return None
+
+
+def _find_latest(config: TrainConfig, folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest undamaged checkpoint of a run, from its folder or else from the store, and warnings."""
+    url = config.remote.url(folder.name)
+    path, warnings = latest_undamaged(folder / "checkpoints")
+    if path is None and url is not None:
+        path, more = fetch_run(url, folder)
+        warnings += more
+    return path, warnings if path else [*warnings, f"no checkpoint in {folder}: starting from step 0"]

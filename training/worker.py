@@ -1,0 +1,252 @@
+"""What one loader worker does: read its share of the shards, shuffle, prepare the samples, and batch them."""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, groupby, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from languagebind.config import UserError, first_line
+from languagebind.data.members import media_members, read_captions, stream_samples
+from languagebind.data.text_features import TextFeatures
+from languagebind.data.vidal import MissingCaption, choose_caption
+from languagebind.modalities import DecodeError, Modality
+
+from .batch import Batch, DataConfig, Plan, Skipped
+
+# A worker stops if its first samples, this many, are all bad; otherwise --max-bad-share over all ranks decides.
+HOPELESS = 100
+
+Part = tuple[str, int, int | None]
+"""shard, first sample, end"""
+
+
+class Prepared(NamedTuple):
+    """A sample that is ready for a batch."""
+
+    key: str
+    inputs: torch.Tensor
+    """(C, T, H, W)"""
+    caption: str
+    feature: torch.Tensor | None
+    """(D,) cached text feature of the caption"""
+    group: int | None
+
+
+@dataclass(eq=False)
+class ShardBatches(IterableDataset):
+    """The batches of one worker of one rank. If the data cannot be used, an error message comes in place of a batch."""
+
+    shards: dict[str, int | None]
+    """number of samples in each; None if unknown"""
+    modality: Modality
+    tokenizer: Callable[[list[str]], dict[str, torch.Tensor]]
+    config: DataConfig
+    plan: Plan
+    features: TextFeatures | None = None
+    """cached text features; without them, batches hold token ids"""
+
+    def __iter__(self) -> Iterator[Batch | str]:
+        plan, info = self.plan, get_worker_info()
+        workers = info.num_workers if info else 1
+        # The loader asks its workers in turn: step k comes from worker k modulo workers, also after a resume.
+        first = plan.first_step + (info.id if info else 0)
+        steps = range(first, plan.total_steps, workers)
+        for epoch, steps_of_epoch in groupby(steps, key=lambda step: step // plan.steps_per_epoch):
+            resumed = epoch == plan.first_step // plan.steps_per_epoch
+            drawn = plan.drawn.get(first % workers, 0) if resumed else 0
+            stream = WorkerStream(self, epoch, first % workers, workers, drawn)
+            try:
+                for _ in steps_of_epoch:
+                    yield stream.next_batch()
+            except UserError as error:  # sent as a value: a raised one would bring the worker's traceback along
+                yield str(error)
+                return
+
+
+class WorkerStream:
+    """The samples that one worker draws in one epoch.
+
+    Args:
+        drawn: samples to pass over, which the run drew before it was resumed.
+    """
+
+    def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
+        self.modality, self.tokenizer, self.features = dataset.modality, dataset.tokenizer, dataset.features
+        self.config, self.plan, self.shards = dataset.config, dataset.plan, dataset.shards
+        self.epoch, self.worker, self.workers = epoch, worker, workers
+        self.drawn = self.resumed_at = drawn
+        self.used = 0
+        self.reasons: Counter[str] = Counter()
+        self.skipped: list[Skipped] = []
+        self.samples = self._usable(islice(self._draw(), drawn, None))
+
+    def next_batch(self) -> Batch:
+        """Return the next batch, and the samples skipped on the way."""
+        samples = list(islice(self.samples, self.config.batch_size))
+        skipped, self.skipped = self.skipped, []
+        if self.features is None:
+            number = {caption: i for i, caption in enumerate(dict.fromkeys(x.caption for x in samples))}
+            text = self.tokenizer(list(number)) | {"caption": torch.tensor([number[x.caption] for x in samples])}
+        else:
+            text = {"features": torch.stack([x.feature for x in samples if x.feature is not None])}
+        return Batch(
+            inputs=torch.stack([x.inputs for x in samples]),
+            text=text,
+            groups=None if self.config.positives == "pair" else torch.tensor([x.group for x in samples]),
+            keys=[x.key for x in samples],
+            skipped=skipped,
+            worker=self.worker,
+            epoch=self.epoch,
+            drawn=self.drawn,
+        )
+
+    def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[Prepared]:
+        for sample in draws:
+            self.drawn += 1
+            outcome = sample if isinstance(sample, Skipped) else self._prepare(sample)
+            if not isinstance(outcome, Skipped):
+                self.used += 1
+                yield outcome
+                continue
+            self.skipped.append(outcome)
+            self.reasons[outcome.reason] += 1
+            if not self.used and self.reasons.total() >= HOPELESS:
+                self._fail(f"not one of the first {HOPELESS} samples can be used")
+
+    def _prepare(self, sample: dict) -> Prepared | Skipped:
+        key, shard = sample["__key__"], sample["__url__"]
+        # Seeded by the sample: its random choices do not depend on the number of workers.
+        rng = random.Random(f"{self.plan.seed} {self.epoch} {sample['__lap__']} {key}")
+        try:
+            caption, frame = choose_caption(read_captions(sample), self.config.caption_source, rng)
+            source = select_input(sample, self.modality, rng, frame)
+            x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
+            feature = None if self.features is None else self.features.find(shard, caption)
+        except (DecodeError, MissingCaption) as error:
+            return Skipped(shard, key, getattr(error, "reason", str(error)))
+        except Exception as error:  # a bug in the code must not count as a bad sample
+            error.add_note(f"while reading sample {key} of {shard}")
+            raise
+        kind = self.config.positives
+        group = None if kind == "pair" else _number(caption if kind == "caption" else _sample_id(sample))
+        return Prepared(key, x, caption, feature, group)
+
+    def _draw(self) -> Iterator[dict | Skipped]:
+        drawn = 0
+        for lap in count():
+            used, first = self.used, drawn
+            rng = random.Random(f"{self.plan.seed} {self.epoch} {self.plan.rank} {self.worker} {lap}")
+            for sample in _shuffled(self._read(lap, rng), self.config.shuffle_buffer, rng):
+                drawn += 1
+                yield sample
+            # A lap that a resumed run passes over, in whole or in part, says nothing about the samples.
+            if self.used == used and first >= self.resumed_at:
+                self._fail("not one sample can be used")
+
+    def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped]:
+        for shard, first, last in self._parts_of_lap(lap, rng):
+            errors: list[Exception] = []
+
+            def note(error: Exception, errors: list[Exception] = errors) -> bool:
+                errors.append(error)
+                return True  # continue with what can be read
+
+            samples, read = stream_samples(shard, note, {*self.modality.extensions, "json", "txt"}), first
+            for sample in islice(samples, first, last):
+                read += 1
+                yield {**sample, "__lap__": lap}
+            if errors:  # several layers of webdataset report the same fault
+                lost = 1 if last is None else max(1, last - read)
+                yield from [Skipped(shard, "", f"broken shard: {first_line(errors[0])}")] * lost
+
+    def _parts_of_lap(self, lap: int, rng: random.Random) -> Iterator[Part]:
+        if self.config.dataset_resampled:
+            while True:
+                yield rng.choice(list(self.shards)), 0, None
+        order = list(self.shards)
+        random.Random(f"{self.plan.seed} {self.epoch}").shuffle(order)  # the same on every rank
+        counts = {shard: number for shard, number in self.shards.items() if number is not None}
+        own = self._fair_parts(order, counts) if len(counts) == len(order) else self._whole_shards(order)
+        if lap:
+            rng.shuffle(own)
+        yield from own
+
+    def _fair_parts(self, order: list[str], counts: dict[str, int]) -> list[Part]:
+        """Return this worker's share of all samples in a row: one share per batch of the epoch."""
+        plan = self.plan
+        steps = range(self.epoch * plan.steps_per_epoch, (self.epoch + 1) * plan.steps_per_epoch)
+        batches = [len([step for step in steps if step % self.workers == worker]) for worker in range(self.workers)]
+        before = plan.rank * len(steps) + sum(batches[: self.worker])
+        total = sum(counts.values())
+        begin, end = (total * at // (plan.world_size * len(steps)) for at in (before, before + batches[self.worker]))
+        parts: list[Part] = []
+        offset = 0
+        for shard in order:
+            first, last = max(begin - offset, 0), min(end - offset, counts[shard])
+            if first < last:
+                parts.append((shard, first, last))
+            offset += counts[shard]
+        return parts
+
+    def _whole_shards(self, order: list[str]) -> list[Part]:
+        """Return whole shards for each worker, for shards whose samples are not counted."""
+        own = order[self.plan.rank * self.workers + self.worker :: self.plan.world_size * self.workers]
+        return [(shard, 0, None) for shard in own]
+
+    def _fail(self, what: str) -> None:
+        reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))
+        names = ", ".join(f"<key>.{extension}" for extension in self.modality.extensions)
+        where = f"{len(self.shards)} shards, the first is {next(iter(self.shards))}"
+        raise UserError(f"{what} in {where}. {reasons or f'No member is named {names}'}")
+
+
+def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random, frame: int | None) -> Any:
+    """Return the member of a sample that holds the modality, or a list of frames if each frame is a member.
+
+    Args:
+        frame: the frame that the caption describes; if there is none, `rng` draws one.
+
+    Raises:
+        DecodeError: the sample has no such member.
+    """
+    members = media_members((name for name in sample if not name.startswith("__")), modality.extensions)
+    if members is None:
+        raise DecodeError(sample["__key__"], f"no member is named {' or '.join(modality.extensions)}")
+    if isinstance(members, str):
+        return sample[members]
+    if modality.input_shape[1] > 1:
+        return [sample[name] for name in members.values()]
+    return sample[members[frame] if frame in members else members[rng.choice(list(members))]]
+
+
+def _sample_id(sample: dict[str, Any]) -> str:
+    """Return the id in a sample's `.json`, or its key."""
+    record = json.loads(sample["json"]) if "json" in sample else {}
+    return str(record.get("id", sample["__key__"])) if isinstance(record, dict) else sample["__key__"]
+
+
+def _number(text: str) -> int:
+    """Return a 64-bit hash of a text, the same on every rank."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
+    """Shuffle through a buffer of `size` samples."""
+    waiting: list = []
+    for sample in samples:
+        if len(waiting) < size:
+            waiting.append(sample)
+            continue
+        if size:
+            place = rng.randrange(size)
+            waiting[place], sample = sample, waiting[place]
+        yield sample
+    rng.shuffle(waiting)
+    yield from waiting
