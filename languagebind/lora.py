@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,6 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
     Args:
         encoder: the `Transformer` of a vision encoder, changed in place.
         rank: rank of the adapters, whose output is scaled by alpha / rank.
-        dropout: dropout on the inputs of the adapters.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -24,8 +24,8 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
     temporal = any(name.endswith("temporal_attn") for name, _ in encoder.named_modules())
     targets = rf".*\.{'temporal' if temporal else 'self'}_attn\.(q|k|v|out)_proj"
     # PEFT annotates lora_alpha as int, but scales by any number.
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, encoder)
+    sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    inject_adapter_in_model(LoraConfig(**sizes, target_modules=targets), encoder)
 
 
 def merge_lora(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -64,8 +64,8 @@ def save_adapter(folder: Path, adapters: dict[str, Tensor], rank: int, alpha: fl
     from safetensors.torch import save_file
 
     targets = sorted({key.partition(".lora_")[0] for key in adapters})
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
-    config.save_pretrained(str(folder))
+    sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    LoraConfig(**sizes, target_modules=targets).save_pretrained(str(folder))
     tensors = {
         f"base_model.model.{key.replace('.default.', '.')}": value.contiguous() for key, value in adapters.items()
     }

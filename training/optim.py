@@ -130,8 +130,11 @@ def make_schedule(kind: str, warmup: int, total_steps: int) -> Callable[[int], f
         warmup: steps over which the factor rises linearly to 1.
     """
 
-    def cosine(step: int) -> float:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if kind == "const":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
 
-    after_warmup = {"cosine": cosine, "const": lambda step: 1.0}[kind]
-    return lambda step: (step + 1) / warmup if step < warmup else after_warmup(step)
+    return factor
