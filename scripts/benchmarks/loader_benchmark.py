@@ -16,15 +16,11 @@ from typing import NamedTuple
 import psutil
 
 from languagebind.text import Tokenizer, text_tokens
-from training.batch import Batch, DataConfig, Plan
+from training.batch import Batch, Plan
 from training.loader import train_batches
 from training.params import TrainConfig, parse_args
 from training.preflight import check_data
-<<<<<<< HEAD
-from training.stream import Batch, Plan
-=======
 from training.worker import ShardBatches
->>>>>>> 0246877 (Training: a file for each job (batch, worker, loader, run_folder), plain English, fewer checks; a CLIP that is both text tower and first weights is built once (LoRA's random start differs then); datasets are listed once; the text tower is hashed at start and end)
 
 from .report import Row, progress
 
@@ -96,15 +92,8 @@ def open_loader(config: TrainConfig, steps: int) -> Iterator[Batch]:
     """Return training's batches, with captions as token ids, over as many epochs as `steps` need."""
     shards, steps_per_epoch = check_data(config.data, config.inputs, world_size=1)
     plan = Plan(config.seed, 0, 1, steps_per_epoch, steps)
-<<<<<<< HEAD
-    return train_batches(shards, config.inputs, Tokenizer(text_tokens(config.model.text)), config.data, plan)
-=======
-    try:
-        tokenizer = Tokenizer(text_tokens(config.model.text))
-    except (ImportError, OSError) as error:
-        raise UserError(f"the tokenizer of {config.model.text.text_tower} cannot be made: {error}") from error
-    return train_batches(ShardBatches(shards, config.inputs, tokenizer, data, plan))
->>>>>>> 0246877 (Training: a file for each job (batch, worker, loader, run_folder), plain English, fewer checks; a CLIP that is both text tower and first weights is built once (LoRA's random start differs then); datasets are listed once; the text tower is hashed at start and end)
+    tokenizer = Tokenizer(text_tokens(config.model.text))
+    return train_batches(ShardBatches(shards, config.inputs, tokenizer, config.data, plan))
 
 
 def read_memory() -> dict[int, Memory]:
