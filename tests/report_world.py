@@ -2,6 +2,7 @@
 
 import html.parser
 import io
+import re
 import shutil
 import subprocess
 import tarfile
@@ -146,21 +147,24 @@ def pairs(sources: dict, **protocol) -> dict:
 
 
 class Page(html.parser.HTMLParser):
-    """Its tables by caption, as rows of texts; the text and tags that it holds, and the text that is folded."""
+    """Its tables by caption, as rows of texts; its text and tags, values to sort by, and the text that is folded."""
 
     def __init__(self, text: str):
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
         self.tags: list[tuple[str, dict]] = []
+        self.values: set[str | None] = set()
         self.text = ""
         self.folded = ""
         self.depth = 0
         self.parts: list[str] | None = None
         self.rows: list[list[str]] = []
-        self.feed(text)
+        self.feed(re.sub(r"<(style|script)>.*?</\1>", r"<\1></\1>", text, flags=re.DOTALL))
+        self.text, self.folded = (" ".join(text.split()) for text in (self.text, self.folded))
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
+        self.values.add(dict(attributes).get("data-value"))
         self.depth += tag == "details"
         if tag == "table":
             self.rows = []
@@ -176,7 +180,7 @@ class Page(html.parser.HTMLParser):
         if tag in ("td", "th"):
             self.rows[-1].append(" ".join("".join(self.parts).split()))
         if tag == "caption":
-            self.tables["".join(self.parts)] = self.rows
+            self.tables[" ".join("".join(self.parts).split())] = self.rows
         if tag in ("td", "th", "caption"):
             self.parts = None
 

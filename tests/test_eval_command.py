@@ -158,7 +158,7 @@ def test_a_result_of_another_checkpoint_is_not_taken_for_one_of_this(world, clip
     second = read(tmp_path / "out", "here_run.json")
     assert second["weights_sha256"] != first["weights_sha256"]
     (tmp_path / "out" / "here_run.json").write_text('{"dataset": "here"')
-    with pytest.raises(UserError, match=r"here_run.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"here_run.json is not a valid result .Invalid JSON"):
         main([*argv, "--skip-existing"])
 
 

@@ -2,20 +2,22 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import call
+from helpers import ROOT, call
 from PIL import Image
 from report_world import EVIL, Page, chromium, classification, media, multilabel, pairs, retrieval
 
 from languagebind.config import UserError
 from languagebind.eval.report.__main__ import main
-from languagebind.eval.report.style import DARK, LIGHT
+from languagebind.eval.report.page import TEMPLATES
 from languagebind.eval.results import write_result
 
 
@@ -41,11 +43,16 @@ def world(tmp_path_factory):
     return folder
 
 
+RANKS = ("median_rank", "d_prime")
+
+
+def percent(value: float, metric: str = "") -> str:
+    """As published tables give it; a rank as it is."""
+    return f"{value:g}" if metric.endswith(RANKS) else f"{100 * value:.1f}"
+
+
 def check_figures(page: Page, folder: Path) -> None:
     """Every metric of every result, with its interval, is in its cell."""
-    overview = {}
-    for caption, rows in page.tables.items():
-        overview |= {row[0]: row[1:] for row in rows} if caption.startswith("Headline metric") else {}
     for file in (folder / "results").glob("*.json"):
         made = json.loads(file.read_text())
         table = page.table(f"All metrics on {made['dataset']},")
@@ -56,14 +63,14 @@ def check_figures(page: Page, folder: Path) -> None:
             cell = "not finite"
             if value is not None:
                 low, high = made["intervals"][metric]
-                cell = f"{value:.4f} [{low:.4f}, {high:.4f}]"
+                cell = f"{percent(value, metric)} [{percent(low, metric)}, {percent(high, metric)}]"
+                assert str(value) in page.values, "the exact value, to sort by"
             assert table[metric][column] == cell
-            assert table[metric][-1] == "0.0833"
+            assert table[metric][-1] == percent(0.0833, metric)
         headline = {"nyu_v2": "mean_per_class", "audioset": "mAP", "msrvtt": "text_to_modality/R@1"}[made["dataset"]]
-        place = overview["dataset"].index(made["pretrained"])
-        row = next(row for name, row in overview.items() if name.startswith(made["dataset"]))
-        assert row[place].replace(" ★", "") == table[headline][column]
-        assert row[:2] == ["240", "0.0833"]  # samples, chance
+        overview = page.table(f"Headline metric of each dataset, {made['model']}")
+        assert overview["model"] == [f"{made['dataset']} {headline} 240 samples chance 8.3"]
+        assert overview[made["pretrained"]][0].replace(" ★", "") == table[headline][column]
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +80,16 @@ def page(world):
 
 def test_tables_hold_the_results(world, page):
     check_figures(page, world)
-    first, second, published = page.table("Headline metric")["msrvtt text_to_modality/R@1"][2:]
-    assert published == f"0.4480 LanguageBind ★ 0.3600 {EVIL}"
-    assert (first[:7], second[:8]) == ("0.4271 ", "0.4671 ★")
-    assert page.table("Published figures")["msrvtt"] == [EVIL, "text_to_modality/R@5", "0.6100", "table 3"]
+    overview = page.table("Headline metric of each dataset, video")
+    assert list(overview) == ["model", "LanguageBind_FT", "epoch_1", "LanguageBind", EVIL]
+    assert (overview["LanguageBind"], overview[EVIL]) == (["44.8 ★"], ["36.0"])
+    assert (overview["LanguageBind_FT"][0][:5], overview["epoch_1"][0][:6]) == ("42.7 ", "46.7 ★")
+    assert page.table("Published figures")["msrvtt"] == [EVIL, "text_to_modality/R@5", "61.0", "table 3"]
     assert page.table("Every class of audioset, epoch_1")["never heard"] == ["13", "0", "–", "–"]
     assert page.table("The most frequent confusions on nyu_v2, LanguageBind_FT")[EVIL] == [
         "dining & living room",
         "16",
-        "0.8000",
+        "80.0",
     ]
 
 
@@ -136,21 +144,23 @@ def test_settings_that_differ_are_named_with_their_models(tmp_path):
         plain("b", dataset="same", **first | {"inputs": inputs | {"hflip": 0.0}}),
     )
     assert (
-        "Part of a difference may come from how the models were run: prompts “a photo of {c}” (c), “{c}” (a, b);"
-        " precision amp_bf16 (b), fp32 (a, c); clips 3 (b), none (a, c); num_frames 16 (b), 8 (a, c)." in page.text
+        "Part of a difference may come from how the models were run: precision amp_bf16 (b), fp32 (a, c);"
+        ' templates ["a photo of {c}"] (c), ["{c}"] (a, b); prompts 34 (c), 12 (a, b);'
+        " num frames 16 (b), 8 (a, c); clips 3 (b), not set (a, c)." in page.text
     )
     assert (
         "What was scored differs, so these values cannot be compared: samples 60 (c), 100 (a, b, d);"
-        " limit 60 (c), none (a, b, d)." in page.text
+        " limit 60 (c), not set (a, b, d)." in page.text
     )
-    assert "input shape 3 × 1 × 8 × 8 (a), 3 × 2 × 8 × 8 (b)" in page.text
+    assert "input shape [3, 1, 8, 8] (a), [3, 2, 8, 8] (b)" in page.text
     assert "hflip" not in page.text.partition("Protocol")[0]
     assert page.text.count("Intervals of top1 overlap") == 4
     assert "better: a, b, d." in page.text  # c was not scored on the same
     overview = page.table("Headline metric")
-    assert overview["short top1"][0] == "100 or 60"
-    assert "★" not in "".join(overview["short top1"])
-    assert overview["same top1"][2].startswith("0.5000 ★")
+    place = [head.split()[0] for head in overview["model"]].index
+    assert overview["model"][place("short")] == "short top1 100 or 60 samples chance 10.0"
+    assert not any("★" in row[place("short")] for row in overview.values())
+    assert overview["a"][place("same")].startswith("50.0 ★")
 
 
 def test_a_result_of_a_part_is_never_without_a_caveat(tmp_path):
@@ -167,36 +177,41 @@ def test_a_result_of_a_part_is_never_without_a_caveat(tmp_path):
         f" published: [{figures}]}}\n"
         "texts: {task: classification, data: x, expect: {samples: 10, captions: 50}}",
     )
-    cells = page.table("Headline metric of d")["d top1"]
-    assert cells[0] == "1,000 or 3 or 990 of 1,000"
-    assert [cell.partition("] ")[2] for cell in cells[2:5]] == [
+    overview = page.table("Headline metric")
+    assert overview["model"] == [
+        "d top1 1,000 or 3 or 990 of 1,000 samples chance 10.0",
+        "pairs top1 100 samples chance 10.0",
+        "texts top1 10 samples chance 10.0",
+        "unknown top1 100 samples chance 10.0",
+    ]
+    assert [overview[model][0].partition("] ")[2] for model in ("all", "few", "left")] == [
         "",
         "⚠ 3 of 1,000 samples",
         "⚠ 990 of 1,000 samples, 6 missing from the prepared data, 4 could not be read",
     ]
-    folded = " ".join(f"0.{k}000 M{k}" for k in range(6, 2, -1))
-    assert cells[5] == f"0.7000 M7 ★ {folded} 2 more 0.2000 M2 0.1000 M1 ⚠ of the whole dataset, unlike few, left"
-    assert "0.3000 M3" not in page.folded.partition("Where")[0]
-    assert "2 more0.2000 M20.1000 M1" in page.folded
+    published = {model: row[0] for model, row in overview.items() if model.startswith("M")}
+    assert published == {f"M{k}": f"{10 * k}.0" + " ★" * (k == 7) for k in range(7, 0, -1)}
     assert "few: 3 of 1,000 samples; left: 990 of 1,000 samples, 6 missing from the prepared data" in page.text
     assert "Published figures are of all of it." in page.text
-    assert "Not of the whole dataset: all: limited to 100 samples." in page.text
-    assert "Not of the whole dataset: pair: 3 without a partner, 2 could not be read." in page.text
-    assert "⚠ 40 of 50 captions" in page.table("Headline metric of texts")["texts top1"][-1]
+    assert "Not the whole dataset: all: limited to 100 samples." in page.text
+    assert "Not the whole dataset: pair: 3 without a partner, 2 could not be read." in page.text
+    assert "⚠ 40 of 50 captions" in overview["c"][2]
 
 
 def test_results_without_intervals_promise_none(tmp_path):
     page = make(tmp_path, plain("a", half=None), plain("b", 0.6, half=None, precision="amp_bf16"))
     assert "95 %" not in page.text
     assert not re.search(r"\bintervals?\b", page.text)
-    assert page.table("All metrics on d,")["top1"] == ["0.5000", "0.6000", "0.1000"]
+    assert page.table("All metrics on d,")["top1"] == ["50.0", "60.0", "10.0"]
 
 
 def test_pairs_name_their_query_and_show_what_was_found(world, tmp_path):
     sources = {"depth": [str(world / "room.png")]}
     texts = pairs(sources, gallery={"text": 1.0}) | {"dataset": "texts"}
     page = make(tmp_path, pairs(sources), texts, plain("x", dataset="fused", query={"text": 1.0, "depth": 1.0}))
-    assert page.table("Headline metric of rooms, texts")["rooms query_to_gallery/R@1"][2] == "0.1000 [0.0800, 0.1200]"
+    overview = page.table("Headline metric of each dataset, video+depth")
+    assert overview["model"][0].startswith("rooms query_to_gallery/R@1")
+    assert overview["video+depth"][0] == "10.0 [8.0, 12.0]"
     images = [attributes["alt"].partition(":")[0] for tag, attributes in page.tags if tag == "img"]
     assert images == ["Sample room.png", "Sample b/c/other.png"]
     assert "query…/b/two (video + text)" in page.text
@@ -210,7 +225,7 @@ def test_datasets_are_described_and_linked(tmp_path):
         plain("a"),
         configs="d: {task: classification, data: x, licence: CC BY 4.0, source: 'https://a.org/b?c=1 (and <i>)'}",
     )
-    assert "Source: https://a.org/b?c=1 (and <i>)Licence: CC BY 4.0All metrics" in page.text
+    assert "Source: https://a.org/b?c=1 (and <i>)Licence: CC BY 4.0 All metrics" in page.text
     links = [attributes for tag, attributes in page.tags if tag == "a" and attributes["href"][0] != "#"]
     assert links == [{"href": "https://a.org/b?c=1", "rel": "noreferrer"}]
 
@@ -218,11 +233,15 @@ def test_datasets_are_described_and_linked(tmp_path):
 def test_text_from_data_is_escaped_and_nothing_is_loaded(world, page):
     text = (world / "out" / "page.html").read_text()
     assert EVIL in page.text
-    assert "script" not in [tag for tag, _ in page.tags]
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert [tag for tag, _ in page.tags].count("script") == len(scripts) == 1
+    policy = next(attributes["content"] for tag, attributes in page.tags if "http-equiv" in attributes)
+    allowed = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{allowed}'")
     assert "\0" not in text
     links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in links)
-    assert not re.search(r"url\(|@import|https?:", text)
+    assert not re.search(r"url\((?!#)|@import|https?:", text)
     heads = [attributes for tag, attributes in page.tags if tag == "th"]
     assert heads
     assert all(attributes.get("scope") in ("col", "row") for attributes in heads)
@@ -248,7 +267,7 @@ def test_thumbnails_show_the_samples(page):
     assert [int(frames[y, x, 0]) // 50 for y in (5, -5) for x in (5, -5)] == [0, 1, 2, 3]
     sound = next(alt for alt in shown if "tone" in alt)
     assert "1.5 s, 20 Hz (bottom) to 8 kHz (top)" in sound
-    assert page.text.count("The file is not there: ") == 2
+    assert page.text.count("The file does not exist: …") == 2
     assert page.folded.count("Best examples") == page.text.count("Best examples") == 4
     assert page.folded.count("Examples: 1 best and 1 worst") == 2
     assert page.folded.count("Classes and confusion") == 2  # of two models; open where there is one
@@ -260,31 +279,34 @@ def test_thumbnails_show_the_samples(page):
 
 
 def test_charts_show_every_class_and_line(page):
-    bars = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "bar"]
+    bars = [attributes for tag, attributes in page.tags if attributes.get("class") == "bar"]
     assert len(bars) == 2 * 12 + 2 * 12
-    assert page.text.count("Not drawn: 1 without a sample") == 2
-    lines = [attributes for tag, attributes in page.tags if tag == "polyline"]
-    assert len(lines) == 4
-    first = [tuple(map(float, point.split(","))) for point in lines[0]["points"].split()]
-    steps = np.diff([x for x, _ in first])
-    assert steps[0] == pytest.approx(first[4][0] - first[3][0], abs=0.2)  # from 1 to 2 is as far as from 5 to 10
-    assert "LanguageBind_FT, text to video: 0.4271 at k = 1" in page.text
-    assert "taken for class 3: " in page.text
+    assert bars[0]["style"] == f"--value: {100 * float(bars[0]['data-value'])}%; --chance: -100%"
+    assert [row[3] for row in page.tables["Every class of audioset, epoch_1"]][:2] == ["AP", "64.0"]  # best first
+    assert page.text.count("LanguageBind_FT, text to video") == 2  # the line's title, and the legend
+    assert "LanguageBind_FT, text to video: 42.7 at k = 1" in page.text
+    assert page.text.count("at k = 1") == 4
+    matrix = page.table("Confusion matrix of nyu_v2, LanguageBind_FT")
+    assert matrix["class 2"][2:4] == ["7", "13"]
+    titles = [attributes.get("title", "") for tag, attributes in page.tags if tag == "td"]
+    assert "class 2 taken for class 3: 13 of 20" in titles
 
 
-def test_eight_models_share_a_chart(tmp_path):
+def test_curves_share_a_chart(tmp_path):
     def curved(name: str) -> dict:
         return plain(name) | {"task": "retrieval", "curves": {"text_to_modality": [[1, 0.2], [10, 0.9]]}}
 
-    page = make(tmp_path, *map(curved, "abcdefgh"))
-    assert page.text.count("Recall curves") == 1
-    lines = [attributes["class"] for tag, attributes in page.tags if tag == "polyline"]
-    assert lines == [f"line c{k}" for k in range(8)]
-    markers = {(a["d"], "hollow" in a["class"]) for tag, a in page.tags if tag == "path"}
-    assert len(markers) == 8
-    page = make(tmp_path, *map(curved, "abcdefghi"))
-    assert page.text.count("Recall curves") == 2
-    assert [a["class"] for tag, a in page.tags if tag == "polyline"] == [f"line c{k % 5}" for k in range(9)]
+    def lines(names: str) -> tuple[int, list[str]]:
+        """How many charts there are, and the colour of each line."""
+        page = make(tmp_path, *map(curved, names))
+        styles = [attributes.get("style", "") for _, attributes in page.tags]
+        colours = [re.search(r"fill: none; stroke: var\(--(c\d)\); stroke-width: 2", style) for style in styles]
+        return page.text.count("Recall curves"), sorted(found[1] for found in colours if found)[::2]  # the legend's too
+
+    charts, colours = lines("abcdefgh")
+    assert (charts, colours) == (1, [f"c{k}" for k in range(8)])
+    charts, colours = lines("abcdefghi")
+    assert (charts, colours) == (2, sorted([f"c{k % 5}" for k in range(9)]))
 
 
 # To linear RGB as seen without the receptors of long, of middle or of short waves (Machado et al., 2009)
@@ -297,8 +319,10 @@ TO_LMS = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0
 TO_LAB = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_of_lines_are_told_apart(theme):
+    light, _, rest = (TEMPLATES / "style.css").read_text().partition("@media")
+    theme = light if theme == "light" else rest.partition("}")[0]
     colours = dict(re.findall(r"--(\w+): #(\w{6});", theme))
     names = ["paper", *(f"c{k}" for k in range(8))]
     rgb = np.array([[int(colours[name][k : k + 2], 16) / 255 for k in (0, 2, 4)] for name in names])
@@ -323,12 +347,12 @@ def test_csv_has_a_row_a_metric(world):
 
 
 def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path):
-    example = {"key": "a", "source": [], "text": "\ud800", "found": "b", "rank": 2, "score": 0.5}
+    example = {"key": "a", "source": [], "text": "\0", "found": "b", "rank": 2, "score": 0.5}
     result = {"dataset": "d", "model": "depth", "pretrained": "=1+1", "task": "classification",
               "metrics": {"top1": 0.5}, "protocol": {}, "examples": {"best": [example]}}  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(result))
     (tmp_path / "data.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"data.csv is there, and is no report: move it away, or choose another"):
+    with pytest.raises(UserError, match=r"data.csv exists and is not a report: move it away, or choose another"):
         main([str(tmp_path), "--output", str(tmp_path / "data.html")])
     assert (tmp_path / "data.csv").read_text() == "mine"
     assert not (tmp_path / "data.html").exists()
@@ -338,7 +362,7 @@ def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path
     assert [row["model"] for row in rows] == ["'=1+1"]
     (tmp_path / "report.csv").unlink()
     (tmp_path / "report.csv").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*report.csv: Is a directory: choose another place"):
+    with pytest.raises(UserError, match=r"cannot write .*report.html and .csv: Is a directory: choose another"):
         main([str(tmp_path)])
 
 
@@ -355,18 +379,17 @@ def test_results_of_older_versions_and_many_classes(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(old | new | {"intervals": {"top1": [0.4, None]}}))
     main([str(tmp_path), "--configs", str(tmp_path)])
     page = Page((tmp_path / "report.html").read_text())
-    assert page.table("All metrics on esc50")["top1"] == ["0.5000 [0.4000, ∞]", "0.5000", "0.0200"]
-    assert "so these values cannot be compared: limit 10 (new), none (old)." in page.text
-    assert "Calibration: expected error 0.0712" in page.text
+    assert page.table("All metrics on esc50")["top1"] == ["50.0 [40.0, ∞]", "50.0", "2.0"]
+    assert "so these values cannot be compared: limit 10 (new), not set (old)." in page.text
+    assert "Calibration: expected error 7.1" in page.text
     (tmp_path / "a.json").unlink()
     main([str(tmp_path), "--configs", str(tmp_path)])
     assert "open" in next(a for tag, a in Page((tmp_path / "report.html").read_text()).tags if tag == "details")
-    assert page.table("How often new is right")["0.3000"] == ["0.2500", "12"]
-    assert len([1 for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "bar"]) == 40
-    assert "… 60 classes between these …" in page.text
+    assert page.table("How often new is right")["30.0"] == ["25.0", "12"]
+    assert len([1 for _, attributes in page.tags if attributes.get("class") == "bar"]) == 100
     assert "the 30 of 100 classes that are confused most" in page.text
     assert len(page.table("Every class of esc50, new")) == 101
-    assert len([1 for tag, attributes in page.tags if tag == "rect" and attributes.get("height") == "28"]) == 29
+    assert len([1 for _, attributes in page.tags if attributes.get("class", "").startswith("heat")]) == 29
 
 
 def test_mistakes_say_what_to_do(tmp_path):
@@ -374,22 +397,22 @@ def test_mistakes_say_what_to_do(tmp_path):
         with pytest.raises(UserError, match=words):
             main([str(tmp_path), *flags])
 
-    fails("no results .*`python -m languagebind.eval --output")
+    fails("no results below .*`python -m languagebind.eval --output")
     good = {"dataset": "d", "model": "depth", "pretrained": "m", "task": "classification", "metrics": {"top1": 0.5},
             "protocol": {}}  # fmt: skip
     for content, words in (
-        ("{", "is not valid JSON"),
-        ("[]", "no result of an evaluation"),
-        ('{"dataset": "d"}', "has no `model`"),
-        (json.dumps(good | {"intervals": {"top1": 3}}), "`intervals` is not what"),
-        (json.dumps(good | {"confusion": [[0, 1]]}), "`confusion` is not what"),
-        (json.dumps(good | {"confusion": [[0, 1, -2]]}), "`confusion` is not what"),
-        (json.dumps(good | {"curves": {"a": [[1.5, 0.2]]}}), "`curves` is not what"),
-        (json.dumps(good | {"metrics": {"top1": 10**400}}), "`metrics` is not what"),
-        (json.dumps(good | {"metrics": {"top1": float("nan")}}), "NaN is no number of JSON"),
-        (json.dumps(good | {"ties": True}), "`ties` is not what"),
-        (json.dumps(good | {"task": "clustering"}), "`task` is not what"),
-        (json.dumps(good | {"protocol": {"samples": "many"}}), "`protocol.samples` is not what"),
+        ("{", "a.json is not a valid result .Invalid JSON"),
+        ("[]", "no results below"),
+        ('{"dataset": "d"}', "no results below"),
+        (json.dumps(good | {"intervals": {"top1": 3}}), "a.json .*intervals.top1: "),
+        (json.dumps(good | {"confusion": [[0, 1]]}), "a.json .*confusion.0"),
+        (json.dumps(good | {"confusion": [[0, 1, -2]]}), "a.json .*confusion.0"),
+        (json.dumps(good | {"curves": {"a": [[1.5, 0.2]]}}), "a.json .*curves.a"),
+        (json.dumps(good | {"metrics": {"top1": 10**400}}), "a.json .*metrics.top1"),
+        (json.dumps(good | {"metrics": {"top1": float("nan")}}), "a.json .*metrics.top1"),
+        (json.dumps(good | {"ties": True}), "a.json .*ties"),
+        (json.dumps(good | {"task": "clustering"}), "a.json .*task"),
+        (json.dumps(good | {"protocol": {"samples": "many"}}), "a.json .*protocol.samples"),
     ):
         (tmp_path / "a.json").write_text(content)
         fails(words)
@@ -397,13 +420,59 @@ def test_mistakes_say_what_to_do(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(good))
     fails("a.json and .*b.json are both of m on d: move one")
     (tmp_path / "b.json").unlink()
-    fails("no folder", "--configs", str(tmp_path / "none"))
-    fails("should end in .html", "--output", str(tmp_path / "x.csv"))
+    fails("no results below .*none", str(tmp_path / "none"))
+    fails("none is not a folder", "--configs", str(tmp_path / "none"))
     (tmp_path / "d.yaml").write_text(
         "task: classification\ndata: x\npublished: [{model: m, values: {top1: 56.7}, where: w}]"
     )
     fails("should be a fraction of 1", "--configs", str(tmp_path))
     assert call("-m", "languagebind.eval.report", str(tmp_path / "none"), status=2).startswith("error: ")
+
+
+def test_folders_are_searched_and_other_files_passed_over(tmp_path, caplog):
+    for name, place in (("a", "one/results"), ("b", "two/deep/er"), ("c", "two/.trash")):
+        write_result(plain(name), tmp_path / place / f"{name}.json")
+    (tmp_path / "two" / "index.json").write_text('{"shards": 3}')
+    with caplog.at_level("INFO"):
+        main([str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path / "two" / "deep")])
+    page = Page((tmp_path / "one" / "report.html").read_text())
+    assert list(page.table("Headline metric")) == ["model", "a", "b"]
+    assert "index.json" in caplog.text
+
+
+def test_templates_go_into_the_wheel():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["languagebind.eval.report"]
+    packed = {path for pattern in patterns for path in (ROOT / "languagebind/eval/report").glob(pattern)}
+    assert packed == set(TEMPLATES.iterdir())
+
+
+def test_columns_sort(tmp_path):
+    """Numbers best first, ranks from the lowest, empty cells last; a second click turns the order round."""
+    values = {"a": (0.2, 0.055), "b": (0.9, None), "c": (0.55, 0.5)}
+    results = [plain(name, one, dataset="d") for name, (one, _) in values.items()]
+    results += [plain(name, two, dataset="e") for name, (_, two) in values.items() if two]
+    ranked = {"metrics": {"text_to_modality/median_rank": 3.0}, "task": "retrieval", "intervals": {}}
+    results += [plain("a", dataset="f") | ranked, plain("b", dataset="f") | ranked]
+    results[-1]["metrics"] = {"text_to_modality/median_rank": 12.0}
+    make(tmp_path, *results, configs="f: {task: retrieval, data: x, metric: text_to_modality/median_rank}")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe src='{(tmp_path / 'results' / 'report.html').as_uri()}'></iframe><p></p><script>"
+        """onload = () => {
+          const table = document.querySelector("iframe").contentDocument.querySelector("table"), seen = [];
+          for (const column of [1, 1, 2, 3, 0]) {
+            table.tHead.rows[0].cells[column].querySelector("button").click();
+            const head = table.querySelector("[aria-sort]");
+            seen.push([...table.tBodies[0].rows].map(row => row.cells[0].textContent).join("") + head.ariaSort);
+          }
+          document.querySelector("p").textContent = seen.join(" ");
+        }</script>"""
+    )
+    dom, _ = chromium("--dump-dom", "--allow-file-access-from-files", page=frame, profile=tmp_path / "profile")
+    found = re.search(r"<p>(.+?)</p>", dom)
+    assert found, dom
+    assert found[1].split() == ["bcadescending", "acbascending", "cabdescending", "abcascending", "abcascending"]
 
 
 def test_in_a_browser(world, tmp_path):

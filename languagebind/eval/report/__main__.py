@@ -1,6 +1,9 @@
-"""python -m languagebind.eval.report results/ [--output report.html] [--configs configs/eval]"""
+"""python -m languagebind.eval.report results/ [more/ ...] [--output report.html] [--configs configs/eval]"""
 
+import csv
+import io
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,72 +14,62 @@ import tyro
 
 from ...config import UserError, parse, run
 from ...files import write_atomic
-from ..results import read_results, to_csv, writable
-from .configs import read_configs
+from ..results import Result, model_name, read_results, shown_metrics
+from ..score.statistics import interval
 from .page import make_page
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path("configs/eval")
-MARK = 40  # letters: as many as all reports, and all of their tables, have in common
+MARK = 40  # characters at the start that all reports have in common, and all of their tables
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Make one HTML page, and a .csv beside it, of the results in a folder."""
+    """Make one HTML page, and a .csv file beside it, of all results in some folders and below them."""
 
-    results: Annotated[Path, tyro.conf.Positional]
-    """folder with the .json files that `python -m languagebind.eval` wrote"""
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders with the .json files that `python -m languagebind.eval` wrote"""
     output: Path | None = None
-    """the page; default: report.html in the folder of results. report.csv is written beside report.html"""
-    configs: Path | None = None
-    """folder of the datasets' configs, for the headline metrics and the published figures; default: configs/eval where
-    it exists"""
+    """the page; default: report.html in the first folder. report.csv is written beside report.html"""
+    configs: Path = Path("configs/eval")
+    """folder of the datasets' configs, for the headline metrics and the published figures"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    config = parse(
-        ReportConfig,
-        sys.argv[1:] if argv is None else argv,
-        prog="python -m languagebind.eval.report",
-        description=ReportConfig.__doc__,
-    )
-    output = config.output or config.results / "report.html"
-    if output.suffix != ".html":
-        raise UserError(f"--output {output} should end in .html; the .csv gets the same name")
-    if config.configs and not config.configs.is_dir():
-        raise UserError(f"--configs {config.configs} is no folder")
-    results = read_results(config.results)
-    if not writable(output.parent):
-        raise UserError(f"{output.parent} cannot be written: choose another place with --output")
-    configs = config.configs or CONFIGS
-    described = read_configs(configs, [result["dataset"] for result in results])
-    where = f"Published figures are those of the configs in {configs}."
-    if not any(config.published for config in described.values()):
-        where = f"No published figures: {configs} holds none for these datasets."
-    texts = {output: make_page(results, described, where), output.with_suffix(".csv"): to_csv(results)}
-    for path, text in texts.items():
-        _check_ours(path, text[:MARK])
-    for path, text in texts.items():
-        try:
-            write_atomic(path, text.encode("utf-8", "replace"))
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}: choose another place with --output") from error
-        log.info("wrote %s", path)
-
-
-def _check_ours(path: Path, start: str) -> None:
-    """Raise `UserError` rather than write over a file that does not start as ours do."""
+    words = sys.argv[1:] if argv is None else argv
+    config = parse(ReportConfig, words, prog="python -m languagebind.eval.report", description=ReportConfig.__doc__)
+    if config.configs != ReportConfig.configs and not config.configs.is_dir():
+        raise UserError(f"--configs {config.configs} is not a folder")
+    results = read_results(*config.results)
+    output = (config.output or config.results[0] / "report").with_suffix(".html")
+    texts = {output: make_page(results, config.configs), output.with_suffix(".csv"): to_csv(results)}
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            ours = file.read(len(start)) == start
-    except FileNotFoundError:
-        return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            if path.exists() and path.read_text("utf-8", "replace")[:MARK] != text[:MARK]:
+                raise UserError(f"{path} exists and is not a report: move it away, or choose another --output")
+        for path, text in texts.items():
+            write_atomic(path, text.encode("utf-8", "replace"))
+            log.info("wrote %s", path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}: choose another place with --output") from error
-    if not ours:
-        raise UserError(f"{path} is there, and is no report: move it away, or choose another place with --output")
+        raise UserError(f"cannot write {output} and .csv: {error.strerror}: choose another --output") from error
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """Return a row for each model, dataset and metric, in fractions; what is unknown or infinite is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "dataset", "metric", "value", "low", "high", "chance", "samples"])
+    for result in results:
+        # A spreadsheet would run a name that looks like a formula
+        names = [f"'{name}" if name[:1] in "=+-@" else name for name in (model_name(result), result["dataset"])]
+        for metric, value in shown_metrics(result).items():
+            chance = result["protocol"].get("chance", {}).get(metric)
+            numbers = (value, *(interval(result, metric) or (None, None)), chance, result["protocol"].get("samples"))
+            known = ["" if number is None or math.isinf(number) else number for number in numbers]
+            writer.writerow([*names, metric, *known])
+    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,82 +1,115 @@
-"""The page: an overview of all results, then a section for each dataset."""
+"""The page of some results: what its templates show, and the functions that they call."""
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from pathlib import Path
 
-from ..results import Result, model_name
-from .caveats import cautions
-from .configs import Config
-from .markup import Markup, details, table, tag
-from .overview import overview
-from .sections import dataset_section
-from .style import STYLE
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-# Nothing is loaded and nothing runs, whatever a class name or a caption holds
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from ..data.datasets import DatasetConfig, load_dataset_config
+from ..data.pairing import PairsConfig, load_pairs_config
+from ..results import COMPARED, Result, model_name, shown_metrics
+from ..score.statistics import interval
+from . import caveats
+from .charts import recall_curves
+from .examples import illustrated
 
-
-def make_page(results: Sequence[Result], described: Mapping[str, Config], about: str) -> str:
-    """The whole HTML file.
-
-    Args:
-        results: as `read_results` gives them.
-        described: the configs of the datasets that have one, by name.
-        about: what to say of the published figures.
-    """
-    datasets = {name: list(group) for name, group in groupby(results, key=lambda result: result["dataset"])}
-    models = list(dict.fromkeys(model_name(result) for result in results))
-    counts = f"{_count(len(models), 'model')} on {_count(len(datasets), 'dataset')}"
-    body = [
-        tag("h1", "Zero-shot evaluation"),
-        tag("p", f"{counts}. Values are fractions, not percent. {about}", class_="lead"),
-        *overview(datasets, described),
-        *_before_comparing(datasets, described),
-        _origins(described),
-        *(dataset_section(name, group, described.get(name)) for name, group in datasets.items()),
-    ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"Evaluation of {', '.join(models)}"),
-        tag("style", Markup(STYLE)),
-    )
-    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *body)), lang="en") + "\n"
+Config = DatasetConfig | PairsConfig
+TEMPLATES = Path(__file__).parent / "templates"
+# What HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# What to quote of a dataset whose config names no metric: the first one that its results have
+HEADLINES = ("top1", "mAP", "text_to_modality/R@1", "query_to_gallery/R@1")
+NOT_SHARES = ("_rank", "d_prime", "threshold")  # ends of the names of metrics that are not fractions of 1
+SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 50
 
 
-def _before_comparing(datasets: Mapping[str, list[Result]], described: Mapping[str, Config]) -> list[Markup]:
-    """What must not be read out of the table."""
-    lines = {name: cautions(group, described.get(name)) for name, group in datasets.items()}
-    rows = [cell for name, texts in lines.items() if texts
-            for cell in (tag("dt", name), tag("dd", tag("ul", *(tag("li", text) for text in texts))))]  # fmt: skip
-    if not rows:
-        return []
-    about = (
-        "An interval is where the value could lie on another test set of the same size and kind. Where the intervals"
-        " of two models overlap, these results do not tell which is better; that does not mean that they are equal."
-    )
-    some = any("intervals" in result for group in datasets.values() for result in group)
-    return [
-        tag("h3", "Before comparing"),
-        tag("p", about, class_="lead") if some else None,
-        tag("dl", *rows, class_="cautions"),
-    ]
+class Dataset:
+    """What the templates show of the results on a dataset, given by model, and of its config if there is one."""
+
+    def __init__(self, name: str, results: dict[str, Result], config: Config | None):
+        self.name, self.results, self.config = name, results, config
+        self.modality = next(iter(results.values()))["model"]
+        self.metrics = list(dict.fromkeys(metric for result in results.values() for metric in shown_metrics(result)))
+        usual = next((metric for metric in HEADLINES if metric in self.metrics), HEADLINES[0])
+        self.metric = (config and config.metric) or usual
+        self.lower_is_better = self.metric.endswith("_rank")
+
+        pick = min if self.lower_is_better else max
+        values = {model: result["metrics"].get(self.metric) for model, result in results.items()}
+        known = [value for value in values.values() if value is not None]
+        compared = len(known) > 1 and len(caveats.comparable(results)) == 1
+        self.best = {model for model, value in values.items() if compared and value == pick(known)}
+        figures = [(entry["model"], entry["values"].get(self.metric)) for entry in (config.published if config else ())]
+        published = {model: value for model, value in figures if value is not None}
+        self.published = dict(sorted(published.items(), key=lambda item: item[1], reverse=pick is max))
+
+        expect = config.expect if isinstance(config, DatasetConfig) else {}
+        lacks = {model: caveats.shortfalls(result, expect) for model, result in results.items()}
+        self.partial = {model: texts for model, texts in lacks.items() if texts}
+        counts = dict.fromkeys(result["protocol"].get("samples") for result in results.values())
+        self.samples = " or ".join(f"{count:,}" for count in counts if count is not None)
+        if "samples" in expect and list(counts) != [expect["samples"]]:
+            self.samples += f" of {expect['samples']:,}"
 
 
-def _origins(described: Mapping[str, Config]) -> Markup | None:
-    rows: list[list[Any]] = [
-        [name, entry["model"], metric, f"{value:.4f}", entry["where"]]
-        for name, config in described.items()
-        for entry in config.published
-        for metric, value in entry["values"].items()
-    ]
-    if not rows:
-        return None
-    header = ["dataset", "model", "metric", "value", "where"]
-    return details("Where the published figures are from", table("Published figures", header, rows))
+class Confusion:
+    """A confusion matrix, the classes to show (those confused most, in class order), and the most frequent errors."""
+
+    def __init__(self, result: Result):
+        true, found, counts = np.array(result["confusion"]).T
+        self.names = [each["name"] for each in result["classes"]]
+        self.counts = np.zeros((len(self.names), len(self.names)), int)
+        self.counts[true, found] = counts
+        self.totals = self.counts.sum(axis=1)
+        errors = self.counts - np.diag(self.counts.diagonal())
+        most = np.argsort(-errors.sum(axis=0) - errors.sum(axis=1), kind="stable")[:SHOWN_CLASSES]
+        self.shown = sorted(most.tolist())
+        self.errors = sorted(np.argwhere(errors).tolist(), key=lambda pair: -errors[tuple(pair)])[:SHOWN_CONFUSIONS]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def read_configs(folder: Path) -> dict[str, Config]:
+    """Return the configs of datasets in a folder, and those of comparisons in `pairs` below it, by name."""
+    configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
+    configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
+    return {config.name: config for config in configs}
+
+
+def make_page(results: Sequence[Result], folder: Path) -> str:
+    """Return the page of results, as `read_results` gives them, beside the figures of the configs in a folder."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True, finalize=clean)  # fmt: skip
+    environment.policies["urlize.rel"] = "noreferrer"
+    environment.filters |= {"figure": figure, "breakable": breakable}
+    functions = (interval, illustrated, recall_curves, Confusion)
+    environment.globals |= {function.__name__: function for function in functions}
+    environment.globals |= {"caveats": caveats, "COMPARED": COMPARED}
+    style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    configs = read_configs(folder)
+    groups = groupby(results, key=lambda result: result["dataset"])
+    datasets = [Dataset(name, {model_name(each): each for each in group}, configs.get(name)) for name, group in groups]
+    template = environment.get_template("report.html")
+    return template.render(datasets=datasets, configs=folder, style=style, script=script, script_hash=digest)
+
+
+def figure(value: float | None, metric: str = "") -> str:
+    """Return a value as the page shows it: fractions in percent, other metrics as they are."""
+    if value is None:
+        return "not finite"
+    return (f"{100 * value:.1f}" if not metric.endswith(NOT_SHARES) else f"{value:.5g}").replace("inf", "∞")
+
+
+def breakable(name: str) -> Markup:
+    """Return a name that may be broken after its underscores and slashes."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(clean(name)))))
+
+
+def clean(value: object) -> object:
+    """Return a value of a template without the characters that a page cannot hold."""
+    return FORBIDDEN.sub("\ufffd", value) if type(value) is str else value

@@ -1,0 +1,27 @@
+// A click on the head of a column sorts the table: numbers best first, texts from A; another click turns the order round.
+// Empty cells stay last. Without JavaScript the page shows the same tables, unsorted.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.ariaLabel = "sort by this column";
+    head.insertBefore(button, head.querySelector(".small"));
+    head.addEventListener("click", (event) => {
+      if (event.target.closest("a")) return;
+      const value = (row) => {
+        const cell = row.cells[column];
+        return cell.dataset.value ? Number(cell.dataset.value) : cell.textContent.trim();
+      };
+      const isEmpty = (row) => ["", "–"].includes(value(row));
+      const rows = [...body.rows];
+      const isNumber = rows.some((row) => typeof value(row) === "number");
+      let order = isNumber && !("ascending" in head.dataset) ? "descending" : "ascending";
+      if (head.ariaSort === order) order = order === "ascending" ? "descending" : "ascending";
+      const compare = (a, b) => isNumber ? value(a) - value(b) : value(a).localeCompare(value(b), "en", {numeric: true});
+      rows.sort((a, b) => isEmpty(a) - isEmpty(b) || (isEmpty(a) ? 0 : compare(a, b) * (order === "ascending" ? 1 : -1)));
+      for (const other of heads) other.ariaSort = null;
+      head.ariaSort = order;
+      body.append(...rows);
+    });
+  });
+}
