@@ -425,7 +425,7 @@ def test_mistakes_say_what_to_do(tmp_path):
     (tmp_path / "d.yaml").write_text(
         "task: classification\ndata: x\npublished: [{model: m, values: {top1: 56.7}, where: w}]"
     )
-    fails("should be a fraction of 1", "--configs", str(tmp_path))
+    fails("d.yaml: .*should be fractions of 1", "--configs", str(tmp_path))
     assert call("-m", "languagebind.eval.report", str(tmp_path / "none"), status=2).startswith("error: ")
 
 
