@@ -5,8 +5,6 @@ import io
 import json
 import logging
 import math
-import subprocess
-import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import call, call_ranks
 from PIL import Image as Picture
 from torch import nn
 from torch.nn import functional as F
@@ -704,13 +703,11 @@ def test_command_line(world, tiny, configs, capsys, monkeypatch):
     assert again == result
 
 
-def test_torchrun_gives_the_result_of_one_process(world, tiny, configs):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_ranks_give_the_result_of_one_process(world, tiny, configs):
     argv = [*flags(world, tiny[1], configs, "second.yaml"), "--device", "cpu"]
-    done = subprocess.run([*command, "-m", "languagebind.eval", *argv], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("text_to_modality/R@1 ") == 1, "one rank reports"
-    assert done.stderr.count("retrieval on 45 samples") == 1, "and one logs"
+    output = call_ranks(2, "-m", "languagebind.eval", *argv)
+    assert output.count("text_to_modality/R@1 ") == 1, "one rank reports"
+    assert output.count("retrieval on 45 samples") == 1, "and one logs"
     found = json.loads((configs / "results" / "second_run-epoch_1.json").read_text())
     expected = evaluate(tiny[0], IMAGE, load_dataset_config(configs / "second.yaml", world), workers=0)
     assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
@@ -744,11 +741,9 @@ def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
 
 
 def test_a_mistake_is_one_line_and_status_2(world, configs):
-    command = [sys.executable, "-m", "languagebind.eval", *flags(world, "none.pt", configs, "first.yaml")]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: no checkpoint at none.pt"
-    assert "Traceback" not in done.stderr
+    output = call("-m", "languagebind.eval", *flags(world, "none.pt", configs, "first.yaml"), status=2)
+    assert output.splitlines()[-1] == "error: no checkpoint at none.pt"
+    assert "Traceback" not in output
 
 
 def test_names_of_checkpoints(tmp_path):
