@@ -1,10 +1,10 @@
-"""How fast, how large: the model, the loss, the loader, decoding, importing, and all of it beside the original.
+"""Measure speed and memory: the model, the loss, the loader, decoding, importing, and a comparison with the original.
 
     python scripts/benchmark.py NAME --help
     python scripts/benchmark.py model --model vit-l-14 --tuning lora --batch-size 1 8 64 --output model.json
 
-prints a table, and with --output writes it as JSON. `model` and `loss` need PyTorch alone. docs/performance.md says
-what each figure means.
+prints a table; --output also writes it as JSON. `model` and `loss` need only PyTorch. docs/performance.md explains the
+figures.
 """
 
 import argparse
@@ -13,12 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = {
     "model": "training steps of an encoder on random data",
     "loss": "the contrastive loss of one rank of many",
     "loader": "batches from shards, and the memory of the processes that make them",
-    "decode": "one file of each modality to a tensor, by every decoder",
+    "decode": "from a file of each modality to a tensor, by every decoder",
     "import": "import languagebind",
     "compare": "the original's package and this one, in turn",
 }
@@ -28,26 +27,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line names."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in BENCHMARKS:
-        names = "\n".join(f"    {name:8} {what}" for name, what in BENCHMARKS.items())
+        names = "\n".join(f"    {name:8} {text}" for name, text in BENCHMARKS.items())
         print(f"{__doc__}\n{names}")
         sys.exit(0 if argv in (["-h"], ["--help"]) else 2)
     from scripts.benchmarks.report import show
 
-    name, flags = argv[0], argv[1:]
-    benchmark = importlib.import_module(f"scripts.benchmarks.{name}_benchmark")
+    benchmark = importlib.import_module(f"scripts.benchmarks.{argv[0]}_benchmark")
+    style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog=f"benchmark.py {name}",
-        description=benchmark.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"benchmark.py {argv[0]}", description=benchmark.__doc__, formatter_class=style
     )
     benchmark.add_options(parser)
-    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
-    options = parser.parse_args(flags)
-    show(name, argv, benchmark.measure(options), options.output)
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    options = parser.parse_args(argv[1:])
+    show(argv[0], argv, benchmark.measure(options), options.output)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout need not be installed
     from languagebind.config import run
 
     run(main)

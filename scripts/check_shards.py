@@ -1,4 +1,4 @@
-"""Check shards and print what they hold; exit status 1 when something is wrong.
+"""Check shards and print what they contain; the exit status is 1 if something is wrong.
 
 python scripts/check_shards.py /data/depth --modality depth --decode
 """
@@ -25,24 +25,24 @@ class CheckOptions:
     """Check shards."""
 
     shards: Annotated[str, tyro.conf.Positional]
-    """a folder, a glob or a brace pattern, on the disk or a URL (s3://...); several joined by `::`"""
+    """a folder, a glob or a brace pattern, on disk or at a URL (s3://...); several joined by `::`"""
     modality: str | None = None
-    """what each sample must hold"""
+    """the modality that each sample must contain"""
     decode: bool = False
-    """decode every sample, too; needs --modality"""
+    """also decode every sample; needs --modality"""
     write_index: bool = False
-    """write index.json beside shards without a fault"""
+    """write index.json beside the shards if there are no faults"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, print, and return the exit status."""
     options = parse(CheckOptions, sys.argv[1:] if argv is None else argv, prog="check_shards.py")
     if options.decode and options.modality is None:
-        raise UserError("--decode needs --modality: what to decode")
+        raise UserError("--decode needs --modality")
     if options.modality is not None and options.modality not in modality_names():
         raise UserError(f"unknown modality {options.modality!r}, expected one of {modality_names()}")
     if options.write_index and is_url(options.shards):
-        raise UserError("--write-index writes beside local shards: check those, then copy index.json to the URL")
+        raise UserError("--write-index needs local shards: check those, then copy index.json to the URL")
     modality = modality_class(options.modality)() if options.modality else None
     checked = check_shards(options.shards, modality, options.decode)
     print_statistics(checked)
@@ -57,19 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_statistics(checked: Checked) -> None:
+    """Print the numbers of samples, files and captions."""
     found = checked.statistics()
     print(f"{found['samples']} samples in {found['shards']} shards, {found['bytes'] / 1e6:.1f} MB")
     for name, (number, *spread) in found["members"].items():
-        print(f"  .{name}: {number} members; bytes {' / '.join(f'{x:.0f}' for x in spread)} (least / median / most)")
+        print(f"  .{name}: {number} members; bytes {' / '.join(f'{x:.0f}' for x in spread)} (min / median / max)")
     for name, (number, *spread) in found["captions"].items():
         print(f"  {name}: {number} captions; words {' / '.join(f'{x:g}' for x in spread)}")
     print(f"  {found['distinct captions']} of {found['captions in all']} captions are distinct")
 
 
 def write_indexes(checked: Checked) -> None:
-    """One index a folder. A shard with a fault must not be counted as whole."""
+    """Write one index per folder.
+
+    Raises:
+        UserError: a shard has a fault.
+    """
     if checked.faults:
-        raise UserError("no index.json is written for shards with faults")
+        raise UserError("index.json is not written, because some shards have faults")
     for folder in {Path(shard).parent for shard in checked.infos}:
         write_index(folder, [info for shard, info in checked.infos.items() if Path(shard).parent == folder])
         print(f"wrote {folder / 'index.json'}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up, render the sample world, train an encoder for every modality and score it zero-shot: about 13 minutes on
-# two cores. `--modality depth` runs one alone. The table is printed; logs/demo has results.json and report.png.
+# Set up, render the sample world, train an encoder for each modality and evaluate it: about 13 minutes on two cores.
+# `--modality depth` runs only one. A table is printed; logs/demo has results.json and report.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export VENV="${VENV:-.venv}"

@@ -1,47 +1,37 @@
-"""Draw logs/demo/report.png: loss curves, retrieval, and a text-by-sample similarity map with thumbnails."""
+"""Draw the demo's report.png: loss curves, retrieval, and the similarity of texts and samples with thumbnails."""
 
 import json
-import logging
-import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
-from languagebind.config import load_yaml, parse, run
+from languagebind.config import load_yaml
 from languagebind.hub.encoders import Encoders, load
 
 matplotlib.use("Agg")
-COLOURS = plt.get_cmap("tab10").colors
+COLOURS = matplotlib.color_sequences["tab10"]
 SAMPLES = 8
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """Draw the demo's report."""
-
-    output: Path
-    """the demo's folder in logs"""
-    world: Path
-    """the sample world it ran on"""
-
-
-def main() -> None:
-    options = parse(ReportOptions, sys.argv[1:], prog="demo_report")
-    results = json.loads((options.output / "results.json").read_text())
+def draw_report(results: dict[str, Any], output: Path, world: Path) -> None:
+    """Draw report.png in `output`, the folder of a demo that ran on `world`."""
     figure = plt.figure(figsize=(13, 11), constrained_layout=True)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 2))[:, 0]
     curves, bars = top.subplots(1, 2)
-    draw_losses(curves, options.output, list(results))
+    draw_losses(curves, output, list(results))
     draw_retrieval(bars, results)
-    draw_similarity(bottom, list(results)[-1], options)
-    figure.savefig(options.output / "report.png", dpi=100)
+    draw_similarity(bottom, list(results)[-1], output, world)
+    figure.savefig(output / "report.png", dpi=100)
 
 
-def draw_losses(axes, output: Path, names: list[str]) -> None:
+def draw_losses(axes: Axes, output: Path, names: list[str]) -> None:
+    """Plot the training losses over the steps."""
     for name, colour in zip(names, COLOURS, strict=False):
         rows = [json.loads(line) for line in (output / name / "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if "train/loss" in row]
@@ -50,7 +40,8 @@ def draw_losses(axes, output: Path, names: list[str]) -> None:
     axes.legend(frameon=False)
 
 
-def draw_retrieval(axes, results: dict) -> None:
+def draw_retrieval(axes: Axes, results: dict[str, Any]) -> None:
+    """Draw the recalls of each modality as bars."""
     metrics, names = ("R@1", "R@5", "R@10"), list(results)
     width = 0.8 / len(metrics)
     for number, metric in enumerate(metrics):
@@ -60,17 +51,16 @@ def draw_retrieval(axes, results: dict) -> None:
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
     chance = [100 * results[name]["test"]["R@1_chance"] for name in names]
     axes.scatter(np.arange(len(names)) - width, chance, marker="_", s=300, color="black", label="chance of R@1")
-    axes.set(
-        title="Text to modality, 256 test samples", ylabel="recall, %", xticks=range(len(names)), xticklabels=names
-    )
+    axes.set(title="Text to modality, 256 test samples", ylabel="recall, %")
+    axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 118)
     axes.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
 
 
-def draw_similarity(figure, name: str, options: ReportOptions) -> None:
-    """Cosine of samples of different classes and the sentences of those classes."""
-    prompts, paths = sample_classes(options.world / "eval" / f"{name}_test.yaml")
-    encoders = load(max((options.output / name / "checkpoints").glob("step_*.pt")))
+def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> None:
+    """Draw the cosine similarities of samples of several classes and the sentences of these classes."""
+    prompts, paths = sample_classes(world / "eval" / f"{name}_test.yaml")
+    encoders = load(max((output / name / "checkpoints").glob("step_*.pt")))
     sentences = list(prompts.values())
     similarity = (encoders.encode(text=sentences) @ encoders.encode(**{name: paths}).T).numpy()  # (texts, samples)
 
@@ -81,23 +71,20 @@ def draw_similarity(figure, name: str, options: ReportOptions) -> None:
         axes.imshow(thumbnail(encoders, name, path), cmap="gray", aspect="equal")
         axes.axis("off")
     shown = heat.imshow(similarity, cmap="viridis", aspect="auto")
-    heat.set(
-        yticks=range(SAMPLES), yticklabels=sentences, xticks=[], xlabel=f"{name} samples, each of the class in its row"
-    )
+    heat.set(xticks=[], xlabel=f"{name} samples, each of the class in its row")
+    heat.set_yticks(range(SAMPLES), sentences)
     for row in range(SAMPLES):
         for column in range(SAMPLES):
-            best = similarity[:, column].argmax() == row
             value = similarity[row, column]
-            light = "black" if value > similarity.mean() else "white"
-            heat.text(
-                column, row, f"{value:.2f}", ha="center", va="center", color=light, weight="bold" if best else None
-            )
+            weight = "bold" if similarity[:, column].argmax() == row else None
+            colour = "black" if value > similarity.mean() else "white"
+            heat.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, weight=weight)
     figure.colorbar(shown, cax=bar, label="cosine")
     figure.suptitle(f"Similarity of test samples and class sentences: {name} (bold: the best text of each sample)")
 
 
 def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
-    """A sentence and a test sample's path for each of a few classes, spread over all of them."""
+    """Return a sentence and the path of a test sample for each of a few classes, spread over all classes."""
     dataset, folder = load_yaml(config), config.parent
     names = dict(line.split("\t") for line in (folder / dataset["class_names"]).read_text().splitlines())
     template = (folder / dataset["templates"]).read_text().splitlines()[0]
@@ -109,13 +96,8 @@ def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def thumbnail(encoders: Encoders, name: str, path: str) -> np.ndarray:
-    """What the encoder sees of a sample, its middle frame, in 0..1."""
+    """Return the middle frame of a sample as the encoder sees it, in 0..1."""
     x: torch.Tensor = encoders.encoders[name][1].preprocess(path)  # (C, T, H, W)
     picture = x[:, x.shape[1] // 2].permute(1, 2, 0)
     picture = (picture - picture.amin((0, 1))) / (picture.amax((0, 1)) - picture.amin((0, 1))).clamp(min=1e-6)
     return picture.numpy()
-
-
-if __name__ == "__main__":
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    run(main)

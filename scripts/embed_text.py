@@ -1,9 +1,9 @@
-"""Write the frozen text tower's features of all captions beside the shards; training then takes them from there.
+"""Write the frozen text tower's features of all captions beside the shards, where training finds them.
 
     python scripts/embed_text.py --train-data shards/ --caption-source mix \\
         --text-tower ViT-L-14 --text-pretrained datacomp_xl_s13b_b90k
 
-A run that was stopped continues where it was. Under torchrun each rank takes its share of the shards.
+A run that was stopped continues where it was. Under torchrun each rank processes its share of the shards.
 """
 
 import logging
@@ -31,24 +31,24 @@ class EmbedOptions:
     train_data: str
     """shards: a brace pattern, a glob or a folder; several joined by `::`"""
     caption_source: str = "mix"
-    """the captions that training will draw, as its --caption-source"""
+    """the captions that training will use, as in its --caption-source"""
     text: TextConfig = field(default_factory=TextConfig)
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str | None = None
-    """by default a GPU when there is one"""
+    """default: a GPU if there is one"""
 
     def __post_init__(self):
         at_least(1, batch_size=self.batch_size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the features that the command line asks for."""
+    """Write the features."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(EmbedOptions, expand_config(sys.argv[1:] if argv is None else argv), prog="embed_text.py")
     shards = expand_shards(options.train_data)
     if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
-        raise UserError(f"there is no folder to write beside {streams[0]}: take local shards, then copy the features")
+        raise UserError(f"features cannot be written beside {streams[0]}: use local shards, then copy the features")
     process = init_process(options.device)
     try:
         text_model, text_projection, _ = build_text(options.text)
@@ -68,11 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     finally:
         close_process()
-    there = counts.count(None)
-    log.info(
-        "%d captions of %d shards, by text tower %s%s", sum(count or 0 for count in counts), len(own) - there,
-        tower[:12], f"; {there} shards had theirs" if there else "",
-    )  # fmt: skip
+    captions, done = sum(count or 0 for count in counts), counts.count(None)
+    skipped = f"; {done} shards already had features" if done else ""
+    log.info("%d captions of %d shards, text tower %s%s", captions, len(own) - done, tower[:12], skipped)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Score a checkpoint on sets of configs/eval, by name:
+# Evaluate a checkpoint on datasets of configs/eval, by name:
 #   bash scripts/eval.sh "nyu_v2 esc50" CHECKPOINT DATA_ROOT [more flags of languagebind.eval]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 3 ] || { echo "usage: $0 [SETS] CHECKPOINT DATA_ROOT [flags of languagebind.eval]" >&2; exit 2; }
+[ $# -ge 3 ] || { echo "usage: $0 DATASETS CHECKPOINT DATA_ROOT [flags of languagebind.eval]" >&2; exit 2; }
 sets="$1" checkpoint="$2" data_root="$3"
 shift 3
 python="${VENV:-.venv}/bin/python"

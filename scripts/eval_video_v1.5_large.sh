@@ -1,6 +1,2 @@
-#!/usr/bin/env bash
-# Score a checkpoint of configs/video_v1.5_large.yaml, as any video checkpoint:
-#   bash scripts/eval_video_v1.5_large.sh CHECKPOINT DATA_ROOT [more flags of languagebind.eval]
-set -euo pipefail
-cd "$(dirname "$0")/.."
-exec scripts/eval_video.sh "$@"
+# Evaluate a checkpoint: bash scripts/eval_video_v1.5_large.sh CHECKPOINT DATA_ROOT [flags of languagebind.eval]
+exec bash "$(dirname "$0")/eval.sh" "msrvtt msvd didemo activitynet kinetics400 kinetics600" "$@"

@@ -1,8 +1,8 @@
-"""Turn a training checkpoint into a folder in the published layout, with tokenizer and model card:
+"""Export a training checkpoint to a folder in the published layout, with tokenizer and model card:
 
     python scripts/export.py --checkpoint logs/depth-1 --output exports/depth-1 [--adapter]
 
-The folder loads with `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel`, and can be pushed to the
+`languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel` load the folder, and it can be pushed to the
 Hugging Face hub as it is.
 """
 
@@ -38,9 +38,9 @@ An encoder for {modality} in the space of a frozen text tower ({tower}), trained
 ```python
 import languagebind
 
-model = languagebind.load("ORG/{name}")  # the name that it has on the Hugging Face hub, or its folder
+model = languagebind.load("ORG/{name}")  # its name on the Hugging Face hub, or its folder
 features = model.encode({modality}=["a file"])  # (1, {dim}), unit norm
-text_features = model.encode(text=["what it may be"])
+text_features = model.encode(text=["what it may show"])
 print(model.similarity(features, text_features))
 ```
 """
@@ -48,23 +48,23 @@ print(model.similarity(features, text_features))
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a training checkpoint in the published layout."""
+    """Export a training checkpoint to the published layout."""
 
     checkpoint: Path
-    """a checkpoint, or the folder of a run, for its last one"""
+    """a checkpoint, or the folder of a run for its last checkpoint"""
     output: Path
-    """the folder to write, new or empty"""
+    """a new or empty folder"""
     adapter: bool = False
-    """keep LoRA adapters apart: the folder gets the weights under them, and adapter/ what PEFT loads"""
+    """keep LoRA adapters separate: the folder has the base weights, and adapter/ the adapters, for PEFT"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the folder that the command line asks for."""
+    """Export the checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(ExportOptions, sys.argv[1:] if argv is None else argv, prog="export.py")
     output = options.output.absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{options.output} is a file, or is not empty: name another folder")
+        raise UserError(f"{options.output} exists and is not an empty folder: choose another")
     from languagebind.hub.config import KIND_OF
     from languagebind.hub.processing import PROCESSORS, TOKENIZERS
     from languagebind.hub.published import MODELS
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     modality = saved["config"]["modality"]
     kind = KIND_OF.get(modality)
     if kind is None:
-        raise UserError(f"the published layout knows {', '.join(KIND_OF)}, not {modality}")
+        raise UserError(f"the published layout has no {modality} model, only {', '.join(KIND_OF)}")
     model = MODELS[kind].from_pretrained(options.checkpoint)
-    folder = temporary_name(output)  # half an export never has the name of a whole one
+    folder = temporary_name(output)  # so that an incomplete export never has the final name
     shutil.rmtree(folder, ignore_errors=True)
     if options.adapter:
-        take_adapter_apart(model, saved, folder)
+        separate_adapter(model, saved, folder)
     model.save_pretrained(folder)
     vocabulary, merges = bundled_vocabulary()
     length = model.config.text_config.max_position_embeddings
@@ -98,16 +98,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def public(source: str) -> str:
-    """Where weights come from, without the folders of this machine: `local-dir:/data/clip` is `local-dir:clip`."""
+    """Return the name of a weight source without local folders: `local-dir:clip` for `local-dir:/data/clip`."""
     return source if source.startswith("hf-hub:") else re.sub(r"[^:]*/", "", source)
 
 
-def take_adapter_apart(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
-    """Give the merged model the weights under the adapters again, and write those to `folder`/adapter."""
+def separate_adapter(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
+    """Restore the base weights in the merged model, and write the adapters to `folder`/adapter."""
     state, tuning = published_names(saved["model"]), saved["config"]["model"]["tuning"]
     adapters = {key: value for key, value in state.items() if ".lora_" in key}
     if not adapters:
-        raise UserError("--adapter: this checkpoint has no LoRA adapters")
+        raise UserError("--adapter needs a checkpoint with LoRA adapters; this one has none")
     model.load_state_dict(
         {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}, strict=False
     )

@@ -5,7 +5,7 @@
     python scripts/make_shards.py jsonl --manifest m.jsonl --root DIR --modality depth infrared --output shards/
     python scripts/make_shards.py folder --root DIR --modality depth --output shards/
 
-With `--frames 8` a video becomes eight pictures, which are read far faster than a video is decoded.
+With `--frames 8` a video becomes eight pictures, which are read much faster than a video is decoded.
 A run that was stopped continues where it was. `SOURCE --help` lists the options.
 """
 
@@ -23,37 +23,34 @@ from languagebind.modalities import modality_class, modality_names
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the shards that the command line asks for, and print what was left out."""
+    """Make the shards that the command line asks for, and report what was left out."""
     argv = list(sys.argv[1:] if argv is None else argv)
     kind, argv = (argv[0], argv[1:]) if argv else ("", [])
     if kind in ("-h", "--help"):
         print(__doc__)
         return
     if kind not in SOURCES:
-        raise UserError(f"the first word says what to read: one of {', '.join(SOURCES)}, not {kind!r}")
+        raise UserError(f"the first word names the source: one of {', '.join(SOURCES)}, not {kind!r}")
     fields = [("source", SOURCES[kind]), ("making", MakeOptions)]
-    config = parse(dataclasses.make_dataclass("Options", fields), expand_config(argv), prog=f"make_shards.py {kind}")
-    unknown = set(config.source.modality) - set(modality_names())
-    if unknown:
+    config: Any = parse(dataclasses.make_dataclass("Options", fields), expand_config(argv), f"make_shards.py {kind}")
+    if unknown := set(config.source.modality) - set(modality_names()):
         raise UserError(f"unknown modality {min(unknown)!r}, expected one of {modality_names()}")
     if config.making.packing.frames and not any(has_frames(modality_class(name)) for name in config.source.modality):
-        raise UserError("--frames is for a modality with frames, such as video")
+        raise UserError("--frames needs a modality with frames, such as video")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print_report(make_shards(config.source.samples(), {"kind": kind, **to_dict(config.source)}, config.making))
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """What was made, and what was left out and why."""
-    left_out = sum(reason["count"] for reason in report["left_out"].values())
-    print(
-        f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB; {left_out} left out"
-    )
+    """Print what was made, and what was left out and why."""
+    made = f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
+    print(f"{made}; {sum(reason['count'] for reason in report['left_out'].values())} left out")
     for name, reason in report["left_out"].items():
         print(f"  {name}: {reason['count']}")
         for example in reason["examples"]:
             print(f"    {example['id']}: {example['detail']}")
     if not report["samples"]:
-        raise UserError("nothing was packed: are --root and --modality those of these files?")
+        raise UserError("no sample was packed: check --root and --modality")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the environment with everything that the demo and the tests use. Run again, it does nothing unless the
-# requirements changed. VENV=/some/place puts the environment there instead of in .venv.
+# Create the environment for the demo and the tests. Running it again does nothing unless the requirements changed.
+# VENV=/some/place creates it there instead of in .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV="${VENV:-.venv}"
@@ -11,7 +11,7 @@ stamp="$VENV/.requirements.sha256"
 wanted="$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum)"
 [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
 
-# torchcodec reads video through FFmpeg's libraries; without them the other video backends do its work.
+# torchcodec needs FFmpeg's libraries to read video; without them the other video backends are used.
 if ! ldconfig -p 2>/dev/null | grep -q libavcodec && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     echo "installing FFmpeg"
     { apt-get update -q && apt-get install -y -q --no-install-recommends ffmpeg; } >/dev/null || echo "FFmpeg could not be installed: torchcodec will not be used" >&2

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Make an environment with the original's package of PyPI, languagebind 0.1.0, for `benchmark.py compare`.
+# Create an environment with the original's package from PyPI, languagebind 0.1.0, for `benchmark.py compare`.
 #   VENV=/some/place bash scripts/setup_original.sh
-# VENV: where it goes (.venv-original). TORCH_FROM=/some/venv/bin/python: link that environment's packages in place of
-# installing PyTorch once more (5 GB); its own come first.
+# VENV names its folder (default: .venv-original). TORCH_FROM=/some/venv/bin/python links that environment's packages
+# instead of installing PyTorch again (5 GB); the new environment's own packages come first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV="${VENV:-.venv-original}"
@@ -21,7 +21,7 @@ if [ -n "${TORCH_FROM:-}" ]; then
 else
     pip "torch==$TORCH"
 fi
-# 0.1.0 asks for transformers before 5. Its decoders are not installed: pytorchvideo needs a torchvision of before 2024.
+# 0.1.0 needs transformers before 5. Its decoders are not installed: pytorchvideo needs a torchvision from before 2024.
 pip 'transformers==4.57.*' 'peft>=0.15' 'einops>=0.8' 2>&1 | { grep -v 'dependency resolver\|requires .* but you have' || true; }
 "$VENV/bin/python" - <<'END'
 import einops, peft, torch, transformers

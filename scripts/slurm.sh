@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train on several nodes under SLURM, one task a GPU, and go on by itself after a preemption or the end of the time:
+# Train on several nodes under SLURM, one task per GPU; continue by itself after a preemption or the time limit:
 #   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 scripts/slurm.sh configs/depth.yaml --train-data /data/depth --name depth-1
-# Give a --name: it is what the next part of the run goes on from. The environment is that of VENV (.venv).
+# --name is needed: the next part of the run continues from it. VENV names the environment (default: .venv).
 #SBATCH --job-name=languagebind
 #SBATCH --signal=B:USR1@420
 #SBATCH --requeue
@@ -14,8 +14,8 @@ shift
 nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
 export MASTER_ADDR="${nodes%%$'\n'*}"
 export MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
-# SIGUSR1 comes to this shell seven minutes before the end. srun passes it on; the ranks save, end with status 0, and
-# the job queues again.
+# SIGUSR1 reaches this shell seven minutes before the time limit. srun passes it on; the ranks save and exit with
+# status 0, and the job is queued again.
 requeue=0
 step=
 trap 'requeue=1; [ -z "$step" ] || kill -USR1 "$step"' USR1

@@ -4,10 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export VENV="${VENV:-.venv}"
 bash scripts/setup.sh
-# The page of results is tried in a real browser; without one, that test is skipped.
+# One test opens the results page in a real browser; it is skipped without one.
 if ! command -v chromium chromium-browser google-chrome >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     echo "installing Chromium"
-    { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >/dev/null || echo "Chromium could not be installed: the page will not be tried in it" >&2
+    { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >/dev/null || echo "Chromium could not be installed: the browser test will be skipped" >&2
 fi
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mteb's own LanguageBind wrappers on this library, and CLIP_benchmark with our models. They live in an environment of
-# their own, laid over ours: neither depends on the other. CLIP_benchmark 1.6.2 needs a NumPy before 2.4.
+# Test mteb's own LanguageBind wrappers on this library, and CLIP_benchmark with our models. They have an environment of
+# their own on top of ours, since neither depends on the other. CLIP_benchmark 1.6.2 needs NumPy before 2.4.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export VENV="${VENV:-.venv}"
@@ -11,7 +11,7 @@ if [ ! -e "$PEERS_VENV/whole" ]; then
     "$VENV/bin/python" -m venv "$PEERS_VENV"
     ours="$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
     theirs="$("$PEERS_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    # A .pth in that folder would not be read from here, so the checkout is named as well.
+    # A .pth file inside that folder would not be read, so the checkout is listed as well.
     printf '%s\n%s\n' "$ours" "$PWD" >"$theirs/ours.pth"
     "$PEERS_VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint <(grep -v '^numpy==' constraints.txt) 'mteb==2.26.0' clip-benchmark 'numpy<2.4'
     touch "$PEERS_VENV/whole"

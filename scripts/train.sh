@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train with a config on every GPU of this machine (on the CPU where there is none):
+# Train with a config on every GPU of this machine, or on the CPU if it has none:
 #   bash scripts/train.sh configs/depth.yaml --train-data /data/depth [more flags of training.main]
-# NPROC=2 starts two processes; the environment is that of VENV (.venv).
+# NPROC=2 starts two processes. VENV names the environment (default: .venv).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] && [ -f "$1" ] || { echo "usage: $0 CONFIG.yaml [flags of training.main]" >&2; exit 2; }
@@ -10,5 +10,5 @@ shift
 bin="${VENV:-.venv}/bin"
 [ -x "$bin/torchrun" ] || { echo "error: no environment in ${VENV:-.venv}: run bash scripts/setup.sh" >&2; exit 2; }
 nproc="${NPROC:-$("$bin/python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
-# `--` keeps torchrun from taking our flags (--logs) for its own.
+# `--` keeps torchrun from reading our flags (--logs) as its own.
 exec "$bin/torchrun" --standalone --nproc_per_node "$nproc" -m training.main -- --config "$config" "$@"

@@ -1,6 +1,2 @@
-#!/usr/bin/env bash
-# Train with configs/video_v1.5_huge.yaml on every GPU of this machine:
-#   bash scripts/train_video_v1.5_huge.sh --train-data '/data/video/{00000..00301}.tar' [more flags of training.main]
-set -euo pipefail
-cd "$(dirname "$0")/.."
-exec scripts/train.sh configs/video_v1.5_huge.yaml "$@"
+# Train with configs/video_v1.5_huge.yaml: bash scripts/train_video_v1.5_huge.sh --train-data DATA [flags of training.main]
+exec bash "$(dirname "$0")/train.sh" configs/video_v1.5_huge.yaml "$@"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import test_eval_prepare as releases
+import releases
 from PIL import Image
 
 Counts = dict[str, int]

@@ -246,7 +246,7 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     assert f"(local-dir:{clip_folder.name})" in card
     assert str(clip_folder) not in "".join(file.read_text() for file in (tmp_path / "mine").glob("*.*[dn]"))
     for taken in (tmp_path / "mine", tmp_path / "mine" / "config.json"):
-        with pytest.raises(UserError, match="is a file, or is not empty"):
+        with pytest.raises(UserError, match="exists and is not an empty folder"):
             export([f"--checkpoint={tmp_path / 'run'}", f"--output={taken}"])
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
@@ -276,7 +276,7 @@ def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_pa
     message = call(
         "scripts/export.py", f"--checkpoint={tmp_path / 'full'}", f"--output={tmp_path / 'no'}", "--adapter", status=2
     )
-    assert "has no LoRA adapters" in message
+    assert "needs a checkpoint with LoRA adapters" in message
 
 
 def test_what_the_published_layout_cannot_hold_is_not_exported(trained):

@@ -7,10 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from eval_files import save, write_shard
 from helpers import ROOT
-from test_eval import write_shard
-from test_eval_models import world  # noqa: F401 - a fixture
-from test_pairs import save
 
 from languagebind.config import UserError
 from languagebind.eval.__main__ import main
@@ -43,7 +41,7 @@ def checkpoint(clip_folder, tmp_path):
     return save(tmp_path, Image(image_size=32), clip_folder, 0)
 
 
-def test_retrieval_is_that_of_clip_benchmark(world, checkpoint, tmp_path):  # noqa: F811
+def test_retrieval_is_that_of_clip_benchmark(world, checkpoint, tmp_path):
     members = [
         (path.stem, {"png": path.read_bytes(), "txt": f"{path.parent.name} {path.stem}\nthe {path.stem}th".encode()})
         for path in sorted((world / "folders").rglob("*.png"))
@@ -61,7 +59,7 @@ def test_retrieval_is_that_of_clip_benchmark(world, checkpoint, tmp_path):  # no
     np.lib.NumpyVersion(np.__version__) >= "2.4.0",
     reason="CLIP_benchmark's accuracy fails with NumPy 2.4: bash scripts/test_peers.sh",
 )
-def test_classification_is_that_of_clip_benchmark(world, checkpoint, tmp_path):  # noqa: F811
+def test_classification_is_that_of_clip_benchmark(world, checkpoint, tmp_path):
     folder = world / "wds" / "colours"
     theirs = clip_benchmark(checkpoint, "colours", folder, "zeroshot_classification", tmp_path / "a.json")
     found = ours(checkpoint, folder, tmp_path / "a")

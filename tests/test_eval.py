@@ -5,13 +5,13 @@ import io
 import json
 import logging
 import math
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from eval_files import write_jsonl, write_shard
 from helpers import call, call_ranks
 from PIL import Image as Picture
 from torch import nn
@@ -119,29 +119,8 @@ def world(tmp_path_factory):
     return root
 
 
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def read_jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_shard(path, samples):
-    """`(key, {extension: path | bytes | anything for JSON})`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for key, members in samples:
-            for extension, value in members.items():
-                if isinstance(value, Path):
-                    value = value.read_bytes()
-                elif not isinstance(value, bytes):
-                    value = (value if isinstance(value, str) else json.dumps(value)).encode()
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(value)
-                archive.addfile(info, io.BytesIO(value))
-    return path
 
 
 def dataset(data, task="classification", **options):

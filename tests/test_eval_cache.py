@@ -146,7 +146,7 @@ def test_changed_files_are_encoded_again(data, tmp_path):
 
 
 def test_shards_are_told_apart_by_their_time(data, tmp_path):
-    from test_eval import write_shard
+    from eval_files import write_shard
 
     members = [(f"{i}", {"png": data / f"{i}.png", "json": {"captions": WORDS[i % 6]}}) for i in range(8)]
     shard = write_shard(tmp_path / "a.tar", members)

@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colours import Colours, classification, colours_of, flags
+from eval_files import save
 from helpers import call
 from PIL import Image as Picture
-from test_eval_models import Colours, classification, colours_of, flags, world  # noqa: F401 - a fixture
-from test_pairs import save
 
 from languagebind.config import UserError
 from languagebind.eval.__main__ import main
 from languagebind.eval.evaluate import evaluate
+from languagebind.eval.models import load_eval_model
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.image import Image
 from languagebind.modalities.video import Video
 
-COLOURS = "test_eval_models:Colours"
+COLOURS = "colours:Colours"
 HERE = __name__
 
 
@@ -49,11 +50,11 @@ def read(folder, name):
     return json.loads((folder / name).read_text())
 
 
-def config(world, name="here"):  # noqa: F811
+def config(world, name="here"):
     return str(world / "configs" / f"{name}.yaml")
 
 
-def test_models_may_be_named(world, tmp_path):  # noqa: F811
+def test_models_may_be_named(world, tmp_path):
     argv = flags(world, tmp_path, "--config", config(world), "--model")
     main([*argv, f"one={COLOURS}", f"two={COLOURS}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here_one.json", "here_two.json"]
@@ -64,7 +65,7 @@ def test_models_may_be_named(world, tmp_path):  # noqa: F811
         main([*argv, COLOURS, "--model", COLOURS])  # of a flag that is there twice, both count
 
 
-def test_prompts_of_the_command_line(world, tmp_path):  # noqa: F811
+def test_prompts_of_the_command_line(world, tmp_path):
     (tmp_path / "prompts.txt").write_text("a {c}\nsome {c}\n")
     argv = flags(world, tmp_path / "out", "--config", config(world), config(world, "texts"), "--model", COLOURS)
     main([*argv, "--templates", str(tmp_path / "prompts.txt")])
@@ -95,7 +96,7 @@ def films(tmp_path):
     return tmp_path / "films.yaml"
 
 
-def test_frames_clips_and_crops_of_the_command_line(films, world, tmp_path):  # noqa: F811
+def test_frames_clips_and_crops_of_the_command_line(films, world, tmp_path):
     argv = ["--config", str(films), "--model", f"{HERE}:Films", "--output", str(tmp_path / "out"), "--workers", "0"]
     main([*argv, "--num-frames", "2", "--clips", "3", "--crops", "2"])
     found = read(tmp_path / "out", f"films_{HERE}-Films.json")
@@ -113,7 +114,7 @@ def test_frames_clips_and_crops_of_the_command_line(films, world, tmp_path):  # 
         main([*here, "--clips", "2"])
 
 
-def test_a_dataset_that_fails_does_not_stop_the_others(world, tmp_path, caplog):  # noqa: F811
+def test_a_dataset_that_fails_does_not_stop_the_others(world, tmp_path, caplog):
     (tmp_path / "bad.yaml").write_text(f"task: classification\ndata: {tmp_path}/bad\n")
     (tmp_path / "bad" / "red").mkdir(parents=True)
     (tmp_path / "bad" / "red" / "a.png").write_bytes(b"no picture")
@@ -127,7 +128,7 @@ def test_a_dataset_that_fails_does_not_stop_the_others(world, tmp_path, caplog):
         main(argv)
 
 
-def test_each_model_scores_what_it_reads(world, tmp_path):  # noqa: F811
+def test_each_model_scores_what_it_reads(world, tmp_path):
     (tmp_path / "far.yaml").write_text(f"task: classification\nmodality: depth\ndata: {world}/folders\n")
     argv = flags(world, tmp_path / "out", "--config", config(world), "--model", COLOURS)
     main([*argv, f"{HERE}:Far"])  # nothing is of depth, so there is nothing for it to do
@@ -142,7 +143,7 @@ def test_each_model_scores_what_it_reads(world, tmp_path):  # noqa: F811
         )
 
 
-def test_a_result_of_another_checkpoint_is_not_taken_for_one_of_this(world, clip_folder, tmp_path):  # noqa: F811
+def test_a_result_of_another_checkpoint_is_not_taken_for_one_of_this(world, clip_folder, tmp_path):
     run = tmp_path / "run" / "checkpoints"
     run.mkdir(parents=True)
     os.rename(save(tmp_path, Image(image_size=32), clip_folder, 0), run / "step_00000001.pt")
@@ -162,7 +163,7 @@ def test_a_result_of_another_checkpoint_is_not_taken_for_one_of_this(world, clip
         main([*argv, "--skip-existing"])
 
 
-def test_two_results_of_one_name_and_files_that_are_there_are_refused(world, tmp_path):  # noqa: F811
+def test_two_results_of_one_name_and_files_that_are_there_are_refused(world, tmp_path):
     for name in ("d", "d_x"):
         (tmp_path / f"{name}.yaml").write_text(f"task: classification\ndata: {world}/folders\n")
     files = ["--config", str(tmp_path / "d.yaml"), str(tmp_path / "d_x.yaml")]
@@ -206,7 +207,7 @@ def test_what_a_result_depends_on_may_change_in_place(films, clip_folder, tmp_pa
         main(argv)
 
 
-def test_a_restart_with_two_modalities_and_with_views_of_the_paper_is_done(films, world, tmp_path):  # noqa: F811
+def test_a_restart_with_two_modalities_and_with_views_of_the_paper_is_done(films, world, tmp_path):
     films.write_text(films.read_text() + "paper: {inputs: views}\n")
     (tmp_path / "here.yaml").write_text(f"task: classification\nmodality: image\ndata: {world}/folders\n")
     argv = ["--config", str(tmp_path / "here.yaml"), str(films), "--model", f"a={COLOURS}", f"b={HERE}:Films",
@@ -221,7 +222,7 @@ def test_a_restart_with_two_modalities_and_with_views_of_the_paper_is_done(films
     assert (tmp_path / "out" / "films_paper_b.json").is_file()
 
 
-def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(world, tmp_path, capsys):  # noqa: F811
+def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(world, tmp_path, capsys):
     argv = flags(world, tmp_path / "out", "--config", config(world), "--model", "x=none.pt", f"a={COLOURS}")
     with pytest.raises(UserError, match=r"(?s)1 of 2 evaluations failed, the others are written:\n  x: no checkpoint"):
         main(argv)
@@ -231,7 +232,7 @@ def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(world, tmp_path,
     assert capsys.readouterr().out == ""
 
 
-def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, caplog):  # noqa: F811
+def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, caplog):
     for name, more in (("a", ""), ("b", "paper: {}\n")):
         (tmp_path / f"{name}.yaml").write_text(f"task: classification\nmodality: image\ndata: {world}/folders\n{more}")
     with caplog.at_level(logging.INFO):
@@ -245,7 +246,7 @@ def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, capl
         main(flags(world, tmp_path / "c", "--all", f"--configs={tmp_path}", f"--model=m={COLOURS}", "--protocol=paper"))
 
 
-def test_what_a_stopped_run_has_left_is_made_again(world, tmp_path):  # noqa: F811
+def test_what_a_stopped_run_has_left_is_made_again(world, tmp_path):
     argv = flags(world, tmp_path / "out", "--config", config(world), "--model", f"m={COLOURS}",
                  "--export-features", str(tmp_path / "features"))  # fmt: skip
     main(argv)
@@ -256,7 +257,7 @@ def test_what_a_stopped_run_has_left_is_made_again(world, tmp_path):  # noqa: F8
     assert (tmp_path / "out" / "here_m.json").is_file()
 
 
-def test_no_old_value_is_shown_for_a_dataset_that_failed(world, tmp_path, capsys):  # noqa: F811
+def test_no_old_value_is_shown_for_a_dataset_that_failed(world, tmp_path, capsys):
     (tmp_path / "here.yaml").write_text(f"task: classification\ndata: {tmp_path}/here\n")
     import shutil
 
@@ -273,7 +274,7 @@ def test_no_old_value_is_shown_for_a_dataset_that_failed(world, tmp_path, capsys
     assert "text_to_modality/R@1" in out
 
 
-def test_features_as_parquet(world, tmp_path):  # noqa: F811
+def test_features_as_parquet(world, tmp_path):
     pyarrow = pytest.importorskip("pyarrow.parquet")
     for name in ("here", "texts"):
         main(flags(world, tmp_path / "out", "--config", config(world, name), "--model", f"m={COLOURS}",
@@ -290,10 +291,8 @@ def test_features_as_parquet(world, tmp_path):  # noqa: F811
         assert torch.equal(torch.tensor([row["vector"] for row in rows]), expected)
 
 
-def test_an_encoder_that_has_collapsed_is_told(world, caplog):  # noqa: F811
-    from test_eval_models import Green, load_eval_model
-
-    model, reader = load_eval_model(f"{Green.__module__}:Green", torch.device("cpu"))
+def test_an_encoder_that_has_collapsed_is_told(world, caplog):
+    model, reader = load_eval_model("colours:Green", torch.device("cpu"))
     with caplog.at_level(logging.WARNING):
         evaluate(model, reader, classification(world / "folders"), workers=0)
     assert "all 30 samples have the same features: the encoder has collapsed" in caplog.text
@@ -306,8 +305,6 @@ def test_an_encoder_that_has_collapsed_is_told(world, caplog):  # noqa: F811
 def on_a_node(rank, folder, data):
     """Every rank has to learn that the ranks' data differ."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    from test_eval_models import load_eval_model
-
     model, reader = load_eval_model(COLOURS, torch.device("cpu"))
     try:
         evaluate(model, reader, classification(data[rank]), workers=0)
@@ -316,7 +313,7 @@ def on_a_node(rank, folder, data):
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_that_see_other_data_are_refused(world, tmp_path):  # noqa: F811
+def test_ranks_that_see_other_data_are_refused(world, tmp_path):
     import shutil
 
     other = shutil.copytree(world / "folders", tmp_path / "folders")
@@ -335,8 +332,6 @@ def test_help_names_every_flag():
 
 
 def test_clips_that_are_averaged_are_the_mean_of_their_features(films, tmp_path):
-    from test_eval_models import load_eval_model
-
     from languagebind.eval.data.readers import choose_protocol
     from languagebind.eval.data.samples import Sample
     from languagebind.eval.features import EncodeOptions, encode_samples

@@ -14,17 +14,13 @@ import shutil
 import signal
 import traceback
 import unicodedata
-import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from eval_datasets import CONFIGS, MODALITIES, InstantModel, with_counts
 from lookalikes import FOLDERS, LOOKALIKES
-from test_eval_datasets import CONFIGS, MODALITIES, with_counts
-from torch import nn
-from torch.nn import functional as F
 
 from languagebind._yaml import PlainLoader
 from languagebind.config import UserError
@@ -42,32 +38,6 @@ ABSURD = [None, True, -1, 0, 2**70, 1e308, float("nan"), "", " ", "x", "é", "e\
 
 class Hangs(BaseException):
     """Not an Exception: whoever catches those should not catch this."""
-
-
-class InstantModel(nn.Module):
-    """The mean of each channel against three numbers made of each text."""
-
-    def __init__(self):
-        super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
-
-    def project(self, inputs):
-        return inputs.mean(dim=(2, 3, 4)) + 1e-3
-
-    def encode(self, inputs):
-        return F.normalize(self.project(inputs), dim=-1)
-
-    def tokenize(self, texts):
-        return {"ids": torch.tensor([list(zlib.crc32(text.encode()).to_bytes(4)[:3]) for text in texts])}
-
-    def project_text(self, tokens):
-        return tokens["ids"] - 127.3
-
-    def encode_text(self, tokens):
-        return F.normalize(self.project_text(tokens), dim=-1)
-
-    def text_fingerprint(self):
-        return "instant"
 
 
 # ------------------------------------------------------------------------------------------------- corruptions

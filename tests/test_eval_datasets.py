@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import shutil
 import unicodedata
 from dataclasses import replace
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, call
+from eval_datasets import CONFIGS, MODALITIES, prepare, with_counts
+from helpers import call
 from lookalikes import FOLDERS, LOOKALIKES, PAIRS, class_folders, film, llvip, picture, sound, table, write_json
 from report_world import Page
 
@@ -26,21 +26,8 @@ from languagebind.eval.prepare.__main__ import main
 from languagebind.eval.report.__main__ import main as page_main
 from languagebind.eval.results import write_result
 from languagebind.hub.encoders import Encoders
-from languagebind.modalities.audio import Audio
-from languagebind.modalities.depth import Depth
-from languagebind.modalities.image import Image
-from languagebind.modalities.infrared import Infrared
-from languagebind.modalities.video import Video
 
-CONFIGS = ROOT / "configs" / "eval"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-MODALITIES = {
-    "audio": Audio(num_mel_bins=16, target_length=32),
-    "depth": Depth(image_size=16),
-    "image": Image(image_size=16),
-    "infrared": Infrared(image_size=16),
-    "video": Video(image_size=16, num_frames=2, video_backend="pyav"),
-}
 METRIC = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
 
 
@@ -62,20 +49,6 @@ def configs(tmp_path):
     folder = shutil.copytree(CONFIGS, tmp_path / "configs")
     (folder / "templates" / "openai.txt").write_text("a photo of a {c}.\n")
     return folder
-
-
-def with_counts(config: Path, counts) -> Path:
-    text, changed = re.subn("(?m)^expect: .*$", f"expect: {json.dumps(counts)}", config.read_text())
-    assert changed == 1, f"{config} has no line `expect: {{...}}`"
-    config.write_text(re.sub(r"(?m)^  pictures: \d+$", "  pictures: 2", text))
-    return config
-
-
-def prepare(config, source, output, *more) -> dict:
-    """The report of a run."""
-    main([str(config), "--source", str(source), "--output", str(output), *more])
-    data = Path(load_dataset_config(config, output, prepared=False).data)
-    return json.loads(data.with_name(data.name + ".prepare.json").read_text())
 
 
 def score(models, kind, config, data_root, protocol="ours") -> dict:

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 import yaml
+from eval_files import write_jsonl, write_shard
 from PIL import Image as Picture
-from test_eval import write_jsonl, write_shard
 
 from languagebind._yaml import PlainLoader
 from languagebind.config import UserError

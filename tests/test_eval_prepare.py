@@ -1,13 +1,28 @@
 """Public downloads to crops and depth maps: files of the real formats, to the pixel."""
 
 import hashlib
-import json
 import sys
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from releases import (
+    FLIR_V1,
+    FLIR_V2,
+    LLVIP,
+    MILLIMETRES,
+    SCENES,
+    V1,
+    V2,
+    flir,
+    llvip,
+    nyu_release,
+    picture,
+    stored,
+    sun_release,
+    voc,
+)
 
 from languagebind.config import UserError
 from languagebind.eval.data.validation import validate
@@ -15,24 +30,6 @@ from languagebind.eval.prepare import crops, nyu, sunrgbd
 from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
 from languagebind.eval.prepare.writing import list_rows
 from languagebind.modalities.depth import Depth
-
-LLVIP = {
-    "format": "voc",
-    "images": "LLVIP/infrared/test",
-    "annotations": "LLVIP/Annotations",
-    "classes": {"person": "person"},
-    "background": "background",
-}
-FLIR_V1 = {
-    "format": "coco",
-    "annotations": "val/thermal_annotations.json",
-    "classes": {"1": "person", "2": "bicycle", "3": "car", "18": "dog"},
-}
-FLIR_V2 = {
-    "format": "coco",
-    "annotations": "images_thermal_val/coco.json",
-    "classes": {"person": "person", "other vehicle": "other vehicle"},
-}
 
 
 def steps(kind, source, options, output=None):
@@ -54,42 +51,6 @@ def refused(kind, source, options, message):
     """Reading, or listing what was read, says what is wrong with it."""
     with pytest.raises(UserError, match=message):
         list_rows(steps(kind, source, options), source, source / "out", by_class=True)
-
-
-def picture(path, width, height, mode="L"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (height, width) if mode == "L" else (height, width, 3)
-    pixels = np.random.default_rng(height).integers(0, 256, shape, np.uint8)
-    Image.fromarray(pixels).save(path)
-    return np.asarray(Image.open(path))  # what JPEG made of them
-
-
-def stored(root, row):
-    return np.asarray(Image.open(root / "out" / row["path"]))
-
-
-def voc(boxes, size=(96, 64), name="person"):
-    objects = "".join(
-        f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{l}</xmin><ymin>{t}</ymin>"
-        f"<xmax>{r}</xmax><ymax>{b}</ymax></bndbox></object>"
-        for l, t, r, b in boxes  # noqa: E741
-    )
-    width, height = size
-    return (
-        '<?xml version="1.0" encoding="utf-8"?>\n<annotation><folder>test</folder><filename>190001.jpg</filename>'
-        f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>{objects}</annotation>"
-    )
-
-
-def llvip(root, files):
-    """The release with pictures of 96 x 64, three channels as there; returns the pixels of the first."""
-    (root / "LLVIP/Annotations").mkdir(parents=True)
-    for name in files:
-        picture(root / f"LLVIP/visible/test/{name}.jpg", 96, 64, "RGB")
-    pixels = [picture(root / f"LLVIP/infrared/test/{name}.jpg", 96, 64, "RGB") for name in files]
-    for name, text in files.items():
-        (root / f"LLVIP/Annotations/{name}.xml").write_text(text)
-    return pixels[0]
 
 
 def test_llvip_persons_and_backgrounds_to_the_pixel(tmp_path):
@@ -183,29 +144,6 @@ def test_missing_and_broken_files_of_llvip(tmp_path):
     assert run(crops, tmp_path, LLVIP) == ([], {})
 
 
-def flir(root, folder, file, names, size=(64, 48), **changes):
-    """Two pictures, three boxes; `changes` replace parts of the JSON. Returns the pictures' pixels."""
-    content = {
-        "info": {},
-        "categories": [{"supercategory": "unknown", "id": 1, "name": "person"},
-                       {"id": 2, "name": "bicycle"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"},
-                       {"id": 79, "name": "other vehicle"}],
-        "images": [{"id": i, "width": size[0], "height": size[1], "file_name": name} for i, name in enumerate(names)],
-        "annotations": [
-            {"id": 4, "image_id": 1, "category_id": 79, "bbox": [10, 12, 20, 9], "iscrowd": 0, "area": 180},
-            {"id": 5, "image_id": 0, "category_id": 1, "bbox": [0.4, 0.5, 3.2, 9.1], "iscrowd": 1},
-            {"id": 6, "image_id": 1, "category_id": 1, "bbox": [60, 40, 10, 10]},
-        ],
-    }  # fmt: skip
-    pixels = [picture(root / folder / name, *size) for name in names]
-    (root / folder / file).write_text(json.dumps(content | changes))
-    return pixels
-
-
-V1 = ("val", "thermal_annotations.json", ["thermal_8_bit/FLIR_08863.jpeg", "thermal_8_bit/FLIR_08864.jpeg"])
-V2 = ("images_thermal_val", "coco.json", ["data/video-a-frame-000001-b.jpg", "data/video-a-frame-000002-c.jpg"])
-
-
 def test_flir_v2_crops_by_the_names_of_categories(tmp_path):
     first, second = flir(tmp_path, *V2)
     rows, counts = run(crops, tmp_path, FLIR_V2)
@@ -286,23 +224,6 @@ def test_wrong_options_are_named(tmp_path, change, message):
     refused(crops, tmp_path, LLVIP | change, message)
 
 
-def nyu_release(root, types, tests, depths=None):
-    """`nyu_depth_v2_labeled.mat` as MATLAB 7.3 writes it, 8 x 6 pixels; returns the depths (N, width, height)."""
-    from scipy.io import savemat
-
-    if depths is None:
-        depths = np.random.default_rng(0).uniform(0.7, 9.99, (len(types), 8, 6)).astype(np.float32)
-    with h5py.File(root / "nyu_depth_v2_labeled.mat", "w") as file:
-        file["depths"] = depths
-        file["images"] = np.random.default_rng(1).integers(0, 256, (len(types), 3, 8, 6), np.uint8)
-        cells = file.create_dataset("sceneTypes", (1, len(types)), h5py.ref_dtype)
-        for i, text in enumerate(types):
-            file[f"#refs#/{i}"] = np.array([[ord(letter)] for letter in text], np.uint16)
-            cells[0, i] = file[f"#refs#/{i}"].ref
-    savemat(root / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array(tests).reshape(-1, 1)})
-    return depths
-
-
 def test_nyu_depth_in_millimetres_by_class(tmp_path):
     depths = nyu_release(tmp_path, ["kitchen", "office_kitchen", "home_office", "study"], [2, 3, 4])
     rows, counts = run(nyu, tmp_path, {})
@@ -371,30 +292,6 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.yaml").write_text("task: classification\ndata: x/test\nprepare: {kind: nyu}\n")
     with pytest.raises(UserError, match=r"x needs h5py: pip install 'languagebind\[prepare\]'"):
         prepare(PrepareConfig(tmp_path / "x.yaml", tmp_path, tmp_path / "data"))
-
-
-SCENES = {
-    "kv2/kinect2data/000002_2014-05-26_14-23-37": "bedroom",
-    "xtion/sun3ddata/mit_32_d463/floor/0001": "idk",
-    "realsense/lg/2014_10_21-18": "\ufeffrest_space\n",
-}
-MILLIMETRES = np.arange(500, 8000, 625, dtype=np.uint16).reshape(3, 4)
-
-
-def sun_release(root):
-    from scipy.io import savemat
-
-    for key, scene in SCENES.items():
-        folder = root / "SUNRGBD" / key
-        (folder / "depth_bfx").mkdir(parents=True)
-        (folder / "scene.txt").write_text(scene)
-        Image.fromarray((MILLIMETRES << 3) | (MILLIMETRES >> 13)).save(folder / "depth_bfx" / "0000103.png")
-    split = root / "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
-    split.parent.mkdir(parents=True)
-    paths = np.empty((1, len(SCENES)), object)
-    paths[0] = [f"/n/fs/sun3d/data/SUNRGBD/{key}{'/' * (i % 2)}" for i, key in enumerate(SCENES)]
-    savemat(split, {"alltest": paths, "alltrain": paths[:, :1], "trainvalsplit": {"train": paths}})
-    return split
 
 
 def test_sun_rgbd_is_written_in_millimetres(tmp_path):

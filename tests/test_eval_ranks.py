@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from eval_datasets import CONFIGS, MODALITIES, InstantModel, prepare, with_counts
 from lookalikes import FOLDERS, LOOKALIKES
-from test_eval_corruptions import InstantModel
-from test_eval_datasets import CONFIGS, MODALITIES, prepare, with_counts
 
 from languagebind.eval import load_dataset_config
 from languagebind.eval.evaluate import evaluate

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from clips import FRAMES, numbered, numbers, write
 from helpers import call
 from PIL import Image
-from test_modality_video import FRAMES, numbered, numbers, write
 
 from languagebind.data.members import media_members
 from languagebind.modalities.video import Video
@@ -95,7 +95,7 @@ def test_quality_and_size_are_options_that_are_kept(media, packed, tmp_path):
         (["--frames=0"], "frames should be a number, at least 1"),
         (["--frames=8", "--frame-quality=96"], "--frame-quality is 96, set 1 to 95"),
         (["--frames=8", "--shard-size=1000"], "use one of the two"),
-        (["--frames=8", "--modality=depth"], "--frames is for a modality with frames"),
+        (["--frames=8", "--modality=depth"], "--frames needs a modality with frames"),
     ],
 )
 def test_mistakes_are_named(media, tmp_path, flags, message):

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from eval_files import save
 from helpers import call
 from torch.nn import functional as F
 
 from languagebind import load
-from languagebind.config import UserError, to_dict
+from languagebind.config import UserError
 from languagebind.data.shards import ShardWriter
 from languagebind.data.vidal import media_paths
 from languagebind.eval.data.pairing import load_pairs_config
@@ -19,8 +20,6 @@ from languagebind.eval.score.metrics import classification_metrics, retrieval_me
 from languagebind.fusion import fuse
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.infrared import Infrared
-from languagebind.model import DualEncoder, EncoderConfig, InitConfig, ModelConfig, TextConfig
-from languagebind.text import build_text
 
 COUNT = 14
 MODALITIES = ("depth", "infrared")
@@ -58,26 +57,6 @@ def write(path, samples, names=MODALITIES):
     with ShardWriter(path) as writer:
         for key, (files, record) in samples.items():
             writer.add(key, {extensions[name]: files[name].read_bytes() for name in names}, record)
-
-
-def save(folder, modality, tower, seed):
-    """A checkpoint of random weights."""
-    torch.manual_seed(seed)
-    encoder = EncoderConfig(patch_size=16, width=16, depth=1, num_heads=2, mlp_dim=32)
-    config = ModelConfig(encoder, TextConfig(f"local-dir:{tower}"), init=InitConfig("none"))
-    model = DualEncoder(modality.input_shape, encoder, build_text(config.text)).eval()
-    name = type(modality).__name__.lower()
-    path = folder / f"{name}.pt"
-    saved = {"model": config, "modality": name, "inputs": modality}
-    torch.save(
-        {
-            "model": model.encoder_state(),
-            "config": {key: x if isinstance(x, str) else to_dict(x) for key, x in saved.items()},
-            "text_fingerprint": model.text_fingerprint(),
-        },
-        path,
-    )
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_only_what_is_missing_is_written_again(embedded, tower, tmp_path):
     flags = [f"--train-data={folder}", f"--text-tower={MINILM}"]
     output = call("scripts/embed_text.py", *flags)
     assert f"{len(CAPTIONS)} captions of 1 shards" in output
-    assert "2 shards had theirs" in output
+    assert "2 shards already had features" in output
     assert [paths[i].stat().st_mtime_ns for i in (0, 2)] == before
     both = load_file(paths[0]), load_file(paths[1])
     assert torch.equal(both[0]["captions"], both[1]["captions"])
@@ -127,4 +127,4 @@ def test_without_features_auto_is_live_and_cached_is_refused(tmp_path):
 
 
 def test_streams_have_no_place_for_features():
-    assert "no folder to write beside" in call("scripts/embed_text.py", "--train-data=pipe:cat a.tar", status=2)
+    assert "features cannot be written beside" in call("scripts/embed_text.py", "--train-data=pipe:cat a.tar", status=2)
