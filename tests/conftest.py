@@ -1,8 +1,6 @@
 import json
 import os
 
-from colours import world  # noqa: F401 - a fixture
-
 # Before PyTorch is imported: threads of several processes that wait for the same cores slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a wrong name would wait for the network
@@ -10,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a wrong name would wait for the 
 import numpy as np
 import pytest
 import torch
+from colours import world  # noqa: F401 - a fixture
 from helpers import SHARED, write_shards
 from PIL import Image
 
