@@ -61,7 +61,7 @@ def test_models_may_be_named(world, tmp_path):
     assert read(tmp_path, "here_two.json")["pretrained"] == "two"
     with pytest.raises(UserError, match=r"two results would be .*here_one.json: .*--model NAME=\.\.\."):
         main([*argv, f"one={COLOURS}", "one=other"])
-    with pytest.raises(UserError, match=r"two results would be .*here_test_eval_models-Colours.json"):
+    with pytest.raises(UserError, match=r"two results would be .*here_colours-Colours.json"):
         main([*argv, COLOURS, "--model", COLOURS])  # of a flag that is there twice, both count
 
 
@@ -69,9 +69,9 @@ def test_prompts_of_the_command_line(world, tmp_path):
     (tmp_path / "prompts.txt").write_text("a {c}\nsome {c}\n")
     argv = flags(world, tmp_path / "out", "--config", config(world), config(world, "texts"), "--model", COLOURS)
     main([*argv, "--templates", str(tmp_path / "prompts.txt")])
-    found = read(tmp_path / "out", "here_test_eval_models-Colours.json")
+    found = read(tmp_path / "out", "here_colours-Colours.json")
     assert found["protocol"]["templates"] == ["a {c}", "some {c}"]
-    assert "templates" not in read(tmp_path / "out", "texts_test_eval_models-Colours.json")["protocol"]
+    assert "templates" not in read(tmp_path / "out", "texts_colours-Colours.json")["protocol"]
     for value, message in ((str(tmp_path / "none.txt"), "templates: no such file"), ("", "templates")):
         with pytest.raises(UserError, match=message):
             main([*argv, "--overwrite", "--templates", value])
@@ -123,7 +123,7 @@ def test_a_dataset_that_fails_does_not_stop_the_others(world, tmp_path, caplog):
         UserError, match=r"(?s)1 of 2 evaluations failed, the others are written:\n  bad: .*not a picture"
     ):
         main([*argv, config(world)])
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["here_test_eval_models-Colours.json"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["here_colours-Colours.json"]
     with pytest.raises(UserError, match=r"(?s)^bad: .*not a picture"):
         main(argv)
 

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from languagebind.config import UserError
 from languagebind.model import DualEncoder
@@ -81,7 +80,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
             for variant, flags in VARIANTS.items():
                 rounds[variant].append(call(options, folder, "measure", flags))
                 progress(f"round {number + 1} of {options.rounds}: {variant}")
-    rows = []
+    rows: list[Row] = []
     for variant, found in rounds.items():
         row = {key: statistics.median(each[key] for each in found) for key in RATIOS.values()}
         base = rows[0] if rows else row
@@ -111,7 +110,7 @@ def make_case(options: argparse.Namespace) -> Row:
     return given | about | {"text_config": config(**text), "vision_config": vision}
 
 
-def build_model(case: Row, patch_dropout: bool) -> nn.Module:
+def build_model(case: Row, patch_dropout: bool) -> DualEncoder:
     """Return this library's model of a case, with its adapters."""
     sizes = {key: case[key] for key in ("patch_size", "width", "depth", "num_heads")}
     shape, text = tuple(case["input_shape"]), ClipTextConfig(**case["text"], mlp_dim=4 * case["text"]["width"])

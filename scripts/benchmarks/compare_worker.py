@@ -14,7 +14,8 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from typing import Any
 
 import torch
 from peak_memory import PeakMemory
@@ -22,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
-ADAM = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}
+ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}
 
 
 class Original:
@@ -127,6 +128,7 @@ class Ours:
         """Load the model under the engine of one process."""
         from languagebind.distributed import Process
         from scripts.benchmarks.compare_benchmark import build_model
+        from training.checkpoint import TrainState
         from training.engines.base import Engine, EngineConfig
         from training.optim import OptimConfig
         from training.train import StepOptions
@@ -139,7 +141,7 @@ class Ours:
         config = OptimConfig(lr=ADAM["lr"], eps=ADAM["eps"], wd=ADAM["weight_decay"], precision=precision)
         engine = Engine(self.model.train(), config, Process(0, 1, CPU), EngineConfig())
         self.options = StepOptions(lambda step: 1.0, precision, 1, "clip", 1, 1, 1, 1.0)
-        self.state = SimpleNamespace(engine=engine, ema=None, step=0)
+        self.state = TrainState(engine)
         return self.model
 
     def gradients(self) -> dict[str, torch.Tensor]:
@@ -149,6 +151,7 @@ class Ours:
 
     def step(self, batch: dict) -> float:
         """Take a training step; return the loss."""
+        from training.stream import Batch
         from training.train import train_step
 
         if self.case["cached_text"]:
@@ -156,7 +159,7 @@ class Ours:
         else:  # our tokenizer cuts after the longest text
             ids = batch["input_ids"][:, : int(batch["attention_mask"].sum(dim=1).max())]
             text = {"input_ids": ids, "caption": torch.arange(len(ids))}
-        given = SimpleNamespace(inputs=batch["inputs"], text=text, groups=None, keys=[])
+        given = Batch(batch["inputs"], text, None, [], [], worker=0, epoch=0, drawn=0)
         return train_step(self.state, [given], self.options, CPU).item()
 
     def embed(self, batch: dict) -> torch.Tensor:
@@ -226,10 +229,10 @@ def main() -> None:
     case |= {"precision": options.precision, "cached_text": options.cached_text}
     if case["threads"]:
         torch.set_num_threads(case["threads"])
-    side = (Original if options.side == "original" else Ours)(case, options.folder)
     if options.action == "prepare":
-        found = side.prepare()
+        found = Original(case, options.folder).prepare()
     else:
+        side = (Original if options.side == "original" else Ours)(case, options.folder)
         found = {"check": check, "measure": measure}[options.action](side, torch.load(options.folder / "batch.pt"))
     print(json.dumps(found))
 

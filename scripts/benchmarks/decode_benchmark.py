@@ -60,17 +60,18 @@ def render(options: argparse.Namespace, folder: Path) -> dict[str, list[Path]]:
     default = WorldOptions(folder)
     names = options.modality or default.modalities
     make_world(dataclasses.replace(default, num_train=options.samples, num_test=8, size=options.size, modalities=names))
-    root, found = folder / "train", {name: [] for name in names}
+    root, found = folder / "train", dict[str, list[Path]]()
     for key, entry in read_annotation(root / "vidal.json", options.samples):
         for name in names:
             places = media_paths(root, key, entry["folder"], name)
-            found[name].append(next(paths[0] for paths in places if paths[0].exists()))
+            found.setdefault(name, []).append(next(paths[0] for paths in places if paths[0].exists()))
     return found
 
 
 def make_rows(name: str, paths: list[Path], num_frames: int) -> list[Row]:
     """Return the rows of a modality, each with its reader and the files' contents."""
-    kind, data = modality_class(name), [path.read_bytes() for path in paths]
+    kind: Any = modality_class(name)
+    data = [path.read_bytes() for path in paths]
 
     def row(packed: str, data: list[Any], **options: Any) -> Row:
         return {"modality": name, "samples": len(data), "packed": packed, "data": data, "times": [], **options}

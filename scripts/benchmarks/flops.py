@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Literal
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def build_towers(text: ClipTextConfig | None, embed_dim: int) -> tuple[nn.Module
 def recipe_flops(
     input_shape: tuple[int, int, int, int],
     encoder: EncoderConfig,
-    tuning: str,
+    tuning: Literal["lora", "partial", "full", "head"],
     embed_dim: int,
     text: ClipTextConfig | None = None,
 ) -> dict[str, int]:

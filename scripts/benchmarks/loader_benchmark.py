@@ -76,7 +76,7 @@ def measure_row(config: TrainConfig, pause: float, options: argparse.Namespace) 
         seconds += time.perf_counter() - begin  # without reading the memory
         if number == steps - 1 or (number - first) % max(1, steps // 20) == 0:
             memory.append(read_memory())
-    batches.close()
+    del batches  # ends the workers
     samples = len(waited) * batch_size
     return {
         "samples": samples,
