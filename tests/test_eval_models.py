@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from colours import COLOURS, IMAGE, Colours, classification, colours_of, flags
+from colours import Green  # noqa: F401 - a model by its name here
 from eval_files import write_shard
 from PIL import Image as Picture
 from safetensors.torch import load_file

@@ -7,7 +7,8 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import get_args, get_type_hints
+from types import SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -17,10 +18,8 @@ from languagebind.model import DualEncoder
 from languagebind.text import ClipTextConfig
 from languagebind.tuning import TuningConfig, apply_tuning
 from languagebind.vit import EncoderConfig
-from training.checkpoint import TrainState
 from training.engines.base import Engine, EngineConfig
 from training.optim import OptimConfig
-from training.stream import Batch
 from training.train import StepOptions, train_step
 
 from .flops import build_towers, peak_flops, recipe_flops
@@ -117,25 +116,26 @@ def measure_row(options: argparse.Namespace) -> Row:
     }
 
 
-def build_state(options: argparse.Namespace, shape: tuple[int, int, int, int]) -> TrainState:
-    """Return a model of random weights under the engine of one process."""
+def build_state(options: argparse.Namespace, shape: tuple[int, int, int, int]) -> Any:
+    """Return what `train_step` uses of a `TrainState`, whose own import needs more than PyTorch."""
     torch.manual_seed(0)
     model = DualEncoder(shape, options.encoder, build_towers(options.tower, options.embed_dim))
     apply_tuning(model, TuningConfig(tuning=options.tuning, lora_rank=options.lora_rank))
     optim = OptimConfig(precision=options.precision, lr=1e-5)
     compiled = EngineConfig(torchcompile=options.torchcompile)
-    return TrainState(Engine(model.train(), optim, init_process(options.device), compiled))
+    engine = Engine(model.train(), optim, init_process(options.device), compiled)
+    return SimpleNamespace(engine=engine, ema=None, step=0)
 
 
-def random_batch(options: argparse.Namespace, shape: tuple[int, int, int, int], device: torch.device) -> Batch:
-    """Return a batch of random data on the device."""
+def random_batch(options: argparse.Namespace, shape: tuple[int, int, int, int], device: torch.device) -> Any:
+    """Return what `train_step` uses of a `Batch`, on the device."""
     batch_size, tower = options.batch_size, options.tower
     text = {"features": torch.randn(batch_size, options.embed_dim, device=device)}
     if tower:
         ids = torch.randint(tower.vocab_size, (batch_size, tower.context_length), device=device)
         text = {"input_ids": ids, "caption": torch.arange(batch_size, device=device)}
     inputs = torch.randn(batch_size, *shape, device=device)
-    return Batch(inputs, text, None, [], [], worker=0, epoch=0, drawn=0)
+    return SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[])
 
 
 def read_sizes(name: str) -> dict[str, int | str]:
