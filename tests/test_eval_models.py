@@ -8,8 +8,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from colours import COLOURS, IMAGE, Colours, classification, colours_of, flags
-from colours import Green  # noqa: F401 - a model by its name here
+from colours import (
+    COLOURS,
+    IMAGE,
+    Colours,
+    Green,  # noqa: F401 - a model by its name here
+    classification,
+    colours_of,
+    flags,
+)
 from eval_files import write_shard
 from PIL import Image as Picture
 from safetensors.torch import load_file

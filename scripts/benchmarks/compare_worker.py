@@ -152,6 +152,7 @@ class Ours:
     def step(self, batch: dict) -> float:
         """Take a training step; return the loss."""
         from training.stream import Batch
+
         from training.train import train_step
 
         if self.case["cached_text"]:
