@@ -16,9 +16,9 @@ _HOME = {
     "DualEncoder": "model",
     "Encoders": "hub.encoders",
     "Modality": "modalities",
-    "LanguageBind": "hub.bind",
+    "LanguageBind": "hub.multimodal",
     "UserError": "config",
-    "config_dict": "hub.bind",
+    "config_dict": "hub.multimodal",
     "create_model": "hub.factory",
     "create_model_and_transforms": "hub.factory",
     "create_model_from_pretrained": "hub.factory",
@@ -31,9 +31,9 @@ _HOME = {
     "load_model": "hub.encoders",
     "modality_class": "modalities",
     "modality_names": "modalities",
-    "model_dict": "hub.bind",
-    "to_device": "hub.bind",
-    "transform_dict": "hub.bind",
+    "model_dict": "hub.multimodal",
+    "to_device": "hub.multimodal",
+    "transform_dict": "hub.multimodal",
 }
 for _name in ("Video", "Audio", "Depth", "Thermal", "Image"):
     _HOME |= {
@@ -41,7 +41,7 @@ for _name in ("Video", "Audio", "Depth", "Thermal", "Image"):
         f"LanguageBind{_name}Config": "hub.config",
         f"LanguageBind{_name}Processor": "hub.processing",
         f"LanguageBind{_name}Tokenizer": "hub.processing",
-        f"LanguageBind{_name}Tower": "hub.towers",
+        f"LanguageBind{_name}Tower": "hub.llava",
     }
 __all__ = sorted(_HOME)
 

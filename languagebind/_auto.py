@@ -12,7 +12,7 @@ MODULES = {
 
 
 def install() -> None:
-    """Register with the Auto modules that are imported, and with the others as soon as they are."""
+    """Register with the Auto modules that are imported already, and with the others once they are."""
     for name in sorted(MODULES & sys.modules.keys()):
         register(sys.modules[name])
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
@@ -20,7 +20,7 @@ def install() -> None:
 
 
 class AfterImport(MetaPathFinder):
-    """Calls `register` on each Auto module once it was imported."""
+    """Calls `register` on each Auto module after its import."""
 
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in MODULES:
@@ -35,7 +35,7 @@ class AfterImport(MetaPathFinder):
             execute(module)
             register(module)
 
-        spec.loader.exec_module = execute_and_register
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # the only hook after an import
         return spec
 
 

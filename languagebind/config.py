@@ -130,7 +130,7 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
         UserError: a key is unknown to this version.
     """
     hints, known = get_type_hints(cls), {}
-    names = {field.name for field in dataclasses.fields(cls)}
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
     if unknown := values.keys() - names:
         raise UserError(f"unknown {cls.__name__} options: {', '.join(sorted(unknown))}")
     for name, value in values.items():

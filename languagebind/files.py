@@ -113,9 +113,13 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def twice(names: Iterable[str]) -> str | None:
-    """The first name that was there before, if any."""
+    """Return the first name that occurs for the second time, if any."""
     seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""A module for sentence-transformers: `SentenceTransformer(folder).encode(...)` of texts, images, sounds and clips.
+"""A module for sentence-transformers: `SentenceTransformer(folder).encode(...)` for texts, images, sounds and clips.
 
     from sentence_transformers import SentenceTransformer
     from languagebind.sentence import LanguageBindModule
@@ -8,8 +8,8 @@
     model = SentenceTransformer("folder", trust_remote_code=True)
     model.similarity(model.encode(["a dog"]), model.encode(["photo.jpg"]))  # one modality a call
 
-Which modality an input is of, sentence-transformers tells by its type: it knows images, audio and video beside text. A
-path of a file that is not there is a text to it.
+sentence-transformers finds the modality of an input by its type: text, image, audio or video. A path to a missing file
+is a text to it.
 """
 
 import json
@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from sentence_transformers.base.modality import MULTIMODAL_DICT_KEYS, infer_batch_modality
 from sentence_transformers.base.modules.input_module import InputModule
-from torch import Tensor, nn
+from torch import nn
 
 from .config import UserError
 from .hub.encoders import TEXT, load
-from .modalities._fetch import fetch
+from .model import DualEncoder
 
 
 class LanguageBindModule(InputModule):
-    """Encoders of images, audio or video around one text tower.
+    """Encoders of images, audio or video with one text tower.
 
     Args:
-        sources: modality -> what `languagebind.load` takes.
-        dtype: of the weights, as for `languagebind.load`.
+        sources: modality -> a source for `languagebind.load`.
+        dtype: dtype of the weights, as for `languagebind.load`.
     """
 
     config_file_name = "languagebind.json"
@@ -47,18 +47,18 @@ class LanguageBindModule(InputModule):
         self.tokenizer = self._any().text_model.tokenizer
 
     @property
-    def modalities(self) -> list[str]:
+    def modalities(self) -> list[Any]:
         return [TEXT, *self.encoders.modalities]
 
     @property
     def max_seq_length(self) -> int:
-        return self.tokenizer(["a " * 10_000])["input_ids"].shape[1]  # it cuts texts that are too long
+        return self._any().tokenize(["a " * 10_000])["input_ids"].shape[1]  # the tokenizer truncates texts
 
     def get_sentence_embedding_dimension(self) -> int:
         return self._any().embed_dim
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """Token ids or inputs of one modality, and its name.
+        """Return token ids or inputs, and the name of their modality.
 
         Raises:
             ValueError: the inputs are of several modalities, or of one that is not loaded.
@@ -71,19 +71,19 @@ class LanguageBindModule(InputModule):
             return self._any().tokenize(self._prepend_prompt(inputs, prompt) if prompt else inputs) | {"modality": name}
         _, modality = self.encoders.encoders[name]
         items = [_in_memory(item) for item in inputs]
-        return {"inputs": torch.stack([modality.preprocess(fetch(item)) for item in items]), "modality": name}
+        return {"inputs": torch.stack([modality.preprocess(item) for item in items]), "modality": name}
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Adds `sentence_embedding`, (B, D), unit norm."""
+        """Add `sentence_embedding` (B, D), unit norm."""
         name = features["modality"]
         if name == TEXT:
-            embedding: Tensor = self._any().encode_text({"input_ids": features["input_ids"]})
+            embedding = self._any().encode_text({"input_ids": features["input_ids"]})
         else:
-            embedding = self.models[name].encode(features["inputs"])
+            embedding = self.encoders.encoders[name][0].encode(features["inputs"])
         return features | {"sentence_embedding": embedding}
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
-        """Write each encoder in the published layout, in a folder of its name."""
+        """Write each encoder in the published layout, in a folder with its name."""
         from .hub.config import to_published
         from .hub.published import MODELS
         from .weights import load_strict
@@ -98,20 +98,25 @@ class LanguageBindModule(InputModule):
         (Path(output_path) / self.config_file_name).write_text(json.dumps(sources))
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> "LanguageBindModule":
-        hub = {key: options.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
+    def load(  # type: ignore[override]  # options by name only
+        cls, model_name_or_path: str, subfolder: str = "", **options: Any
+    ) -> "LanguageBindModule":
+        """Load what `save` wrote, from a folder or a hub id."""
+        hub: dict[str, Any] = {
+            key: options.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")
+        }
         config = cls.load_config(model_name_or_path, subfolder=subfolder, config_filename=cls.config_file_name, **hub)
-        folder = Path(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **hub))
+        folder = Path(str(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **hub)))
         wanted = options.get("model_kwargs") or {}
         dtype = wanted.get("dtype", wanted.get("torch_dtype"))
         return cls({name: folder / name for name in config["modalities"]}, dtype)
 
-    def _any(self):
+    def _any(self) -> DualEncoder:
         return next(iter(self.encoders.encoders.values()))[0]
 
 
 def _in_memory(item: Any) -> Any:
-    """sentence-transformers' dictionaries of arrays, as our modalities take them."""
+    """Convert sentence-transformers' dictionaries of arrays for our modalities."""
     if isinstance(item, dict) and "sampling_rate" in item:
         return torch.as_tensor(item["array"]).float(), item["sampling_rate"]
     return item["array"] if isinstance(item, dict) and "array" in item else item

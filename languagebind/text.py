@@ -1,4 +1,4 @@
-"""Frozen text towers: CLIP's, with the published parameter names, and any other tower that open_clip can build.
+"""Frozen text towers: CLIP's, with the published parameter names, and any other that open_clip can build.
 
 A tower is a module `(B, L) token ids -> (B, D)` with a `tokenizer`; a projection into the shared space follows it.
 Shapes: B batch, L tokens, D width.
@@ -7,10 +7,11 @@ Shapes: B batch, L tokens, D width.
 import gzip
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from .weights import clip_text_state, load_strict, open_clip_model
 
 # The fingerprint covers what the tokenizer does to these: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
+
+Encode = Callable[[list[str]], Tensor]  # texts -> (B, context length) ids, as open_clip's tokenizers give them
+TextSide = tuple[nn.Module, nn.Module, int]  # a tower, its projection, and the size D of the shared space
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,24 @@ class TextConfig:
 
 
 class Tokenizer:
-    """Texts to token ids, cut after the longest text of the batch. Holds no weights: loader workers take a copy.
+    """Turns texts into token ids, cut after the longest text of the batch. Holds no weights: workers take a copy.
 
     Args:
-        encode: `list[str] -> (B, context length)` ids, as open_clip's tokenizers give them.
-        pad_id: the id that fills up; None for CLIP's, where the text ends at the largest id.
+        encode: `list[str] -> (B, context length)` ids.
+        pad_id: the id of the padding; None for CLIP's tokens, where the text ends at the largest id.
+        cut: False keeps the full context length, for towers on which the padding has an influence.
     """
 
-    def __init__(self, encode: Callable[[list[str]], Tensor], pad_id: int | None = None):
-        self.encode = encode
-        self.pad_id = pad_id
+    def __init__(self, encode: Encode, pad_id: int | None = None, cut: bool = True):
+        self.encode, self.pad_id, self.cut = encode, pad_id, cut
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """`{"input_ids": (B, L)}`. What is cut off has no influence on the features."""
+        """Return `{"input_ids": (B, L)}`."""
         ids = self.encode(list(texts))
-        lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
-        return {"input_ids": ids[:, : int(lengths.max())].contiguous() if len(ids) else ids}
+        if len(ids) and self.cut:
+            lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
+            ids = ids[:, : int(lengths.max())].contiguous()
+        return {"input_ids": ids}
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,9 @@ class ClipText(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
         self.sizes = config
-        self.embeddings = nn.ModuleDict(
-            {
-                "token_embedding": nn.Embedding(config.vocab_size, config.width),
-                "position_embedding": nn.Embedding(config.context_length, config.width),
-            }
-        )
+        token_embedding = nn.Embedding(config.vocab_size, config.width)
+        position_embedding = nn.Embedding(config.context_length, config.width)
+        self.embeddings = nn.ModuleDict({"token_embedding": token_embedding, "position_embedding": position_embedding})
         self.encoder = Transformer(config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
         self.final_layer_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
 
@@ -90,14 +93,15 @@ class ClipText(nn.Module):
         return self.pool(self.final_layer_norm(x), input_ids)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """(B, L) -> (B, L, D): what the first block takes."""
-        if input_ids.shape[1] > self.sizes.context_length:
-            raise UserError(f"{input_ids.shape[1]} tokens: the text tower takes {self.sizes.context_length} at most")
-        positions = self.embeddings["position_embedding"].weight[: input_ids.shape[1]]  # (L, D)
+        """(B, L) -> (B, L, D), the input of the first block."""
+        length = input_ids.shape[1]
+        if length > self.sizes.context_length:
+            raise UserError(f"{length} tokens: the text tower takes {self.sizes.context_length} at most")
+        positions = self.embeddings["position_embedding"](torch.arange(length, device=input_ids.device))  # (L, D)
         return self.embeddings["token_embedding"](input_ids) + positions
 
     def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
-        """The token at the end of each text, (B, L, D) -> (B, D)."""
+        """(B, L, D) -> (B, D), the token at the end of each text."""
         # The end-of-text token has the largest id; padding repeats it or is smaller, and argmax takes the first.
         return x[torch.arange(len(x), device=x.device), input_ids.int().argmax(dim=1)]
 
@@ -114,8 +118,8 @@ class OpenClipText(nn.Module):
         return self.tower(input_ids)
 
 
-def build_text(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
-    """The tower, its projection into the shared space, and that space's size D; both hold pretrained weights.
+def build_text(config: TextConfig) -> TextSide:
+    """Return the tower and its projection with pretrained weights, and the size D of the shared space.
 
     Raises:
         UserError: the tower or its weights cannot be found or loaded.
@@ -123,32 +127,37 @@ def build_text(config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
     folder = _sentence_encoder_folder(config)
     if folder is not None:
         return _sentence_encoder(folder, text_tokens(config))
-    schema = config.text_tower.partition(":")[0]
-    if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
-        raise UserError(
-            f"--text-tower {config.text_tower} needs --text-pretrained (a tag of open_clip.list_pretrained(), or a"
-            " file): a frozen tower of random weights would teach nothing"
-        )
-    return open_clip_text(open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir), config)
+    return open_clip_text(_open_clip_model(config), config)
 
 
-def open_clip_text(model: nn.Module, config: TextConfig) -> tuple[nn.Module, nn.Module, int]:
-    """The text side of the open_clip model that the config names; what it gives is as in `build_text`.
+def open_clip_text(model: Any, config: TextConfig) -> TextSide:
+    """Return the text side of the open_clip model that the config names, as `build_text` does.
 
     Raises:
-        UserError: it has no text tower of its own.
+        UserError: the model has no text tower of its own.
     """
-    encode = text_tokens(config)
-    tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
-    if hasattr(tower, "transformer") and hasattr(tower.transformer, "resblocks") and _is_clip(tower):
-        return _clip_text(tower, Tokenizer(encode))
+    encode, tower = text_tokens(config), _text_side(model)
+    if sizes := _clip_sizes(tower):
+        return _clip_text(tower, sizes, Tokenizer(encode))
     hf_config = getattr(tower, "config", None)
     if hf_config is None and tower is model:
         raise UserError(f"open_clip's {config.text_tower} has no text tower of its own that could be frozen")
     width = model.encode_text(encode(["a"])).shape[1]
-    # A tower with padding in its attention gives other features when the padding is cut off: it keeps all of it.
-    tokenizer = Tokenizer(encode, hf_config.pad_token_id) if hf_config is not None else _Padded(encode)
+    # Only Hugging Face's towers mask their padding; in the others, cutting it off would change the features.
+    tokenizer = Tokenizer(encode, cut=False) if hf_config is None else Tokenizer(encode, hf_config.pad_token_id)
     return OpenClipText(tower, tokenizer), nn.Identity(), width
+
+
+def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
+    """Return the sizes of CLIP's text tower and the size D of the shared space, without reading weights.
+
+    For another tower, the sizes are None and D is 0.
+    """
+    if _sentence_encoder_folder(config) is not None:
+        return None, 0
+    tower = _text_side(_open_clip_model(config, sizes_only=True))
+    sizes = _clip_sizes(tower)
+    return sizes, tower.text_projection.shape[1] if sizes else 0
 
 
 @torch.no_grad()
@@ -158,34 +167,35 @@ def encode_text(text_model: nn.Module, text_projection: nn.Module, tokens: dict[
 
 
 def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
-    """SHA-256 over the weights of a text tower and what its tokenizer makes of a few texts."""
+    """Return the SHA-256 of a text tower's weights and of the ids that its tokenizer gives for a few texts."""
     digest = hashlib.sha256()
     for module in (text_model, text_projection):
-        for name, tensor in sorted(module.named_parameters()):  # buffers come and go with versions of transformers
-            tensor = tensor.detach().cpu().contiguous()
+        for name, parameter in sorted(module.named_parameters()):  # buffers vary with the version of transformers
+            tensor = parameter.detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    tokenizer = cast(Tokenizer, text_model.tokenizer)
     for text in PROBE_TEXTS:
-        digest.update(text_model.tokenizer([text])["input_ids"].numpy())
+        digest.update(tokenizer([text])["input_ids"].numpy().data)
     return digest.hexdigest()
 
 
-def clip_tokens(context_length: int) -> Callable[[list[str]], Tensor]:
-    """CLIP's tokenizer, `list[str] -> (B, context_length)` ids."""
+def clip_tokens(context_length: int) -> Encode:
+    """Return CLIP's tokenizer."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=context_length)
 
 
-def is_clip_tokens(encode: Callable[[list[str]], Tensor]) -> bool:
-    """Whether a tokenizer is CLIP's."""
+def is_clip_tokens(encode: Encode) -> bool:
+    """Tell whether a tokenizer is CLIP's."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return isinstance(encode, SimpleTokenizer)
 
 
-def text_tokens(config: TextConfig) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of a tower, `list[str] -> (B, context length)` ids; reads no weights.
+def text_tokens(config: TextConfig) -> Encode:
+    """Return the tokenizer of a tower, without reading weights.
 
     Raises:
         UserError: the tower cannot be found.
@@ -202,34 +212,57 @@ def text_tokens(config: TextConfig) -> Callable[[list[str]], Tensor]:
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens and merges, as open_clip carries them."""
+    """Return CLIP's tokens and merges, which come with open_clip."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = [(first, second) for first, second in map(str.split, lines)]
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
 
 
-def _is_clip(tower: nn.Module) -> bool:
-    pooled_at_end = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None)) == "argmax"
-    projection = tower.text_projection
-    return pooled_at_end and tower.attn_mask is not None and not isinstance(projection, nn.Module)
+def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
+    schema = config.text_tower.partition(":")[0]
+    if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
+        raise UserError(
+            f"--text-tower {config.text_tower} needs --text-pretrained (a tag of open_clip.list_pretrained(), or a"
+            " file): a frozen tower of random weights would teach nothing"
+        )
+    return open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir, sizes_only)
 
 
-def _clip_text(tower: nn.Module, tokenizer: Tokenizer) -> tuple[nn.Module, nn.Module, int]:
+def _text_side(model: Any) -> Any:
+    return getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
+
+
+def _clip_sizes(tower: Any) -> ClipTextConfig | None:
+    """Sizes of an open_clip text tower; None if it is not CLIP's own, causal and pooled at the end."""
+    if not hasattr(tower, "transformer") or not hasattr(tower.transformer, "resblocks"):
+        return None
+    pool_type = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    if pool_type != "argmax" or tower.attn_mask is None or isinstance(tower.text_projection, nn.Module):
+        return None
     block = tower.transformer.resblocks[0]
-    config = ClipTextConfig(
+    return ClipTextConfig(
         vocab_size=tower.token_embedding.num_embeddings,
         context_length=tower.positional_embedding.shape[0],
         width=tower.positional_embedding.shape[1],
         depth=len(tower.transformer.resblocks),
         num_heads=block.attn.num_heads,
         mlp_dim=block.mlp.c_fc.out_features,
-        activation="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+        activation=activation_of(block),
     )
-    text_model, state = ClipText(config, tokenizer), clip_text_state(tower.state_dict())
+
+
+def activation_of(block: Any) -> str:
+    """Return the activation of an open_clip transformer block."""
+    return "quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu"
+
+
+def _clip_text(tower: Any, sizes: ClipTextConfig, tokenizer: Tokenizer) -> TextSide:
+    text_model, state = ClipText(sizes, tokenizer), clip_text_state(tower.state_dict())
     projection = state.pop("text_projection.weight")  # (D, width)
     text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
     load_strict(text_projection, {"weight": projection}, "the text projection")
@@ -245,7 +278,7 @@ def _sentence_encoder_folder(config: TextConfig) -> str | None:
     return _package_folder(rest) if schema == "package" else rest if schema == "hf" else None
 
 
-def _sentence_encoder(folder: str, encode: Callable[[list[str]], Tensor]) -> tuple[nn.Module, nn.Module, int]:
+def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
     from open_clip.hf_model import HFTextEncoder
 
     with _user_errors(folder), _quiet_transformers():  # it warns of the pooler's weights, which mean pooling leaves out
@@ -254,14 +287,14 @@ def _sentence_encoder(folder: str, encode: Callable[[list[str]], Tensor]) -> tup
     return OpenClipText(tower, Tokenizer(encode, tower.config.pad_token_id)), nn.Identity(), width
 
 
-def _hf_config(folder: str):
+def _hf_config(folder: str) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder)
 
 
 @contextmanager
-def _user_errors(folder: str):
+def _user_errors(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
@@ -269,7 +302,7 @@ def _user_errors(folder: str):
 
 
 @contextmanager
-def _quiet_transformers():
+def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -292,10 +325,3 @@ def _package_folder(path: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"--text-tower package:{path}: the Python package {module} is not installed")
     return str(Path(spec.submodule_search_locations[0]) / folder)
-
-
-class _Padded(Tokenizer):
-    """Token ids at the tower's full context length."""
-
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        return {"input_ids": self.encode(list(texts))}

@@ -1,7 +1,9 @@
-"""The pre-norm transformer that both towers are made of; parameter names are those of the published checkpoints.
+"""The pre-norm transformer of both towers; parameter names are those of the published checkpoints.
 
 Shapes: B batch, T frames, L tokens, D width.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class Attention(nn.Module):
     """Multi-head self-attention, (B, L, D) -> (B, L, D).
 
     Attributes:
-        eager: take the products as they stand in place of PyTorch's fused kernel.
+        eager: compute the plain products in place of PyTorch's fused kernel.
     """
 
     def __init__(self, width: int, num_heads: int):
@@ -44,9 +46,9 @@ class Attention(nn.Module):
         attentions: list[Tensor] | None = None,
         num_queries: int | None = None,
     ) -> Tensor:
-        """What each token, or each of the first `num_queries`, takes from all.
+        """Let each token, or each of the first `num_queries`, attend to all.
 
-        `attentions` collects the shares, (B, heads, L, L).
+        `attentions` collects the weights, (B, heads, L, L).
         """
         q = self._split(self.q_proj(x[:, :num_queries]))
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
@@ -86,7 +88,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over frames where the clip has several, attention over tokens, MLP; each with a residual."""
+    """Attention over the frames of a clip with several, attention over tokens, and an MLP, each with a residual."""
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
         super().__init__()
@@ -115,7 +117,7 @@ class Block(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
     def init_weights(self, depth: int) -> None:
-        """CLIP's: smaller for wide layers, and where one of `depth` blocks writes to the residual stream."""
+        """Initialise as CLIP does: smaller in wide layers, and in those that write to the residual stream."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear):
                 std = self.layer_norm1.weight.numel() ** -0.5
@@ -128,20 +130,21 @@ class Block(nn.Module):
 
     def _attend_over_frames(self, x: Tensor) -> Tensor:
         x = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, T, D)
-        # Added to the residual stream itself, in every block, as the published weights expect.
+        # Every block adds it to the residual stream itself, as the published weights expect.
         x = x + self.temporal_embedding
         y = self.temporal_attn(self.temporal_layer_norm1(x).flatten(0, 1))  # (B*L, T, D)
         return (x + y.view_as(x)).transpose(1, 2).flatten(0, 1)
 
 
 class Transformer(nn.Module):
-    """A stack of blocks. Activations of the first `checkpointed` ones are recomputed in the backward pass."""
+    """A stack of blocks. The activations of the first `checkpointed` ones are recomputed in the backward pass."""
 
-    def __init__(self, depth: int, *block_args, num_frames: int = 1, checkpointed: int = 0):
+    def __init__(self, depth: int, *block_args: Any, num_frames: int = 1, checkpointed: int = 0):
         super().__init__()
-        self.layers = nn.ModuleList(Block(*block_args, num_frames=num_frames) for _ in range(depth))
+        blocks = [Block(*block_args, num_frames) for _ in range(depth)]
+        self.layers = nn.ModuleList(blocks)
         self.checkpointed = checkpointed
-        for block in self.layers:
+        for block in blocks:
             block.init_weights(depth)
 
     def forward(
@@ -152,9 +155,9 @@ class Transformer(nn.Module):
         attentions: list[Tensor] | None = None,
         num_outputs: int | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or the first `num_outputs` tokens, for which the last block then works alone.
+        """(B, L, D) -> (B, L, D), or the first `num_outputs` tokens, the only ones that the last block then computes.
 
-        Lists that are given collect the input of each block and the last one's output, and attention over tokens.
+        The lists collect the input of each block and the output of the last, and the attention over tokens.
         """
         for number, block in enumerate(self.layers):
             if hidden_states is not None:

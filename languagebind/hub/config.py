@@ -1,8 +1,9 @@
-"""The `config.json` of the published checkpoints, and what it says in our terms."""
+"""The `config.json` of the published checkpoints, and its translation to and from our options."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -11,20 +12,22 @@ from transformers import PreTrainedConfig
 from ..config import UserError, at_least
 from ..modalities import Modality, modality_class, modality_name
 from ..model import DualEncoder
-from ..text import ClipText, ClipTextConfig
+from ..text import ClipText, ClipTextConfig, clip_text_sizes
 from ..transformer import ACTIVATIONS, LAYER_NORM_EPS
-from ..vit import EncoderConfig
-from ..weights import State
-from .checkpoint import is_training_checkpoint, load_checkpoint
+from ..vit import Activation, EncoderConfig
+from ..weights import State, interpolate_frames
+from .checkpoint import is_training_checkpoint, options_of, read_checkpoint
 from .files import HUB_OPTIONS, not_there, repository
 
-# Options of a modality that change no input in evaluation: augmentation, limits, the choice of a decoder.
-AS_EVER = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
+# Options of a modality that do not change its inputs in evaluation: augmentation, limits, the choice of a decoder.
+TRAINING_ONLY = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
+# Our name of an option -> its name in config.json. The others have the same name.
+PUBLISHED_NAMES = {"sample_rate": "audio_sample_rate", "channels": "audio_channels"}
 
 
 @strict
 class LanguageBindTextConfig(PreTrainedConfig):
-    """Sizes of the text tower. Its special-token ids are not used: the published files hold wrong ones."""
+    """Sizes of the text tower. Its special-token ids are not used: those in the published files are wrong."""
 
     model_type = "clip_text_model"
     base_config_key = "text_config"
@@ -48,7 +51,7 @@ class LanguageBindTextConfig(PreTrainedConfig):
 
     @property
     def sizes(self) -> ClipTextConfig:
-        _check_eps(self.layer_norm_eps)
+        """The same, as our text tower takes them."""
         return ClipTextConfig(
             vocab_size=self.vocab_size,
             context_length=self.max_position_embeddings,
@@ -101,23 +104,21 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     def input_shape(self) -> tuple[int, int, int, int]:
         """(C, T, H, W) of one sample."""
         if self.num_mel_bins and self.target_length:
-            size = (int(self.num_mel_bins), int(self.target_length))
+            height, width = int(self.num_mel_bins), int(self.target_length)
         else:
-            size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
-        return (self.num_channels, self.num_frames, *size)
+            height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return (self.num_channels, self.num_frames, height, width)
 
     @property
     def sizes(self) -> EncoderConfig:
-        if self.tube_size != 1:
-            raise UserError(f"tube_size {self.tube_size}: only 1 was ever published")
-        _check_eps(self.layer_norm_eps)
+        """Sizes and options, as our encoder takes them."""
         return EncoderConfig(
             patch_size=self.patch_size,
             width=self.hidden_size,
             depth=self.num_hidden_layers,
             num_heads=self.num_attention_heads,
             mlp_dim=self.intermediate_size,
-            activation=self.hidden_act,
+            activation=cast(Activation, self.hidden_act),
             temporal_attention=self.add_time_attn,
             patch_embedding="3d" if self.clip_type == "vl_new" else "2d",
             patch_dropout=self.force_patch_dropout,
@@ -150,77 +151,64 @@ class LanguageBindConfig(PreTrainedConfig):
                 setattr(self, name, before | kind(**given).to_dict())
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
-        """The config of a folder, a hub id, or a checkpoint of our training; options as in transformers.
+    @property
+    def text(self) -> LanguageBindTextConfig:
+        return cast(LanguageBindTextConfig, self.text_config)  # a dict is turned into one when the config is made
 
-        Raises:
-            UserError: it is not there, is damaged, or is of another modality.
-        """
-        name = repository(pretrained_model_name_or_path)
-        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        if is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
-            config = training_checkpoint(name, cls)[0]
-            unused = {key: value for key, value in kwargs.items() if key not in hub}
-            return (config, unused) if unused.pop("return_unused_kwargs", False) else config
-        said = model_type(name, **hub)
-        if said != cls.model_type and said in {config.model_type for config in CONFIGS.values()}:
-            raise UserError(f"{name} is a {said}, not a {cls.model_type}")
-        try:
-            found = super().from_pretrained(name, **kwargs)
-            (found[0] if isinstance(found, tuple) else found)._check()
-        except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"the config.json of {name}: {' '.join(str(error).split())}") from error
-        return found
-
-    def _check(self) -> None:
-        """Raise an error unless the values make a model and its preprocessing."""
-        shape, tower = self.vision_config.input_shape, self.text_config.sizes
-        if len(shape) != 4 or min(shape) < 1 or self.modality.input_shape != shape:
-            raise UserError(f"(channels, frames, height, width) cannot be {shape} for {self.modality_name}")
-        at_least(1, projection_dim=self.projection_dim, width=tower.width, depth=tower.depth)
-        at_least(1, num_heads=tower.num_heads, mlp_dim=tower.mlp_dim)
-        for kind in (self.vision_config.sizes.activation, tower.activation):
-            if kind not in ACTIVATIONS:
-                raise UserError(f"hidden_act {kind!r}: expected one of {', '.join(ACTIVATIONS)}")
+    @property
+    def vision(self) -> LanguageBindVisionConfig:
+        return cast(LanguageBindVisionConfig, self.vision_config)
 
     @property
     def modality(self) -> Modality:
         """The preprocessing that the checkpoint was trained with, as one of our modalities."""
-        vision, kind = self.vision_config, modality_class(self.modality_name)
-        _, num_frames, height, _ = vision.input_shape
+        vision, make = self.vision, cast(Callable[..., Modality], modality_class(self.modality_name))
+        _, num_frames, height, width = vision.input_shape
         if self.modality_name == "audio":
-            return kind(
+            return make(
                 num_mel_bins=height,
-                target_length=vision.input_shape[3],
+                target_length=width,
                 sample_rate=vision.audio_sample_rate,
                 audio_mean=vision.audio_mean,
                 audio_std=vision.audio_std,
                 channels=vision.audio_channels,
             )
-        options = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
-        return kind(image_size=height, **options.get(self.modality_name, {}))
+        options: dict[str, Any] = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
+        return make(image_size=height, **options.get(self.modality_name, {}))
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # options by name only
+        cls, pretrained_model_name_or_path: str | Path, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the config of a folder, a hub id or a training checkpoint, and on request the unused options.
 
-def model_type(name: str, **hub) -> str | None:
-    """What the config.json of a folder or hub id says that it is.
+        Raises:
+            UserError: there is no such config, it cannot be used, or it is of another modality.
+        """
+        config, unused = read_config(pretrained_model_name_or_path, cls, **kwargs)
+        return (config, unused) if return_unused_kwargs else config
 
-    Raises:
-        UserError: it is not there, or damaged.
-    """
-    try:
-        return LanguageBindConfig.get_config_dict(name, **hub)[0].get("model_type")
-    except OSError as error:
-        if not Path(name).exists():
-            raise not_there(name, error) from error
-        raise UserError(f"cannot load the config of {name}: {' '.join(str(error).split())}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"cannot load the config of {name}: it is no JSON object") from error
+    def check(self, kind: "type[LanguageBindConfig]") -> None:
+        """Raise `UserError` if this is not of a kind, or its values do not make a model with its preprocessing."""
+        if not isinstance(self, kind):
+            raise UserError(f"this is a {self.model_type}, not a {kind.model_type}")
+        shape = self.vision.input_shape
+        if min(shape) < 1 or self.modality.input_shape != shape:
+            raise UserError(f"(channels, frames, height, width) cannot be {shape} for {self.modality_name}")
+        at_least(1, projection_dim=self.projection_dim)
+        for side in (self.vision, self.text):
+            if side.hidden_act not in ACTIVATIONS:
+                raise UserError(f"hidden_act {side.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+            if side.layer_norm_eps != LAYER_NORM_EPS:
+                raise UserError(f"layer_norm_eps {side.layer_norm_eps}: only CLIP's {LAYER_NORM_EPS} is supported")
 
-
-def _check_eps(eps: float) -> None:
-    if eps != LAYER_NORM_EPS:
-        raise UserError(f"layer_norm_eps {eps}: every CLIP has {LAYER_NORM_EPS}, and so have these towers")
+    def resize_frames(self, state: State, num_frames: int | None) -> State:
+        """Take another number of frames, if one is given, and return the weights for it."""
+        if num_frames is None or num_frames == self.vision.num_frames:
+            return state
+        state = interpolate_frames(state, num_frames)
+        self.vision.num_frames = num_frames
+        return state
 
 
 class LanguageBindVideoConfig(LanguageBindConfig):
@@ -258,35 +246,56 @@ CONFIGS = {
 KIND_OF = {config.modality_name: name for name, config in CONFIGS.items()}  # our name of a modality -> the original's
 
 
-def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
-    """Config and weights in the published layout, adapters merged.
+def read_config(
+    source: str | Path, kind: type[LanguageBindConfig] = LanguageBindConfig, **options: Any
+) -> tuple[LanguageBindConfig, dict[str, Any]]:
+    """Read a config, and return it with the options that it has no place for.
+
+    Args:
+        source: a folder in the published layout, a hub id, or a checkpoint of our training or its run's folder.
+        kind: the class that it must be of; by default any of the five.
+        options: those of `PreTrainedConfig.from_pretrained`; values of the config replace those in the file.
 
     Raises:
-        UserError: the layout has no place for this modality, its text tower or its options.
+        UserError: there is no such config, or it cannot be used.
+    """
+    name = repository(source)
+    try:
+        if is_training_checkpoint(Path(name) / (options.get("subfolder") or "")):
+            model, modality = options_of(read_checkpoint(name), name)
+            config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
+            unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
+        else:
+            values, unused = PreTrainedConfig.get_config_dict(name, **options)
+            found = {config.model_type: config for config in CONFIGS.values()}.get(values.get("model_type", ""), kind)
+            config, unused = found.from_dict(values, return_unused_kwargs=True, **unused)
+        config.check(kind)
+    except (StrictDataclassError, OSError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, OSError) and not Path(name).exists():
+            raise not_there(name, error) from error
+        raise UserError(f"cannot use the config of {name}: {' '.join(str(error).split())}") from error
+    return config, unused
+
+
+def to_config(
+    modality: Modality, encoder: EncoderConfig, text: ClipTextConfig | None, embed_dim: int
+) -> LanguageBindConfig:
+    """Return the config in the published layout of a model without adapters.
+
+    Raises:
+        UserError: the layout has no place for the modality, an option, or a text tower other than CLIP's (None).
     """
     name = modality_name(modality)
     if name not in KIND_OF:
         raise UserError(f"the published layout knows {', '.join(sorted(KIND_OF))}, not {name}")
-    if not isinstance(model.text_model, ClipText):
+    if text is None:
         raise UserError(
             "the published layout holds CLIP's text tower, and this model has another one: share its checkpoint file,"
             " which languagebind.load takes"
         )
-    vision, text = model.vision_model.sizes, model.text_model.sizes
-    _, num_frames, height, width = model.vision_model.input_shape
-    own = {
-        "audio": lambda: {
-            "num_mel_bins": height,
-            "target_length": width,
-            "audio_sample_rate": modality.sample_rate,
-            "audio_mean": modality.audio_mean,
-            "audio_std": modality.audio_std,
-            "audio_channels": modality.channels,
-        },
-        "depth": lambda: {"image_size": height, "max_depth": modality.max_depth},
-    }
+    options = {PUBLISHED_NAMES.get(key, key): value for key, value in asdict(modality).items()}
     config = CONFIGS[KIND_OF[name]](
-        projection_dim=model.embed_dim,
+        projection_dim=embed_dim,
         text_config={
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
@@ -297,34 +306,29 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
             "hidden_act": text.activation,
         },
         vision_config={
-            "hidden_size": vision.width,
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.num_heads,
-            "intermediate_size": vision.mlp_dim,
-            "hidden_act": vision.activation,
-            "patch_size": vision.patch_size,
-            "num_frames": num_frames,
-            "add_time_attn": vision.temporal_attention,
-            "clip_type": "vl_new" if vision.patch_embedding == "3d" else "vl",
+            "hidden_size": encoder.width,
+            "num_hidden_layers": encoder.depth,
+            "num_attention_heads": encoder.num_heads,
+            "intermediate_size": encoder.mlp_dim,
+            "hidden_act": encoder.activation,
+            "patch_size": encoder.patch_size,
+            "add_time_attn": encoder.temporal_attention,
+            "clip_type": "vl_new" if encoder.patch_embedding == "3d" else "vl",
             "lora_r": 0,
-            **own.get(name, lambda: {"image_size": height})(),
+            **{key: value for key, value in options.items() if hasattr(LanguageBindVisionConfig, key)},
         },
     )
-    lost = [
-        key for key, value in asdict(modality).items() if key not in AS_EVER and value != getattr(config.modality, key)
-    ]
-    if lost:
-        raise UserError(f"the published layout has no place for {lost[0]} {getattr(modality, lost[0])!r} of {name}")
-    return config, model.state_dict()
+    for key, value in asdict(modality).items():
+        if key not in TRAINING_ONLY and value != getattr(config.modality, key):
+            raise UserError(f"the published layout has no place for {key} {value!r} of {name}")
+    return config
 
 
-def training_checkpoint(source: str | Path, kind: type[LanguageBindConfig]) -> tuple[LanguageBindConfig, State]:
-    """Config and weights of a checkpoint of our training, adapters merged.
+def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
+    """Return config and weights in the published layout; the model's adapters are merged already.
 
     Raises:
-        UserError: it cannot be used, or is of another kind.
+        UserError: as `to_config`.
     """
-    config, state = to_published(*load_checkpoint(source))
-    if not isinstance(config, kind):
-        raise UserError(f"{source} is a {config.model_type}, not a {kind.model_type}")
-    return config, state
+    text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
+    return to_config(modality, model.vision_model.sizes, text, model.embed_dim), model.state_dict()

@@ -1,26 +1,26 @@
-"""Encode files, or what is in memory, of any modality, and texts, into one space."""
+"""Load encoders of any kind of checkpoint, and encode files, objects in memory and texts into one space."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..config import UserError
+from ..config import UserError, at_least
 from ..modalities import Modality, modality_name
-from ..modalities._fetch import fetch
-from ..model import DualEncoder
-from ..weights import dtype_of
+from ..model import DualEncoder, same_text
+from ..text import ClipText, Tokenizer, clip_tokens
+from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import is_training_checkpoint, load_checkpoint
+from .files import read_weights, repository
 
 TEXT = "text"
 
@@ -33,23 +33,24 @@ def load(
     num_frames: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> "Encoders":
-    """Load encoders, one a modality, that share a text tower.
+    """Load encoders that share a text tower, one for each modality.
 
     Args:
         sources: training checkpoints or the folders of runs, folders in the published layout, hub ids, or names of
             `list_models()`; or a mapping from modality to one of these.
-        device: where the models go.
-        dtype: of weights and arithmetic (`float16` or `torch.float16`, ...); by default that of the files. Features
-            are float32 all the same.
+        device: where to put the models.
+        dtype: of weights and arithmetic (`float16`, `torch.float16`, ...); by default that of the files. Features are
+            float32 either way.
         compile: run the encoders through `torch.compile`.
-        num_frames: of clips, in place of what the encoder was trained with; temporal embeddings are interpolated.
-            For encoders with attention over frames alone.
-        cache_dir: where downloads are kept; by default where the Hugging Face hub keeps them.
+        num_frames: frames of a clip, if other than in training; temporal embeddings are interpolated. Only for encoders
+            with attention over frames.
+        cache_dir: where downloads are kept; by default the cache of the Hugging Face hub.
 
     Raises:
-        UserError: a source cannot be used, two are of one modality, or their text towers do not go together.
+        UserError: a source cannot be used, two are of one modality, or their text towers differ.
     """
-    dtype, wanted = dtype_of(dtype), []
+    dtype = dtype_of(dtype)
+    wanted: list[tuple[str | None, str | Path]] = []
     for source in sources:
         if not isinstance(source, (str, os.PathLike, Mapping)):
             raise UserError(f"load takes paths and hub ids, load('a', 'b'), or one mapping, not {source!r}")
@@ -64,7 +65,7 @@ def load(
         encoders[name] = model, modality
     if not encoders:
         raise UserError("give load() at least one checkpoint")
-    for model, _ in encoders.values():  # only now: the text towers were compared as they are in the files
+    for model, _ in encoders.values():  # after all text towers were compared in the dtypes of their files
         model.to(device=device, dtype=dtype)
         if compile:
             model.vision_model.compile()
@@ -72,14 +73,14 @@ def load(
 
 
 class Encoders:
-    """Encoders of one or more modalities around one text tower; `load` makes them."""
+    """Encoders of one or more modalities with one text tower, made by `load`."""
 
     def __init__(self, encoders: dict[str, tuple[DualEncoder, Modality]]):
         self.encoders = encoders
 
     @property
     def modalities(self) -> list[str]:
-        """Those that can be encoded, beside text."""
+        """Names of the modalities that can be encoded, besides text."""
         return sorted(self.encoders)
 
     def encode(
@@ -92,34 +93,34 @@ class Encoders:
         progress: bool = False,
         **inputs: Iterable[Any],
     ) -> Tensor | np.ndarray | dict[str, Tensor | np.ndarray]:
-        """Features (N, D) of a list: `encode(depth=[...])`, `encode(text=[...])`. Of several lists, by their names.
+        """Return the features (N, D) of a list, `encode(depth=[...])`; for several lists, a dictionary by name.
 
         Args:
             batch_size: inputs encoded at once.
             num_workers: threads that read and decode.
-            normalize: give unit norm; otherwise what the projection gives.
-            to: tensors on the model's device, or arrays; float32 either way.
-            truncate_dim: keep the first so many dimensions, before normalising.
-            progress: show a bar.
-            inputs: by modality, paths, URLs, bytes or in-memory forms (its class says which); texts under `text`.
+            normalize: scale features to unit norm.
+            to: return tensors on the model's device, or arrays; float32 either way.
+            truncate_dim: keep only the first dimensions, before normalising.
+            progress: show a progress bar.
+            inputs: for each modality, paths, URLs, bytes or in-memory forms (its class says which); texts as `text`.
 
         Raises:
             DecodeError: an item cannot be used.
-            ValueError: no list, a modality that is not loaded, or an option out of its range.
-            TypeError: one item in place of a list, or a text that is none.
+            ValueError: no list is given, a modality is not loaded, or an option is out of its range.
+            TypeError: an item is given in place of a list.
         """
         if not inputs:
             raise ValueError(f"encode takes lists by modality: {', '.join(self.modalities)} or text")
-        _check_count(1, batch_size=batch_size, truncate_dim=1 if truncate_dim is None else truncate_dim)
-        _check_count(0, num_workers=num_workers)
+        at_least(1, batch_size=batch_size, truncate_dim=truncate_dim)
+        at_least(0, num_workers=num_workers)
         if to not in ("torch", "numpy"):
             raise ValueError(f"to should be 'torch' or 'numpy', not {to!r}")
         found = {}
         for name, items in inputs.items():
             items = self._checked(name, items)
-            batches = self._features(name, items, batch_size, num_workers)
-            if progress:
-                batches = tqdm(batches, total=-(-len(items) // batch_size), desc=name, unit="batch")
+            batches: Iterable[Tensor] = self._features(name, items, batch_size, num_workers)
+            total = -(-len(items) // batch_size)
+            batches = tqdm(batches, total=total, desc=name, unit="batch", disable=not progress)
             model = self._model(name)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
             x = torch.cat([empty, *batches])[:, :truncate_dim]
@@ -128,11 +129,11 @@ class Encoders:
         return found if len(found) > 1 else next(iter(found.values()))
 
     def similarity(self, a: Tensor | np.ndarray, b: Tensor | np.ndarray, calibrated: str | None = None) -> Tensor:
-        """Cosine of each of `a` (N, D) and each of `b` (M, D), (N, M).
+        """Return the cosines (N, M) of features `a` (N, D) and `b` (M, D).
 
         Args:
-            calibrated: a modality, whose logit scale multiplies the cosines: a softmax over texts then gives the
-                probabilities that its training aimed at.
+            calibrated: multiply by the logit scale of this modality: a softmax over texts then gives the probabilities
+                that its training aimed at.
         """
         a, b = (F.normalize(torch.as_tensor(x).float(), dim=-1) for x in (a, b))
         scale = 1.0 if calibrated is None else self._model(calibrated).logit_scale.float().exp()
@@ -150,13 +151,10 @@ class Encoders:
         self._model(name)
         if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
             raise TypeError(f"encode takes a list: {name}=[...], not one {type(items).__name__}")
-        items = list(items)
-        if name == TEXT and not all(isinstance(item, str) for item in items):
-            raise TypeError("texts should be strings")
-        return items
+        return list(items)
 
     def _features(self, name: str, items: list[Any], batch_size: int, num_workers: int) -> Iterator[Tensor]:
-        """(B, D), projected, float32, a batch at a time; the next one is read while this one is encoded."""
+        """Yield (B, D), projected, float32, for one batch after the other; the next is read while one is encoded."""
         model = self._model(name)
         weight = model.visual_projection.weight
         parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
@@ -168,22 +166,17 @@ class Encoders:
             return
         modality = self.encoders[name][1]
         with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
-            for batch in _read(parts, lambda item: modality.preprocess(fetch(item)), pool):
+            for batch in _read(parts, modality.preprocess, pool):
                 inputs = torch.stack(batch).to(weight.device)
                 with torch.inference_mode():
                     yield model.project(inputs).float()
 
 
-def _check_count(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} should be a whole number, at least {least}, not {value!r}")
-
-
 def _read(parts: list[list[Any]], read: Callable[[Any], Tensor], pool: ThreadPoolExecutor | None) -> Iterator[list]:
-    """What `read` makes of each part; with a pool, the next part is under way while the caller works on one."""
+    """Yield the results of `read` for each part; a pool reads the next part while the caller works on one."""
     if pool is None:
-        yield from ([read(item) for item in part] for part in parts)
+        for part in parts:
+            yield [read(item) for item in part]
         return
     waiting: deque[list[Future]] = deque()
     for part in parts:
@@ -202,27 +195,56 @@ def load_model(
     num_frames: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
-    """The model and the modality of a checkpoint of our training, or of a published one.
+    """Return the model and the modality of a checkpoint of our training, or of a published one.
 
     Args:
-        source: a file that training wrote, a run's folder, a folder in the published layout, or a hub id; of
-            `LanguageBind`'s own models the name alone.
+        source: a training checkpoint, a run's folder, a folder in the published layout, a hub id, or a name of
+            `list_models()`.
         device: where to put the model.
-        like: a model whose text tower this one is to share.
-        modality: what it should be.
-        num_frames: as for `load_checkpoint`.
+        like: a model whose text tower this one shares.
+        modality: the modality that is expected.
+        num_frames: frames of a clip, if other than in training; temporal embeddings are interpolated.
         cache_dir: where downloads are kept.
 
     Raises:
-        UserError: it cannot be used, or is of another modality.
+        UserError: the checkpoint cannot be used, or is of another modality.
     """
     if is_training_checkpoint(source):
         model, found = load_checkpoint(source, device, like, num_frames)
     else:
-        from .published import load_published
-
-        model, found = load_published(source, device, like, num_frames, cache_dir)
+        model, found = load_published(source, like, num_frames, cache_dir)
     if modality not in (None, modality_name(found)):
         hint = " (the original's thermal)" if modality == "thermal" else ""
         raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
-    return model, found
+    return model.to(device), found
+
+
+def load_published(
+    source: str | Path,
+    like: DualEncoder | None = None,
+    num_frames: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[DualEncoder, Modality]:
+    """Return the model and the modality of a folder in the published layout, or of a hub id.
+
+    Raises:
+        UserError: the checkpoint does not exist, or is of another kind.
+        WeightsError: the weights do not fit, or the text tower differs from that of `like`.
+    """
+    from .config import read_config  # needs transformers, which our own checkpoints do not
+
+    name = repository(source)
+    config, _ = read_config(name, cache_dir=cache_dir)
+    state = read_weights(name, config.vision.lora_r, config.vision.lora_alpha, cache_dir=cache_dir)
+    state = config.resize_frames(state, num_frames)
+    with torch.device("meta"):
+        tower = ClipText(config.text.sizes, Tokenizer(clip_tokens(config.text.max_position_embeddings)))
+        projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
+        text = tower, projection, config.projection_dim
+        model = DualEncoder(config.vision.input_shape, config.vision.sizes, text)
+    load_strict(model, state, name, assign=True)
+    if like is not None:
+        if not same_text(model, like):
+            raise WeightsError(f"{name} has another text tower than those before it: load it apart")
+        model.text_model, model.text_projection = like.text_model, like.text_projection
+    return model.eval().requires_grad_(False), config.modality

@@ -1,4 +1,4 @@
-"""OpenCLIP's verbs: make a model with its transforms, its tokenizer, and list what there is."""
+"""OpenCLIP's functions: create a model with its transforms, get its tokenizer, and list the published models."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,8 +21,8 @@ from .files import ORGANISATION, PUBLISHED
 Transform = Callable[[Any], Tensor]
 
 
-class EncoderModel(nn.Module):
-    """An encoder and its text tower with OpenCLIP's methods: `encode_text`, and `encode_depth` or whichever it is."""
+class OpenClipInterface(nn.Module):
+    """A model with OpenCLIP's methods: `encode_text`, and `encode_depth` or `encode_` and another modality's name."""
 
     def __init__(self, model: DualEncoder, modality: Modality):
         super().__init__()
@@ -44,7 +44,7 @@ class EncoderModel(nn.Module):
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, inputs: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit-norm features of both, and exp(logit_scale)."""
+        """Return unit-norm features of both, and exp(logit_scale)."""
         return self.encode(inputs, True), self.encode_text(text, True), self.logit_scale.exp()
 
     def __getattr__(self, name: str) -> Any:
@@ -59,61 +59,63 @@ def create_model_and_transforms(
     pretrained: str | None = None,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
-) -> tuple[EncoderModel, Transform, Transform]:
-    """A model, and what makes its inputs (C, T, H, W) of files, T being 1 but for video: augmenting, and plain.
+) -> tuple[OpenClipInterface, Transform, Transform]:
+    """Return a model, and its transforms from files to inputs (C, T, H, W): one that augments, and one for evaluation.
 
     Args:
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
-        pretrained: what `list_pretrained()` names beside the model; every model has its weights without it.
-        precision: fp32, bf16 or fp16, of the weights.
+        pretrained: the model's entry in `list_pretrained()`; weights are loaded without it, too.
+        precision: dtype of the weights: fp32, bf16 or fp16.
 
     Raises:
-        UserError: it is not there or cannot be used.
+        UserError: the model does not exist or cannot be used.
     """
     dtype = dtype_of(precision)
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
         raise UserError(f"pretrained {pretrained!r}: leave it out, {model_name} names the weights")
     model, modality = load_model(source_of(model_name), device)
-    return EncoderModel(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
+    return OpenClipInterface(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
 
 
-def create_model(model_name: str | Path, *args: Any, **kwargs: Any) -> EncoderModel:
-    """As `create_model_and_transforms`, without the transforms."""
+def create_model(model_name: str | Path, *args: Any, **kwargs: Any) -> OpenClipInterface:
+    """Return the model of `create_model_and_transforms` alone."""
     return create_model_and_transforms(model_name, *args, **kwargs)[0]
 
 
-def create_model_from_pretrained(model_name: str | Path, *args: Any, **kwargs: Any) -> tuple[EncoderModel, Transform]:
-    """As `create_model_and_transforms`, without the augmenting transform."""
+def create_model_from_pretrained(
+    model_name: str | Path, *args: Any, **kwargs: Any
+) -> tuple[OpenClipInterface, Transform]:
+    """Return the model and the transform for evaluation of `create_model_and_transforms`."""
     model, _, preprocess = create_model_and_transforms(model_name, *args, **kwargs)
     return model, preprocess
 
 
 def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
-    """`list[str] -> (B, context length)` token ids of a model's text tower.
+    """Return the tokenizer of a model's text tower, `list[str] -> (B, context length)` ids.
 
     Raises:
-        UserError: the model is not there.
+        UserError: the model does not exist.
     """
     source = source_of(model_name)
     if is_training_checkpoint(source):
         return checkpoint_tokens(source)
-    from .published import read_config
+    from .config import read_config  # needs transformers, which our own checkpoints do not
 
-    return clip_tokens(read_config(source).text_config.max_position_embeddings)
+    return clip_tokens(read_config(source)[0].text.max_position_embeddings)
 
 
 def list_models() -> list[str]:
-    """The published models, by name."""
+    """List the names of the published models."""
     return list(PUBLISHED)
 
 
 def list_pretrained() -> list[tuple[str, str]]:
-    """(name, hub id) of the published models."""
+    """List (name, hub id) of the published models."""
     return [(name, f"{ORGANISATION}/{name}") for name in PUBLISHED]
 
 
 def source_of(model_name: str | Path) -> str:
-    """What `load_model` takes: without OpenCLIP's schemas."""
+    """Return a model's name without OpenCLIP's schemas, for `load_model`."""
     return str(model_name).removeprefix("hf-hub:").removeprefix("local-dir:")
 
 

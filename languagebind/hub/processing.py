@@ -1,4 +1,4 @@
-"""The original's processors and tokenizers."""
+"""Processors and tokenizers with the original's names and interface."""
 
 import threading
 from collections.abc import Sequence
@@ -15,29 +15,28 @@ from transformers import BatchEncoding, CLIPTokenizer
 
 from ..config import UserError, first_line
 from ..modalities import Modality, is_source, modality_name
-from ..modalities._fetch import fetch
-from ..modalities._images import as_tensor
+from ..modalities._images import ImageModality, as_tensor
 from ..text import bundled_vocabulary, is_clip_tokens
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
-from .config import CONFIGS, LanguageBindConfig
+from .config import CONFIGS, LanguageBindConfig, read_config
 from .files import HUB_OPTIONS, find_file, repository
 
 CONTEXT_LENGTH = 77
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-LOCK = threading.RLock()  # a tokenizer keeps the options of a call (padding, truncation) in itself
+LOCK = threading.RLock()  # a call sets padding and truncation in the tokenizer itself
 
 
 class LanguageBindTokenizer(CLIPTokenizer):
-    """CLIP's tokenizer, of a checkpoint's files, or where it has none, of the vocabulary that comes with open_clip."""
+    """CLIP's tokenizer, from a checkpoint's files, or if there are none, with the vocabulary that open_clip carries."""
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # options by name only
         cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
     ) -> "LanguageBindTokenizer":
-        """The tokenizer of a folder, a hub id, or a checkpoint of our training.
+        """Return the tokenizer of a folder, a hub id, or a checkpoint of our training.
 
         Raises:
-            UserError: it is not there, is damaged, or the text tower is another one than CLIP's.
+            UserError: it does not exist or is damaged, or the text tower is not CLIP's.
         """
         name = repository(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
@@ -47,19 +46,18 @@ class LanguageBindTokenizer(CLIPTokenizer):
                 return super().from_pretrained(name, *args, **kwargs)
             except Exception as error:  # tokenizers raises its errors as bare Exceptions
                 raise UserError(f"the tokenizer's files in {name} cannot be used: {first_line(error)}") from error
-        if is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")) and not is_clip_tokens(
-            checkpoint_tokens(name)
-        ):
+        trained = is_training_checkpoint(Path(name) / (hub.get("subfolder") or ""))
+        if trained and not is_clip_tokens(checkpoint_tokens(name)):
             raise UserError(f"{name} has another text tower than CLIP's: languagebind.get_tokenizer gives its tokens")
         vocab, merges = bundled_vocabulary()
         return cls(vocab=vocab, merges=merges, **{k: v for k, v in kwargs.items() if k not in HUB_OPTIONS})
 
     def __call__(self, text: Any = None, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """As in transformers; broken Unicode is mended first, as the original's tokenizer did. Threads may share it.
+        """As in transformers, after repairing broken Unicode like the original. Threads may share a tokenizer.
 
         Raises:
-            TypeError: something else than texts.
-            UserError: an empty list of them.
+            TypeError: an input is not a text.
+            UserError: the list is empty.
         """
         if isinstance(text, (list, tuple)) and not len(text):
             raise UserError("there are no texts to tokenize")
@@ -67,7 +65,7 @@ class LanguageBindTokenizer(CLIPTokenizer):
             return super().__call__(_mend(text), _mend(text_pair), *args, **kwargs)
 
     def encode(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> list[int]:
-        """As in transformers, mended as by a call."""
+        """As in transformers, after the same repair."""
         with LOCK:
             return super().encode(_mend(text), _mend(text_pair), *args, **kwargs)
 
@@ -83,15 +81,15 @@ def _mend(text: Any) -> Any:
 
 
 class Processor:
-    """Files and texts to what a model takes.
+    """Turns files and texts into a model's inputs.
 
     Args:
         config: the model's config, `model.config`.
         tokenizer: for texts.
 
     Attributes:
-        transform: a `Compose` from the in-memory form that the original's took to (C, T, H, W), or (C, H, W) without
-            frames: PIL images, (C, T, H, W) clips of 0..255, (waveform, rate), and depth maps in millimetres.
+        transform: a `Compose` from the original's in-memory form to (C, T, H, W), or (C, H, W) without frames. The
+            forms are PIL images, (C, T, H, W) clips of 0..255, (waveform, rate), and depth maps in millimetres.
     """
 
     config_class = LanguageBindConfig
@@ -102,12 +100,12 @@ class Processor:
         self.transform = transform_of(self.modality)
 
     def image_processor(self, item: Any) -> Tensor:
-        """A path, URL, bytes or an in-memory form, of any of the modality's kinds, to what `transform` gives.
+        """A path, URL, bytes or any in-memory form of the modality -> (C, T, H, W), or (C, H, W) without frames.
 
         Raises:
-            DecodeError: it cannot be used.
+            DecodeError: the item cannot be used.
         """
-        return without_frames(self.modality.preprocess(fetch(item)))
+        return without_frames(self.modality.preprocess(item))
 
     def __call__(
         self,
@@ -117,38 +115,30 @@ class Processor:
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchEncoding | dict[str, Tensor]:
-        """`input_ids` and `attention_mask` of texts, `pixel_values` of one item or a list of them.
+        """Return `input_ids` and `attention_mask` of texts, and `pixel_values` of one item or a list of items.
 
         Raises:
-            UserError: there is nothing to process, or no tokenizer for texts; texts longer than the tower takes.
+            UserError: there is nothing to process, or `context_length` is too long.
             DecodeError: an item cannot be used.
         """
         if images is None and text is None:
             raise UserError("give texts, images, or both")
-        encoding = None
+        encoding: BatchEncoding | dict[str, Tensor] = {}
         if text is not None:
-            if self.tokenizer is None:
-                raise UserError("this processor was made without a tokenizer")
-            longest = self.config.text_config.max_position_embeddings
+            longest = self.config.text.max_position_embeddings
             if context_length > longest:
                 raise UserError(f"context_length {context_length}: the text tower takes {longest} tokens at most")
             encoding = self.tokenizer(
                 text, max_length=context_length, padding="max_length", truncation=True,
                 return_tensors=return_tensors, **kwargs,
             )  # fmt: skip
-        if images is None:
-            return encoding
-        items = images if isinstance(images, (list, tuple)) and not _is_one(images) else [images]
-        if not items:
-            raise UserError("there are no images to process")
-        pixel_values = torch.stack([self.image_processor(item) for item in items])
-        if encoding is None:
-            return {"pixel_values": pixel_values}
-        encoding["pixel_values"] = pixel_values
+        if images is not None:
+            items = images if isinstance(images, (list, tuple)) and not _is_one(images) else [images]
+            encoding["pixel_values"] = torch.stack([self.image_processor(item) for item in items])
         return encoding
 
-    def preprocess(self, images: Any, return_tensors: str | None = None) -> dict[str, Tensor]:
-        """`{"pixel_values": (B, …)}`."""
+    def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchEncoding | dict[str, Tensor]:
+        """Return `{"pixel_values": (B, …)}`."""
         return self(images, return_tensors=return_tensors)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -159,14 +149,14 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "Processor":
-        """The processor of a checkpoint, with its tokenizer."""
+        """Return the processor of a checkpoint, with its tokenizer."""
         name = pretrained_model_name_or_path
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        config = cls.config_class.from_pretrained(name, **hub)
+        config, _ = read_config(name, cls.config_class, **hub)
         return cls(config, LanguageBindTokenizer.from_pretrained(name, **hub))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the config and the tokenizer's files, which are all that it was made of."""
+        """Write the config and the tokenizer's files."""
         self.config.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -178,22 +168,23 @@ def _is_one(value: Sequence[Any]) -> bool:
 
 
 def transform_of(modality: Modality) -> Compose:
-    """The original's transform of a modality."""
+    """Return the original's transform of a modality."""
     kinds = {"video": transform_clip, "depth": transform_millimetres}
     return Compose([partial(kinds.get(modality_name(modality), transform_item), modality)])
 
 
 def transform_item(modality: Modality, item: Any) -> Tensor:
+    """Preprocess any form of an item."""
     return without_frames(modality.preprocess(item))
 
 
-def transform_clip(modality: Any, clip: Any) -> Tensor:
-    """(C, T, H, W) of 0..255, all of its frames."""
+def transform_clip(modality: ImageModality, clip: Any) -> Tensor:
+    """(C, T, H, W) of 0..255 -> (C, T, H, W), with all frames."""
     return modality.fit(torch.as_tensor(clip).transpose(0, 1).float() / 255, None, mode="bilinear")
 
 
-def transform_millimetres(modality: Any, depth: Any) -> Tensor:
-    """Floats are millimetres, as OpenCV's reading of a depth PNG gives them."""
+def transform_millimetres(modality: Modality, depth: Any) -> Tensor:
+    """Preprocess a depth map whose floats are millimetres, as OpenCV reads a depth PNG."""
     depth = depth if is_source(depth) else as_tensor(depth)
     if isinstance(depth, Tensor) and depth.is_floating_point():
         depth = depth / 1000
@@ -201,7 +192,7 @@ def transform_millimetres(modality: Any, depth: Any) -> Tensor:
 
 
 def without_frames(x: Tensor) -> Tensor:
-    """(C, 1, H, W) to (C, H, W), as the classes without frames take it."""
+    """(C, 1, H, W) -> (C, H, W), for the classes without frames."""
     return x[:, 0] if x.shape[1] == 1 else x
 
 

@@ -1,7 +1,6 @@
 """The published model classes, with the original's names and call signatures."""
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,20 +15,17 @@ from transformers.utils import ModelOutput
 
 from ..config import UserError
 from ..loss import contrastive_loss
-from ..modalities import Modality
-from ..model import DualEncoder, same_text
-from ..text import ClipText, Tokenizer, clip_tokens
 from ..transformer import Attention
-from ..weights import State, WeightsError, dtype_of, interpolate_frames, load_strict
-from .checkpoint import is_training_checkpoint
-from .config import CONFIGS, KIND_OF, LanguageBindConfig, model_type, training_checkpoint
-from .files import HUB_OPTIONS, read_weights, replace_weights, repository
-from .modules import TextTower, VisionTower, wants_dict
+from ..weights import State, dtype_of, load_strict
+from .checkpoint import is_training_checkpoint, load_checkpoint
+from .config import CONFIGS, LanguageBindConfig, read_config, to_published
+from .files import HUB_OPTIONS, read_weights, replace_weights
+from .hf_modules import HFClipText, HFVisionTransformer, wants_dict
 
 
 @dataclass
 class LanguageBindOutput(ModelOutput):
-    """What a model gives for inputs and texts; the fields and their order are CLIP's."""
+    """The output of a model for inputs and texts; the fields and their order are those of CLIP."""
 
     loss: Tensor | None = None
     logits_per_image: Tensor | None = None
@@ -45,28 +41,28 @@ class LanguageBindOutput(ModelOutput):
 
 
 class LanguageBindModel(PreTrainedModel):
-    """An encoder of one modality and a text tower."""
+    """An encoder of one modality and a text tower, with the interface of Hugging Face's models."""
 
     config_class = LanguageBindConfig
     main_input_name = "pixel_values"
     base_model_prefix = "languagebind"
     _supports_sdpa = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012 - as the base class has it
 
     def __init__(self, config: LanguageBindConfig):
         super().__init__(config)
-        text, vision = config.text_config, config.vision_config
-        self.text_model = TextTower(text)
-        self.vision_model = VisionTower(vision)
-        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+        config.check(self.config_class)
+        self.text_model = HFClipText(config.text)
+        self.vision_model = HFVisionTransformer(config.vision)
+        self.visual_projection = nn.Linear(config.vision.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
         self._use_attention()
 
-    def set_attn_implementation(self, attn_implementation: str | dict, **options: Any) -> None:
-        """`sdpa`, PyTorch's fused kernel, or `eager`."""
-        super().set_attn_implementation(attn_implementation, **options)
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Use `sdpa`, PyTorch's fused kernel, or `eager`."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
         self._use_attention()
 
     def _use_attention(self) -> None:
@@ -75,7 +71,7 @@ class LanguageBindModel(PreTrainedModel):
                 module.eager = self.config._attn_implementation == "eager"
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Each module gave itself its first weights."""
+        """Do nothing: the modules initialise themselves."""
 
     def forward(
         self,
@@ -88,7 +84,7 @@ class LanguageBindModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> LanguageBindOutput | tuple:
-        """Unit-norm `text_embeds` (B, D) and `image_embeds` (B, D) of any modality, and their scaled similarities."""
+        """Return unit-norm `text_embeds` (B, D) and `image_embeds` (B, D, of any modality), and scaled similarities."""
         if position_ids is not None:
             raise ValueError("position_ids: this text tower has positions 0, 1, 2, ... only")
         if input_ids is None or pixel_values is None:
@@ -111,61 +107,55 @@ class LanguageBindModel(PreTrainedModel):
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        """(B, D), projected but not normalised, of whatever the modality is."""
+        """Return projected features (B, D) of inputs of any modality, not normalised."""
         return self.visual_projection(self.vision_model(pixel_values, **options)[1])
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """(B, D), projected but not normalised."""
+        """Return projected features (B, D) of texts, not normalised."""
         return self.text_projection(self.text_model(input_ids, attention_mask, **options)[1])
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # options by name only
         cls,
         pretrained_model_name_or_path: str | Path,
         *args: Any,
         config: LanguageBindConfig | str | Path | None = None,
         **kwargs: Any,
-    ):
+    ) -> Any:
         """Load a published checkpoint, one that `save_pretrained` wrote, or one of our training.
 
         Args:
-            pretrained_model_name_or_path: a hub id, a folder, a checkpoint of our training or its run's folder, or with
-                `config` any file of weights.
-            config: in place of the checkpoint's: one, or where one is.
-            num_frames: of the clips, in place of the checkpoint's; temporal embeddings are interpolated.
-            kwargs: as Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, variant, ...
+            pretrained_model_name_or_path: a hub id, a folder, a training checkpoint or its run's folder; or with
+                `config`, a file of weights.
+            config: a config or its path, in place of the checkpoint's.
+            num_frames: frames of a clip, in place of the checkpoint's; temporal embeddings are interpolated.
+            kwargs: those of Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
 
         Raises:
-            UserError: it is not there or cannot be read.
+            UserError: the checkpoint does not exist or cannot be read.
             WeightsError: weights are missing, left over, or do not fit.
         """
-        name, hub = pretrained_model_name_or_path, {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
-        if "state_dict" in kwargs:
-            raise UserError(f"state_dict: call {cls.__name__}(config).load_state_dict, which checks its keys")
-        dtype = kwargs.pop("torch_dtype", None)  # the older name; neither is a matter of the config
+        name = pretrained_model_name_or_path
+        dtype = kwargs.pop("torch_dtype", None)  # the older name; neither belongs to the config
         dtype = dtype_of(kwargs.pop("dtype", dtype))
-        if isinstance(config, (str, os.PathLike)):
-            config = cls.config_class.from_pretrained(config)
-        config, state, kwargs = read_pretrained(cls, name, config, hub, kwargs)
+        if config is not None and not isinstance(config, LanguageBindConfig):
+            config, _ = read_config(config, cls.config_class)
+        config, state, kwargs = read_pretrained(cls.config_class, name, config, **kwargs)
         with torch.device("meta"):
-            check_state(cls(config), state, name)
+            load_strict(cls(config), {key: value.to("meta") for key, value in state.items()}, str(name))
         return super().from_pretrained(None, *args, config=config, state_dict=state, dtype=dtype, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Write config and weights, whole, and then put them in the place of what is there: it may be in use.
-
-        Raises:
-            UserError: there is a file where the folder should be.
-        """
+    def save_pretrained(  # type: ignore[override]  # options by name only
+        self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Write config and weights, and replace those in the folder only when all are written: they may be in use."""
         folder = Path(save_directory).absolute()
-        if folder.is_file():
-            raise UserError(f"{save_directory} is a file: name a folder")
         if not is_main_process:
             super().save_pretrained(folder, is_main_process=False, **kwargs)
             return
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-            new = Path(temporary) / folder.name  # a push to the hub takes the last part for the model's name
+            new = Path(temporary) / folder.name  # the last part names the model in a push to the hub
             super().save_pretrained(new, **kwargs)
             replace_weights(folder, new)
 
@@ -200,73 +190,24 @@ MODELS = {
 
 
 def read_pretrained(
-    cls: type[LanguageBindModel], name: str | Path, config: LanguageBindConfig | None, hub: dict, kwargs: dict
-) -> tuple[LanguageBindConfig, State, dict]:
-    """Config, weights by our names with adapters merged, and the options that are not for the config."""
-    num_frames, variant = kwargs.pop("num_frames", None), kwargs.pop("variant", None)
+    kind: type[LanguageBindConfig],
+    name: str | Path,
+    config: LanguageBindConfig | None = None,
+    num_frames: int | None = None,
+    variant: str | None = None,
+    **options: Any,
+) -> tuple[LanguageBindConfig, State, dict[str, Any]]:
+    """Return a config, weights under the published names with adapters merged, and the options that remain."""
+    hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+    state = None
     if config is not None:
         config = copy.deepcopy(config)  # it is changed below
-    elif not is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
-        config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
-    if config is None:
-        pass
-
-        config, state = training_checkpoint(name, cls.config_class)
+    elif is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
+        config, state = to_published(*load_checkpoint(name))
+        config.check(kind)
     else:
-        state = read_weights(name, config.vision_config.lora_r, config.vision_config.lora_alpha, variant, **hub)
-    vision = config.vision_config
-    vision.lora_r = 0  # from here on there are no adapters
-    if num_frames is not None and num_frames != vision.num_frames:
-        state = interpolate_frames(state, num_frames)
-        vision.num_frames = num_frames
-    return config, state, kwargs
-
-
-def check_state(model: nn.Module, state: State, name: str | Path) -> None:
-    """Raise `WeightsError` with the keys unless `state` fits a model on the meta device exactly."""
-    load_strict(model, {key: value.to("meta") for key, value in state.items()}, str(name))
-
-
-def load_published(
-    source: str | Path,
-    device: str | torch.device = "cpu",
-    like: DualEncoder | None = None,
-    num_frames: int | None = None,
-    cache_dir: str | Path | None = None,
-) -> tuple[DualEncoder, Modality]:
-    """The model and the modality of a folder in the published layout, or of a hub id.
-
-    Raises:
-        UserError: it is not there, of another kind, or its text tower is of another size than that of `like`.
-        WeightsError: its weights do not fit.
-    """
-    name, hub = repository(source), {"cache_dir": cache_dir}
-    config = read_config(source, cache_dir)
-    config, state, _ = read_pretrained(
-        MODELS[KIND_OF[config.modality_name]], name, config, hub, {"num_frames": num_frames}
-    )
-    with torch.device("meta"):
-        tower = ClipText(config.text_config.sizes, Tokenizer(clip_tokens(config.text_config.max_position_embeddings)))
-        projection = torch.nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        model = DualEncoder(
-            config.vision_config.input_shape, config.vision_config.sizes, (tower, projection, config.projection_dim)
-        )
-    load_strict(model, state, name, assign=True)
-    if like is not None:
-        if not same_text(model, like):
-            raise WeightsError(f"{name} has another text tower than those before it: load it apart")
-        model.text_model, model.text_projection = like.text_model, like.text_projection
-    return model.eval().requires_grad_(False).to(device), config.modality
-
-
-def read_config(source: str | Path, cache_dir: str | Path | None = None) -> LanguageBindConfig:
-    """The config of a folder in the published layout, or of a hub id, whichever of the five it is.
-
-    Raises:
-        UserError: it is not there, or none of them.
-    """
-    name, kinds = repository(source), {kind.model_type: kind for kind in CONFIGS.values()}
-    said = model_type(name, cache_dir=cache_dir)
-    if said not in kinds:
-        raise UserError(f"{name} is a {said}, not one of {', '.join(kinds)}")
-    return kinds[said].from_pretrained(name, cache_dir=cache_dir)
+        config, options = read_config(name, kind, **hub, **options)
+    if state is None:
+        state = read_weights(name, config.vision.lora_r, config.vision.lora_alpha, variant, **hub)
+    config.vision.lora_r = 0
+    return config, config.resize_frames(state, num_frames), options

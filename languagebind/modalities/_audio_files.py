@@ -1,4 +1,4 @@
-"""Reading sound files: soundfile for what it reads right, PyAV for MP4, Matroska, AAC and MP3 of unstated length."""
+"""Reading sound files: with soundfile, or with PyAV for MP4, Matroska, AAC, and MP3 that does not state its length."""
 
 import io
 from typing import Literal
@@ -6,21 +6,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import DecodeError, Source
-from ._checks import read_file
 from ._containers import count_frames, open_stream
+from ._sources import DecodeError, Source, read
 
-# Samples of all channels together a second: stereo at 192 kHz. Bounds the memory that a compressed file can claim.
+# Samples a second in all channels together: stereo at 192 kHz. Bounds the memory that a compressed file can claim.
 MAX_SAMPLES_A_SECOND = 400_000
 
 
 def read_audio(source: Source, max_seconds: float) -> tuple[Tensor, int]:
-    """A sound file as (channels, samples), float32, and its rate.
+    """Read a sound file: (channels, samples), float32, and its sample rate.
 
     Raises:
-        DecodeError: not a sound file, cut off, or longer than `max_seconds`.
+        DecodeError: this is not a sound file, or it is cut off or longer than `max_seconds`.
     """
-    data = read_file(source, int(max_seconds * MAX_SAMPLES_A_SECOND * 8) + 2**20)
+    data = read(source, int(max_seconds * MAX_SAMPLES_A_SECOND * 8) + 2**20)
     if _is_cut(data):
         raise DecodeError(source, "ends before the samples that its header promises")
     if data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3" or _has_no_length(data):  # MP4, Matroska
@@ -47,20 +46,21 @@ def _read_av(source: Source, max_seconds: float) -> tuple[Tensor, int]:
     import av
 
     count_frames(source, "audio", max_seconds)
-    parts, samples, kind = [], 0, None
+    parts: list[Tensor] = []
+    samples, kinds = 0, set()
     with open_stream(source, "audio") as (container, stream):
         to_float = av.AudioResampler(format="fltp")
         for frame in container.decode(stream):
-            kind = kind or (frame.sample_rate, frame.layout.name, frame.format.name)
-            if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
+            kinds.add((frame.sample_rate, frame.layout.name, frame.format.name))
+            if len(kinds) > 1:
                 raise DecodeError(source, "the rate or the channels change in the middle")
             for block in to_float.resample(frame):
                 parts.append(torch.from_numpy(block.to_ndarray()))  # (channels, samples)
                 samples += parts[-1].shape[1]
-                _check_length(source, samples, len(parts[-1]), kind[0], max_seconds)
+                _check_length(source, samples, len(parts[-1]), frame.sample_rate, max_seconds)
     if not parts:
         raise DecodeError(source, "holds no samples")
-    return torch.cat(parts, dim=1), kind[0]
+    return torch.cat(parts, dim=1), kinds.pop()[0]
 
 
 def _check_length(source: Source, samples: int, channels: int, rate: int, max_seconds: float) -> None:
@@ -70,16 +70,16 @@ def _check_length(source: Source, samples: int, channels: int, rate: int, max_se
 
 
 def _has_no_length(data: bytes) -> bool:
-    """Whether this is MPEG audio (MP3, AAC) that does not state its length; libsndfile guesses, and cuts it short."""
+    """Tell whether this is MPEG audio (MP3, AAC) without a stated length, which libsndfile guesses and cuts short."""
     start = 0
-    if data[:3] == b"ID3":  # its size has seven bits in each byte
+    if data[:3] == b"ID3":  # its size is stored as seven bits a byte
         start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
     frame = data[start : start + 256]
     return frame[:1] == b"\xff" and frame[1:2] >= b"\xe0" and b"Xing" not in frame and b"Info" not in frame
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether a WAV, AIFF or Ogg file is shorter than it says; libsndfile would read what is there without a word."""
+    """Tell whether a WAV, AIFF or Ogg file is shorter than its header says; libsndfile does not check."""
     magic = data[:4]
     if magic in (b"RIFF", b"RF64"):
         return _chunk_is_cut(data, b"data", "little")
@@ -101,7 +101,7 @@ def _chunk_is_cut(data: bytes, wanted: bytes, order: Literal["little", "big"]) -
 
 
 def _ogg_is_cut(data: bytes) -> bool:
-    """Whether the last page of an Ogg file does not say that it is the last, or is not whole."""
+    """Tell whether the last page of an Ogg file is incomplete, or not marked as the last."""
     page = data.rfind(b"OggS")
     header = data[page : page + 27]  # its byte 5 holds flags, byte 26 the number of segments
     if len(header) < 27 or not header[5] & 4:

@@ -1,7 +1,7 @@
-"""Kaldi's log-mel filter bank (hanning window, no dither, no energy), with its tables made once.
+"""Kaldi's log-mel filter bank (hanning window, no dither, no energy), with its tables computed once.
 
-Up to the Fourier transform each sample goes through the operations of `torchaudio.compliance.kaldi.fbank`, in their
-order: where a quiet band lies beside a loud one, rounding otherwise shows in its logarithm.
+Up to the Fourier transform, the operations and their order are those of `torchaudio.compliance.kaldi.fbank`: if a quiet
+band lies beside a loud one, other rounding shows in its logarithm.
 """
 
 import functools
@@ -13,19 +13,19 @@ from torch import Tensor
 
 FRAME_MS, SHIFT_MS = 25.0, 10.0
 PREEMPHASIS = 0.97
-LOWEST = 20.0  # Hz, where the first band begins; the last one ends at half the sample rate
-ROWS = 256  # frames worked on at a time, few enough to stay in a core's cache
+LOWEST = 20.0  # Hz, the start of the first band; the last one ends at half the sample rate
+ROWS = 256  # frames computed at a time, few enough to stay in a core's cache
 
 
 def split_frames(waveform: Tensor, sample_rate: int) -> Tensor:
-    """(..., samples) to overlapping frames of 25 ms, each 10 ms later: (..., frames, window), a view."""
+    """(..., samples) -> overlapping frames of 25 ms, one every 10 ms: (..., frames, window), a view."""
     window, shift = (int(sample_rate * length * 0.001) for length in (FRAME_MS, SHIFT_MS))  # truncated, as Kaldi does
     return waveform.unfold(-1, window, shift)
 
 
 @torch.no_grad()
 def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
-    """Frames of any number of waveforms, (N, window) float32, to log-mel values: (N, num_mel_bins), no gradients."""
+    """Frames of any number of waveforms, (N, window) float32 -> log-mel values (N, num_mel_bins), no gradients."""
     window = _hanning(frames.shape[1], frames.device)
     size = 2 ** (frames.shape[1] - 1).bit_length()
     bands = _mel_bands(num_mel_bins, size, sample_rate, frames.device)
@@ -33,7 +33,7 @@ def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
     padded = frames.new_zeros(min(ROWS, len(frames)), size)
     for rows, out in zip(frames.split(ROWS), mel.split(ROWS), strict=True):
         rows, x = rows - rows.mean(dim=1, keepdim=True), padded[: len(rows)]
-        # The window is 0 at the first sample, whose pre-emphasis would need the one before it
+        # The window is 0 at the first sample, whose pre-emphasis would need the sample before it
         emphasised = x[:, 1 : rows.shape[1]]
         torch.mul(rows[:, :-1], PREEMPHASIS, out=emphasised)
         torch.sub(rows[:, 1:], emphasised, out=emphasised)

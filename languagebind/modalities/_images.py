@@ -1,8 +1,8 @@
-"""What the modalities made of pictures share: their options, opening a file, and fitting it to the encoder.
+"""The shared part of the modalities made of pictures: options, opening a file, fitting it to the encoder.
 
-The resizing is the original's: on float tensors without antialiasing, the short side to `image_size`, the long one
-rounded down, then a square crop. Published weights expect exactly this (torchvision's antialiasing, on by default
-since 0.17, gives other features).
+Resizing is the original's: float tensors without antialiasing, the short side to `image_size`, the long one rounded
+down, then a square crop. Published weights expect exactly this (torchvision's antialiasing, on by default since 0.17,
+gives other features).
 """
 
 import io
@@ -17,21 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import UserError
-from . import DecodeError, Modality, Source, describe
-from ._checks import read_file, require_choices, require_positive, to_tensor
+from . import Modality, check_options, to_tensor
+from ._sources import DecodeError, Source, describe, is_source, read
 
 # CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-# What PIL raises for broken files, depending on the format and on where they are broken
+# PIL's errors for broken files, depending on the format and on the place of the damage
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
 class ImageModality(Modality):
-    """A modality whose sample is one or more pictures; gives (3, T, image_size, image_size)."""
+    """A modality whose sample is one or more pictures; makes (3, T, image_size, image_size)."""
 
     image_size: int = 224
     """Height and width of the encoder's input, in pixels."""
@@ -42,12 +42,11 @@ class ImageModality(Modality):
     random_crop: bool = False
     """Crop the square at a random place instead of the centre; training only."""
     fast_resize: bool = False
-    """Resize bytes instead of floats, where pictures hold bytes; training only: faster, and differs by rounding, and at
-    hard edges by what cubic weights overshoot."""
+    """Resize bytes instead of floats if pictures hold bytes; training only. Faster; differs by rounding, and at hard
+    edges where cubic weights overshoot."""
 
     def __post_init__(self):
-        require_choices(self)
-        require_positive(self, "image_size", "max_pixels")
+        check_options(self, "image_size", "max_pixels")
         if not 0 <= self.hflip <= 1:
             raise UserError(f"--hflip is {self.hflip}, set a probability from 0 to 1")
 
@@ -56,20 +55,20 @@ class ImageModality(Modality):
         return (3, 1, self.image_size, self.image_size)
 
     def open_picture(self, source: Source, upright: bool = True) -> Any:
-        """A picture file as a loaded PIL image, upright (EXIF orientation applied) unless asked for as it is stored.
+        """Load a picture file as a PIL image, by default `upright`, with its EXIF orientation applied.
 
         Raises:
-            DecodeError: it is no picture, is cut off, or has more pixels than `max_pixels`, by its header.
+            DecodeError: this is not a picture, it is cut off, or its header states more pixels than `max_pixels`.
         """
         from PIL import Image, ImageOps
 
-        # 16 bytes a pixel is twice what any of the formats stores uncompressed; 1 MB is for metadata
-        data = read_file(source, 16 * self.max_pixels + 2**20)
+        # 16 bytes a pixel is twice the size of any of the formats uncompressed; 1 MB is for metadata
+        data = read(source, 16 * self.max_pixels + 2**20)
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self.check_size(source, *image.size)
             if image.format == "PNG":
-                image.verify()  # the checksums, which loading ignores; the file has to be opened again
+                image.verify()  # checksums, which loading ignores; the file has to be opened again
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
             if upright:
@@ -84,7 +83,7 @@ class ImageModality(Modality):
         return image
 
     def check_size(self, source: Any, width: int, height: int) -> None:
-        """Raise `DecodeError` if a picture is empty, or has too many pixels as it is or once resized."""
+        """Raise `DecodeError` if a picture is empty, or has too many pixels before or after resizing."""
         if min(width, height) < 1:
             raise DecodeError(source, f"no pixels ({width}x{height})")
         resized = self.image_size**2 * max(width, height) // min(width, height)  # a 1x1000000 strip grows
@@ -93,18 +92,18 @@ class ImageModality(Modality):
             raise DecodeError(source, reason)
 
     def pixels(self, value: Any) -> Tensor:
-        """A PIL image, array or tensor as (C, H, W), C 1 or 3, in its own number type.
+        """A PIL image, array or tensor -> (C, H, W), C 1 or 3, in its own number type.
 
         Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
 
         Raises:
-            DecodeError: it is something else, or has no pixels or too many.
+            DecodeError: the value is something else, or has no pixels or too many.
         """
         x = as_tensor(value)
         first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
         if x.ndim == 2:
             x = x[None]
-        elif last and not (first and isinstance(value, Tensor)):  # where both could be, tensors are (C, H, W)
+        elif last and not (first and isinstance(value, Tensor)):  # if both are possible, tensors are (C, H, W)
             x = x.permute(2, 0, 1)
         elif not first:
             raise DecodeError(name(value), "expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
@@ -112,7 +111,7 @@ class ImageModality(Modality):
         return x[:3]
 
     def fit(self, frames: Tensor, rng: torch.Generator | None, mode: str = "bicubic") -> Tensor:
-        """(T, C, H, W), bytes or floats from 0 to 1, C 1 or 3, to a normalised (3, T, image_size, image_size)."""
+        """(T, C, H, W), C 1 or 3, bytes or floats from 0 to 1 -> normalised (3, T, image_size, image_size)."""
         size = self.image_size
         height, width = frames.shape[-2:]
         resized = (size * height // min(height, width), size * width // min(height, width))
@@ -125,10 +124,9 @@ class ImageModality(Modality):
         fitted = []
         for frame in frames.split(1):
             if frame.dtype == torch.uint8 and not stay_bytes:
-                frame = floats.copy_(frame).div_(255)  # in one place: fresh memory costs more than the division
+                frame = floats.copy_(frame).div_(255)  # in place: new memory costs more than the division
             x = F.interpolate(frame, resized, mode=mode)[0, :, top : top + size, left : left + size]
-            # A single channel becomes three here
-            fitted.append((unit_range(x) - mean).div_(std))
+            fitted.append((unit_range(x) - mean).div_(std))  # a single channel becomes three
         x = torch.stack(fitted, dim=1)  # (3, T, size, size)
         return x.flip(-1) if flipped else x
 
@@ -136,11 +134,12 @@ class ImageModality(Modality):
         room = (height - self.image_size, width - self.image_size)
         if rng is None or not self.random_crop:
             return round(room[0] / 2), round(room[1] / 2)  # to even at .5, as torchvision's CenterCrop
-        return tuple(int(torch.randint(r + 1, (), generator=rng)) for r in room)
+        top, left = (int(torch.randint(r + 1, (), generator=rng)) for r in room)
+        return top, left
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A PIL image or array in its own layout and number type; PIL modes become (H, W) or (H, W, 3).
+    """Convert a PIL image or an array, in its own layout and number type; PIL modes become (H, W) or (H, W, 3).
 
     Raises:
         DecodeError: the value is neither.
@@ -155,7 +154,7 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def plain_mode(image: Any) -> Any:
-    """A PIL image with one channel of any depth (L, I;16, I, F) or as RGB: no palette, alpha, CMYK or bilevel."""
+    """Convert a PIL image to one channel of any depth (L, I;16, I, F) or to RGB: no palette, alpha, CMYK or bilevel."""
     if image.mode in ("L", "F") or image.mode.startswith("I"):
         return image
     if image.mode in ("1", "LA", "La"):
@@ -166,10 +165,10 @@ def plain_mode(image: Any) -> Any:
 
 
 def colours(x: Tensor, source: Any) -> Tensor:
-    """(C, H, W) with C 1 or 3 as (3, H, W), bytes or floats from 0 to 1; 16-bit values are scaled by 65535.
+    """(C, H, W), C 1 or 3 -> (3, H, W), bytes or floats from 0 to 1; 16-bit values are divided by 65535.
 
     Raises:
-        DecodeError: another number type, or floats outside of 0..1.
+        DecodeError: the number type is another one, or floats lie outside 0..1.
     """
     if x.dtype == torch.uint16:
         x = x.float() / 65535
@@ -183,20 +182,20 @@ def colours(x: Tensor, source: Any) -> Tensor:
 
 
 def unit_range(x: Tensor) -> Tensor:
-    """Bytes to floats from 0 to 1; floats are left alone."""
+    """Convert bytes to floats from 0 to 1; floats are left alone."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 def is_cut(data: bytes) -> bool:
-    """Whether a picture that PIL could load, filling in grey, has lost its end to zeros, as from a broken download."""
+    """Tell whether the end of a picture is missing or zeros, as after a broken download; PIL fills it in with grey."""
     if data.startswith(b"\xff\xd8"):  # JPEG: no end marker after the last scan
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     return data.startswith(b"RIFF") and data.endswith(bytes(64))  # WebP
 
 
 def name(value: Any) -> str:
-    """How an error names a source or a value that is in memory."""
-    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+    """Return the name of a source or of a value in memory, for errors."""
+    if is_source(value):
         return describe(value)
     shape = getattr(value, "shape", getattr(value, "size", ""))
     return f"<{type(value).__name__} {tuple(shape)}>" if isinstance(shape, tuple) else f"<{type(value).__name__}>"

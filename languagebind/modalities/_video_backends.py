@@ -1,7 +1,7 @@
-"""Four decoders behind one function: frames by index, in RGB, the same ones from each.
+"""Four decoders behind one function: frames by index, in RGB, the same from each.
 
 A backend is a function (source, sorted indices, number of frames) -> K frames, (H, W, 3) bytes each. It opens the file,
-decodes on one thread and closes it; nothing lives on from one sample to the next.
+decodes on one thread and closes it; nothing is kept from one sample to the next.
 """
 
 import functools
@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 from ..config import UserError
-from . import DecodeError, Source
 from ._containers import handle, open_stream
+from ._sources import DecodeError, Source
 
 log = logging.getLogger(__name__)
 
+Frames = Sequence[np.ndarray] | np.ndarray
+
 
 def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -> Tensor:
-    """Frames `indices`, in that order and repeated where they repeat, of a video with `count`: (T, 3, H, W), uint8.
+    """Return frames `indices` of a video of `count` frames, in this order and with repetitions: (T, 3, H, W), uint8.
 
     Raises:
-        DecodeError: a frame cannot be decoded, or the backend counts frames differently.
+        DecodeError: a frame cannot be decoded, or the backend counts the frames differently.
         UserError: the backend is not installed.
     """
     wanted, order = np.unique(indices, return_inverse=True)
@@ -46,7 +48,11 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
 
 @functools.cache
 def resolve(backend: str) -> str:
-    """The backend that a `--video-backend` means in this process: `auto` is the first one that can be imported."""
+    """Return the backend for a `--video-backend`: `auto` is the first one that can be imported.
+
+    Raises:
+        UserError: the backend cannot be imported.
+    """
     names = list(BACKENDS) if backend == "auto" else [backend]
     reasons = []
     for name in names:
@@ -60,7 +66,7 @@ def resolve(backend: str) -> str:
     raise UserError(f"no usable video backend: {', '.join(reasons)}")
 
 
-def _torchcodec(source: Source, indices: list[int], count: int) -> np.ndarray:
+def _torchcodec(source: Source, indices: list[int], count: int) -> Frames:
     from torchcodec.decoders import VideoDecoder
 
     file = source if isinstance(source, bytes) else handle(source)
@@ -69,7 +75,7 @@ def _torchcodec(source: Source, indices: list[int], count: int) -> np.ndarray:
     return decoder.get_frames_at(indices).data.numpy()
 
 
-def _decord(source: Source, indices: list[int], count: int) -> np.ndarray:
+def _decord(source: Source, indices: list[int], count: int) -> Frames:
     import decord
 
     try:
@@ -80,24 +86,24 @@ def _decord(source: Source, indices: list[int], count: int) -> np.ndarray:
         raise RuntimeError(str(error)) from error
 
 
-def _pyav(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
+def _pyav(source: Source, indices: list[int], count: int) -> Frames:
     frames = []
     with open_stream(source, "video") as (container, stream):
         for i, frame in enumerate(container.decode(stream)):
             if i in indices:
-                # rotation: degrees to turn the picture counterclockwise; the other backends do it by themselves
+                # rotation: degrees to turn the picture counterclockwise; the other backends do this by themselves
                 frames.append(np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), frame.rotation // 90))
             if i == indices[-1]:
                 break
     return frames
 
 
-def _opencv(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
+def _opencv(source: Source, indices: list[int], count: int) -> Frames:
     import cv2
 
     frames = []
     with open_capture(source) as capture:
-        # In order from the start: setting a position lands on the wrong frame in some codecs
+        # In order from the start: in some codecs, setting a position leads to the wrong frame
         for i in range(indices[-1] + 1):
             found, frame = capture.grab(), None
             if found and i in indices:
@@ -111,14 +117,14 @@ def _opencv(source: Source, indices: list[int], count: int) -> list[np.ndarray]:
 
 @contextmanager
 def open_capture(source: Source) -> Iterator[Any]:
-    """OpenCV's `VideoCapture` of a file, on one thread.
+    """Open a file with OpenCV's `VideoCapture`, on one thread.
 
     Raises:
-        DecodeError: it is interlaced, which OpenCV 5 gives as noise without an error, or cannot be opened.
+        DecodeError: the file cannot be opened, or is interlaced: OpenCV 5 decodes it to noise without an error.
     """
     import cv2
 
-    if isinstance(source, bytes):  # OpenCV opens names only
+    if isinstance(source, bytes):  # OpenCV opens only paths
         with tempfile.NamedTemporaryFile() as file:
             file.write(source)
             file.flush()
@@ -137,13 +143,13 @@ def open_capture(source: Source) -> Iterator[Any]:
 
 
 def _same_count(found: int, count: int) -> None:
-    # decord counts, and misplaces, the frames that an edit list hides
+    # decord counts and misplaces the frames that an edit list hides
     if found != count:
         raise RuntimeError(f"it sees {found} frames where {count} are shown; try another --video-backend")
 
 
-# In the order in which `auto` tries them: exact and maintained, fast, always there (it reads the headers), and slow
-BACKENDS: dict[str, tuple[str, Callable[[Source, list[int], int], Sequence[np.ndarray]]]] = {
+# In the order in which `auto` tries them: exact and maintained, fast, always installed (it reads the headers), and slow
+BACKENDS: dict[str, tuple[str, Callable[[Source, list[int], int], Frames]]] = {
     "torchcodec": ("torchcodec.decoders", _torchcodec),
     "decord": ("decord", _decord),
     "pyav": ("av", _pyav),

@@ -1,4 +1,4 @@
-"""Sound, as three mel spectrograms: the front, middle and back of a clip."""
+"""Sound, as three mel spectrograms from the front, middle and back of a clip."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import UserError
-from . import DecodeError, Modality, Source
+from . import Modality, check_options, to_tensor
 from ._audio_files import read_audio
-from ._checks import require_choices, require_positive, to_tensor
 from ._fbank import FRAME_MS, LOWEST, log_mel, split_frames
 from ._pictures import coloured, stretched
+from ._sources import DecodeError, Source
 
 RATES = range(1_000, 768_001)  # Hz
 PICTURE_COLUMNS, PICTURE_ROWS = 240, 112
@@ -24,9 +24,9 @@ PICTURE_COLUMNS, PICTURE_ROWS = 240, 112
 class Audio(Modality):
     """Kaldi's log-mel filter bank in frames of 10 ms, as (3, 1, num_mel_bins, target_length).
 
-    A clip with more than `target_length` frames gives three crops. In evaluation they start at the first frame of each
-    third of the possible starts; the original names this but draws at random, even then. A shorter clip is repeated
-    until it is long enough, and the three channels are equal.
+    A clip with more than `target_length` frames gives three crops, which in evaluation start at the first frame of each
+    third of the possible starts; the original meant this, but drew at random in evaluation, too. A shorter clip is
+    repeated until it is long enough, and the three channels are equal.
 
     Raw form: ((channels, samples) float32, rate). In memory: such a pair, with an array or tensor of one or two
     dimensions, of floats or of 16- or 32-bit integers.
@@ -39,21 +39,20 @@ class Audio(Modality):
     target_length: int = 1036
     """Frames of 10 ms, the width of the input."""
     sample_rate: int = 16_000
-    """Hz; everything is resampled to it."""
+    """Hz; other rates are resampled."""
     audio_mean: float = -4.2677393
     """Mean of the log-mel values."""
     audio_std: float = 4.5689974
-    """Their standard deviation; values are divided by twice this."""
+    """Standard deviation of the log-mel values, which are divided by twice this."""
     channels: Literal["mix", "first"] = "mix"
-    """Mean of the channels, or the first one, as the original took."""
+    """Mean of the channels, or the first channel, as in the original."""
     random_crop: bool = True
     """Crop long clips at random places instead of fixed ones; training only."""
     max_seconds: float = 600.0
-    """Refuse longer sound, before decoding it."""
+    """Refuse longer sounds, before decoding them."""
 
     def __post_init__(self):
-        require_choices(self)
-        require_positive(self, "num_mel_bins", "target_length", "audio_std", "max_seconds")
+        check_options(self, "num_mel_bins", "target_length", "audio_std", "max_seconds")
         if self.sample_rate not in RATES:
             raise UserError(f"--sample-rate is {self.sample_rate}, set whole Hz from {RATES[0]} to {RATES[-1]}")
 
@@ -84,15 +83,15 @@ class Audio(Modality):
             crops = [mel.repeat(length // len(mel) + 1, 1)[:length]] * 3
         else:
             starts = torch.tensor(self._starts(len(frames) - length + 1, rng))
-            # Of a long clip, most frames are in no crop; of a short one, many are in several
+            # In a long clip, most frames are in no crop; in a short one, many are in several
             used = (starts[:, None] + torch.arange(length)).unique()
             mel = log_mel(frames[used], self.sample_rate, self.num_mel_bins)
             crops = [mel[place : place + length] for place in torch.searchsorted(used, starts)]
-        crops = torch.stack(crops).transpose(1, 2)  # (3, num_mel_bins, length)
-        return ((crops - self.audio_mean) / (2 * self.audio_std))[:, None]
+        x = torch.stack(crops).transpose(1, 2)  # (3, num_mel_bins, length)
+        return ((x - self.audio_mean) / (2 * self.audio_std))[:, None]
 
     def picture(self, raw: tuple[Tensor, int]) -> tuple[Tensor, str]:
-        """The spectrogram of the whole clip, low tones at the bottom, and in each column the mean of several frames."""
+        """Show the spectrogram of the whole clip, low tones at the bottom; a column is the mean of several frames."""
         mel = log_mel(self._frames(raw), self.sample_rate, self.num_mel_bins).T.flip(0)  # (num_mel_bins, frames)
         columns = min(PICTURE_COLUMNS, mel.shape[1])
         mel = F.adaptive_avg_pool2d(mel[None], (min(PICTURE_ROWS, len(mel)), columns))[0]
@@ -102,7 +101,7 @@ class Audio(Modality):
         return coloured(shown), f"{seconds:.1f} s, {tones}, log energy {low:.1f} (dark) to {high:.1f} (bright)"
 
     def _frames(self, raw: tuple[Tensor, int]) -> Tensor:
-        """The signal in one channel at `sample_rate`, as frames of 25 ms: (frames, window)."""
+        """Mix down, resample to `sample_rate` and split into frames of 25 ms: (frames, window)."""
         waveform = self._resample(*raw)
         waveform = waveform - waveform.mean()
         waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
@@ -128,14 +127,14 @@ class Audio(Modality):
             return waveform
         import torchaudio.functional
 
-        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is taken
-        # as the nearest multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
+        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is rounded
+        # to a multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
         if math.gcd(rate, self.sample_rate) < 10:
             rate = round(rate, -1)
         return torchaudio.functional.resample(waveform, rate, self.sample_rate)
 
     def _starts(self, count: int, rng: torch.Generator | None) -> list[int]:
-        """Three of `count` possible starts, one in each third; a third without any begins at 0."""
+        """Choose three of `count` possible starts, one in each third; an empty third gives 0."""
         thirds = [part if len(part) else np.zeros(1, int) for part in np.array_split(np.arange(count), 3)]
         if rng is None or not self.random_crop:
             return [int(third[0]) for third in thirds]

@@ -10,22 +10,20 @@ import torch
 from torch import Tensor
 
 from ..config import UserError
-from . import DecodeError, Source
-from ._checks import read_file
 from ._images import ImageModality, name
 from ._pictures import coloured
+from ._sources import DecodeError, Source, read
 
 NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True)
 class Depth(ImageModality):
-    """Distance in one channel, clipped to 0.01 m .. `max_depth`, scaled to 0..1 and shown as a grey picture.
+    """Distance in one channel, clipped to 0.01 m .. `max_depth`, scaled to 0..1 and repeated in three channels.
 
-    Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres; 8-bit values are refused, because they
-    hold a picture of depth, not depth. A pixel that is not finite or below 0 counts as a hole, like 0 in a PNG: it
-    becomes the least depth. A map without any finite pixel is refused, and floats without any below 100, which must be
-    millimetres.
+    Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres. 8-bit values are refused: they hold a
+    picture of depth, not depth. A pixel that is not finite or is negative is a hole, like 0 in a PNG, and becomes the
+    least depth. Maps without a finite pixel are refused, and so are floats all above 100, which must be millimetres.
 
     Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
     """
@@ -35,7 +33,7 @@ class Depth(ImageModality):
     max_depth: float = 10.0
     """Metres; farther points are clipped. 0 scales each map by its own maximum."""
     sun_rgbd: bool = False
-    """Undo the rotation of bits in SUN RGB-D's PNGs."""
+    """Undo the bit rotation in SUN RGB-D's PNGs."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,7 +54,7 @@ class Depth(ImageModality):
         return self.fit((depth.clamp(max=farthest) / farthest)[None, None], rng)
 
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
-        """Colours over the map's own range, up to `max_depth`; where nothing was measured, black."""
+        """Colour the map over its own range, up to `max_depth`; pixels without a measurement are black."""
         depth = raw.clamp(max=self.max_depth or raw.max())
         measured = depth > 0
         if not bool(measured.any()):
@@ -67,11 +65,10 @@ class Depth(ImageModality):
         return shown, f"{low:.2f} m (dark) to {high:.2f} m (bright){holes}"
 
     def _metres(self, x: Tensor, source: str) -> Tensor:
-        """(1, H, W) of any number type to (H, W) metres."""
-        if x.shape[0] != 1:
-            raise DecodeError(source, f"depth has one channel, this has {x.shape[0]}")
-        if x.is_complex():
-            raise DecodeError(source, "complex numbers")
+        """(1, H, W) of any number type -> (H, W) metres."""
+        if x.shape[0] != 1 or x.is_complex():
+            kind = "complex numbers" if x.is_complex() else f"{x.shape[0]} channels"
+            raise DecodeError(source, f"depth has one channel of real numbers, this has {kind}")
         if x.dtype in (torch.uint8, torch.int8, torch.bool):
             raise DecodeError(source, "8 bits cannot hold millimetres; this is a picture of depth")
         depth = x[0]
@@ -89,8 +86,8 @@ class Depth(ImageModality):
         return depth.float() / 1000
 
     def _load_npy(self, source: Source) -> Tensor:
-        """A .npy array, whose header is believed only as far as the file holds what it promises."""
-        data = read_file(source, 16 * self.max_pixels + 2**20)
+        """Load a .npy array after checking that the file is as long as its header says."""
+        data = read(source, 16 * self.max_pixels + 2**20)
         file = io.BytesIO(data)
         try:
             version = np.lib.format.read_magic(file)
@@ -109,7 +106,7 @@ class Depth(ImageModality):
 
 
 def is_npy(source: Source) -> bool:
-    """Whether a source is a numpy file, by its first bytes. A missing file is left to whoever opens it."""
+    """Tell whether a source is a numpy file, by its first bytes. False if it cannot be opened."""
     if isinstance(source, bytes):
         return source.startswith(NPY_MAGIC)
     try:

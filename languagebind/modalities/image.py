@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Source
 from ._images import ImageModality, colours, name
 from ._pictures import to_bytes
+from ._sources import Source
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Image(ImageModality):
     """RGB pictures: short side resized bicubically, centre crop, CLIP's normalisation; no augmentation by default.
 
     Greyscale, palette, alpha (dropped), CMYK and 16-bit pictures become RGB, and EXIF orientation is applied. The
-    original did neither; on the upright RGB files that it could read, the result is the same.
+    original did neither; for the upright RGB files that it could read, the result is the same.
 
     Raw form: (3, H, W), uint8, or float32 in 0..1. In memory: a PIL image, or an array or tensor, (H, W), (H, W, C)
     or (C, H, W), of bytes, 16-bit values or floats in 0..1.

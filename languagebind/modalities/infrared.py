@@ -6,14 +6,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import DecodeError, Source
 from ._images import ImageModality, name
 from ._pictures import to_bytes
+from ._sources import DecodeError, Source
 
 
 @dataclass(frozen=True)
 class Infrared(ImageModality):
-    """Infrared pictures of one or three channels; 8 bits as the original, or raw counts or temperatures.
+    """Infrared pictures of one or three channels: 8 bits as in the original, or raw counts or temperatures.
 
     Raw form: (C, H, W) with C 1 or 3: uint8, or float32 counts or temperatures. In memory: a PIL image, or an array
     or tensor, (H, W), (H, W, C) or (C, H, W), of bytes, wider integers or floats.
@@ -22,7 +22,7 @@ class Infrared(ImageModality):
     extensions = ("infrared.jpg", "infrared.png", "jpg", "png", "tiff")
 
     infrared_range: Literal["minmax", "full"] = "minmax"
-    """Scaling of more than 8 bits: each picture's minimum to maximum, or all 16 bits (floats: 0 to 1)."""
+    """Range of values with more than 8 bits: each picture's minimum to maximum, or all 16 bits (floats: 0 to 1)."""
 
     def decode(self, source: Source) -> Tensor:
         return self._counts(self.pixels(self.open_picture(source)), name(source))
@@ -53,7 +53,7 @@ class Infrared(ImageModality):
         return values.float()
 
     def _unit_range(self, raw: Tensor) -> Tensor:
-        # A 14-bit sensor fills a small part of 16 bits: scaled by 65535, every picture would be nearly black
+        # A 14-bit sensor uses a small part of 16 bits: divided by 65535, every picture would be nearly black
         if raw.dtype == torch.uint8 or self.infrared_range == "full":
             return raw
         low, high = raw.aminmax()

@@ -10,32 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import DecodeError, Source, describe
-from ._checks import file_size, require_positive
-from ._containers import count_frames, open_stream
+from . import check_options
+from ._containers import check_seconds, count_frames, open_stream
 from ._images import ImageModality, colours, name
 from ._pictures import to_bytes
+from ._sources import DecodeError, Source, describe, file_size
 from ._video_backends import read_frames
 
 
 @dataclass(frozen=True)
 class Video(ImageModality):
-    """`num_frames` frames from the first to the last one of a clip; a shorter clip repeats frames.
+    """`num_frames` frames spread evenly from the first to the last of a clip; a shorter clip repeats frames.
 
-    The original flipped at random in evaluation too, so its features changed from run to run; here only training does.
+    The original flipped at random in evaluation, too, so its features changed from run to run.
 
     A source is a video file, or a sequence of picture files that are the clip's frames in order. Raw form:
     (num_frames, 3, H, W), uint8. In memory: (T, H, W, 3) or (T, 3, H, W) arrays or tensors of bytes or of floats in
     0..1, or a list of PIL images, of any length T.
     """
 
-    # Frames that were extracted beforehand are members `<key>.<k>.jpg`, and come as a sequence
+    # Frames extracted beforehand are members `<key>.<k>.jpg`, and come as a sequence
     extensions = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png")
 
     num_frames: int = 8
     """Frames taken from a clip."""
     video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
-    """Decoder; all give the same frames. auto: the first one installed, in this order."""
+    """Decoder; all give the same frames. auto: the first in this order that is installed."""
     max_seconds: float = 3600.0
     """Refuse longer videos, before decoding them."""
     hflip: float = 0.5
@@ -45,16 +45,16 @@ class Video(ImageModality):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_frames", "max_seconds")
+        check_options(self, "num_frames", "max_seconds")
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         return (3, self.num_frames, self.image_size, self.image_size)
 
     def decode(self, source: Source | Sequence[Source]) -> Tensor:
-        if isinstance(source, (list, tuple)):
+        if not isinstance(source, Source):
             return self._pick(source, describe(source), self.open_picture)
-        if self.num_frames == 1 and is_picture(source):  # one frame, drawn from those of a sample
+        if self.num_frames == 1 and is_picture(source):  # one frame, drawn from a sample's frames
             return self._pick([source], describe(source), self.open_picture)
 
         def check(codec: Any) -> None:
@@ -64,18 +64,15 @@ class Video(ImageModality):
         return read_frames(source, self.frame_indices(count), count, self.video_backend)
 
     def inspect(self, source: Source, count: bool = True) -> tuple[int, Fraction, float]:
-        """Frames (0 if not to be counted), frames a second on average, and seconds by its header, of a video file.
+        """Return a video file's number of frames (0 without `count`), mean frame rate, and seconds by its header.
 
         Raises:
-            DecodeError: it is none, is larger or longer than the limits allow, or, if counted, is cut off.
+            DecodeError: this is not a video, is larger or longer than the limits, or, if counted, is cut off.
         """
-        if isinstance(source, (list, tuple)):
-            raise DecodeError(source, "a video file is needed here, not the pictures of its frames")
         with open_stream(source, "video") as (container, stream):
             self.check_size(source, stream.codec_context.width, stream.codec_context.height)
             rate, seconds = Fraction(stream.average_rate or 0), (container.duration or 0) / 1e6  # from microseconds
-        if seconds > self.max_seconds:
-            raise DecodeError(source, f"{seconds:.0f} s are more than --max-seconds {self.max_seconds:g}")
+        check_seconds(source, seconds, self.max_seconds)
         return count_frames(source, "video", self.max_seconds) if count else 0, rate, seconds
 
     def from_memory(self, value: Any) -> Tensor:
@@ -87,7 +84,7 @@ class Video(ImageModality):
         return self.fit(raw, rng, mode="bilinear")
 
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
-        """Four frames, each from the middle of a quarter of the clip; the middle frame of fewer than four."""
+        """Show four frames, one from the middle of each quarter of the clip; with fewer than four, the middle frame."""
         count = len(raw)
         if count < 4:
             return to_bytes(raw[count // 2]), f"frame {count // 2 + 1} of {count}"
@@ -98,11 +95,11 @@ class Video(ImageModality):
         return grid[:, :-gap, :-gap], f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
 
     def frame_indices(self, count: int) -> np.ndarray:
-        """The frames that a clip of `count` frames gives, as the original chose them."""
+        """Return the indices of the frames taken from a clip of `count` frames, as in the original."""
         return np.linspace(0, count - 1, self.num_frames, dtype=int)
 
     def _pick(self, frames: Any, label: str, load: Callable[[Any], Any]) -> Tensor:
-        """(T, 3, H, W) from a sequence or array of frames, of which only those needed are loaded."""
+        """Take (T, 3, H, W) from a sequence or array of frames, loading only those needed."""
         if len(frames) == 0:
             raise DecodeError(label, "no frames")
         indices = self.frame_indices(len(frames)).tolist()
@@ -110,11 +107,11 @@ class Video(ImageModality):
         sizes = {tuple(frame.shape) for frame in loaded.values()}
         if len(sizes) > 1:
             raise DecodeError(label, f"the frames differ in size: {sorted(sizes)}")
-        return torch.stack([loaded[i] for i in indices]).permute(0, 3, 1, 2)  # colours last in memory, as pictures are
+        return torch.stack([loaded[i] for i in indices]).permute(0, 3, 1, 2)  # channels last in memory, like pictures
 
 
 def is_picture(source: Source) -> bool:
-    """Whether a file is a JPEG, PNG or WebP, by its first bytes."""
+    """Tell whether a file is a JPEG, PNG or WebP, by its first bytes."""
     file_size(source)
     if isinstance(source, bytes):
         head = source[:12]

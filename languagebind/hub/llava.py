@@ -1,4 +1,4 @@
-"""Frozen encoders for language models that read patch tokens, with the interface of Video-LLaVA's towers."""
+"""Frozen encoders with the interface of Video-LLaVA's towers, for language models that read patch tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -7,25 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError
-from .config import LanguageBindConfig
-from .modules import VisionTower
-from .processing import PROCESSORS
+from .config import CONFIGS, LanguageBindVisionConfig, read_config
+from .hf_modules import HFVisionTransformer
+from .processing import PROCESSORS, Processor
 from .published import MODELS
 
 
-class Tower(nn.Module):
-    """The token features of one layer of a frozen encoder.
+class LlavaTower(nn.Module):
+    """Gives the tokens of one layer of a frozen encoder.
 
     Args:
         name: hub id or folder of a checkpoint, or a run of our training.
         args: `mm_vision_select_layer`, the hidden state to take (-2: before the last block), and
-            `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token; clips have it either way).
+            `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token; clips always have it).
         delay_load: read only the config until `load_model()`; until then there is no `encoder`.
         cache_dir: where downloads are kept.
 
     Attributes:
-        image_processor, video_processor: one and the same, of the tower's own modality.
-        image_tower, video_tower: the encoder of the towers for images and for video.
+        image_processor, video_processor: both the processor of the tower's own modality.
+        image_tower, video_tower: the encoder, in the towers for images and for video.
         hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
 
     Raises:
@@ -40,13 +40,11 @@ class Tower(nn.Module):
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if self.select_feature not in ("patch", "cls_patch"):
-            raise ValueError(f"mm_vision_select_feature is patch or cls_patch, not {self.select_feature!r}")
+            raise UserError(f"mm_vision_select_feature is patch or cls_patch, not {self.select_feature!r}")
         self.is_loaded = False
-        self.cfg_only: LanguageBindConfig = MODELS[self.modality].config_class.from_pretrained(
-            name, cache_dir=cache_dir
-        )
+        self.cfg_only, _ = read_config(name, CONFIGS[self.modality], cache_dir=cache_dir)
         self.processor = PROCESSORS[self.modality](self.cfg_only)
-        depth = self.cfg_only.vision_config.num_hidden_layers
+        depth = self.cfg_only.vision.num_hidden_layers
         if not -depth - 1 <= self.select_layer <= depth:
             raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has the states 0 to {depth}")
         if not delay_load:
@@ -57,7 +55,7 @@ class Tower(nn.Module):
         if self.is_loaded:
             return
         model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
-        self.encoder: VisionTower = model.vision_model.requires_grad_(False).eval()
+        self.encoder: HFVisionTransformer = model.vision_model.requires_grad_(False).eval()
         self.is_loaded = True
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +64,7 @@ class Tower(nn.Module):
         return super().__getattr__(name)
 
     def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
-        """(B, N, D) of one frame, without the class token unless asked for; (B, T, 1 + N, D) of clips, with it."""
+        """Return (B, N, D), with the class token only on request; for clips (B, T, 1 + N, D), always with it."""
         x, num_frames = states[self.select_layer], self.vision_config.num_frames
         if num_frames > 1:
             return x.unflatten(0, (-1, num_frames))
@@ -74,9 +72,12 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """A batch, or a list of single inputs (C, …), in which case a list comes back."""
+        """Return the tokens of a batch; for a list of single inputs (C, …), a list."""
         if isinstance(inputs, list):
-            return [self.forward(x.unsqueeze(0)) for x in inputs]
+            return [self._encode(x.unsqueeze(0)) for x in inputs]
+        return self._encode(inputs)
+
+    def _encode(self, inputs: Tensor) -> Tensor:
         states = self.encoder(inputs.to(self.device, self.dtype), output_hidden_states=True).hidden_states
         return self.feature_select(states).to(inputs.dtype)
 
@@ -93,11 +94,11 @@ class Tower(nn.Module):
         return self.encoder.embeddings.class_embedding.device
 
     @property
-    def vision_config(self):
-        return self.encoder.config if self.is_loaded else self.cfg_only.vision_config
+    def vision_config(self) -> LanguageBindVisionConfig:
+        return self.encoder.config if self.is_loaded else self.cfg_only.vision
 
     @property
-    def config(self):
+    def config(self) -> LanguageBindVisionConfig:
         return self.vision_config
 
     @property
@@ -106,42 +107,42 @@ class Tower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Patches of one frame."""
+        """Number of patches in one frame."""
         *_, height, width = self.vision_config.input_shape
         return (height // self.vision_config.patch_size) * (width // self.vision_config.patch_size)
 
     @property
-    def image_processor(self):
+    def image_processor(self) -> Processor:
         return self.processor
 
     @property
-    def video_processor(self):
+    def video_processor(self) -> Processor:
         return self.processor
 
 
-class LanguageBindVideoTower(Tower):
+class LanguageBindVideoTower(LlavaTower):
     modality = "video"
 
     @property
-    def video_tower(self) -> VisionTower:
+    def video_tower(self) -> HFVisionTransformer:
         return self.encoder
 
 
-class LanguageBindImageTower(Tower):
+class LanguageBindImageTower(LlavaTower):
     modality = "image"
 
     @property
-    def image_tower(self) -> VisionTower:
+    def image_tower(self) -> HFVisionTransformer:
         return self.encoder
 
 
-class LanguageBindAudioTower(Tower):
+class LanguageBindAudioTower(LlavaTower):
     modality = "audio"
 
 
-class LanguageBindDepthTower(Tower):
+class LanguageBindDepthTower(LlavaTower):
     modality = "depth"
 
 
-class LanguageBindThermalTower(Tower):
+class LanguageBindThermalTower(LlavaTower):
     modality = "thermal"

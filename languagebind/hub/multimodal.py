@@ -1,4 +1,4 @@
-"""`LanguageBind`: several modalities around one text tower, with the original's inputs and outputs."""
+"""`LanguageBind`: encoders of several modalities with one text tower, with the original's inputs and outputs."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -32,13 +32,13 @@ class LanguageBind(nn.Module):
     """Encoders of several modalities and the text tower that binds them.
 
     Args:
-        clip_type: modality -> repository (`LanguageBind_Audio_FT`, `org/name`) or folder; or names of modalities,
-            which take the published ones. The text tower is that of the last, as in the original.
-        use_temp: scale every feature but the texts' by its encoder's logit scale.
+        clip_type: modality -> repository (`LanguageBind_Audio_FT`, `org/name`) or folder; or names of modalities, for
+            the published checkpoints. The text tower is the last checkpoint's, as in the original.
+        use_temp: multiply features by their encoder's logit scale, except the texts'.
         cache_dir: where downloads are kept.
 
     Raises:
-        UserError: an unknown modality, or checkpoints whose text towers differ in size.
+        UserError: a modality is unknown, or text towers differ in size.
         WeightsError: weights do not fit.
     """
 
@@ -52,12 +52,14 @@ class LanguageBind(nn.Module):
         self.use_temp = use_temp
         self.modality_scale: dict[str, nn.Parameter] = {}
         self.modality_config: dict[str, LanguageBindConfig] = {}
-        encoders, projections, last = {}, {}, None
+        encoders: dict[str, nn.Module] = {}
+        projections: dict[str, nn.Module] = {}
+        last: tuple[str, LanguageBindModel] | None = None
         for name, source in _sources(clip_type).items():
-            config, state, _ = read_pretrained(MODELS[name], source, None, {"cache_dir": cache_dir}, {})
+            config, state, _ = read_pretrained(CONFIGS[name], source, cache_dir=cache_dir)
             with torch.device("meta"):
                 model = MODELS[name](config)
-            # The tensors stay on the disk until they are used: text towers that are dropped again are never read.
+            # The tensors are memory-mapped: the weights of text towers that are replaced are never read.
             load_strict(model, state, source, assign=True)
             if last is not None:
                 _check_text(*last, name, model)
@@ -65,15 +67,15 @@ class LanguageBind(nn.Module):
             self.modality_scale[name] = model.logit_scale
             self.modality_config[name] = config
             last = name, model
-        encoders[LANGUAGE], projections[LANGUAGE] = last[1].text_model, last[1].text_projection
+        encoders[LANGUAGE], projections[LANGUAGE] = model.text_model, model.text_projection
         self.modality_encoder = nn.ModuleDict(encoders)
         self.modality_proj = nn.ModuleDict(projections)
         self.eval()
 
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """`{modality: {"pixel_values"}, "language": {"input_ids", "attention_mask"}}` to features (B, D) of each.
+        """`{modality: {"pixel_values"}, "language": {"input_ids", "attention_mask"}}` -> features (B, D) by name.
 
-        They have unit norm; with `use_temp`, all but the texts' are multiplied by the logit scale.
+        They have unit norm, or with `use_temp`, except for texts, the norm of the logit scale.
         """
         features = {}
         for name, value in inputs.items():
@@ -86,7 +88,7 @@ class LanguageBind(nn.Module):
 
 
 def to_device(x: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """Each value moved to a device."""
+    """Move each value to a device."""
     return {key: value.to(device) for key, value in x.items()}
 
 
@@ -94,24 +96,24 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     given = dict(clip_type) if isinstance(clip_type, Mapping) else dict.fromkeys(clip_type)
     if unknown := [name for name in given if name not in CONFIGS]:
         raise UserError(f"unknown modality {unknown[0]!r}, expected one of {', '.join(CONFIGS)}")
-    if not given:
-        raise UserError("clip_type names no modality")
     sources = {name: str(source or DEFAULTS[name]) for name, source in given.items()}
-    # The original took short names alone.
+    # The original took only short names.
     short = {name for name, source in sources.items() if "/" not in source and not Path(source).exists()}
     return {name: f"LanguageBind/{source}" if name in short else source for name, source in sources.items()}
 
 
 def _check_text(first: str, model: LanguageBindModel, second: str, other: LanguageBindModel) -> None:
-    """All features must lie in one space; the original found out at the first product, if at all."""
+    """Check that all features lie in one space; the original failed at the first product, if at all."""
     old, new = text_state(model), text_state(other)
     if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
         raise UserError(
-            f"the text towers of {first} and {second} differ in size, so that their features lie in different spaces:"
+            f"the text towers of {first} and {second} differ in size, so their features lie in different spaces:"
             " load them apart"
         )
     if not same_text(model, other):
-        log.warning("the text towers of %s and %s differ in their weights: that of %s is used", first, second, second)
+        log.warning(
+            "the text towers of %s and %s differ in their weights; the one of %s is used", first, second, second
+        )
 
 
 config_dict = CONFIGS

@@ -1,0 +1,96 @@
+"""Where a sample comes from: a path, bytes, or a sequence of them if each frame is a file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Source = str | os.PathLike | bytes
+
+LARGEST_DOWNLOAD = 2**31  # bytes
+DOWNLOAD_SECONDS = 60
+
+
+class DecodeError(ValueError):
+    """A file cannot be used: it is unreadable, empty, cut off, of the wrong kind, or above the limits."""
+
+    def __init__(self, source: Source | Sequence[Source], reason: str):
+        super().__init__(f"{describe(source)}: {reason}")
+        self.reason = reason
+        self.source = describe(source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.reason)  # the default pickles the message alone
+
+
+def describe(source: Source | Sequence[Source]) -> str:
+    """Return the name of a source for errors: its path, or its number of bytes."""
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return f"[{describe(source[0])}, ... {len(source)} frames]" if source else "[]"
+
+
+def is_source(value: Any) -> bool:
+    """Tell whether a value stands for a file, or for files that are frames, rather than for decoded data."""
+    items = value if isinstance(value, (list, tuple)) and value else [value]
+    return all(isinstance(item, (str, os.PathLike, bytes)) for item in items)
+
+
+def file_size(source: Source | Sequence[Source]) -> int:
+    """Return the number of bytes of a source, without reading it.
+
+    Raises:
+        DecodeError: the source is not one regular file, or it is empty.
+    """
+    if isinstance(source, bytes):
+        size = len(source)
+    elif not isinstance(source, (str, os.PathLike)):
+        raise DecodeError(source, "one file is expected here, not several frames")
+    else:
+        try:
+            size = os.stat(source).st_size
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+            raise DecodeError(source, getattr(error, "strerror", None) or str(error)) from error
+        if not os.path.isfile(source):
+            raise DecodeError(source, "not a file")
+    if size == 0:
+        raise DecodeError(source, "the file is empty")
+    return size
+
+
+def read(source: Source, max_bytes: float = float("inf")) -> bytes:
+    """Return the content of a file; one that is larger than `max_bytes` is not read at all.
+
+    Raises:
+        DecodeError: the source is not one regular file, is empty or too large, or cannot be read.
+    """
+    size = file_size(source)
+    if size > max_bytes:
+        raise DecodeError(source, f"{size} bytes; nothing within the limits is larger than {max_bytes}")
+    try:
+        return source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise DecodeError(source, error.strerror or str(error)) from error
+
+
+def fetch(source: Any) -> Any:
+    """Return the bytes behind an http(s) address; anything else is returned as it is.
+
+    Raises:
+        DecodeError: the download failed or is too large.
+    """
+    if not (isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))):
+        return source
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(source, timeout=DOWNLOAD_SECONDS) as answer:
+            data = answer.read(LARGEST_DOWNLOAD + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        raise DecodeError(source, f"cannot be downloaded: {error}") from error
+    if len(data) > LARGEST_DOWNLOAD:
+        raise DecodeError(source, f"more than {LARGEST_DOWNLOAD} bytes")
+    return data
