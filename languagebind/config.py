@@ -1,8 +1,7 @@
-"""Options are frozen dataclasses; flags are made from them; a YAML file is a saved command line.
+"""Options are frozen dataclasses, from which flags are made; a YAML file is a saved command line.
 
-`lr: 5e-4` in a file means `--lr=5e-4` in front of the user's own flags, and the last one wins. Values go
-through the same parser as flags do, so that YAML's reading of `5e-4` as a string cannot bite, and an unknown
-key is refused with the nearest name.
+`lr: 5e-4` in a file means `--lr=5e-4` in front of the user's own flags, and the last one wins. Values are parsed as
+flags, so `5e-4` is a number although YAML reads a string, and an unknown key is refused with the nearest name.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -18,21 +17,23 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake that whoever runs the command can mend; shown as one line, without a traceback."""
+    """An error the user can fix, shown as one line without a traceback."""
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:
     """Fill the dataclass `cls` from flags. A wrong flag ends the program with status 2 and the nearest name."""
     import tyro
 
-    _check_names(cls)
-    # OmitArgPrefixes: `--lr`, not `--optim.lr`. Sections of the dataclass group the help and nothing else.
+    names = list(_option_names(cls))
+    if clash := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two options of {cls.__name__} are both named {clash}: rename one of them")
+    # OmitArgPrefixes: `--lr`, not `--optim.lr`. Sections of the dataclass only group the help.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     return tyro.cli(cls, args=list(argv), prog=prog, description=description, config=options)
 
 
 def at_least(least: float, **options: float | None) -> None:
-    """Raise `UserError` unless each option is a number not below `least`; one that is not given passes."""
+    """Raise `UserError` unless each option is a finite number, at least `least`; None passes."""
     for name, value in options.items():
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{name} should be a number, at least {least}; got {value}")
@@ -45,11 +46,13 @@ def expand_config(argv: Sequence[str]) -> list[str]:
 
 
 def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[list[str], list[str]]:
-    """Every value of one flag (`--flag a`, `--flag=a`, and with `several` also `--flag a b`), and the other arguments.
+    """Return all values of a flag (`--flag a`, `--flag=a`, and with `several` `--flag a b`), and the other arguments.
 
-    Some flags decide what the others are (`--config`, `--modality`), so they are read before the rest can be parsed.
+    Some flags decide which others there are (`--config`, `--modality`), so they are read before the rest is parsed.
     """
-    values, rest, words = [], [], list(argv)
+    values: list[str] = []
+    rest: list[str] = []
+    words = list(argv)
     while words:
         word = words.pop(0)
         if word == flag:
@@ -66,7 +69,7 @@ def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[li
 
 
 def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
-    """The arguments with every value of each of some flags in one place; a parser takes the last alone."""
+    """Gather all values of each of some flags in one place; of several places, a parser takes only the last."""
     rest = list(argv)
     for flag in flags:
         values, rest = take_flag(rest, flag, several=True)
@@ -75,8 +78,8 @@ def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def yaml_to_argv(path: Path) -> list[str]:
-    """The flags that a YAML file stands for. A nested section only groups keys for the reader."""
-    argv = []
+    """Return the flags that a YAML file stands for. A nested section only groups keys for the reader."""
+    argv: list[str] = []
     seen = set()
     for key, value in _leaves(load_yaml(path)):
         if key in seen:
@@ -93,12 +96,12 @@ def yaml_to_argv(path: Path) -> list[str]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; scalars stay the strings that were written, but for booleans.
+    """Return the mapping in a YAML file; numbers and dates stay strings.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds no mapping.
+        UserError: the file is missing, is not YAML, or does not hold a mapping.
     """
-    import yaml  # when it is needed: models and losses need PyTorch alone
+    import yaml  # only when needed: models and losses need only PyTorch
 
     from ._yaml import PlainLoader
 
@@ -106,7 +109,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError) as error:  # KeyError: `!!bool` before another word
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold `key: value` lines")
@@ -114,20 +117,20 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain values that YAML, JSON and a weights-only checkpoint can hold."""
+    """Return a dataclass as plain values that YAML, JSON and a weights-only checkpoint can hold."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of plain values, as JSON."""
+    """Return the SHA-256 of plain values, written as JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """The dataclass that `to_dict` made `values` of.
+    """Return the dataclass from which `to_dict` made `values`.
 
     Raises:
-        UserError: a key is unknown to this version.
+        UserError: this version does not know a key.
     """
     hints, known = get_type_hints(cls), {}
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
@@ -141,7 +144,7 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message; its kind, where the message is empty."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -150,34 +153,26 @@ def run(main: Callable[[], Any]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(_fail(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _check_names(cls: type) -> None:
-    """Every option needs a name of its own, since sections are no part of a flag."""
-    owners: dict[str, str] = {}
-    for owner, name in _options(cls):
-        if name in owners:
-            raise UserError(f"the options of {owners[name]} and {owner} are both named {name}: rename one of them")
-        owners[name] = owner
-
-
-def _options(cls: Any):
+def _option_names(cls: Any) -> Iterator[str]:
     origin = get_origin(cls) or cls
     arguments = dict(zip(getattr(origin, "__parameters__", ()), get_args(cls), strict=False))
     hints = get_type_hints(origin)
     for option in dataclasses.fields(origin):
         kind = arguments.get(hints[option.name], hints[option.name])
         if dataclasses.is_dataclass(get_origin(kind) or kind):
-            yield from _options(kind)
+            yield from _option_names(kind)
         else:
-            yield origin.__name__, option.name
+            yield option.name
 
 
-def _leaves(mapping: dict[str, Any]):
+def _leaves(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
         if isinstance(value, dict):
             yield from _leaves(value)
@@ -193,8 +188,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _fail(error: UserError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when all of it is on the disk. An exception inside leaves none."""
+    """Open a file that takes its name only when all of it is on the disk, and is removed after an exception."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees all of it or none of it."""
+    """Write a file so that a reader, or a crash, sees all of it or nothing."""
     with atomic_file(path) as file:
         file.write(data)
 
@@ -58,7 +58,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system drops when this process ends, however it ends; forked processes do not hold it.
+    """Hold a lock that the system releases when this process ends in any way; forked processes do not hold it.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -69,35 +69,35 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, error.strerror, str(path)) from error
-            log.warning("%s cannot be locked (%s): nothing keeps a second run out", path, error.strerror)
+            log.warning("%s cannot be locked (%s): a second run is not prevented", path, error.strerror)
         yield
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text can be a file's name and be written as UTF-8: no NUL, and no half of a surrogate pair."""
+    """Tell whether a text can be a file's name and be written as UTF-8: no NUL and no half of a surrogate pair."""
     return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
 
 
 def check_regular(path: Path) -> None:
-    """Raise OSError where a path leads to no file, or to a pipe or device, whose reading may never end."""
+    """Raise OSError if there is no file at a path, or a pipe or device, whose reading may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def text_lines(data: bytes) -> list[str]:
-    """The lines of UTF-8, stripped; unlike with `str.splitlines`, a text's own U+2028 or form feed ends none.
+    """Return the stripped lines of UTF-8; unlike in `str.splitlines`, U+2028 and form feed do not end a line.
 
     Raises:
-        UnicodeDecodeError: it is no UTF-8.
+        UnicodeDecodeError: this is not UTF-8.
     """
     return [line.strip() for line in data.decode("utf-8-sig").split("\n")]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or names a key twice, of which Python would drop the first.
+        ValueError: this is not JSON, is nested too deeply, or has a key twice, of which Python would drop the first.
     """
     try:
         return json.loads(text, object_pairs_hook=_no_twins)
@@ -149,5 +149,5 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
+    """Return the path at which a file is written before it takes its name."""
     return path.with_name(f".{path.name}.tmp")

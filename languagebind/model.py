@@ -44,8 +44,6 @@ class InitConfig:
 
     def __post_init__(self):
         at_least(0, init_temperature=self.init_temperature)
-        if not math.isfinite(self.init_logit_bias or 0):
-            raise UserError(f"init_logit_bias should be a number, got {self.init_logit_bias}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import difflib
 import logging
 import pickle
 import re
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import UserError, first_line
+from .config import UserError, at_least, first_line
 from .lora import merge_lora
 from .vit import VisionTransformer
 
@@ -187,16 +186,12 @@ def open_clip_model(
         with device:
             return open_clip.create_model(name, pretrained, device=device, cache_dir=cache_dir, **options).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        models = open_clip.list_models()
+        models, reason = open_clip.list_models(), first_line(error)
+        hint = f"known tags: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
         if ":" not in name and name not in models:
-            near = difflib.get_close_matches(name, models, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"open_clip has no model {name}, see open_clip.list_models(){hint}") from error
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        reason = first_line(error)
-        raise UserError(
-            f"open_clip cannot load {name} with weights {pretrained}: {reason} (known tags: {tags})"
-        ) from error
+            reason, near = "there is no such model", difflib.get_close_matches(name, models, n=3)
+            hint = f"near are {', '.join(near)}" if near else "see open_clip.list_models()"
+        raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({hint})") from error
 
 
 def init_encoder(
@@ -230,12 +225,11 @@ def interpolate_frames(state: State, num_frames: int) -> State:
     """Resize the frame embeddings, and the class tokens if each frame has one, to another number of frames.
 
     Raises:
-        UserError: the encoder has no attention over frames, or `num_frames` is not an integer from 2 on.
+        UserError: the encoder has no attention over frames, or `num_frames` is below 2.
     """
+    at_least(2, num_frames=num_frames)  # a single frame has nothing to attend to
     if not any(key.endswith("temporal_embedding") for key in state):
         raise UserError(f"num_frames {num_frames}: this encoder has no attention over frames")
-    if not isinstance(num_frames, Integral) or num_frames < 2:  # a single frame has nothing to attend to
-        raise UserError(f"num_frames {num_frames!r}: give a whole number from 2 on, or none for the checkpoint's")
     state = dict(state)
     for key, value in state.items():
         if key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2):

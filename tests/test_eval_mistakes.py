@@ -195,7 +195,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_label(tmp_path):
         ("modality: dephth", "modality should be one of .*depth.*, not 'dephth'"),
         ("templates: {'a {c}': x}", "templates should be a list, not"),
         ("limit: !!int x", "limit should be a whole number, not 'x'"),
-        ("limit: !!bool x", "'x' is no boolean"),
+        ("limit: !!bool x", "is not valid YAML: 'x'"),
         ("clip: !!timestamp x", "clip should be a list, not 'x'"),
         ("class_names: {a: ''}", "class_names.a: String should have at least 1 character"),
         ("class_names: [a, ' ']", "class_names.*: String should have at least 1 character"),

@@ -329,7 +329,7 @@ def test_a_new_modality_is_one_file(depth_shards, run, tmp_path, monkeypatch):
     clash = source.replace("class Depth(", "class Clash(")
     clash = clash.replace("max_depth: float", "width: int = 1\n    max_depth: float")
     (tmp_path / "clash.py").write_text(clash)
-    with pytest.raises(UserError, match="the options of Clash and EncoderConfig are both named width"):
+    with pytest.raises(UserError, match="are both named width"):
         main(train_flags(depth_shards, tmp_path, "--modality=clash"))
 
 
