@@ -173,8 +173,8 @@ class LanguageBindConfig(PreTrainedConfig):
                 audio_std=vision.audio_std,
                 channels=vision.audio_channels,
             )
-        options: dict[str, Any] = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
-        return make(image_size=height, **options.get(self.modality_name, {}))
+        own: dict[str, Any] = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
+        return make(image_size=height, **own.get(self.modality_name, {}))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # options by name only
@@ -325,10 +325,6 @@ def to_config(
 
 
 def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
-    """Return config and weights in the published layout; the model's adapters are merged already.
-
-    Raises:
-        UserError: as `to_config`.
-    """
+    """Return config and weights in the published layout, of a model with merged adapters; errors as in `to_config`."""
     text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
     return to_config(modality, model.vision_model.sizes, text, model.embed_dim), model.state_dict()

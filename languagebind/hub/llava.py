@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..config import UserError
 from .config import CONFIGS, LanguageBindVisionConfig, read_config
 from .hf_modules import HFVisionTransformer
-from .processing import PROCESSORS, Processor
+from .processing import PROCESSORS
 from .published import MODELS
 
 
@@ -43,7 +43,7 @@ class LlavaTower(nn.Module):
             raise UserError(f"mm_vision_select_feature is patch or cls_patch, not {self.select_feature!r}")
         self.is_loaded = False
         self.cfg_only, _ = read_config(name, CONFIGS[self.modality], cache_dir=cache_dir)
-        self.processor = PROCESSORS[self.modality](self.cfg_only)
+        self.image_processor = self.video_processor = PROCESSORS[self.modality](self.cfg_only)
         depth = self.cfg_only.vision.num_hidden_layers
         if not -depth - 1 <= self.select_layer <= depth:
             raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has the states 0 to {depth}")
@@ -110,14 +110,6 @@ class LlavaTower(nn.Module):
         """Number of patches in one frame."""
         *_, height, width = self.vision_config.input_shape
         return (height // self.vision_config.patch_size) * (width // self.vision_config.patch_size)
-
-    @property
-    def image_processor(self) -> Processor:
-        return self.processor
-
-    @property
-    def video_processor(self) -> Processor:
-        return self.processor
 
 
 class LanguageBindVideoTower(LlavaTower):

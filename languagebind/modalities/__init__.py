@@ -109,11 +109,10 @@ def modality_name(modality: Modality) -> str:
 def check_options(options: Any, *positive: str) -> None:
     """Raise `UserError` if one of the named fields is not above 0, or a `Literal` field has an unknown value."""
     for name, kind in get_type_hints(type(options)).items():
-        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
-        if name in positive and not value > 0:
-            raise UserError(f"{flag} is {value}, set it above 0")
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise UserError(f"{flag} is {value!r}, choose from {', '.join(get_args(kind))}")
+        value, choices = getattr(options, name), get_args(kind) if get_origin(kind) is Literal else ()
+        if (name in positive and not value > 0) or (choices and value not in choices):
+            advice = f"choose from {', '.join(choices)}" if choices else "set it above 0"
+            raise UserError(f"--{name.replace('_', '-')} is {value!r}, {advice}")
 
 
 def to_tensor(array: np.ndarray | Tensor, label: str) -> Tensor:

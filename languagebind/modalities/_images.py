@@ -84,11 +84,10 @@ class ImageModality(Modality):
 
     def check_size(self, source: Any, width: int, height: int) -> None:
         """Raise `DecodeError` if a picture is empty, or has too many pixels before or after resizing."""
-        if min(width, height) < 1:
-            raise DecodeError(source, f"no pixels ({width}x{height})")
-        resized = self.image_size**2 * max(width, height) // min(width, height)  # a 1x1000000 strip grows
-        if max(width * height, resized) > self.max_pixels:
-            reason = f"{width}x{height} pixels ({resized} once resized) are more than --max-pixels {self.max_pixels}"
+        short, long = sorted((width, height))
+        resized = self.image_size**2 * long // max(short, 1)  # a 1x1000000 strip grows
+        if short < 1 or max(width * height, resized) > self.max_pixels:
+            reason = f"{width}x{height} pixels ({resized} once resized), expected 1 to --max-pixels {self.max_pixels}"
             raise DecodeError(source, reason)
 
     def pixels(self, value: Any) -> Tensor:
@@ -174,10 +173,9 @@ def colours(x: Tensor, source: Any) -> Tensor:
         x = x.float() / 65535
     elif x.is_floating_point():
         x = x.float()
-        if not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN as well
-            raise DecodeError(source, "floats should be finite and lie in 0..1")
-    elif x.dtype != torch.uint8:
-        raise DecodeError(source, f"expected 8- or 16-bit values or floats in 0..1, got {x.dtype}")
+    usable = x.dtype == torch.uint8 or (x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all()))  # NaN is neither
+    if not usable:
+        raise DecodeError(source, f"expected 8- or 16-bit values, or finite floats in 0..1, got {x.dtype}")
     return x.expand(3, -1, -1)
 
 

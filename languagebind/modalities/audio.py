@@ -64,12 +64,11 @@ class Audio(Modality):
         return self._checked(*read_audio(source, self.max_seconds), source)
 
     def from_memory(self, value: Any) -> tuple[Tensor, int]:
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise DecodeError(f"<{type(value).__name__}>", "expected a path, bytes or a (waveform, rate) pair")
-        waveform, rate = value
-        source = f"<waveform {tuple(getattr(waveform, 'shape', ()))}>"
-        if not isinstance(waveform, (np.ndarray, Tensor)) or waveform.ndim not in (1, 2):
-            raise DecodeError(source, "expected an array or tensor, (samples,) or (channels, samples)")
+        waveform, rate = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, None)
+        source = f"<{type(waveform).__name__} {tuple(getattr(waveform, 'shape', ()))}>"
+        if rate is None or not isinstance(waveform, (np.ndarray, Tensor)) or waveform.ndim not in (1, 2):
+            form = "a waveform that is an array or tensor, (samples,) or (channels, samples)"
+            raise DecodeError(source, f"expected a path, bytes or a (waveform, rate) pair with {form}")
         x = to_tensor(waveform, source)
         x = x[None] if x.ndim == 1 else x
         if x.shape[0] > x.shape[1]:  # (samples, channels), as soundfile gives

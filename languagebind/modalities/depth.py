@@ -1,6 +1,7 @@
 """Depth maps: 16-bit PNG in millimetres, or floats in metres."""
 
 import io
+import math
 import tokenize
 from dataclasses import dataclass
 from typing import Any
@@ -95,13 +96,10 @@ class Depth(ImageModality):
             shape, _, dtype = read_header[version](file)
         except (ValueError, KeyError, EOFError, tokenize.TokenError) as error:
             raise DecodeError(source, f"not a usable .npy header: {error}") from error
-        if dtype.kind not in "iuf" or len(shape) not in (2, 3) or min(shape) < 1:
-            raise DecodeError(source, f".npy holds {shape} of {dtype}, expected (H, W) numbers")
-        promised = dtype.itemsize
-        for length in shape:
-            promised *= length  # Python's integers, which cannot overflow
-        if promised != len(data) - file.tell():
-            raise DecodeError(source, f"the header promises {promised} bytes, {len(data) - file.tell()} are there")
+        promised, found = math.prod((dtype.itemsize, *shape)), len(data) - file.tell()
+        if dtype.kind not in "iuf" or len(shape) not in (2, 3) or min(shape) < 1 or promised != found:
+            reason = f"the header promises {shape} of {dtype}, {promised} bytes, and {found} are there"
+            raise DecodeError(source, f"expected (H, W) numbers; {reason}")
         return self.pixels(np.load(io.BytesIO(data), allow_pickle=False))
 
 
