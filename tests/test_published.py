@@ -255,7 +255,7 @@ def test_configs_that_do_not_fit(toys, tmp_path):
     with pytest.raises(UserError, match=r"holds no weights: none of model\.safetensors, "):
         LanguageBindDepth.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"half a file")
-    with pytest.raises(UserError, match="is damaged, or no file of weights"):
+    with pytest.raises(UserError, match="is damaged, or not a file of weights"):
         LanguageBindDepth.from_pretrained(tmp_path)
 
 
