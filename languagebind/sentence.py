@@ -44,7 +44,7 @@ class LanguageBindModule(InputModule):
             raise UserError(f"sentence-transformers has no name for {unnamed[0]}: use languagebind.load")
         self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
-        self.tokenizer = self._any().text_model.tokenizer
+        self.tokenizer: Any = self._any().text_model.tokenizer
 
     @property
     def modalities(self) -> list[Any]:
@@ -63,7 +63,7 @@ class LanguageBindModule(InputModule):
         Raises:
             ValueError: the inputs are of several modalities, or of one that is not loaded.
         """
-        name = infer_batch_modality(list(inputs), supported_modalities=self.modalities)
+        name = str(infer_batch_modality(list(inputs), supported_modalities=self.modalities))
         if name not in self.modalities:
             raise ValueError(f"the inputs are of {name!r}; one of {', '.join(self.modalities)} is encoded at a time")
         inputs = [item[name] if isinstance(item, dict) and name in item else item for item in inputs]

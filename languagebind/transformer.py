@@ -3,8 +3,6 @@
 Shapes: B batch, T frames, L tokens, D width.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -139,9 +137,19 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks. The activations of the first `checkpointed` ones are recomputed in the backward pass."""
 
-    def __init__(self, depth: int, *block_args: Any, num_frames: int = 1, checkpointed: int = 0):
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        num_heads: int,
+        mlp_dim: int,
+        activation: str,
+        *,
+        num_frames: int = 1,
+        checkpointed: int = 0,
+    ):
         super().__init__()
-        blocks = [Block(*block_args, num_frames) for _ in range(depth)]
+        blocks = [Block(width, num_heads, mlp_dim, activation, num_frames) for _ in range(depth)]
         self.layers = nn.ModuleList(blocks)
         self.checkpointed = checkpointed
         for block in blocks:

@@ -50,7 +50,8 @@ class LanguageBindTokenizer(CLIPTokenizer):
         if trained and not is_clip_tokens(checkpoint_tokens(name)):
             raise UserError(f"{name} has another text tower than CLIP's: languagebind.get_tokenizer gives its tokens")
         vocab, merges = bundled_vocabulary()
-        return cls(vocab=vocab, merges=merges, **{k: v for k, v in kwargs.items() if k not in HUB_OPTIONS})
+        options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
+        return cls(vocab=vocab, merges=merges, **options)  # type: ignore[arg-type]  # it takes pairs, too
 
     def __call__(self, text: Any = None, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         """As in transformers, after repairing broken Unicode like the original. Threads may share a tokenizer.
