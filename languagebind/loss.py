@@ -139,7 +139,7 @@ class _CrossEntropy(_GradientsInForward):
         if grad_queries is not None:
             grad_scale = torch.dot(grad_queries.flatten(), queries.flatten()) if needs_scale else None
             grad_queries *= logit_scale
-        elif needs_scale:
+        elif grad_keys is not None and needs_scale:
             grad_scale = torch.dot(grad_keys.flatten(), keys.flatten()) / logit_scale
         grads = (grad_queries if needs_queries else None, grad_keys, grad_scale)
         ctx.grads = (*(grad if grad is None else grad.div_(len(queries)) for grad in grads), None, None, None)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up the environment, lint, run the tests. Arguments go to pytest: scripts/test.sh -k resume
+# Set up the environment, lint, check the types, run the tests. Arguments go to pytest: scripts/test.sh -k resume
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export VENV="${VENV:-.venv}"
@@ -11,6 +11,7 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null && command -v
 fi
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
+"$VENV/bin/mypy"
 # Two processes. Each starts with half of the tests, in order, so that neighbours share fixtures, and takes the other's
 # last tests when its own are done.
 "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal --durations 10 "$@"

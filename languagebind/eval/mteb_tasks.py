@@ -45,6 +45,7 @@ class FolderTask(AbsTaskZeroShotClassification):
             needs = f"needs a classification, a config with `modality`, and {{c}} in the template {template!r}"
             raise UserError(f"{config.name}: mteb's task {needs}")
         self.config, self.template = config, template
+        self.data_loaded = False
         super().__init__()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
