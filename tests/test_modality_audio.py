@@ -295,6 +295,16 @@ def test_crops_that_overlap_or_lie_apart_are_those_of_the_whole_clip(seconds):
         torch.testing.assert_close(x[channel, 0], whole[:, start : start + 100], atol=1e-5, rtol=0)
 
 
+def test_the_number_of_threads_changes_nothing():
+    threads, spectrograms = torch.get_num_threads(), []
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        spectrograms.append(Audio().preprocess((chirp(6.0), RATE)))
+    torch.set_num_threads(threads)
+    assert torch.equal(spectrograms[0], spectrograms[1])
+    assert torch.equal(spectrograms[0], spectrograms[2])
+
+
 def test_sound_of_the_right_rate_needs_no_torchaudio():
     code = f"""if True:
         import sys, numpy

@@ -102,7 +102,8 @@ class Audio(Modality):
     def _frames(self, raw: tuple[Tensor, int]) -> Tensor:
         """Mix down, resample to `sample_rate` and split into frames of 25 ms: (frames, window)."""
         waveform = self._resample(*raw)
-        waveform = waveform - waveform.mean()
+        # In float32, the mean of a long clip, and so its quiet bands, would depend on the number of threads
+        waveform = waveform - waveform.mean(dtype=torch.float64)
         waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
         return split_frames(waveform, self.sample_rate)
 
