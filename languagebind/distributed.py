@@ -2,11 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from .config import UserError, first_line
 TIMEOUT = timedelta(minutes=30)
 
 Precision = Literal["amp_bf16", "amp", "fp32"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,18 @@ def fail_together(failure: str | None, device: torch.device) -> None:
     """Raise the same `UserError` on all ranks if any rank has a failure. Otherwise it costs one small reduction."""
     if on_any_rank([failure is not None], device)[0]:
         raise UserError(next(message for message in gather_objects(failure) if message))
+
+
+def on_main(process: Process, make: Callable[[], T]) -> T:
+    """Return on every rank what the main rank makes; if that fails, every rank raises the same `UserError`."""
+    made, failure = None, None
+    if process.is_main:
+        try:
+            made = make()
+        except (UserError, OSError) as error:
+            failure = str(error)
+    fail_together(failure, process.device)
+    return cast(T, gather_objects(made)[0])
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

@@ -3,12 +3,13 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from languagebind import __version__
 from languagebind.config import UserError, at_least
-from languagebind.distributed import world_size
+from languagebind.distributed import gather_objects, world_size
 from languagebind.hub.checkpoint import read_checkpoint
 
 from .engines.base import Engine
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 # Options of the model and its inputs that may change on resume: the weights keep their meaning.
 MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize")
+
+# Packages whose versions a checkpoint records: they may change what the text tower computes.
+PACKAGES = ("torch", "open_clip_torch", "transformers")
 
 # Data options that do not change the order of the samples.
 SAME_SAMPLES = ("text_features", "max_bad_share", "positives")
@@ -64,8 +68,10 @@ class TrainState:
     """samples that each loader worker of this rank has drawn in this epoch"""
 
 
-def checkpoint_content(state: TrainState, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
-    """Return everything in a checkpoint except the ranks' own state. Every rank must call it."""
+def checkpoint_content(
+    state: TrainState, config: dict[str, Any], text_fingerprint: str, shards_digest: str
+) -> dict[str, Any]:
+    """Return what a checkpoint holds. Every rank must call it."""
     content = {
         "model": state.engine.model_state(),
         "optimizer": state.engine.optimizer_state(),
@@ -73,7 +79,9 @@ def checkpoint_content(state: TrainState, config: dict[str, Any], text_fingerpri
         "step": state.step,
         "config": config,
         "text_fingerprint": text_fingerprint,
-        "versions": {name: _version(name) for name in ("languagebind", "torch", "open_clip_torch", "transformers")},
+        "shards": shards_digest,
+        "ranks": gather_objects({"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}),
+        "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
     }
     if state.ema is not None:
         with state.ema.applied():  # cloned: after this block these tensors are the weights again
@@ -83,19 +91,8 @@ def checkpoint_content(state: TrainState, config: dict[str, Any], text_fingerpri
     return content
 
 
-def rank_state(state: TrainState) -> dict[str, Any]:
-    """Return this rank's own state: random generators, position in the shards, skipped samples."""
-    return {"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}
-
-
 def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
-    """Read a checkpoint that a run with these options can resume from.
-
-    Args:
-        path: path or URL of the checkpoint.
-        config: the resolved options of this run.
-        text_fingerprint: of this run's text tower.
-    """
+    """Read a checkpoint, from a path or URL, that a run with these options and this text tower can resume from."""
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise UserError(f"cannot resume from {path}: it has no optimizer state")
@@ -179,10 +176,3 @@ def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per
 
 def _global_batch(config: dict[str, Any], ranks: int) -> int:
     return config["data"]["batch_size"] * config["optim"]["accum_freq"] * ranks
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -10,6 +10,7 @@ run out. A sample that cannot be used is skipped, counted, and replaced by the n
 import atexit
 import os
 import signal
+from collections import deque
 from collections.abc import Generator, Iterator
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
@@ -56,15 +57,14 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
     if device.type != "cuda":
         yield from batches
         return
-    copying, ahead = torch.cuda.Stream(device), None
+    copying, ahead = torch.cuda.Stream(device), deque[tuple[Batch, torch.cuda.Event]]()
     for batch in batches:
         with torch.cuda.stream(copying):
-            following = batch.to(device), copying.record_event()
-        if ahead is not None:
-            yield _arrived(*ahead)
-        ahead = following
-    if ahead is not None:
-        yield _arrived(*ahead)
+            ahead.append((batch.to(device), copying.record_event()))
+        if len(ahead) == 2:
+            yield _arrived(*ahead.popleft())
+    for batch, copied in ahead:
+        yield _arrived(batch, copied)
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:

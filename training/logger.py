@@ -116,14 +116,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Unreadable lines are skipped with a warning: a kill truncates the last one, a power cut may leave anything.
     """
     rows = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            row = json.loads(line) if line.endswith(b"\n") else None
+            rows.append(json.loads(line))
         except ValueError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-        else:
             log.warning("%s: skipping an unreadable line", path)
     return rows
 
@@ -145,18 +141,13 @@ def log_to_file(error: Exception) -> None:
 
 def setup_logging(folder: Path | None) -> None:
     """Log to the console and to `folder`/out.log; without a folder (other ranks), only warnings to the console."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO if folder else logging.WARNING)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if folder:
         handlers.append(logging.FileHandler(folder / "out.log"))
     for handler in handlers:
         # open_clip and others log their progress to the root logger itself.
         handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
-        handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%Y-%m-%d,%H:%M:%S"))
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-        old.close()
-    root.handlers = handlers
+    level, pattern = logging.INFO if folder else logging.WARNING, "%(asctime)s | %(levelname)s | %(message)s"
+    logging.basicConfig(level=level, format=pattern, datefmt="%Y-%m-%d,%H:%M:%S", handlers=handlers, force=True)
     for chatty in ("httpx", "aiobotocore", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -37,13 +37,12 @@ from .engines import make_engine
 from .engines.ema import Ema
 from .loader import copied_ahead, train_batches
 from .logger import Logger, log_to_file
-from .optim import make_schedule
 from .params import TrainConfig, parse_args
 from .preflight import check_data, check_disk, shards_digest
 from .remote_sync import RemoteSync
 from .run import Run, interrupts
 from .run_folder import open_run
-from .train import StepOptions, train
+from .train import train
 from .worker import ShardBatches
 
 log = logging.getLogger(__name__)
@@ -106,17 +105,7 @@ def fit(config: TrainConfig, process: Process) -> None:
             set_aside_later(folder / "checkpoints", state.step)
             write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
         logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
-        options = StepOptions(
-            schedule=make_schedule(config.optim.lr_scheduler, config.optim.warmup, total_steps),
-            precision=config.optim.precision,
-            accum_freq=config.optim.accum_freq,
-            loss=config.optim.loss,
-            steps_per_epoch=steps_per_epoch,
-            total_steps=total_steps,
-            log_every_n_steps=config.log.log_every_n_steps,
-            max_bad_share=config.data.max_bad_share,
-        )
-        k = options.accum_freq
+        k = config.optim.accum_freq
         steps = (k * steps_per_epoch, k * total_steps, k * state.step)
         plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
         tokenizer = cast(Tokenizer, model.text_model.tokenizer)
@@ -126,7 +115,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         url = config.remote.url(folder.name) if process.is_main else None
         with RemoteSync(folder, url, config.remote.remote_sync_frequency) if url else nullcontext(), closing(loaded):
             run.make_up(state, logger)
-            for _ in train(state, batches, options, process, logger):
+            for _ in train(state, batches, config, steps_per_epoch, logger):
                 if run.after_step(state, logger, signals):
                     break
             logger.close()

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,26 +115,14 @@ def _blocks_above(name: str, blocks: int) -> int:
     return blocks + 1 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm.")) else 0
 
 
-def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Set the learning rate of every group to its `base_lr` times a factor."""
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], config: OptimConfig, step: int, total_steps: int) -> None:
+    """Set the learning rate of every group for a step, from 0: its `base_lr` times the factor of the schedule."""
+    factor = 1.0
+    if step < config.warmup:
+        factor = (step + 1) / config.warmup
+    elif config.lr_scheduler == "cosine":  # falls to 0 at `total_steps`
+        done = min(1.0, (step - config.warmup) / max(1, total_steps - config.warmup))
+        factor = 0.5 * (1 + math.cos(math.pi * done))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-
-
-def make_schedule(kind: str, warmup: int, total_steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate as a function of the step, from 0.
-
-    Args:
-        kind: `cosine` falls to 0 at `total_steps`; `const` stays at 1.
-        warmup: steps over which the factor rises linearly to 1.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if kind == "const":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
-
-    return factor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.hub.checkpoint import checkpoint_step, checkpoints_by_step
-from languagebind.remote import MissingFile, download, is_url, join, locate, reaching
+from languagebind.remote import MissingFile, download, folder_sizes, is_url, join, locate, reaching
 
 from .checkpoint_files import damage
 
@@ -149,11 +149,9 @@ def fetch_run(url: str, folder: Path) -> tuple[Path | None, list[str]]:
 
 def remote_checkpoints(url: str) -> list[str]:
     """Return the names of the checkpoints in a run's copy, oldest first."""
-    fs, path = locate(join(url, "checkpoints"))
-    with reaching(url):
-        fs.invalidate_cache()
-        entries = fs.ls(path, detail=False) if fs.exists(path) else ()
-    return [name.rpartition("/")[2] for name in _by_step(entries)]
+    folder = join(url, "checkpoints")
+    locate(folder)[0].invalidate_cache()  # the run may have written since it was listed
+    return _by_step(folder_sizes(folder))
 
 
 def _by_step(names: Iterable[str]) -> list[str]:

@@ -8,13 +8,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from languagebind.config import UserError, to_dict
-from languagebind.distributed import Process, fail_together, gather_objects, on_any_rank
+from languagebind.distributed import Process, on_any_rank, on_main
 from languagebind.eval import ListedDataset, evaluate
 
-from .checkpoint import TrainState, checkpoint_content, rank_state
+from .checkpoint import TrainState, checkpoint_content
 from .checkpoint_files import checkpoint_path, note_best, remove_old, write_checkpoint
 from .logger import Logger
 from .params import TrainConfig
@@ -85,45 +84,33 @@ class Run:
             self.validate(state, logger)
 
     def save(self, state: TrainState, last: bool) -> None:
-        """Write a checkpoint on the main rank, with the states of all ranks.
+        """Write a checkpoint on the main rank, with the states of all ranks, and remove old ones.
 
         Args:
             last: the run ends here: check that the text tower, which is frozen, has not changed.
         """
-        content = checkpoint_content(state, to_dict(self.config), self.fingerprint)
-        content |= {"ranks": gather_objects(rank_state(state)), "shards": self.shards_digest}
-        failure = None
-        if last and self.process.is_main and state.engine.model.text_fingerprint() != self.fingerprint:
-            failure = "the frozen text tower has changed: no checkpoint was written"
-        elif self.process.is_main:
-            failure = self._write(content, state.step)
-        fail_together(failure, self.process.device)
-        self.saved_at = time.monotonic()
+        content = checkpoint_content(state, to_dict(self.config), self.fingerprint, self.shards_digest)
 
-    def _write(self, content: dict[str, Any], step: int) -> str | None:
-        """Write a checkpoint and remove old ones; return what failed."""
-        if not all(x.isfinite().all() for x in content["model"].values()):
-            return f"weights are not finite after step {step}: no checkpoint was written"
-        path = checkpoint_path(self.folder / "checkpoints", step)
-        try:
+        def write() -> None:
+            if last and state.engine.model.text_fingerprint() != self.fingerprint:
+                raise UserError("the frozen text tower has changed: no checkpoint was written")
+            if not all(x.isfinite().all() for x in content["model"].values()):
+                raise UserError(f"weights are not finite after step {state.step}: no checkpoint was written")
+            path = checkpoint_path(self.folder / "checkpoints", state.step)
             write_checkpoint(path, content)
-        except UserError as error:
-            return str(error)
-        remove_old(path.parent, self.config.checkpoint.keep_last)
-        log.info("saved %s", path)
-        return None
+            remove_old(path.parent, self.config.checkpoint.keep_last)
+            log.info("saved %s", path)
+
+        on_main(self.process, write)
+        self.saved_at = time.monotonic()
 
     def validate(self, state: TrainState, logger: Logger) -> None:
         """Evaluate on every dataset, and keep the checkpoint of this step if it is the best one."""
-        metrics, failure = self._evaluate(state), None
-        if self.process.is_main and self.config.checkpoint.keep_best is not None:
-            try:
-                note_best(self.folder / "checkpoints", state.step, self.config.checkpoint.keep_best, metrics)
-            except OSError as error:
-                failure = str(error)
+        metrics, best = self._evaluate(state), self.config.checkpoint.keep_best
+        if best is not None:
+            on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, best, metrics))
         # Last: a run killed before this evaluates the step again, and so repairs an unfinished best.pt.
         logger.metrics(state.step, metrics)
-        fail_together(failure, self.process.device)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Return `{"<dataset>/<metric>": value}`."""
@@ -146,9 +133,10 @@ class Run:
         return metrics
 
     def _evaluates_at(self, step: int) -> bool:
-        every = self.config.eval.val_every_n_steps
-        return bool(self.val_datasets) and (step == self.total_steps or (every > 0 and step % every == 0))
+        return bool(self.val_datasets) and self._is_due(step, self.config.eval.val_every_n_steps)
 
     def _saves_at(self, step: int) -> bool:
-        every = self.config.checkpoint.save_every_n_steps
-        return step == self.total_steps or (every > 0 and step % every == 0) or self._evaluates_at(step)
+        return self._is_due(step, self.config.checkpoint.save_every_n_steps) or self._evaluates_at(step)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.total_steps or (every > 0 and step % every == 0)

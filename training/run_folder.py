@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from languagebind.config import UserError
-from languagebind.distributed import Process, fail_together, gather_objects
+from languagebind.distributed import Process, fail_together, on_main
 from languagebind.files import locked
 from languagebind.remote import file_size, is_url
 
@@ -26,31 +26,36 @@ def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Pa
     Args:
         held: keeps the lock until it is closed.
     """
-    options, failure = config.checkpoint, None
-    resume: Path | str | None = None
-    warnings: list[str] = []
-    name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
-    folder = options.logs / gather_objects(name)[0]
-    if process.is_main:  # one rank looks, so that all resume from the same checkpoint
-        try:
-            failure = _conflict(config, folder)
-            if failure is None and options.resume == "latest":
-                resume, warnings = _find_latest(config, folder)
-            elif failure is None and options.resume:
-                resume = options.resume if is_url(options.resume) else Path(options.resume)
-            if failure is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(folder / ".lock"))
-        except BlockingIOError:
-            failure = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
-        except (UserError, OSError) as error:
-            failure = str(error)
-    fail_together(failure, process.device)  # from here on, the folder exists for every rank
-    resume = gather_objects(resume)[0]
+    folder, resume = on_main(process, lambda: _open(config, held))  # all ranks resume from the same checkpoint
+    failure = None
     if isinstance(resume, Path) and not resume.is_file():
         failure = f"rank {process.rank} finds no {resume}: --logs should be a folder that all nodes share"
     fail_together(failure, process.device)
-    setup_logging(folder if process.is_main else None)
+    if not process.is_main:
+        setup_logging(None)
+    return folder, resume
+
+
+def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None]:
+    """Do the part of the main rank."""
+    options = config.checkpoint
+    resume: Path | str | None = options.resume
+    warnings: list[str] = []
+    name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
+    folder = options.logs / name
+    if (conflict := _conflict(config, folder)) is not None:
+        raise UserError(conflict)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held.enter_context(locked(folder / ".lock"))
+    except BlockingIOError as error:
+        busy = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
+        raise UserError(busy) from error
+    if options.resume == "latest":
+        resume, warnings = _find_latest(folder, config.remote.url(name))
+    elif options.resume and not is_url(options.resume):
+        resume = Path(options.resume)
+    setup_logging(folder)  # only now: out.log may have come from the store
     log.info("run %s", folder)
     for warning in warnings:
         log.warning(warning)
@@ -82,9 +87,8 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
     return None
 
 
-def _find_latest(config: TrainConfig, folder: Path) -> tuple[Path | None, list[str]]:
+def _find_latest(folder: Path, url: str | None) -> tuple[Path | None, list[str]]:
     """Return the newest undamaged checkpoint of a run, from its folder or else from the store, and warnings."""
-    url = config.remote.url(folder.name)
     path, warnings = latest_undamaged(folder / "checkpoints")
     if path is None and url is not None:
         path, more = fetch_run(url, folder)

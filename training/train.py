@@ -7,21 +7,20 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from languagebind.config import UserError
-from languagebind.distributed import Precision, Process, autocast, fail_together, gather_objects, mean_over_ranks
+from languagebind.distributed import Precision, autocast, fail_together, gather_objects, mean_over_ranks
 from languagebind.loss import contrastive_loss, sigmoid_loss
 from languagebind.model import DualEncoder
 
-from .optim import set_lr
+from .optim import OptimConfig, set_lr
 from .rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:  # a step needs only PyTorch, not what reads data or writes logs
@@ -29,6 +28,7 @@ if TYPE_CHECKING:  # a step needs only PyTorch, not what reads data or writes lo
     from .checkpoint import TrainState
     from .engines.base import Engine
     from .logger import Logger
+    from .params import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,48 +37,35 @@ MAX_LOG_SCALE = math.log(100)  # as in CLIP
 BUDGET_FROM = 100
 
 
-@dataclass(frozen=True)
-class StepOptions:
-    """What a step needs besides state and batches."""
-
-    schedule: Callable[[int], float]
-    precision: Precision
-    accum_freq: int
-    loss: Literal["clip", "siglip"]
-    steps_per_epoch: int
-    total_steps: int
-    log_every_n_steps: int
-    max_bad_share: float
-
-
 def train(
-    state: TrainState, batches: Iterator[Batch], options: StepOptions, process: Process, logger: Logger
+    state: TrainState, batches: Iterator[Batch], config: TrainConfig, steps_per_epoch: int, logger: Logger
 ) -> Iterator[int]:
     """Take the steps, and yield the step count after each, for what happens between them."""
-    meter = Meter(options, process, logger)
-    state.engine.side.train()
-    for micro_batches in _together(batches, options.accum_freq, meter, process.device):
-        set_lr(state.engine.optimizers, options.schedule(state.step))
-        loss = train_step(state, micro_batches, options, process.device)
+    engine, optim, meter = state.engine, config.optim, Meter(state, config, steps_per_epoch, logger)
+    engine.side.train()
+    for micro_batches in _together(batches, optim.accum_freq, meter, engine.process.device):
+        set_lr(engine.optimizers, optim, state.step, meter.total_steps)
+        loss = train_step(state, micro_batches, optim)
         state.step += 1
         for batch in micro_batches:
             state.skipped += len(batch.skipped)
             state.drawn = {**state.drawn, batch.worker: batch.drawn}
-        if state.step % options.steps_per_epoch == 0:
+        if state.step % steps_per_epoch == 0:
             state.drawn = {}  # the workers start the next epoch
-        meter.update(state, micro_batches, loss)
+        meter.update(micro_batches, loss)
         yield state.step
-        meter.resume()
+        meter.resumed = time.perf_counter()
 
 
-def train_step(state: TrainState, batches: list[Batch], options: StepOptions, device: torch.device) -> Tensor:
+def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> Tensor:
     """Update the weights once, with one batch or with micro-batches scored as one; return the loss, mean over ranks."""
     engine = state.engine
-    targets = _targets(engine.model, batches, options.precision, device)
+    device = engine.process.device
+    targets = _targets(engine.model, batches, optim.precision, device)
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, mean over ranks, and the gradient of the features; the logit scale keeps its own."""
-        loss = _loss(engine.model, features, *targets, options.loss)
+        loss = _loss(engine.model, features, *targets, optim.loss)
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
@@ -90,7 +77,7 @@ def train_step(state: TrainState, batches: list[Batch], options: StepOptions, de
             mean_loss, grad = score(features.detach().requires_grad_())
             engine.backward((features * grad).sum())
     else:
-        mean_loss = _accumulate(engine, batches, score, device)
+        mean_loss = _accumulate(engine, batches, score)
     stepped = engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
     if engine.scaler.is_enabled() and engine.scaler.get_scale() < 1:
         raise UserError(f"float16 gradients overflow at step {state.step} at every scale: use --precision amp_bf16")
@@ -101,14 +88,12 @@ def train_step(state: TrainState, batches: list[Batch], options: StepOptions, de
     return mean_loss
 
 
-def _accumulate(
-    engine: Engine, batches: list[Batch], score: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device
-) -> Tensor:
+def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """Compute the features of all micro-batches without graphs, then each again with the gradient of its features.
 
     Both passes drop the same patches. (GradCache: Gao et al. 2021, arXiv 2101.06983.)
     """
-    features, generators = [], []
+    features, generators, device = [], [], engine.process.device
     with torch.no_grad():
         for batch in batches:
             generators.append(rng_state())
@@ -149,92 +134,87 @@ def _loss(model: DualEncoder, features: Tensor, text_features: Tensor, groups: T
 
 
 class Meter:
-    """Collects statistics between two log lines."""
+    """Collects statistics between two log lines. Evaluation and checkpoints between steps do not count as time."""
 
-    def __init__(self, options: StepOptions, process: Process, logger: Logger):
-        self.options, self.process, self.logger = options, process, logger
+    def __init__(self, state: TrainState, config: TrainConfig, steps_per_epoch: int, logger: Logger):
+        self.state, self.config, self.logger = state, config, logger
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.optim.epochs
+        self.world_size = state.engine.process.world_size
         self.loss = 0.0  # running mean, for the console
         self.used, self.bad = 0, 0  # samples of all ranks
+        self.resumed = time.perf_counter()
         self.reset()
 
     def reset(self) -> None:
-        self.started = time.perf_counter()
-        self.waited, self.paused, self.samples, self.steps = 0.0, 0.0, 0, 0
+        self.seconds, self.waited, self.samples, self.steps = 0.0, 0.0, 0, 0
         self.skipped: list[Skipped] = []
 
-    def update(self, state: TrainState, batches: list[Batch], loss: Tensor) -> None:
-        self.paused_at = time.perf_counter()
+    def update(self, batches: list[Batch], loss: Tensor) -> None:
+        step = self.state.step
         self.steps += 1
         for batch in batches:
-            self.samples += len(batch.keys) * self.process.world_size
+            self.samples += len(batch.keys) * self.world_size
             self.skipped += batch.skipped
-        last = state.step == self.options.total_steps
-        if state.step % self.options.log_every_n_steps == 0 or last or state.step == 1:
-            self.report(state, loss.item())
+        due = step % self.config.log.log_every_n_steps == 0 or step in (1, self.total_steps)
+        value = loss.item() if due else None  # waits for the device
+        self.seconds += time.perf_counter() - self.resumed
+        if value is not None:
+            self.report(value)
+            self.reset()
 
-    def resume(self) -> None:
-        """Leave evaluation and checkpoints between steps out of the training time."""
-        self.paused += time.perf_counter() - max(self.paused_at, self.started)
-
-    def report(self, state: TrainState, loss: float) -> None:
+    def report(self, loss: float) -> None:
+        state, engine, seconds = self.state, self.state.engine, self.seconds
         ranks = gather_objects((self.skipped, state.skipped))
         skipped, total = [sample for samples, _ in ranks for sample in samples], sum(count for _, count in ranks)
         self.logger.skipped(state.step, skipped)
-        if skipped and self.process.is_main:
+        if skipped and engine.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
             lines = "; ".join(f"{number} of {shard}: {reason}" for (shard, reason), number in common)
             log.warning("skipped %d samples since the last line (%d in total): %s", len(skipped), total, lines)
-        seconds = time.perf_counter() - self.started - self.paused
         self.loss = loss if not self.loss else 0.9 * self.loss + 0.1 * loss
         values = {
             "train/loss": loss,
-            "train/lr": state.engine.optimizers[0].param_groups[0]["lr"],
-            "train/logit_scale": state.engine.model.logit_scale.exp().item(),
-            **_state_figures(state.engine),
+            "train/lr": engine.optimizers[0].param_groups[0]["lr"],
+            "train/logit_scale": engine.model.logit_scale.exp().item(),
+            "train/grad_norm": engine.grad_norm.item(),
             "train/samples_per_second": self.samples / seconds,
             "train/batch_time": seconds / self.steps,
             "train/data_time": self.waited / self.steps,
             "train/data_wait": self.waited / seconds,
             "train/skipped": total,
-            "train/epoch": state.step / self.options.steps_per_epoch,
+            "train/epoch": state.step / self.steps_per_epoch,
         }
+        if engine.model.logit_bias is not None:
+            values["train/logit_bias"] = engine.model.logit_bias.item()
+        if engine.scaler.is_enabled():
+            values["train/loss_scale"] = engine.scaler.get_scale()
+        if engine.process.device.type == "cuda":
+            values["train/max_memory_mib"] = torch.cuda.max_memory_allocated(engine.process.device) / 2**20
         log.info(self.line(state.step, values))
         self.logger.metrics(state.step, values)
         self.used += self.samples
         self.bad += len(skipped)
-        if self.used + self.bad >= BUDGET_FROM and self.bad > self.options.max_bad_share * (self.used + self.bad):
+        read, share = self.used + self.bad, self.config.data.max_bad_share
+        if read >= BUDGET_FROM and self.bad > share * read:
             raise UserError(
-                f"{self.bad} of {self.used + self.bad} samples cannot be used, more than --max-bad-share"
-                f" {self.options.max_bad_share:.0%}; the run's skipped.jsonl lists them with the reasons"
+                f"{self.bad} of {read} samples cannot be used, more than --max-bad-share {share:.0%};"
+                " the run's skipped.jsonl lists them with the reasons"
             )
-        self.reset()
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """Return OpenCLIP's log line, plus the share of time spent waiting for data and the time left."""
-        per_epoch, batch = self.options.steps_per_epoch, self.samples // self.steps
+        per_epoch, batch = self.steps_per_epoch, self.samples // self.steps
         epoch, in_epoch = divmod(step - 1, per_epoch)
-        left = (self.options.total_steps - step) * values["train/batch_time"]
+        left = (self.total_steps - step) * values["train/batch_time"]
         rate = values["train/samples_per_second"]
         return (
             f"Train Epoch: {epoch} [{(in_epoch + 1) * batch}/{per_epoch * batch} ({(in_epoch + 1) / per_epoch:.0%})]"
             f" Data (t): {values['train/data_time']:.3f}"
-            f" Batch (t): {values['train/batch_time']:.3f}, {rate:.1f}/s, {rate / self.process.world_size:.1f}/s/gpu"
+            f" Batch (t): {values['train/batch_time']:.3f}, {rate:.1f}/s, {rate / self.world_size:.1f}/s/gpu"
             f" LR: {values['train/lr']:.6f} Logit Scale: {values['train/logit_scale']:.3f}"
             f" Contrastive_loss: {values['train/loss']:.4f} ({self.loss:.4f})"
             f" | step {step} data wait {values['train/data_wait']:.0%} ETA {timedelta(seconds=round(left))}"
         )
-
-
-def _state_figures(engine: Engine) -> dict[str, float]:
-    """Return figures of the engine's state that apply to this run."""
-    figures = {"train/grad_norm": engine.grad_norm.item()}
-    if engine.model.logit_bias is not None:
-        figures["train/logit_bias"] = engine.model.logit_bias.item()
-    if engine.scaler.is_enabled():
-        figures["train/loss_scale"] = engine.scaler.get_scale()
-    if engine.process.device.type == "cuda":
-        figures["train/max_memory_mib"] = torch.cuda.max_memory_allocated(engine.process.device) / 2**20
-    return figures
 
 
 def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: torch.device) -> Iterator[list[Batch]]:

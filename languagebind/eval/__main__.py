@@ -8,11 +8,11 @@ from itertools import groupby, product
 from typing import Any
 
 from ..config import UserError, run
-from ..distributed import Process, joined
+from ..distributed import Process, joined, on_main
 from ..modalities import modality_name
 from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
-from .command import on_main, parse_command, save
+from .command import parse_command, save
 from .evaluate import evaluate
 from .jobs import EvalOptions, Job, describe_absent, plan_jobs, select_datasets, select_models
 from .models import load_eval_model

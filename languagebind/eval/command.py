@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from ..config import UserError, gather_flags, parse
-from ..distributed import Process, fail_together, gather_objects, joined
+from ..distributed import Process, joined, on_main
 from ..files import twice
 from .features import EncodeOptions
 from .results import Result, table, writable, write_result
@@ -87,15 +87,3 @@ def save(result: Result, path: Path, process: Process, overwrite: bool) -> None:
         log.info("wrote %s", path)
 
     on_main(process, write)
-
-
-def on_main(process: Process, make: Callable[[], Any]) -> Any:
-    """Return on every rank what the first rank makes. Its `UserError` is every rank's."""
-    made, failure = None, None
-    if process.is_main:
-        try:
-            made = make()
-        except UserError as error:
-            failure = str(error)
-    fail_together(failure, process.device)
-    return gather_objects(made)[0]

@@ -131,16 +131,15 @@ class Ours:
         from training.checkpoint import TrainState
         from training.engines.base import Engine, EngineConfig
         from training.optim import OptimConfig
-        from training.train import StepOptions
 
-        precision = self.case["precision"]
         self.model = build_model(self.case, patch_dropout)
         state = torch.load(self.folder / "state.pt", mmap=True)
         for key, parameter in self.model.named_parameters():
             parameter.data.copy_(state[key])
-        config = OptimConfig(lr=ADAM["lr"], eps=ADAM["eps"], wd=ADAM["weight_decay"], precision=precision)
-        engine = Engine(self.model.train(), config, Process(0, 1, CPU), EngineConfig())
-        self.options = StepOptions(lambda step: 1.0, precision, 1, "clip", 1, 1, 1, 1.0)
+        self.optim = OptimConfig(
+            lr=ADAM["lr"], eps=ADAM["eps"], wd=ADAM["weight_decay"], precision=self.case["precision"]
+        )
+        engine = Engine(self.model.train(), self.optim, Process(0, 1, CPU), EngineConfig())
         self.state = TrainState(engine)
         return self.model
 
@@ -161,7 +160,7 @@ class Ours:
             ids = batch["input_ids"][:, : int(batch["attention_mask"].sum(dim=1).max())]
             text = {"input_ids": ids, "caption": torch.arange(len(ids))}
         given = Batch(batch["inputs"], text, None, [], [], worker=0, epoch=0, drawn=0)
-        return train_step(self.state, [given], self.options, CPU).item()
+        return train_step(self.state, [given], self.optim).item()
 
     def embed(self, batch: dict) -> torch.Tensor:
         """Return the embeddings of a batch."""

@@ -20,7 +20,7 @@ from languagebind.tuning import TuningConfig, apply_tuning
 from languagebind.vit import EncoderConfig
 from training.engines.base import Engine, EngineConfig
 from training.optim import OptimConfig
-from training.train import StepOptions, train_step
+from training.train import train_step
 
 from .flops import build_towers, peak_flops, recipe_flops
 from .peak_memory import PeakMemory
@@ -92,12 +92,12 @@ def measure_row(options: argparse.Namespace) -> Row:
     dtype = torch.float32 if options.precision == "fp32" and device.type == "cpu" else torch.bfloat16
     flops = recipe_flops(shape, options.encoder, options.tuning, options.embed_dim, options.tower)
     peak = 1e12 * options.peak_tflops if options.peak_tflops else peak_flops(device, dtype)
-    state, batch = build_state(options, shape), random_batch(options, shape, device)
-    step = StepOptions(lambda step: 1.0, options.precision, 1, "clip", 1, 1, 1, 1.0)
+    optim = OptimConfig(precision=options.precision, lr=1e-5)
+    state, batch = build_state(options, shape, optim), random_batch(options, shape, device)
     memory, times = PeakMemory(device), []
     for _ in range(options.warmup_steps + options.steps):
         begin = time.perf_counter()
-        train_step(state, [batch], step, device).item()  # waits for the device
+        train_step(state, [batch], optim).item()  # waits for the device
         times.append(time.perf_counter() - begin)
     times, peak_bytes = times[options.warmup_steps :], memory.peak()
     rate = options.batch_size / statistics.median(times)
@@ -116,12 +116,11 @@ def measure_row(options: argparse.Namespace) -> Row:
     }
 
 
-def build_state(options: argparse.Namespace, shape: tuple[int, int, int, int]) -> Any:
+def build_state(options: argparse.Namespace, shape: tuple[int, int, int, int], optim: OptimConfig) -> Any:
     """Return what `train_step` uses of a `TrainState`, whose own import needs more than PyTorch."""
     torch.manual_seed(0)
     model = DualEncoder(shape, options.encoder, build_towers(options.tower, options.embed_dim))
     apply_tuning(model, TuningConfig(tuning=options.tuning, lora_rank=options.lora_rank))
-    optim = OptimConfig(precision=options.precision, lr=1e-5)
     compiled = EngineConfig(torchcompile=options.torchcompile)
     engine = Engine(model.train(), optim, init_process(options.device), compiled)
     return SimpleNamespace(engine=engine, ema=None, step=0)

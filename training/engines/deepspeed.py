@@ -96,7 +96,7 @@ class DeepSpeed(Engine):
         if not states:
             return {}
         self._link_states()
-        averages = [key for key, value in states[0].items() if _is_average(value)]
+        averages = [key for key, value in states[0].items() if value.ndim > 0]
         rest = {key: value for key, value in states[0].items() if key not in averages}
         own = {
             name: {key: kept_by_main(safe_get_full_optimizer_state(parameter, key)) for key in averages} | rest
@@ -113,12 +113,13 @@ class DeepSpeed(Engine):
             return
         for flat in self._flat_parts():
             self.zero.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if _is_average(value) else _own(value, flat) for key, value in first.items()
+                key: torch.zeros_like(flat) if value.ndim > 0 else value.to(flat.device, copy=True)
+                for key, value in first.items()
             }
         self._link_states()
         for name, parameter in self.trained().items():
             for key, value in saved[name].items():
-                if _is_average(value):
+                if value.ndim > 0:
                     safe_set_full_optimizer_state(parameter, value.to(self.process.device), key)
 
     @contextmanager
@@ -167,12 +168,3 @@ def _copy(model: DualEncoder) -> DualEncoder:
 def _encoder_to_cpu(model: DualEncoder) -> None:
     model.vision_model.cpu()
     model.visual_projection.cpu()
-
-
-def _is_average(value: Any) -> bool:
-    return torch.is_tensor(value) and value.ndim > 0
-
-
-def _own(value: Any, like: Tensor) -> Any:
-    """Return a copy on the device of `like`, where the fused optimizer counts its steps."""
-    return value.to(like.device, copy=True) if torch.is_tensor(value) else value
