@@ -113,6 +113,13 @@ def _fixed_options(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in MAY_CHANGE}
 
 
+def _sample_order(config: dict[str, Any], shards_digest: str, ranks: int) -> dict[str, Any]:
+    """Return what decides the order of the samples."""
+    options = {name: value for name, value in config["data"].items() if name not in SAME_SAMPLES}
+    options |= {"seed": config["seed"], "accum_freq": config["optim"]["accum_freq"]}
+    return options | {"what the shards hold": shards_digest, "number of ranks": ranks}
+
+
 def restore(
     path: Path | str,
     checkpoint: dict[str, Any],
@@ -137,16 +144,9 @@ def restore(
     state.step = checkpoint["step"]
     # Rank 0 carries the sum: the number of ranks may have changed.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
-    differing = {name for name in before["data"] if before["data"][name] != config["data"].get(name)}
-    changed = sorted(differing.difference(SAME_SAMPLES))
-    same = {
-        "what the shards hold": checkpoint.get("shards", shards_digest) == shards_digest,
-        "seed": before["seed"] == config["seed"],
-        "accum_freq": before["optim"]["accum_freq"] == config["optim"]["accum_freq"],
-        "number of ranks": len(checkpoint["ranks"]) == world_size(),
-    }
-    changed += [name for name, is_same in same.items() if not is_same]
-    if changed:
+    order = _sample_order(before, checkpoint.get("shards", shards_digest), len(checkpoint["ranks"]))
+    now = _sample_order(config, shards_digest, world_size())
+    if changed := [name for name in order if order[name] != now.get(name)]:
         warn(
             "%s changed since %s: this epoch starts anew, so some of its samples come twice and others not at all, and"
             " other patches are dropped",

@@ -23,26 +23,24 @@ log = logging.getLogger(__name__)
 BEST = "best.pt"
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, which has its name only when it is complete."""
+def write_checkpoint(folder: Path, content: dict[str, Any], keep_last: int | None) -> None:
+    """Write a checkpoint, which has its name only when it is complete; then remove all but the newest `keep_last`."""
+    path = checkpoint_path(folder, content["step"])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         raise UserError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
+    if keep_last is not None:
+        for old in checkpoints_by_step(folder)[:-keep_last]:
+            old.unlink(missing_ok=True)
+    log.info("saved %s", path)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the path of the checkpoint of a step."""
     return folder / f"step_{step:08d}.pt"
-
-
-def remove_old(folder: Path, keep_last: int | None) -> None:
-    """Remove all but the newest checkpoints."""
-    if keep_last is not None:
-        for path in checkpoints_by_step(folder)[:-keep_last]:
-            path.unlink(missing_ok=True)
 
 
 def set_aside_later(folder: Path, step: int) -> None:
@@ -86,14 +84,13 @@ def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -
     log.info("best %s so far: %.4f at step %d", metric, value, step)
 
 
-def latest_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint that is not damaged, and messages about the damaged ones after it."""
-    messages: list[str] = []
+def latest_undamaged(folder: Path, notes: list[str]) -> Path | None:
+    """Return the newest checkpoint that is not damaged; note the damaged ones after it."""
     for path in reversed(checkpoints_by_step(folder)):
         if (fault := damage(path)) is None:
-            return path, messages
-        messages.append(f"skipping {path}, which is damaged: {fault}")
-    return None, messages
+            return path
+        notes.append(f"skipping {path}, which is damaged: {fault}")
+    return None
 
 
 def damage(path: Path) -> str | None:

@@ -64,11 +64,7 @@ class OptimConfig:
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """Return an optimizer with one group per learning rate and weight decay; each group keeps its `base_lr`.
-
-    Args:
-        parameters: the parameters that train, by their name in the model.
-    """
+    """Return an optimizer of named parameters, with one group per learning rate and weight decay, and its `base_lr`."""
     blocks = 1 + max((int(match[1]) for match in map(BLOCK.search, parameters) if match), default=-1)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

@@ -74,10 +74,7 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     names, argv = take_flag(argv, "--modality")
     if not names:
         raise UserError("--modality is required, on the command line or in the --config file")
-    try:
-        modality = modality_class(names[-1])
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    modality = modality_class(names[-1])
     kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class is known only now
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)

@@ -49,12 +49,7 @@ def shards_digest(shards: dict[str, int | None]) -> str:
 
 
 def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int) -> None:
-    """Check that the checkpoints of a run fit on the disk.
-
-    Args:
-        averages: numbers that the optimizer (and --ema-decay) keep per trained weight.
-        checkpoints: how many new ones there are at once.
-    """
+    """Check that so many checkpoints, with so many averages of each trained weight, fit on the disk."""
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     size = sum(value.nbytes for value in model.encoder_state().values()) + averages * trained
     free = shutil.disk_usage(folder).free

@@ -122,29 +122,22 @@ class RemoteSync(threading.Thread):
                 fs.mv(join(root, name), join(root, f"checkpoints/{path.name}"))
 
 
-def fetch_run(url: str, folder: Path) -> tuple[Path | None, list[str]]:
-    """Fetch a run's newest undamaged checkpoint and its records, so that the records continue.
-
-    Returns:
-        The checkpoint in the run's folder, None if the store has none; and messages for the log.
-    """
-    notes = []
+def fetch_run(url: str, folder: Path, notes: list[str]) -> Path | None:
+    """Fetch a run's newest undamaged checkpoint, if the store has one, and its records, so that they continue."""
     for name in reversed(remote_checkpoints(url)):
         source, path = join(url, "checkpoints", name), folder / "checkpoints" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         download(source, path)
         if (fault := damage(path)) is None:
             notes.append(f"no checkpoint in {folder}: fetched {source}")
-            break
+            for record in RECORDS:
+                if not (folder / record).exists():
+                    with suppress(MissingFile):
+                        download(join(url, record), folder / record)
+            return path
         path.unlink()
         notes.append(f"skipping {source}, which is damaged: {fault}")
-    else:
-        return None, notes
-    for record in RECORDS:
-        if not (folder / record).exists():
-            with suppress(MissingFile):
-                download(join(url, record), folder / record)
-    return path, notes
+    return None
 
 
 def remote_checkpoints(url: str) -> list[str]:

@@ -14,7 +14,7 @@ from languagebind.distributed import Process, on_any_rank, on_main
 from languagebind.eval import ListedDataset, evaluate
 
 from .checkpoint import TrainState, checkpoint_content
-from .checkpoint_files import checkpoint_path, note_best, remove_old, write_checkpoint
+from .checkpoint_files import note_best, write_checkpoint
 from .logger import Logger
 from .params import TrainConfig
 
@@ -84,11 +84,7 @@ class Run:
             self.validate(state, logger)
 
     def save(self, state: TrainState, last: bool) -> None:
-        """Write a checkpoint on the main rank, with the states of all ranks, and remove old ones.
-
-        Args:
-            last: the run ends here: check that the text tower, which is frozen, has not changed.
-        """
+        """Write a checkpoint. If it is the last one, check that the text tower, which is frozen, has not changed."""
         content = checkpoint_content(state, to_dict(self.config), self.fingerprint, self.shards_digest)
 
         def write() -> None:
@@ -96,24 +92,13 @@ class Run:
                 raise UserError("the frozen text tower has changed: no checkpoint was written")
             if not all(x.isfinite().all() for x in content["model"].values()):
                 raise UserError(f"weights are not finite after step {state.step}: no checkpoint was written")
-            path = checkpoint_path(self.folder / "checkpoints", state.step)
-            write_checkpoint(path, content)
-            remove_old(path.parent, self.config.checkpoint.keep_last)
-            log.info("saved %s", path)
+            write_checkpoint(self.folder / "checkpoints", content, self.config.checkpoint.keep_last)
 
         on_main(self.process, write)
         self.saved_at = time.monotonic()
 
     def validate(self, state: TrainState, logger: Logger) -> None:
         """Evaluate on every dataset, and keep the checkpoint of this step if it is the best one."""
-        metrics, best = self._evaluate(state), self.config.checkpoint.keep_best
-        if best is not None:
-            on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, best, metrics))
-        # Last: a run killed before this evaluates the step again, and so repairs an unfinished best.pt.
-        logger.metrics(state.step, metrics)
-
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        """Return `{"<dataset>/<metric>": value}`."""
         metrics: dict[str, float] = {}
         with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
             for dataset in self.val_datasets:
@@ -130,7 +115,11 @@ class Run:
                 found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
                 log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
                 metrics |= found
-        return metrics
+        best = self.config.checkpoint.keep_best
+        if best is not None:
+            on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, best, metrics))
+        # Last: a run killed before this evaluates the step again, and so repairs an unfinished best.pt.
+        logger.metrics(state.step, metrics)
 
     def _evaluates_at(self, step: int) -> bool:
         return bool(self.val_datasets) and self._is_due(step, self.config.eval.val_every_n_steps)

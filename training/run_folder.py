@@ -40,7 +40,7 @@ def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None
     """Do the part of the main rank."""
     options = config.checkpoint
     resume: Path | str | None = options.resume
-    warnings: list[str] = []
+    notes: list[str] = []
     name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
     folder = options.logs / name
     if (conflict := _conflict(config, folder)) is not None:
@@ -52,13 +52,17 @@ def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None
         busy = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
         raise UserError(busy) from error
     if options.resume == "latest":
-        resume, warnings = _find_latest(folder, config.remote.url(name))
+        resume = latest_undamaged(folder / "checkpoints", notes)
+        if resume is None and (url := config.remote.url(name)) is not None:
+            resume = fetch_run(url, folder, notes)
+        if resume is None:
+            notes.append(f"no checkpoint in {folder}: starting from step 0")
     elif options.resume and not is_url(options.resume):
         resume = Path(options.resume)
     setup_logging(folder)  # only now: out.log may have come from the store
     log.info("run %s", folder)
-    for warning in warnings:
-        log.warning(warning)
+    for note in notes:
+        log.warning(note)
     return folder, resume
 
 
@@ -85,12 +89,3 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
     except UserError as error:  # the store may be back when there is something to copy
         log.warning("%s", error)
     return None
-
-
-def _find_latest(folder: Path, url: str | None) -> tuple[Path | None, list[str]]:
-    """Return the newest undamaged checkpoint of a run, from its folder or else from the store, and warnings."""
-    path, warnings = latest_undamaged(folder / "checkpoints")
-    if path is None and url is not None:
-        path, more = fetch_run(url, folder)
-        warnings += more
-    return path, warnings if path else [*warnings, f"no checkpoint in {folder}: starting from step 0"]

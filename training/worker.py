@@ -71,11 +71,7 @@ class ShardBatches(IterableDataset):
 
 
 class WorkerStream:
-    """The samples that one worker draws in one epoch.
-
-    Args:
-        drawn: samples to pass over, which the run drew before it was resumed.
-    """
+    """The samples that one worker draws in one epoch, after the `drawn` samples of before the run was resumed."""
 
     def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
         self.modality, self.tokenizer, self.features = dataset.modality, dataset.tokenizer, dataset.features
@@ -134,9 +130,7 @@ class WorkerStream:
         except Exception as error:  # a bug in the code must not count as a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
-        kind = self.config.positives
-        group = None if kind == "pair" else _number(caption if kind == "caption" else _sample_id(sample))
-        return Prepared(key, x, caption, feature, group)
+        return Prepared(key, x, caption, feature, _group(sample, caption, self.config.positives))
 
     def _draw(self) -> Iterator[dict | Skipped]:
         drawn = 0
@@ -173,7 +167,11 @@ class WorkerStream:
         order = list(self.shards)
         random.Random(f"{self.plan.seed} {self.epoch}").shuffle(order)  # the same on every rank
         counts = {shard: number for shard, number in self.shards.items() if number is not None}
-        own = self._fair_parts(order, counts) if len(counts) == len(order) else self._whole_shards(order)
+        if len(counts) == len(order):
+            own = self._fair_parts(order, counts)
+        else:  # whole shards for each worker
+            number, readers = self.plan.rank * self.workers + self.worker, self.plan.world_size * self.workers
+            own = [(shard, 0, None) for shard in order[number::readers]]
         if lap:
             rng.shuffle(own)
         yield from own
@@ -194,11 +192,6 @@ class WorkerStream:
                 parts.append((shard, first, last))
             offset += counts[shard]
         return parts
-
-    def _whole_shards(self, order: list[str]) -> list[Part]:
-        """Return whole shards for each worker, for shards whose samples are not counted."""
-        own = order[self.plan.rank * self.workers + self.worker :: self.plan.world_size * self.workers]
-        return [(shard, 0, None) for shard in own]
 
     def _fail(self, what: str) -> None:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))
@@ -226,15 +219,15 @@ def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random,
     return sample[members[frame] if frame in members else members[rng.choice(list(members))]]
 
 
-def _sample_id(sample: dict[str, Any]) -> str:
-    """Return the id in a sample's `.json`, or its key."""
-    record = json.loads(sample["json"]) if "json" in sample else {}
-    return str(record.get("id", sample["__key__"])) if isinstance(record, dict) else sample["__key__"]
-
-
-def _number(text: str) -> int:
-    """Return a 64-bit hash of a text, the same on every rank."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def _group(sample: dict[str, Any], caption: str, positives: str) -> int | None:
+    """Return a 64-bit hash of what matching samples share, the same on every rank: the caption or the id."""
+    if positives == "pair":
+        return None
+    shared = caption
+    if positives == "id":
+        record = json.loads(sample["json"]) if "json" in sample else {}
+        shared = str(record.get("id", sample["__key__"])) if isinstance(record, dict) else sample["__key__"]
+    return int.from_bytes(hashlib.blake2b(shared.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:

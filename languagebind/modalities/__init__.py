@@ -94,10 +94,10 @@ def modality_class(name: str) -> type[Modality]:
     """Return the class of a modality: `depth` is `Depth` in `depth.py`.
 
     Raises:
-        ValueError: there is no such file.
+        UserError: there is no such file.
     """
     if name not in modality_names():
-        raise ValueError(f"unknown modality {name!r}, expected one of {modality_names()}")
+        raise UserError(f"unknown modality {name!r}, expected one of {modality_names()}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name.title().replace("_", ""))
 
 

@@ -40,8 +40,11 @@ class DeepSpeed(Engine):
         path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}.json"
         options = read_options(path)
         self.stage = options["zero_optimization"]["stage"]
-        # Under ZeRO 3 all ranks must call a module together, which evaluation does not do.
-        self.replica = _copy(self.model) if self.stage == 3 else None
+        self.replica = None
+        if self.stage == 3:  # all ranks must call a module together, which evaluation does not do
+            shared = {id(module): module for module in (self.model.text_model, self.model.text_projection)}
+            self.replica = copy.deepcopy(self.model, shared)
+            _encoder_to_cpu(self.replica)  # takes no device memory until it is used
         options |= {
             "train_micro_batch_size_per_gpu": 1,  # required, but the loader decides
             "gradient_accumulation_steps": 1,
@@ -155,14 +158,6 @@ def read_options(path: Path) -> dict[str, Any]:
     if reserved := sorted(RESERVED & options.keys()):
         raise UserError(f"--deepspeed-config {path} sets {', '.join(reserved)}: use this library's own flags for it")
     return options
-
-
-def _copy(model: DualEncoder) -> DualEncoder:
-    """Return a copy that shares the text tower, and takes no device memory until it is used."""
-    shared = {id(module): module for module in (model.text_model, model.text_projection)}
-    replica = copy.deepcopy(model, shared)
-    _encoder_to_cpu(replica)
-    return replica
 
 
 def _encoder_to_cpu(model: DualEncoder) -> None:
