@@ -121,15 +121,11 @@ def _sample_order(config: dict[str, Any], shards_digest: str, ranks: int) -> dic
 
 
 def restore(
-    path: Path | str,
-    checkpoint: dict[str, Any],
-    state: TrainState,
-    rank: int,
-    config: dict[str, Any],
-    shards_digest: str,
+    path: Path | str, checkpoint: dict[str, Any], state: TrainState, config: dict[str, Any], shards_digest: str
 ) -> None:
     """Load everything except the weights into `state`. Options that differ from the checkpoint's keep the new value."""
-    before, warn = checkpoint["config"], log.warning if rank == 0 else log.debug
+    before, rank = checkpoint["config"], state.engine.process.rank
+    warn = log.warning if rank == 0 else log.debug
     if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
         state.engine.load_optimizer_state(checkpoint["optimizer"])
     else:

@@ -158,7 +158,7 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
     torch.manual_seed(config.seed + process.rank)  # each rank drops other patches
     state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay))
     if resume and checkpoint:
-        restore(resume, checkpoint, state, process.rank, resolved, run.shards_digest)
+        restore(resume, checkpoint, state, resolved, run.shards_digest)
         log.info("resumed from %s at step %d of %d", resume, state.step, run.total_steps)
     return state
 
