@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .config import UserError
 from .transformer import LAYER_NORM_EPS, Transformer
-from .weights import clip_text_state, load_strict, open_clip_model
+from .weights import clip_text_state, hash_tensor, load_strict, open_clip_model
 
 # The fingerprint covers what the tokenizer does to these: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
@@ -171,9 +171,7 @@ def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
     digest = hashlib.sha256()
     for module in (text_model, text_projection):
         for name, parameter in sorted(module.named_parameters()):  # buffers vary with the version of transformers
-            tensor = parameter.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+            hash_tensor(digest, name, parameter)
     tokenizer = cast(Tokenizer, text_model.tokenizer)
     for text in PROBE_TEXTS:
         digest.update(tokenizer([text])["input_ids"].numpy().data)

@@ -158,6 +158,13 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged, or not a file of weights: {first_line(error)}")
 
 
+def hash_tensor(total: Any, name: str, tensor: Tensor) -> None:
+    """Add the name, type, shape and values of a tensor to a hash of `hashlib`."""
+    tensor = tensor.detach().cpu().contiguous()
+    total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    total.update(tensor.flatten().view(torch.uint8).numpy().data)
+
+
 def published_names(state: State) -> State:
     """Rename the keys of DDP, PEFT, Hugging Face and open_clip to the published ones; drop `position_ids`."""
     state = {key.removeprefix("module."): value for key, value in state.items()}

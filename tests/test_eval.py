@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from languagebind.config import UserError, to_dict
 from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
-from languagebind.eval.data.readers import Reader
+from languagebind.eval.data.readers import EvalProtocol, Reader
 from languagebind.eval.data.samples import read_samples
 from languagebind.eval.evaluate import check_dataset, evaluate
-from languagebind.eval.features import EncodeOptions, encode_samples, encode_texts
+from languagebind.eval.features import EncodeOptions, Encoder
 from languagebind.eval.results import table, write_result
 from languagebind.eval.score.metrics import retrieval_metrics
 from languagebind.eval.score.statistics import settings
@@ -132,6 +132,10 @@ def run(data, task="classification", modality=IMAGE, model=None, workers=0, **op
     own = ("batch_size", "skip_bad", "precision", "statistics", "dual_softmax")
     encoding = {key: options.pop(key) for key in own if key in options}
     return evaluate(model or ColourModel(), modality, dataset(data, task, **options), workers=workers, **encoding)
+
+
+def encoder(model, similarity="cosine", **options):
+    return Encoder(model, EvalProtocol("ours", Reader(IMAGE), similarity), EncodeOptions(**options))
 
 
 # ---------------------------------------------------------------------------------------------- kinds of data
@@ -261,7 +265,7 @@ def test_retrieval_matches_the_metric_on_the_whole_matrix(world, monkeypatch):
     config = dataset(world / "data.jsonl", "retrieval")
     samples = read_samples(config, IMAGE)
     model = ColourModel()
-    features, kept = encode_samples(model, Reader(IMAGE), samples, EncodeOptions(workers=0))
+    features, kept = encoder(model, workers=0).encode_samples(samples)
     captions = [caption for sample in samples for caption in sample.captions]
     with torch.no_grad():
         # One at a time: what a text's features are must not depend on its neighbours.
@@ -295,7 +299,7 @@ def test_the_same_bits_each_time_and_with_any_number_of_workers(world, task):
     first = run(world / "ours", task)
     assert all(run(world / "ours", task, workers=workers) == first for workers in (0, 1, 2))
     samples = read_samples(dataset(world / "ours"), IMAGE)
-    features = [encode_samples(ColourModel(), Reader(IMAGE), samples, EncodeOptions(workers=n))[0] for n in (0, 2)]
+    features = [encoder(ColourModel(), workers=n).encode_samples(samples)[0] for n in (0, 2)]
     assert torch.equal(*features)
     assert torch.equal(torch.get_rng_state(), state), "an evaluation in the middle of training must not change it"
 
@@ -303,12 +307,10 @@ def test_the_same_bits_each_time_and_with_any_number_of_workers(world, task):
 def test_result_does_not_depend_on_the_batch_size(world, tiny):
     model, _ = tiny
     samples = read_samples(dataset(world / "folders"), IMAGE)
-    one, many = (
-        encode_samples(model, Reader(IMAGE), samples, EncodeOptions(batch_size=size, workers=0))[0] for size in (1, 64)
-    )
+    one, many = (encoder(model, batch_size=size, workers=0).encode_samples(samples)[0] for size in (1, 64))
     assert torch.allclose(one, many, atol=1e-5)
     for precision in ("amp", "amp_bf16"):
-        half, _ = encode_samples(model, Reader(IMAGE), samples, EncodeOptions(precision=precision, workers=0))
+        half, _ = encoder(model, precision=precision, workers=0).encode_samples(samples)
         assert half.dtype == torch.float32
         assert torch.allclose(half.norm(dim=1), torch.ones(45), atol=1e-6)
         assert not torch.equal(half, many)
@@ -388,7 +390,7 @@ def test_features_that_overflow_are_an_error_where_no_norm_tells():
     model = ColourModel()
     model.project_text = lambda tokens: model.table[tokens["ids"]].sum(dim=1) * math.inf
     with pytest.raises(UserError, match="NaN or infinity for 1 of 1 inputs, first for 'red'"):
-        encode_texts(model, ["red"], EncodeOptions(), unit=False)
+        encoder(model, "dot").encode_texts(["red"])
 
 
 # ---------------------------------------------------------------------------------------------- bad samples

@@ -17,7 +17,7 @@ from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
 from languagebind.eval.data.readers import EvalProtocol, Reader, choose_protocol
 from languagebind.eval.evaluate import check_dataset, evaluate
-from languagebind.eval.features import EncodeOptions, encode_texts
+from languagebind.eval.features import EncodeOptions, Encoder
 from languagebind.eval.results import model_name, read_results, write_result
 from languagebind.modalities import DecodeError
 from languagebind.modalities.audio import Audio
@@ -306,9 +306,9 @@ def test_retrieval_by_the_paper_ranks_raw_dot_products(films, model):
     config = dataset(films, "retrieval", protocol="paper", paper=RETRIEVAL)
     result = evaluate(model, VIDEO, config, workers=0, batch_size=4)
     samples = read_samples(config, VIDEO)
-    reader = choose_protocol("paper", RETRIEVAL, None, VIDEO).reader
+    rules = choose_protocol("paper", RETRIEVAL, None, VIDEO)
     with torch.no_grad():
-        x = torch.cat([model.project(reader.read(sample.source)) for sample in samples]).double()
+        x = torch.cat([model.project(rules.reader.read(sample.source)) for sample in samples]).double()
         texts = torch.cat([model.project_text(model.tokenize([sample.captions[0]])) for sample in samples]).double()
     assert x.norm(dim=1).max() > 1.01 * x.norm(dim=1).min(), "the norms matter"
     ranks = [1 + sum(float(t @ x[j]) >= float(t @ x[i]) for j in range(6) if j != i) for i, t in enumerate(texts)]
@@ -316,7 +316,7 @@ def test_retrieval_by_the_paper_ranks_raw_dot_products(films, model):
     assert result["metrics"]["text_to_modality/mean_rank"] == pytest.approx(np.mean(ranks))
     back = [1 + sum(float(v @ texts[j]) >= float(v @ texts[i]) for j in range(6) if j != i) for i, v in enumerate(x)]
     assert result["metrics"]["modality_to_text/mean_rank"] == pytest.approx(np.mean(back))
-    found, rows = encode_texts(model, [sample.captions[0] for sample in samples], EncodeOptions(workers=0), unit=False)
+    found, rows = Encoder(model, rules, EncodeOptions(workers=0)).encode_texts(sample.captions[0] for sample in samples)
     assert torch.allclose(found[torch.tensor(rows)].double(), texts, atol=1e-5)
     assert (found.norm(dim=1) - 1).abs().min() > 0.01, "not of unit norm"
     protocol = result["protocol"]

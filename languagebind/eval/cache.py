@@ -22,6 +22,7 @@ from ..config import UserError, digest, to_dict
 from ..distributed import gather_objects
 from ..files import write_atomic
 from ..modalities import modality_name
+from ..weights import hash_tensor
 from .data.readers import EvalProtocol
 from .data.samples import Sample
 
@@ -31,35 +32,28 @@ DECODERS = ("pillow", "torchvision", "av", "opencv-python-headless", "decord", "
 CHECKSUM_BYTES = 32  # at the start of a file
 
 
-def open_cache(folder: Path | None, model, name: str, protocol: EvalProtocol, precision: str) -> "FeatureCache | None":
-    """Return the cache for all that features of the dataset `name` depend on, beside the samples and prompts.
-
-    All ranks get the same cache; None without a folder.
-    """
-    if folder is None:
-        return None
-    versions = {"languagebind": __version__, "torch": torch.__version__}
-    for package in DECODERS:  # another version of a decoder may give other pixels
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    facts = {
-        "weights": weights_digest(model),
-        "text_fingerprint": model.text_fingerprint(),
-        "device": model.logit_scale.device.type,
-        "modality": modality_name(protocol.reader.modality),
-        "inputs": to_dict(protocol.reader.modality),
-        "precision": precision,
-        "rules": protocol.describe(),
-        "versions": versions,
-    }
-    return FeatureCache(Path(folder) / f"{name}-{gather_objects(digest(facts))[0][:32]}")
-
-
 class FeatureCache:
-    """The features of batches, in the files of a folder."""
+    """The features of batches, in the files of a folder `<prefix>-<hash>`; the same folder on all ranks.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    The hash covers all that features depend on, beside the samples and prompts themselves.
+    """
+
+    def __init__(self, prefix: Path, model: Any, protocol: EvalProtocol, precision: str):
+        versions = {"languagebind": __version__, "torch": torch.__version__}
+        for package in DECODERS:  # another version of a decoder may give other pixels
+            with suppress(PackageNotFoundError):
+                versions[package] = version(package)
+        facts = {
+            "weights": weights_digest(model),
+            "text_fingerprint": model.text_fingerprint(),
+            "device": model.logit_scale.device.type,
+            "modality": modality_name(protocol.reader.modality),
+            "inputs": to_dict(protocol.reader.modality),
+            "precision": precision,
+            "rules": protocol.describe(),
+            "versions": versions,
+        }
+        self.folder = Path(f"{prefix}-{gather_objects(digest(facts))[0][:32]}")
 
     def get(self, items: Sequence[Any]) -> Tensor | None:
         """Return the features (B, D) of a batch, by what identifies its items; None if they are not there."""
@@ -102,9 +96,7 @@ def weights_digest(model) -> str:
     total = hashlib.sha256(repr(model).encode())
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
-            tensor = value.detach().cpu().contiguous()
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(tensor.flatten().view(torch.uint8).numpy().data)
+            hash_tensor(total, name, value)
         else:  # a module's extra state
             total.update(f"{name} {value!r}".encode())
     return total.hexdigest()

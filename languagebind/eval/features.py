@@ -7,7 +7,7 @@ so an evaluation in the middle of training leaves training as it was.
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
+from .. import __version__
 from ..config import UserError, at_least
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import DecodeError
 from .cache import FeatureCache, identity
-from .data.readers import Reader
+from .data.readers import EvalProtocol, Reader
 from .data.samples import Sample
 
 log = logging.getLogger(__name__)
@@ -60,102 +61,139 @@ class EncodeOptions:
             raise UserError(f"precision should be one of {', '.join(get_args(Precision))}, not {self.precision}")
 
 
-def encode_samples(
-    model,
-    reader: Reader,
-    samples: Sequence[Sample],
-    options: EncodeOptions,
-    unit: bool = True,
-    cache: FeatureCache | None = None,
-) -> tuple[Tensor, list[int]]:
-    """Return features (M, D), float32, and the positions (M,) of the samples that could be read; the same on all ranks.
+class Encoder:
+    """A model that encodes samples and texts by the rules of a protocol.
 
-    With a reader of several views that are not averaged, the features are (M, V, D).
+    Where the protocol compares features that are not normalised, the model's `project` and `project_text` are called in
+    place of `encode` and `encode_text`. The model's mode is restored after each batch.
 
     Args:
-        model: a `languagebind.eval.models.Model`; without `unit` its `project` is called instead of `encode`.
-        reader: how samples are read.
-        samples: what to encode.
+        model: a `languagebind.eval.models.Model`.
+        protocol: how samples are read, and whether features are normalised.
         options: how to encode.
-        unit: normalise the features.
-        cache: where to look features up and store them. Batches with unreadable samples are not stored.
-
-    Raises:
-        UserError: a sample cannot be read and `skip_bad` is off, none can, or the model returns NaN or infinity.
+        name: of the dataset; the folder of its cached features starts with it.
     """
-    device, views = _device(model, options), reader.views
-    size = max(1, options.batch_size // views)
-    parts, missing = _stored_parts(samples, size, cache, device)
-    loader = DataLoader(
-        _Inputs(samples, reader, getattr(model, "takes_files", False)),
-        batch_sampler=[list(batch) for batch, _ in missing],
-        num_workers=options.workers if missing else 0,
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else the loader would draw its workers' seed from the global generator
-    )
-    bad: dict[int, str] = {}
-    encode = model.encode if unit else model.project
-    for (batch, names), (positions, inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
-        bad |= unreadable
-        if not positions:
-            continue
-        with _encoding(model, device, options):
-            found = encode(_to(inputs, device)).float()  # (B * V, D)
-        parts[batch[0]] = positions, (_unit(found) if unit else found).unflatten(0, (-1, views)).flatten(1)
-        if cache and not unreadable:
-            cache.put(names, parts[batch[0]][1])
-    # Shared before any rank stops, so that every rank stops
-    bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
-    _check_bad(bad, len(samples), options.skip_bad)
-    kept = [i for i in range(len(samples)) if i not in bad]
-    features = _gather_rows(parts, kept, len(samples), size, device)
-    _check_finite(features, [samples[i].key for i in kept])
-    if len(features) > 1 and not rank() and bool((features == features[0]).all()):
-        log.warning("all %d samples have the same features: the encoder has collapsed", len(features))
-    if views == 1:
-        return features, kept
-    features = features.unflatten(1, (views, -1))
-    return F.normalize(features.mean(dim=1), dim=-1) if reader.pooled else features, kept
 
+    def __init__(self, model: Any, protocol: EvalProtocol, options: EncodeOptions, name: str = ""):
+        self.model, self.protocol, self.options = model, protocol, options
+        self.device = model.logit_scale.device if options.device is None else torch.device(options.device)
+        folder = options.feature_cache
+        self.cache = FeatureCache(Path(folder) / name, model, protocol, options.precision) if folder else None
 
-def encode_texts(
-    model, texts: Iterable[str], options: EncodeOptions, unit: bool = True, cache: FeatureCache | None = None
-) -> tuple[Tensor, list[int]]:
-    """Return features (U, D), float32, of the distinct texts, and the row of each text in them.
+    def encode_samples(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
+        """Return features (M, D), float32, and the positions (M,) of the readable samples; the same on all ranks.
 
-    A repeated text is encoded once, so that its copies have exactly the same features and scores. Other arguments and
-    errors as in `encode_samples`; without `unit` the model's `project_text` is called instead of `encode_text`.
-    """
-    rows: dict[str, int] = {}
-    positions = [rows.setdefault(text, len(rows)) for text in texts]
-    distinct = list(rows)
-    device = _device(model, options)
-    encode = model.encode_text if unit else model.project_text
-    parts: dict[int, Part] = {}
-    for batch in _progress(_own_batches(len(distinct), options.batch_size), "texts"):
-        here = distinct[batch[0] : batch[-1] + 1]
-        found = cache.get(["text", *here]) if cache else None
-        if found is None:
-            tokens = model.tokenize(here)
-            with _encoding(model, device, options):
-                found = encode({key: _to(value, device) for key, value in tokens.items()}).float()
-            found = _unit(found) if unit else found
-            if cache:
-                cache.put(["text", *here], found)
-        parts[batch[0]] = list(batch), found.to(device)
-    features = _gather_rows(parts, list(range(len(distinct))), len(distinct), options.batch_size, device)
-    _check_finite(features, distinct)
-    return features, positions
+        With a reader of several views that are not averaged, the features are (M, V, D). Batches with unreadable
+        samples are not cached.
 
+        Raises:
+            UserError: a sample cannot be read and `skip_bad` is off, none can, or the model returns NaN or infinity.
+        """
+        reader, views = self.protocol.reader, self.protocol.reader.views
+        size = max(1, self.options.batch_size // views)
+        parts, missing = self._stored_parts(samples, size)
+        loader = DataLoader(
+            _Inputs(samples, reader, getattr(self.model, "takes_files", False)),
+            batch_sampler=[list(batch) for batch, _ in missing],
+            num_workers=self.options.workers if missing else 0,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else the loader would draw its workers' seed from the global generator
+        )
+        bad: dict[int, str] = {}
+        encode = self.model.encode if self.protocol.unit else self.model.project
+        for (batch, names), (positions, inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
+            bad |= unreadable
+            if not positions:
+                continue
+            features = self._run(encode, inputs).unflatten(0, (-1, views)).flatten(1)  # (B, V * D)
+            parts[batch[0]] = positions, features
+            if self.cache and not unreadable:
+                self.cache.put(names, features)
+        # Shared before any rank stops, so that every rank stops
+        bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
+        _check_bad(bad, len(samples), self.options.skip_bad)
+        kept = [i for i in range(len(samples)) if i not in bad]
+        features = _gather_rows(parts, kept, len(samples), size, self.device)
+        _check_finite(features, [samples[i].key for i in kept])
+        if len(features) > 1 and not rank() and bool((features == features[0]).all()):
+            log.warning("all %d samples have the same features: the encoder has collapsed", len(features))
+        if views == 1:
+            return features, kept
+        features = features.unflatten(1, (views, -1))
+        return F.normalize(features.mean(dim=1), dim=-1) if reader.pooled else features, kept
 
-def build_classifier(
-    model, names: Sequence[str], templates: Sequence[str], options: EncodeOptions, cache: FeatureCache | None = None
-) -> Tensor:
-    """Return one unit-norm vector for each class, (K, D): the mean of the unit-norm features of its prompts."""
-    features, rows = encode_texts(model, class_prompts(names, templates), options, cache=cache)
-    per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
-    return F.normalize(per_class.mean(dim=1), dim=-1)
+    def encode_texts(self, texts: Iterable[str]) -> tuple[Tensor, list[int]]:
+        """Return features (U, D), float32, of the distinct texts, and the row of each text in them.
+
+        A repeated text is encoded once, so that its copies have exactly the same features and scores.
+
+        Raises:
+            UserError: the model returns NaN or infinity.
+        """
+        rows: dict[str, int] = {}
+        positions = [rows.setdefault(text, len(rows)) for text in texts]
+        distinct, size = list(rows), self.options.batch_size
+        encode = self.model.encode_text if self.protocol.unit else self.model.project_text
+        parts: dict[int, Part] = {}
+        for batch in _progress(_own_batches(len(distinct), size), "texts"):
+            here = distinct[batch[0] : batch[-1] + 1]
+            found = self.cache.get(["text", *here]) if self.cache else None
+            if found is None:
+                found = self._run(encode, self.model.tokenize(here))
+                if self.cache:
+                    self.cache.put(["text", *here], found)
+            parts[batch[0]] = list(batch), found.to(self.device)
+        features = _gather_rows(parts, list(range(len(distinct))), len(distinct), size, self.device)
+        _check_finite(features, distinct)
+        return features, positions
+
+    def build_classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Return one unit-norm vector for each class, (K, D): the mean of the unit-norm features of its prompts."""
+        features, rows = self.encode_texts(class_prompts(names, templates))
+        per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
+        return F.normalize(per_class.mean(dim=1), dim=-1)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result's protocol says about how features were made."""
+        return {
+            "precision": self.options.precision,
+            "batch_size": self.options.batch_size,
+            "text_fingerprint": self.model.text_fingerprint(),
+            "versions": {"languagebind": __version__, "torch": torch.__version__},
+        }
+
+    def _run(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+        """Return the features (B, D) of a batch, float32, in evaluation mode and without gradients."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            # no_grad, not inference_mode: what a model caches here may be used in training
+            with torch.no_grad(), autocast(self.device, self.options.precision):
+                x = encode(_to(inputs, self.device)).float()
+        finally:
+            self.model.train(training)
+        if not self.protocol.unit:
+            return x
+        # A norm that overflows float32 gives NaN, which is an error, and not zeros
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
+
+    def _stored_parts(
+        self, samples: Sequence[Sample], size: int
+    ) -> tuple[dict[int, Part], list[tuple[range, list[Any]]]]:
+        """Return this rank's batches that the cache has; and the others, each with what identifies its samples."""
+        parts: dict[int, Part] = {}
+        missing: list[tuple[range, list[Any]]] = []
+        for batch in _own_batches(len(samples), size):
+            # Before anything is read: a file that changes meanwhile must not be stored under its new identity
+            names = [identity(samples[i]) for i in batch] if self.cache else []
+            stored = self.cache.get(names) if self.cache else None
+            if stored is None:
+                missing.append((batch, names))
+            else:
+                parts[batch[0]] = list(batch), stored.to(self.device)
+        return parts, missing
 
 
 def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -215,21 +253,10 @@ def _progress(batches: Any, unit: str) -> Iterable[Any]:
     )  # fmt: skip
 
 
-@contextmanager
-def _encoding(model, device: torch.device, options: EncodeOptions) -> Iterator[None]:
-    """Switch to evaluation mode, without gradients, in the chosen precision; then restore the model's mode."""
-    training = model.training
-    model.eval()
-    try:
-        # no_grad, not inference_mode: what a model caches here may be used in training
-        with torch.no_grad(), autocast(device, options.precision):
-            yield
-    finally:
-        model.train(training)
-
-
 def _to(value: Any, device: torch.device) -> Any:
     """Move tensors; leave lists of files or texts where they are."""
+    if isinstance(value, Mapping):
+        return {key: _to(each, device) for key, each in value.items()}
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
@@ -237,27 +264,6 @@ def _own_batches(total: int, size: int) -> list[range]:
     """Return this rank's batches. Batches, and so bits, do not depend on the number of ranks."""
     batches = [range(start, min(start + size, total)) for start in range(0, total, size)]
     return batches[rank() :: world_size()]
-
-
-def _stored_parts(
-    samples: Sequence[Sample], size: int, cache: FeatureCache | None, device: torch.device
-) -> tuple[dict[int, Part], list[tuple[range, list[Any]]]]:
-    """Return this rank's batches that the cache has, and the others, each with what identifies its samples there."""
-    parts: dict[int, Part] = {}
-    missing: list[tuple[range, list[Any]]] = []
-    for batch in _own_batches(len(samples), size):
-        # Before anything is read: a file that changes meanwhile must not be stored under its new identity
-        names = [identity(samples[i]) for i in batch] if cache else []
-        stored = cache.get(names) if cache else None
-        if stored is None:
-            missing.append((batch, names))
-        else:
-            parts[batch[0]] = list(batch), stored.to(device)
-    return parts, missing
-
-
-def _device(model, options: EncodeOptions) -> torch.device:
-    return model.logit_scale.device if options.device is None else torch.device(options.device)
 
 
 def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
@@ -273,12 +279,6 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     log.warning("%s; the result covers the rest:%s%s", found, listed, more)
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Normalise. A norm that overflows float32 gives NaN, which is an error, and not zeros."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
-
-
 def _check_finite(features: Tensor, names: Sequence[str]) -> None:
     rows = (~features.isfinite()).any(dim=1).nonzero()
     if len(rows):
@@ -289,12 +289,7 @@ def _check_finite(features: Tensor, names: Sequence[str]) -> None:
 def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int, device: torch.device) -> Tensor:
     """Return the features that all ranks encoded, in the order of the data.
 
-    Args:
-        parts: this rank's batches, by their first position.
-        kept: the positions, out of `total`, that any rank encoded.
-        total: how many positions were shared out.
-        size: size of a batch.
-        device: where to gather.
+    Takes this rank's batches by their first position, and the positions, out of `total`, that any rank encoded.
     """
     world = world_size()
     if world == 1:

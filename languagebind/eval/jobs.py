@@ -15,7 +15,7 @@ from .data.samples import check_data
 from .data.validation import validate
 from .export import check_format
 from .models import checkpoint_of, split_name
-from .results import read_result, result_path
+from .results import Result, read_result, result_path
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class EvalOptions(CommandOptions):
     """add CLIP_benchmark's names of metrics (acc1, image_retrieval_recall@5, ...) to the results"""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """One result to compute, or to leave as it is."""
+    """One model on one dataset."""
 
     model: str  # name
     spec: str  # specification of the model
@@ -76,7 +76,7 @@ class Job:
     path: Path  # of the result
     export: Path | None  # of the features
     asked: dict[str, Any]  # what the result depends on, as the result file holds it
-    skipped: bool  # the result exists
+    result: Result | None = None  # known from the start where --skip-existing finds it
 
 
 def select_models(options: EvalOptions) -> list[tuple[str, str]]:
@@ -129,15 +129,14 @@ def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfi
     for (name, spec), dataset in product(models, datasets):
         path = result_path(options.output, dataset.result_name, name)
         export = folder / f"{path.stem}.{options.export_format}" if folder else None
-        asked = _asked(spec, dataset, options)
-        jobs.append(Job(name, spec, dataset, path, export, asked, options.skip_existing and path.exists()))
+        jobs.append(Job(name, spec, dataset, path, export, _asked(spec, dataset, options)))
+    exports = [job.export for job in jobs if job.export]
+    files = [*(job.path for job in jobs), *exports, *(export.with_suffix(".jsonl") for export in exports)]
     # With --skip-existing, features without a result are those of a run that was stopped
-    files = [job.path for job in jobs] + [job.export for job in jobs if job.export]
-    files += [job.export.with_suffix(".jsonl") for job in jobs if job.export]
     check_output(files, options.overwrite or options.skip_existing)
     for job in jobs:
-        if job.skipped:
-            _check_same(job.path, job.asked)
+        if options.skip_existing and job.path.exists():
+            job.result = _read_same(job.path, job.asked)
             log.info("skipping %s: %s exists", job.dataset.name, job.path)
     return jobs
 
@@ -174,13 +173,15 @@ def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str,
     return json.loads(json.dumps(asked))
 
 
-def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
-    """Raise `UserError` where a result is for another checkpoint, or was made with other options."""
-    made = read_result(path).get("asked")
+def _read_same(path: Path, asked: Mapping[str, Any]) -> Result:
+    """Return a result. Raises `UserError` where it is for another checkpoint, or was made with other options."""
+    result = read_result(path)
+    made = result.get("asked")
     if not isinstance(made, dict):
         log.warning("%s does not say how it was made: is it for the same checkpoint and options?", path)
-        made = asked
+        return result
     for key, value in asked.items():
         if made.get(key) != value and not (value is False and made.get(key) is True):  # has more than asked for
             what = f"is for {made.get(key)}, not {value}" if key == "checkpoint" else f"was made with another {key}"
             raise UserError(f"{path} {what}: --overwrite replaces it, --model NAME=... adds another")
+    return result

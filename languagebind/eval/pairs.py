@@ -6,32 +6,27 @@ of a sample. `data/pairing.py` describes the YAML file.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import __version__
 from ..config import UserError, digest, run, to_dict
 from ..fusion import fuse
 from ..hub.checkpoint import checkpoint_name
 from ..hub.encoders import TEXT, Encoders, load
-from ..modalities import Modality
-from ..model import DualEncoder
-from .cache import FeatureCache, open_cache, weights_digest
+from .cache import weights_digest
 from .command import CommandOptions, evaluate_each, parse_command
 from .data.pairing import PairsConfig, load_pairs_config, match_samples, renamed, sample_key, sample_labels
-from .data.readers import EvalProtocol, choose_protocol
+from .data.readers import choose_protocol
 from .data.samples import Sample, count_missing, digest_of_samples
 from .data.shards import list_shards
-from .features import EncodeOptions, build_classifier, class_prompts, encode_samples, encode_texts
+from .features import EncodeOptions, Encoder, class_prompts
 from .models import checkpoint_of
-from .results import Result
+from .results import Result, new_result, result_path
 from .score.retrieval import Captioned, describe_retrieval, retrieve
-from .score.statistics import settings
 from .score.zero_shot import classify, describe_classification, label_targets
 
 
@@ -57,14 +52,6 @@ class Encoded:
     """position of each sample among the matched ones"""
 
 
-class Encoder(NamedTuple):
-    """What encodes one modality."""
-
-    model: DualEncoder
-    protocol: EvalProtocol
-    cache: FeatureCache | None
-
-
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> Result:
     """Evaluate encoders on a comparison. Where torch.distributed is initialised, every rank must call this.
 
@@ -87,44 +74,33 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     targets = None
     if config.task == "classification":
         targets = label_targets(sample_labels(config, matched), config.class_names or {}, config.name)
-    used = {name: _encoder(f"{config.name}_{name}", *loaded, options) for name, loaded in models.items()}
-    encoded = _encode(used, matched, options)
+    used = {
+        name: Encoder(model, choose_protocol("ours", None, None, modality), options, f"{config.name}_{name}")
+        for name, (model, modality) in models.items()
+    }
+    encoded = _encode(used, matched)
     query = fuse(encoded.features, config.query)
     if targets is None:
         found, details = _retrieval(config, encoded, query)
     else:
-        found, details = _classification(config, encoded, query, targets[encoded.positions], used, options)
+        found, details = _classification(config, encoded, query, targets[encoded.positions], used)
     lost = len(next(iter(matched.values()))) - len(query)
     counts = {"samples": len(query), "skipped_samples": unpaired + lost, "unpaired_samples": unpaired}
-    protocol = _protocol(config, models, identity, options) | counts | {"missing_samples": missing}
-    return {
-        "dataset": config.name,
-        "model": "+".join(models),
-        "pretrained": None,
-        "task": config.task,
-        "metrics": found["metrics"],
-        "language": config.language,
-        "protocol": protocol | found["protocol"],
-        "statistics": settings(),
-        **details,
-    }
+    counts["missing_samples"] = missing
+    found["protocol"] = _protocol(config, used, identity) | counts | found["protocol"]
+    return new_result(config, "+".join(models), found, details)
 
 
-def _encoder(name: str, model: DualEncoder, modality: Modality, options: EncodeOptions) -> Encoder:
-    protocol = choose_protocol("ours", None, None, modality)
-    return Encoder(model, protocol, open_cache(options.feature_cache, model, name, protocol, options.precision))
-
-
-def _encode(used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]], options: EncodeOptions) -> Encoded:
+def _encode(used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]]) -> Encoded:
     """Encode what can be read in all modalities."""
     features: dict[str, Tensor] = {}
     rows: dict[str, dict[int, int]] = {}  # position among the matched samples -> row of the features
     for name, samples in matched.items():
-        model, protocol, cache = used.get(name) or next(iter(used.values()))
         if name == TEXT:
-            features[name], positions = _encode_captions(model, samples, options, cache), list(range(len(samples)))
+            features[name] = _encode_captions(next(iter(used.values())), samples)
+            positions = list(range(len(samples)))
         else:
-            features[name], positions = encode_samples(model, protocol.reader, samples, options, cache=cache)
+            features[name], positions = used[name].encode_samples(samples)
         rows[name] = {position: row for row, position in enumerate(positions)}
     kept = sorted(set.intersection(*map(set, rows.values())))
     return Encoded(
@@ -134,10 +110,9 @@ def _encode(used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]], op
     )
 
 
-def _encode_captions(model, samples: Sequence[Sample], options: EncodeOptions, cache: FeatureCache | None) -> Tensor:
+def _encode_captions(encoder: Encoder, samples: Sequence[Sample]) -> Tensor:
     """Return (N, D): the mean of the unit-norm features of each sample's captions, normalised again."""
-    captions = (caption for sample in samples for caption in sample.captions)
-    texts, rows = encode_texts(model, captions, options, cache=cache)
+    texts, rows = encoder.encode_texts(caption for sample in samples for caption in sample.captions)
     counts = torch.tensor([len(sample.captions) for sample in samples])
     owners = torch.arange(len(samples)).repeat_interleave(counts).to(texts.device)
     total = texts.new_zeros(len(samples), texts.shape[1]).index_add(0, owners, texts[rows])
@@ -161,15 +136,14 @@ def _retrieval(config: PairsConfig, encoded: Encoded, query: Tensor) -> tuple[di
 
 
 def _classification(
-    config: PairsConfig, encoded: Encoded, query: Tensor, targets: Tensor, used: Mapping[str, Encoder],
-    options: EncodeOptions,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    config: PairsConfig, encoded: Encoded, query: Tensor, targets: Tensor, used: Mapping[str, Encoder]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return metrics and protocol, and everything else in the result."""
-    first, (model, protocol, cache) = next(iter(used.items()))
+    first, encoder = next(iter(used.items()))
     classes = config.class_names or {}
     names = list(classes.values())
-    classifier = build_classifier(model, names, config.templates, options, cache)
-    scores, logits = protocol.class_scores(query, classifier, model.logit_scale)
+    classifier = encoder.build_classifier(names, config.templates)
+    scores, logits = encoder.protocol.class_scores(query, classifier, encoder.model.logit_scale)
     targets = targets.to(query.device)  # (N, K), as the scores
     found = classify(scores, targets, "classification")
     prompts = {"templates": list(config.templates), "prompts_sha256": digest(class_prompts(names, config.templates))}
@@ -177,11 +151,10 @@ def _classification(
     return found, describe_classification(scores, targets, logits, classes, encoded.samples[first])
 
 
-def _protocol(
-    config: PairsConfig, models: Mapping[str, tuple[DualEncoder, Modality]], identity: str, options: EncodeOptions
-) -> dict[str, Any]:
+def _protocol(config: PairsConfig, used: Mapping[str, Encoder], identity: str) -> dict[str, Any]:
     """Return what must agree before two results can be compared."""
     sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
+    modalities = {name: encoder.protocol.reader.modality for name, encoder in used.items()}
     return {
         **sides,
         "fusion": "weighted sum of unit-norm features, at unit norm again",
@@ -189,14 +162,11 @@ def _protocol(
         "caption_source": config.caption_source,
         "split": config.split,
         "data_sha256": identity,
-        "input_shape": {name: list(modality.input_shape) for name, (_, modality) in models.items()},
-        "inputs": {name: to_dict(modality) for name, (_, modality) in models.items()},
+        "input_shape": {name: list(modality.input_shape) for name, modality in modalities.items()},
+        "inputs": {name: to_dict(modality) for name, modality in modalities.items()},
         "similarity": "cosine",
         "ties": "count against the model",
-        "precision": options.precision,
-        "batch_size": options.batch_size,
-        "text_fingerprint": next(iter(models.values()))[0].text_fingerprint(),
-        "versions": {"languagebind": __version__, "torch": torch.__version__},
+        **next(iter(used.values())).describe(),
     }
 
 
@@ -212,26 +182,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = []
     for config in (load_pairs_config(file, options.data_root) for file in options.config):
         used = {name: checkpoints[name] for name in config.used if name in checkpoints}
-        stem = f"{config.name}_{'+'.join(map(checkpoint_name, used.values()))}"
-        jobs.append((options.output / f"{stem}.json", (config, used)))
-    evaluate_each(options, jobs, partial(_load, checkpoints), _evaluate)
+        name = "+".join(map(checkpoint_name, used.values()))
+        jobs.append((result_path(options.output, config.name, name), (config, name, used)))
 
+    def evaluate(encoders: Encoders, job: tuple[PairsConfig, str, dict[str, str]], encode: EncodeOptions) -> Result:
+        config, name, used = job
+        return evaluate_pairs(encoders, config, encode) | {
+            "pretrained": name,
+            "checkpoint": {key: checkpoint_of(checkpoint) for key, checkpoint in used.items()},
+            "weights_sha256": {key: weights_digest(encoders.encoders[key][0]) for key in used},
+        }
 
-def _load(checkpoints: Mapping[str, str], device: torch.device) -> tuple[Encoders, dict[str, str]]:
-    """Return the encoders and the digests of their weights."""
-    encoders = load(checkpoints, device=device)
-    return encoders, {name: weights_digest(model) for name, (model, _) in encoders.encoders.items()}
-
-
-def _evaluate(
-    loaded: tuple[Encoders, dict[str, str]], job: tuple[PairsConfig, dict[str, str]], options: EncodeOptions
-) -> Result:
-    (encoders, weights), (config, used) = loaded, job
-    return evaluate_pairs(encoders, config, options) | {
-        "pretrained": "+".join(map(checkpoint_name, used.values())),
-        "checkpoint": {name: checkpoint_of(checkpoint) for name, checkpoint in used.items()},
-        "weights_sha256": {name: weights[name] for name in used},
-    }
+    evaluate_each(options, jobs, lambda device: load(checkpoints, device=device), evaluate)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .. import __version__
 from ..config import UserError, at_least, run, to_dict
 from ..hub.checkpoint import checkpoint_name
 from ..modalities import Modality, modality_name
-from .cache import open_cache, weights_digest
+from .cache import weights_digest
 from .command import CommandOptions, evaluate_each, parse_command
 from .data.datasets import DatasetConfig, load_dataset_config, naming
 from .data.readers import choose_protocol
 from .data.samples import Sample, check_data, class_names, digest_of_samples, read_samples
-from .features import EncodeOptions, encode_samples
+from .features import EncodeOptions, Encoder
 from .models import Model, checkpoint_of, load_eval_model
-from .results import Result
+from .results import Result, new_result, result_path
 from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
-from .score.statistics import settings
 from .score.zero_shot import label_targets, single_labels
 
 
@@ -69,46 +66,34 @@ def evaluate_probe(
     }
     with naming(parts["train"].data):
         check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
-    read = {
-        name: _encode_labelled(model, modality, part, samples[name], labels[name], encode)
-        for name, part in parts.items()
-    }
+    test = parts["test"]  # the other part is read in the same way
+    encoder = Encoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
+    read = {name: _encode_labelled(encoder, part, samples[name], labels[name]) for name, part in parts.items()}
     found, details = probe(read["train"][0], read["test"][0], len(classes), options.shots, options.seeds)
-    protocol = {
+    facts = encoder.describe()
+    found["protocol"] = {
         "probe": "logistic regression (L-BFGS, L2) on unit-norm features of the shared space",
         "C_chosen_on": f"{HELD_OUT} of the training data; of k shots min(k, {HELD_OUT_SHOTS}) others a class",
         "seeds": options.seeds,
         "shots": list(options.shots),
         **read["test"][1],
         "train": read["train"][1],
-        "split": parts["test"].split,
+        "split": test.split,
         "input_shape": list(modality.input_shape),
         "inputs": to_dict(modality),
         "ties": "count against the model",
-        "precision": encode.precision,
-        "versions": {"languagebind": __version__, "torch": torch.__version__},
+        "precision": facts["precision"],
+        "versions": facts["versions"],
+        **found["protocol"],
     }
-    return {
-        "dataset": f"{parts['test'].name}_probe",
-        "model": modality_name(modality),
-        "pretrained": None,
-        "task": "classification",
-        "metrics": found["metrics"],
-        "language": parts["test"].language,
-        "protocol": protocol | found["protocol"],
-        "statistics": settings(),
-        **details,
-    }
+    return new_result(test, modality_name(modality), found, details) | {"dataset": f"{test.name}_probe"}
 
 
 def _encode_labelled(
-    model: Model, modality: Modality, dataset: DatasetConfig, samples: Sequence[Sample], labels: np.ndarray,
-    options: EncodeOptions,
-) -> tuple[Labelled, dict[str, Any]]:  # fmt: skip
+    encoder: Encoder, dataset: DatasetConfig, samples: Sequence[Sample], labels: np.ndarray
+) -> tuple[Labelled, dict[str, Any]]:
     """Return features and labels of a dataset's samples, and what the protocol says about it."""
-    protocol = choose_protocol("ours", None, dataset.clip, modality)
-    cache = open_cache(options.feature_cache, model, dataset.name, protocol, options.precision)
-    features, kept = encode_samples(model, protocol.reader, samples, options, cache=cache)
+    features, kept = encoder.encode_samples(samples)
     counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
     identity = digest_of_samples([[sample.key, sample.labels] for sample in samples], dataset.name)
     facts = counts | {"data_sha256": identity} | ({"clip": list(dataset.clip)} if dataset.clip else {})
@@ -132,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(loaded[0])}
         return evaluate_probe(*loaded, parts, options, encode) | {"pretrained": name} | identity
 
-    path = options.output / f"{dataset.name}_probe_{name}.json"
+    path = result_path(options.output, f"{dataset.name}_probe", name)
     evaluate_each(options, [(path, None)], lambda device: load_eval_model(options.model, device), evaluate)
 
 

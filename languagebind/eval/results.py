@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..config import UserError
 from ..files import write_atomic
-from .score.statistics import interval, overlaps
+from .score.statistics import interval, overlaps, settings
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,27 @@ class ResultFile(BaseModel):
     calibration: dict[str, Any] = {}
     curves: dict[str, list[tuple[Count, Number]]] = {}
     examples: dict[str, list[dict[str, Any]]] = {}
+
+
+def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str, Any] | None) -> Result:
+    """Return the contents of a result file.
+
+    Args:
+        config: the dataset or the comparison, with a name, a task and a language.
+        model: what it reads.
+        found: `metrics` and `protocol`.
+        details: the other statistics, such as intervals and examples; None if they were not computed.
+    """
+    result = {
+        "dataset": config.name,
+        "model": model,
+        "pretrained": None,
+        "task": config.task,
+        "metrics": found["metrics"],
+        "language": config.language,
+        "protocol": found["protocol"],
+    }
+    return result if details is None else result | {"statistics": settings()} | details
 
 
 class NotAResult(UserError):
