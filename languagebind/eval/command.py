@@ -1,8 +1,10 @@
 """What the commands of evaluation share: their flags, the ranks, and results that are written and printed."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +15,7 @@ from ..config import UserError, gather_flags, parse
 from ..distributed import Process, joined, on_main
 from ..files import twice
 from .features import EncodeOptions
-from .results import Result, table, writable, write_result
+from .results import Result, table, write_result
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def check_output(paths: Sequence[Path], overwrite: bool) -> None:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: --overwrite replaces it, --output FOLDER writes elsewhere")
     for folder in {path.parent for path in paths}:
-        if not writable(folder):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise UserError(f"{folder} cannot be written: name another folder")
 
 
@@ -63,11 +67,7 @@ def evaluate_each(
     load: Callable[[torch.device], M],
     evaluate: Callable[[M, T, EncodeOptions], Result],
 ) -> None:
-    """Load models once, evaluate them on each job, write each result to the job's path, and print a table.
-
-    Raises:
-        UserError: a result cannot be made, or cannot be written.
-    """
+    """Load models once, evaluate them on each job, write each result to the job's path, and print a table."""
     check_output([path for path, _ in jobs], options.overwrite)
     with joined(options.encode.device) as process:
         models, results = load(process.device), []

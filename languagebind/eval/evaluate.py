@@ -89,13 +89,10 @@ def evaluate(
 
 
 def check_dataset(dataset: DatasetConfig, modality: Modality) -> ListedDataset:
-    """Find what would stop an evaluation: missing data, wrong labels, no captions, files of another modality.
-
-    Returns:
-        The dataset with its samples, for `evaluate`.
+    """Return a dataset with its samples, for `evaluate`.
 
     Raises:
-        UserError: with what is wrong.
+        UserError: data is missing, a label is wrong, there are no captions, or the files are of another modality.
     """
     reader = _choose(dataset, modality).reader
     samples = read_samples(dataset, modality)

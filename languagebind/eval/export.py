@@ -1,7 +1,7 @@
 """Write the features of an evaluation to files, with a description of each row."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,45 +29,32 @@ class Features:
     """for each of the U texts: `text`, and for a class its `label`"""
 
 
-def check_format(name: str) -> None:
-    """Raise `UserError` if the format needs a package that is not installed."""
-    if name == "parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise UserError("--export-format parquet needs the package pyarrow: pip install pyarrow") from error
-
-
 def export_features(found: Features, path: Path) -> None:
-    """Write the features in the format of the path's extension.
+    """Write the features in the format of the path's extension. Raises `UserError` where that fails.
 
     `.safetensors` holds the tensors `features` and `text_features`. Beside it, `.jsonl` has a line for each row:
     `{"tensor": "features", "row", "key", "labels", "captions"}` or `{"tensor": "text_features", "row", "text", ...}`.
     `.parquet` holds these lines as a table, with the features in the column `vector`.
-
-    Raises:
-        UserError: they cannot be written.
     """
     lines = [
         {"tensor": "features", "row": row, "key": sample.key, "labels": sample.labels, "captions": sample.captions}
         for row, sample in enumerate(found.samples)
     ]
     lines += [{"tensor": "text_features", "row": row} | text for row, text in enumerate(found.texts)]
-    tensors = {"features": found.features, "text_features": found.text_features}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    features, texts = (tensor.detach().cpu().contiguous() for tensor in (found.features, found.text_features))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
-            write_atomic(path, _parquet(tensors, lines))
+            write_atomic(path, _parquet(torch.cat([features, texts]), lines))
             return
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_atomic(path.with_suffix(".jsonl"), text.encode())
-        write_atomic(path, save(tensors))
+        write_atomic(path, save({"features": features, "text_features": texts}))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _parquet(tensors: Mapping[str, Tensor], lines: Sequence[dict[str, Any]]) -> bytes:
+def _parquet(vectors: Tensor, lines: Sequence[dict[str, Any]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
@@ -77,7 +64,6 @@ def _parquet(tensors: Mapping[str, Tensor], lines: Sequence[dict[str, Any]]) -> 
     # Labels may be numbers or texts; a column has one type
     rows = [line | {"labels": list(map(str, line["labels"]))} if "labels" in line else line for line in lines]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds.items()))
-    vectors = torch.cat(list(tensors.values()))
     flat = pyarrow.array(vectors.flatten().numpy())
     table = table.append_column("vector", pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
     sink = pyarrow.BufferOutputStream()

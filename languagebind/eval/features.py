@@ -91,10 +91,15 @@ class Encoder:
         """
         reader, views = self.protocol.reader, self.protocol.reader.views
         size = max(1, self.options.batch_size // views)
-        parts, missing = self._stored_parts(samples, size)
+        # Before anything is read: a file that changes meanwhile must not be stored under its new identity
+        batches = _own_batches(len(samples), size)
+        names = {batch: [identity(samples[i]) for i in batch] if self.cache else [] for batch in batches}
+        stored = {batch: self.cache.get(names[batch]) if self.cache else None for batch in batches}
+        parts = {batch[0]: (list(batch), x.to(self.device)) for batch, x in stored.items() if x is not None}
+        missing = [batch for batch in batches if stored[batch] is None]
         loader = DataLoader(
             _Inputs(samples, reader, getattr(self.model, "takes_files", False)),
-            batch_sampler=[list(batch) for batch, _ in missing],
+            batch_sampler=[list(batch) for batch in missing],
             num_workers=self.options.workers if missing else 0,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
@@ -102,20 +107,19 @@ class Encoder:
         )
         bad: dict[int, str] = {}
         encode = self.model.encode if self.protocol.unit else self.model.project
-        for (batch, names), (positions, inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
+        for batch, (positions, inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
             bad |= unreadable
             if not positions:
                 continue
             features = self._run(encode, inputs).unflatten(0, (-1, views)).flatten(1)  # (B, V * D)
             parts[batch[0]] = positions, features
             if self.cache and not unreadable:
-                self.cache.put(names, features)
+                self.cache.put(names[batch], features)
         # Shared before any rank stops, so that every rank stops
         bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
         _check_bad(bad, len(samples), self.options.skip_bad)
         kept = [i for i in range(len(samples)) if i not in bad]
-        features = _gather_rows(parts, kept, len(samples), size, self.device)
-        _check_finite(features, [samples[i].key for i in kept])
+        features = self._gather(parts, kept, [sample.key for sample in samples], size)
         if len(features) > 1 and not rank() and bool((features == features[0]).all()):
             log.warning("all %d samples have the same features: the encoder has collapsed", len(features))
         if views == 1:
@@ -144,9 +148,7 @@ class Encoder:
                 if self.cache:
                     self.cache.put(["text", *here], found)
             parts[batch[0]] = list(batch), found.to(self.device)
-        features = _gather_rows(parts, list(range(len(distinct))), len(distinct), size, self.device)
-        _check_finite(features, distinct)
-        return features, positions
+        return self._gather(parts, range(len(distinct)), distinct, size), positions
 
     def build_classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Return one unit-norm vector for each class, (K, D): the mean of the unit-norm features of its prompts."""
@@ -179,21 +181,32 @@ class Encoder:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
 
-    def _stored_parts(
-        self, samples: Sequence[Sample], size: int
-    ) -> tuple[dict[int, Part], list[tuple[range, list[Any]]]]:
-        """Return this rank's batches that the cache has; and the others, each with what identifies its samples."""
-        parts: dict[int, Part] = {}
-        missing: list[tuple[range, list[Any]]] = []
-        for batch in _own_batches(len(samples), size):
-            # Before anything is read: a file that changes meanwhile must not be stored under its new identity
-            names = [identity(samples[i]) for i in batch] if self.cache else []
-            stored = self.cache.get(names) if self.cache else None
-            if stored is None:
-                missing.append((batch, names))
-            else:
-                parts[batch[0]] = list(batch), stored.to(self.device)
-        return parts, missing
+    def _gather(self, parts: dict[int, Part], kept: Sequence[int], names: Sequence[str], size: int) -> Tensor:
+        """Return the features that all ranks encoded, in the order of the data.
+
+        Takes this rank's batches by their first position, the positions that any rank encoded, what all inputs are
+        called, and the size of a batch.
+        """
+        world = world_size()
+        if world == 1:
+            features = torch.cat([parts[start][1] for start in sorted(parts)])
+        else:
+            embed_dim = max(gather_objects(max((found.shape[1] for _, found in parts.values()), default=0)))
+            slots = -(-len(names) // (size * world))
+            # Every rank contributes the same number of batches, padded with zeros, so that the shapes agree
+            rows = torch.zeros(slots, size, embed_dim, device=self.device)
+            for positions, found in parts.values():
+                places = torch.tensor(positions, device=self.device)
+                rows[places // (size * world), places % size] = found
+            everyone = [torch.empty_like(rows) for _ in range(world)]
+            dist.all_gather(everyone, rows)
+            features = torch.stack(everyone, dim=1).flatten(0, 2)  # (slots, world, size) in order
+            features = features[torch.tensor(kept, device=self.device)]
+        wrong = (~features.isfinite()).any(dim=1).nonzero()
+        if len(wrong):
+            count, first = f"{len(wrong)} of {len(kept)} inputs", names[kept[int(wrong[0])]]
+            raise UserError(f"the model returns NaN or infinity for {count}, first for {first!r}")
+        return features
 
 
 def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -277,30 +290,3 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     if not skip_bad or len(bad) == total:
         raise UserError(f"{found} (--skip-bad continues without them):{listed}{more}")
     log.warning("%s; the result covers the rest:%s%s", found, listed, more)
-
-
-def _check_finite(features: Tensor, names: Sequence[str]) -> None:
-    rows = (~features.isfinite()).any(dim=1).nonzero()
-    if len(rows):
-        count = f"{len(rows)} of {len(names)} inputs"
-        raise UserError(f"the model returns NaN or infinity for {count}, first for {names[int(rows[0])]!r}")
-
-
-def _gather_rows(parts: dict[int, Part], kept: list[int], total: int, size: int, device: torch.device) -> Tensor:
-    """Return the features that all ranks encoded, in the order of the data.
-
-    Takes this rank's batches by their first position, and the positions, out of `total`, that any rank encoded.
-    """
-    world = world_size()
-    if world == 1:
-        return torch.cat([parts[start][1] for start in sorted(parts)])
-    embed_dim = max(gather_objects(max((features.shape[1] for _, features in parts.values()), default=0)))
-    slots = -(-total // (size * world))
-    # Every rank contributes the same number of batches, padded with zeros, so that the shapes agree
-    rows = torch.zeros(slots, size, embed_dim, device=device)
-    for positions, features in parts.values():
-        places = torch.tensor(positions, device=device)
-        rows[places // (size * world), places % size] = features
-    found = [torch.empty_like(rows) for _ in range(world)]
-    dist.all_gather(found, rows)
-    return torch.stack(found, dim=1).flatten(0, 2)[torch.tensor(kept, device=device)]  # (slots, world, size) in order

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,6 @@ from .command import CommandOptions, check_output
 from .data.datasets import DatasetConfig, load_dataset_config, load_folder
 from .data.samples import check_data
 from .data.validation import validate
-from .export import check_format
 from .models import checkpoint_of, split_name
 from .results import Result, read_result, result_path
 
@@ -85,10 +85,12 @@ def select_models(options: EvalOptions) -> list[tuple[str, str]]:
         "name what to evaluate, with either --checkpoint or --model": bool(options.checkpoint) == bool(options.model),
         "--overwrite and --skip-existing exclude each other": options.overwrite and options.skip_existing,
         "with --all, leave out --config and --data": options.all and bool(options.config or options.data),
+        "--export-format parquet needs the package pyarrow: pip install pyarrow": (
+            options.export_format == "parquet" and find_spec("pyarrow") is None
+        ),
     }
     if fault := next((fault for fault, found in faults.items() if found), None):
         raise UserError(fault)
-    check_format(options.export_format)
     return [split_name(spec) for spec in options.model or [str(options.checkpoint)]]
 
 
@@ -101,11 +103,10 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
     datasets, absent = _all_configs(options) if options.all else ([], [])
     datasets += [load_dataset_config(file, options.data_root) for file in options.config]
     datasets += [load_folder(folder) for folder in options.data]
-    for dataset in datasets:
-        check_data(dataset)
     keys = ("protocol", "clips", "crops", "templates")
     changes = {key: value for key in keys if (value := getattr(options, key)) is not None}
     for i, dataset in enumerate(datasets):
+        check_data(dataset)
         own = {key: value for key, value in changes.items() if key != "templates" or dataset.task != "retrieval"}
         datasets[i] = validate(DatasetConfig, vars(dataset) | own, dataset.name)
     if not datasets:

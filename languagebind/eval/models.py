@@ -15,7 +15,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..config import UserError
 from ..hub.checkpoint import checkpoint_name, latest_checkpoint
 from ..hub.encoders import load_model
 from ..modalities import Modality, modality_class, modality_name, modality_names
+from ..modalities._images import MEAN, STD
 from ..text import TextConfig, encode_text, fingerprint, open_clip_text
 from ..weights import open_clip_model
 
@@ -39,15 +40,10 @@ MAX_LOGIT_SCALE = 20.0  # above all models'; its exponential times a cosine is s
 
 
 class Model(Protocol):
-    """What `evaluate` needs of a model; `DualEncoder` has it. Features may have any norm and any float type."""
+    """What `evaluate` needs of a module; `DualEncoder` has it. Features may have any norm and any float type."""
 
     logit_scale: Tensor
     """scalar, log-space; its device is the model's"""
-    training: bool
-
-    def train(self, mode: bool = True) -> Any: ...
-
-    def eval(self) -> Any: ...
 
     def tokenize(self, texts: list[str]) -> dict[str, Any]:
         """Return what `encode_text` takes: tensors on the CPU, or lists, which are not moved."""
@@ -96,9 +92,7 @@ def model_name(spec: str) -> str:
 def checkpoint_of(spec: str) -> str:
     """Return what a specification means now: for a run's folder, its last checkpoint."""
     path = Path(spec)
-    if not path.exists():
-        return spec
-    return str((latest_checkpoint(path / "checkpoints") or path).resolve())
+    return str((latest_checkpoint(path / "checkpoints") or path).resolve()) if path.exists() else spec
 
 
 def load_eval_model(
@@ -107,7 +101,7 @@ def load_eval_model(
     modality: str | None = None,
     num_frames: int | None = None,
     default_modality: str | None = None,
-) -> tuple[Model, Modality]:
+) -> tuple[Any, Modality]:
     """Load the model of a specification for evaluation, and how its inputs are read.
 
     Args:
@@ -117,18 +111,20 @@ def load_eval_model(
         num_frames: frames of a clip, instead of the model's own number.
         default_modality: what an open_clip model reads where `modality` is None.
 
+    Returns:
+        A `Model` in evaluation mode, and its modality.
+
     Raises:
         UserError: it cannot be used, or reads another modality.
     """
-    model: Any
+    model: nn.Module
     kind: Any
     if spec.startswith(OPEN_CLIP):
         model, kind = _load_open_clip(spec, modality or default_modality)
-    elif _callable_parts(spec):
-        model, kind = _load_external(spec)
+    elif parts := _callable_parts(spec):
+        model, kind = _load_external(spec, *parts)
     else:
-        model, kind = load_model(spec, device, modality=modality, num_frames=num_frames)
-        return model, kind
+        return load_model(spec, device, modality=modality, num_frames=num_frames)
     if modality not in (None, modality_name(kind)):
         raise UserError(f"{spec} is for {modality_name(kind)}, not {modality}")
     if num_frames is not None:
@@ -144,14 +140,10 @@ class OpenClipModel(nn.Module):
     def __init__(self, model: Any, config: TextConfig):
         super().__init__()
         self.text_model, self.text_projection, _ = open_clip_text(model, config)
-        self.model = model
+        self.model, self.tokenize = model, self.text_model.tokenizer
         shift, scale = _pixel_change(model.visual.preprocess_cfg)
         self.logit_scale = nn.Buffer(model.logit_scale.detach().float().clone())
         self.shift, self.scale = nn.Buffer(shift), nn.Buffer(scale)
-
-    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        tokenizer: Any = self.text_model.tokenizer
-        return tokenizer(texts)
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
         return encode_text(self.text_model, self.text_projection, tokens)
@@ -205,13 +197,13 @@ class ExternalModel(nn.Module):
 
 def _load_open_clip(spec: str, modality: str | None) -> tuple[OpenClipModel, Modality]:
     name, tag = _open_clip_parts(spec)
-    kind = _modality(f"{spec}: name what it reads with --modality", modality)
+    kind: Any = _modality(f"{spec}: name what it reads with --modality", modality)
     model = OpenClipModel(open_clip_model(name, tag), TextConfig(name, tag))
     size = model.model.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     if height != width or kind.input_shape[0] != 3 or not hasattr(kind, "image_size"):
         raise UserError(f"{spec} reads pictures of {height} x {width} pixels, which {modality} does not provide")
-    return model, replace(cast(Any, kind), image_size=height)
+    return model, replace(kind, image_size=height)
 
 
 def _open_clip_parts(spec: str) -> tuple[str, str | None]:
@@ -225,14 +217,11 @@ def _open_clip_parts(spec: str) -> tuple[str, str | None]:
 
 def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return shift and scale, (3, 1, 1) each, from pixels with CLIP's normalisation to the model's own."""
-    from ..modalities._images import MEAN, STD
-
     for key, usual in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
         if config.get(key, usual) != usual:
             log.warning("the model was trained with %s %r, but pictures are resized with %r", key, config[key], usual)
-    mean, std, own_mean, own_std = (
-        torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (MEAN, STD, config["mean"], config["std"])
-    )
+    values = torch.tensor([MEAN, STD, config["mean"], config["std"]], dtype=torch.float64)
+    mean, std, own_mean, own_std = values[..., None, None]
     return ((mean - own_mean) / own_std).float(), (std / own_std).float()
 
 
@@ -241,8 +230,7 @@ def _callable_parts(spec: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def _load_external(spec: str) -> tuple[ExternalModel, Modality]:
-    module, function = cast(tuple[str, str], _callable_parts(spec))
+def _load_external(spec: str, module: str, function: str) -> tuple[ExternalModel, Modality]:
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -42,7 +42,7 @@ class FolderTask(AbsTaskZeroShotClassification):
 
     def __init__(self, config: DatasetConfig, template: str):
         if config.task != "classification" or config.modality is None or "{c}" not in template:
-            needs = f"needs a classification, a config with `modality`, and {{c}} in the template {template!r}"
+            needs = f"needs a classification with a modality, and {{c}} in the template {template!r}"
             raise UserError(f"{config.name}: mteb's task {needs}")
         self.config, self.template = config, template
         self.data_loaded = False
@@ -97,21 +97,17 @@ def mteb_task(
         UserError: the config is wrong or not a classification, or its class names are missing.
     """
     dataset = load_dataset_config(Path(config), Path(data_root) if data_root else None)
-    # mteb takes the metadata from the class, and returns to it when the data is unloaded
-    metadata = _metadata(dataset)
-    return type(metadata.name, (FolderTask,), {"metadata": metadata})(dataset, template)
-
-
-def _metadata(config: DatasetConfig) -> TaskMetadata:
-    return TaskMetadata(
-        name="".join(part.title() for part in config.name.split("_")) + "ZeroShot",
-        description=f"{config.name}: {config.modality} as pictures, one prompt a class.",
+    metadata = TaskMetadata(
+        name="".join(part.title() for part in dataset.name.split("_")) + "ZeroShot",
+        description=f"{dataset.name}: {dataset.modality} as pictures, one prompt a class.",
         reference=None,
-        dataset={"path": config.name, "revision": config.split},
+        dataset={"path": dataset.name, "revision": dataset.split},
         type="ZeroShotClassification",
         category="i2t",
         modalities=[PICTURE, TEXT],
-        eval_splits=[config.split],
+        eval_splits=[dataset.split],
         eval_langs=["eng-Latn"],
         main_score="accuracy",
     )
+    # mteb takes the metadata from the class, and returns to it when the data is unloaded
+    return type(metadata.name, (FolderTask,), {"metadata": metadata})(dataset, template)

@@ -40,18 +40,6 @@ class PairsOptions(CommandOptions):
     """YAML files that describe comparisons, see configs/eval/pairs/"""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The samples that could be read in every modality, in the same order in each."""
-
-    features: dict[str, Tensor]
-    """(N, D) by modality, unit norm"""
-    samples: dict[str, list[Sample]]
-    """N samples by modality"""
-    positions: list[int]
-    """position of each sample among the matched ones"""
-
-
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> Result:
     """Evaluate encoders on a comparison. Where torch.distributed is initialised, every rank must call this.
 
@@ -78,12 +66,12 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
         name: Encoder(model, choose_protocol("ours", None, None, modality), options, f"{config.name}_{name}")
         for name, (model, modality) in models.items()
     }
-    encoded = _encode(used, matched)
-    query = fuse(encoded.features, config.query)
+    features, samples, kept = _encode(used, matched)
+    query = fuse(features, config.query)
     if targets is None:
-        found, details = _retrieval(config, encoded, query)
+        found, details = _retrieval(config, query, fuse(features, config.gallery), samples)
     else:
-        found, details = _classification(config, encoded, query, targets[encoded.positions], used)
+        found, details = _classification(config, query, targets[kept], used, samples)
     lost = len(next(iter(matched.values()))) - len(query)
     counts = {"samples": len(query), "skipped_samples": unpaired + lost, "unpaired_samples": unpaired}
     counts["missing_samples"] = missing
@@ -91,8 +79,10 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     return new_result(config, "+".join(models), found, details)
 
 
-def _encode(used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]]) -> Encoded:
-    """Encode what can be read in all modalities."""
+def _encode(
+    used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]]
+) -> tuple[dict[str, Tensor], dict[str, list[Sample]], list[int]]:
+    """Return features (N, D) and samples by modality, and the positions (N,) of what all modalities can read."""
     features: dict[str, Tensor] = {}
     rows: dict[str, dict[int, int]] = {}  # position among the matched samples -> row of the features
     for name, samples in matched.items():
@@ -103,11 +93,8 @@ def _encode(used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]]) ->
             features[name], positions = used[name].encode_samples(samples)
         rows[name] = {position: row for row, position in enumerate(positions)}
     kept = sorted(set.intersection(*map(set, rows.values())))
-    return Encoded(
-        {name: features[name][[rows[name][position] for position in kept]] for name in matched},
-        {name: [samples[position] for position in kept] for name, samples in matched.items()},
-        kept,
-    )
+    features = {name: x[[rows[name][position] for position in kept]] for name, x in features.items()}
+    return features, {name: [samples[i] for i in kept] for name, samples in matched.items()}, kept
 
 
 def _encode_captions(encoder: Encoder, samples: Sequence[Sample]) -> Tensor:
@@ -119,25 +106,27 @@ def _encode_captions(encoder: Encoder, samples: Sequence[Sample]) -> Tensor:
     return F.normalize(total, dim=-1)
 
 
-def _retrieval(config: PairsConfig, encoded: Encoded, query: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+def _retrieval(
+    config: PairsConfig, query: Tensor, gallery: Tensor, samples: Mapping[str, list[Sample]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return metrics and protocol of both directions, and everything else in the result."""
     rows = torch.arange(len(query), device=query.device)
-    compared = Captioned(fuse(encoded.features, config.gallery), query, rows, rows)
+    compared = Captioned(gallery, query, rows, rows)
     found, ranked = retrieve(compared)
     # Examples show the gallery's first modality that has files, and name the query by its key
-    shown = encoded.samples[next((name for name in config.gallery if name != TEXT), next(iter(config.gallery)))]
+    shown = samples[next((name for name in config.gallery if name != TEXT), next(iter(config.gallery)))]
     first = next(iter(config.query))
     in_shard = bool(list_shards(config.data[first].data))
-    keys = [sample_key(sample, in_shard) for sample in encoded.samples[first]]
-    details = describe_retrieval(compared, ranked, shown, keys)
+    details = describe_retrieval(compared, ranked, shown, [sample_key(sample, in_shard) for sample in samples[first]])
     details |= {key: _renamed(details[key]) for key in ("intervals", "curves")}
     protocol = {"relevance": "the sample of the same key alone", "chance": _renamed(found["protocol"]["chance"])}
     return {"metrics": _renamed(found["metrics"]), "protocol": protocol}, details
 
 
 def _classification(
-    config: PairsConfig, encoded: Encoded, query: Tensor, targets: Tensor, used: Mapping[str, Encoder]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    config: PairsConfig, query: Tensor, targets: Tensor, used: Mapping[str, Encoder],
+    samples: Mapping[str, list[Sample]],
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Return metrics and protocol, and everything else in the result."""
     first, encoder = next(iter(used.items()))
     classes = config.class_names or {}
@@ -148,7 +137,7 @@ def _classification(
     found = classify(scores, targets, "classification")
     prompts = {"templates": list(config.templates), "prompts_sha256": digest(class_prompts(names, config.templates))}
     found["protocol"] |= prompts | {"labels": config.labels, "logit_scale": first}
-    return found, describe_classification(scores, targets, logits, classes, encoded.samples[first])
+    return found, describe_classification(scores, targets, logits, classes, samples[first])
 
 
 def _protocol(config: PairsConfig, used: Mapping[str, Encoder], identity: str) -> dict[str, Any]:

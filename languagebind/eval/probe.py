@@ -7,9 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..config import UserError, at_least, run, to_dict
 from ..hub.checkpoint import checkpoint_name
@@ -18,7 +15,7 @@ from .cache import weights_digest
 from .command import CommandOptions, evaluate_each, parse_command
 from .data.datasets import DatasetConfig, load_dataset_config, naming
 from .data.readers import choose_protocol
-from .data.samples import Sample, check_data, class_names, digest_of_samples, read_samples
+from .data.samples import check_data, class_names, digest_of_samples, read_samples
 from .features import EncodeOptions, Encoder
 from .models import Model, checkpoint_of, load_eval_model
 from .results import Result, new_result, result_path
@@ -68,36 +65,31 @@ def evaluate_probe(
         check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
     test = parts["test"]  # the other part is read in the same way
     encoder = Encoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
-    read = {name: _encode_labelled(encoder, part, samples[name], labels[name]) for name, part in parts.items()}
-    found, details = probe(read["train"][0], read["test"][0], len(classes), options.shots, options.seeds)
-    facts = encoder.describe()
+    data, facts = {}, {}
+    for name, part in parts.items():
+        features, kept = encoder.encode_samples(samples[name])
+        data[name] = Labelled(features.double().cpu().numpy(), labels[name][kept])
+        counts = {"samples": len(kept), "skipped_samples": len(samples[name]) - len(kept)}
+        identity = digest_of_samples([[sample.key, sample.labels] for sample in samples[name]], part.name)
+        facts[name] = counts | {"data_sha256": identity} | ({"clip": list(part.clip)} if part.clip else {})
+    found, details = probe(data["train"], data["test"], len(classes), options.shots, options.seeds)
+    settings = encoder.describe()
     found["protocol"] = {
         "probe": "logistic regression (L-BFGS, L2) on unit-norm features of the shared space",
         "C_chosen_on": f"{HELD_OUT} of the training data; of k shots min(k, {HELD_OUT_SHOTS}) others a class",
         "seeds": options.seeds,
         "shots": list(options.shots),
-        **read["test"][1],
-        "train": read["train"][1],
+        **facts["test"],
+        "train": facts["train"],
         "split": test.split,
         "input_shape": list(modality.input_shape),
         "inputs": to_dict(modality),
         "ties": "count against the model",
-        "precision": facts["precision"],
-        "versions": facts["versions"],
+        "precision": settings["precision"],
+        "versions": settings["versions"],
         **found["protocol"],
     }
     return new_result(test, modality_name(modality), found, details) | {"dataset": f"{test.name}_probe"}
-
-
-def _encode_labelled(
-    encoder: Encoder, dataset: DatasetConfig, samples: Sequence[Sample], labels: np.ndarray
-) -> tuple[Labelled, dict[str, Any]]:
-    """Return features and labels of a dataset's samples, and what the protocol says about it."""
-    features, kept = encoder.encode_samples(samples)
-    counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
-    identity = digest_of_samples([[sample.key, sample.labels] for sample in samples], dataset.name)
-    facts = counts | {"data_sha256": identity} | ({"clip": list(dataset.clip)} if dataset.clip else {})
-    return Labelled(features.double().cpu().numpy(), labels[kept]), facts
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -63,11 +62,8 @@ class ResultFile(BaseModel):
 def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str, Any] | None) -> Result:
     """Return the contents of a result file.
 
-    Args:
-        config: the dataset or the comparison, with a name, a task and a language.
-        model: what it reads.
-        found: `metrics` and `protocol`.
-        details: the other statistics, such as intervals and examples; None if they were not computed.
+    Takes the config of a dataset or comparison, what the model reads, metrics with protocol, and the other statistics
+    if they were computed.
     """
     result = {
         "dataset": config.name,
@@ -142,11 +138,6 @@ def model_name(result: Result) -> str:
     return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
 
 
-def differing(results: Sequence[Result]) -> list[str]:
-    """Return what differs between results of one dataset so that their values cannot be compared."""
-    return [setting_name(key) for key in COMPARED if len({str(result["protocol"].get(key)) for result in results}) > 1]
-
-
 def setting_name(key: str) -> str:
     """Return what a setting of `COMPARED` is called in a sentence."""
     return key.removesuffix("_sha256").replace("_", " ")
@@ -162,20 +153,10 @@ def result_path(output: Path, dataset: str, model: str) -> Path:
     return Path(output) / f"{dataset}_{model}.json"
 
 
-def writable(folder: Path) -> bool:
-    """Return whether files can be written to a folder, which is made if it does not exist."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
 def write_result(result: Result, path: Path) -> None:
-    """Write a result atomically; an infinite metric or bound becomes null, as JSON has no infinity.
+    """Write a result atomically. Raises `UserError` where that fails.
 
-    Raises:
-        UserError: the file cannot be written.
+    An infinite metric or bound becomes null, as JSON has no infinity.
     """
     numbers = json.dumps({key: result[key] for key in ("metrics", "intervals") if key in result})
     finite = json.loads(numbers, parse_constant=lambda infinity: None)
@@ -193,24 +174,27 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         chance = result["protocol"]["chance"]
         head = (result["dataset"], result["task"], str(result["protocol"]["samples"]))
-        for metric, value in shown_metrics(result).items():
-            ends = " to ".join(map(number, interval(result, metric) or ()))
-            rows.append((*head, metric, number(value), ends, number(chance.get(metric))))
-    return "\n".join(aligned(rows, left=4))
+        for metric in shown_metrics(result):
+            rows.append((*head, metric, *_cell(result, metric), _number(chance.get(metric))))
+    return "\n".join(_aligned(rows, left=4))
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """Return the rows as lines with columns of equal width, the first `left` of them aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
-        for row in rows
-    ]
+    padded = ([f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows)
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
-def number(value: float | None) -> str:
-    """Return a number with four decimals, or nothing for None."""
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _cell(result: Result | None, metric: str) -> tuple[str, str]:
+    """Return a metric's value and interval, as far as the result has them."""
+    if result is None:
+        return "", ""
+    return _number(result["metrics"].get(metric)), " to ".join(map(_number, interval(result, metric) or ()))
 
 
 def comparison(results: Sequence[Result]) -> str:
@@ -226,23 +210,16 @@ def comparison(results: Sequence[Result]) -> str:
     for dataset, found in datasets.items():
         for metric in dict.fromkeys(metric for result in found.values() for metric in shown_metrics(result)):
             chance = next(iter(found.values()))["protocol"].get("chance", {}).get(metric)
-            rows.append((dataset, metric, *(_cell(found.get(model), metric) for model in models), number(chance)))
-        if keys := differing(list(found.values())):
-            warnings.append(
-                f"warning: {dataset}: the models differ in {', '.join(keys)}, so their values cannot be compared"
-            )
+            cells = (_cell(found.get(model), metric) for model in models)
+            values = (f"{value} ({ends})" if ends else value for value, ends in cells)
+            rows.append((dataset, metric, *values, _number(chance)))
+        protocols = [result["protocol"] for result in found.values()]
+        keys = [setting_name(key) for key in COMPARED if len({str(each.get(key)) for each in protocols}) > 1]
+        if keys:
+            warnings.append(f"{dataset}: the models differ in {', '.join(keys)}, so their values cannot be compared")
             continue
         for one, other in combinations(found, 2):
             if metrics := overlaps(found[one], found[other]):
-                warnings.append(
-                    f"warning: {dataset}: the intervals of {one} and {other} overlap in {', '.join(metrics)}:"
-                    " there neither is shown to be better"
-                )
-    return "\n".join([*aligned(rows, left=2), *warnings])
-
-
-def _cell(result: Result | None, metric: str) -> str:
-    if result is None or metric not in result["metrics"]:
-        return ""
-    ends = interval(result, metric)
-    return number(result["metrics"][metric]) + (f" ({' to '.join(map(number, ends))})" if ends else "")
+                overlap = f"the intervals of {one} and {other} overlap in {', '.join(metrics)}"
+                warnings.append(f"{dataset}: {overlap}: there neither is shown to be better")
+    return "\n".join([*_aligned(rows, left=2), *(f"warning: {text}" for text in warnings)])

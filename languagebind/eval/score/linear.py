@@ -51,6 +51,7 @@ def probe(
         UserError: a class has too few samples for the shots.
     """
     check_shots(train.labels, shots, range(num_classes))  # again: some samples may have been unreadable
+    labels = torch.from_numpy(test.labels)
     metrics: dict[str, float] = {}
     found_c: dict[str, list[float]] = {}
     first = torch.empty(0)
@@ -61,7 +62,7 @@ def probe(
             strength = choose_c(train, fit, held_out)
             everything = np.concatenate([fit, held_out]) if count is None else fit
             scores = _scores(train, np.sort(everything), strength, test.features, num_classes)
-            found = classification_metrics(scores, torch.from_numpy(test.labels))
+            found = classification_metrics(scores, labels)
             if not metrics:
                 first, metrics = scores, dict(found)
             tops.append(found["top1"])
@@ -69,7 +70,6 @@ def probe(
             log.info("%s, seed %d: C %.3g, top-1 %.4f", name, seed, strength, tops[-1])
         deviation = float(np.std(tops, ddof=1)) if seeds > 1 else 0.0
         metrics |= {f"{name}/top1_mean": float(np.mean(tops)), f"{name}/top1_std": deviation}
-    labels = torch.from_numpy(test.labels)
     ranks = rank_pairs(first, torch.arange(len(labels)), labels).ranks
     protocol = {"C": found_c, "classes": num_classes, "classes_trained": len(np.unique(train.labels))}
     protocol["chance"] = chance_of_class(num_classes)

@@ -40,17 +40,12 @@ class Captioned:
 
     def direction(self, name: str) -> "Direction":
         """Return the queries and the gallery of a direction in `DIRECTIONS`."""
-        captions = torch.arange(len(self.rows), device=self.rows.device)
+        texts, rows, features = self.text_features, self.rows, self.features
+        captions = torch.arange(len(rows), device=rows.device)
         if name == "text_to_modality":
-            return Direction(self._from_text, len(self.rows), len(self.features), captions, self.owners)
-        return Direction(self._to_text, len(self.features), len(self.rows), self.owners, captions)
-
-    def _from_text(self, queries: Tensor) -> Tensor:
-        return self.text_features[self.rows[queries]] @ self.features.T
-
-    def _to_text(self, queries: Tensor) -> Tensor:
+            return Direction(lambda q: texts[rows[q]] @ features.T, len(rows), len(features), captions, self.owners)
         # Scores of equal captions are copied, so that they tie exactly
-        return (self.features[queries] @ self.text_features.T)[:, self.rows]
+        return Direction(lambda q: (features[q] @ texts.T)[:, rows], len(features), len(rows), self.owners, captions)
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,9 @@ from torch import Tensor
 
 from ...config import UserError
 from ..data.samples import Sample
+from . import metrics
 from .examples import media, pick_examples
-from .metrics import (
-    Ranked,
-    best_thresholds,
-    calibration,
-    chance_of_class,
-    chance_of_precision,
-    classification_metrics,
-    multilabel_metrics,
-    precisions_and_areas,
-    rank_pairs,
-)
+from .metrics import Ranked, precisions_and_areas, rank_pairs
 from .statistics import classification_intervals, multilabel_intervals
 
 log = logging.getLogger(__name__)
@@ -73,11 +64,11 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
     if present < targets.shape[1]:
         log.warning("%d of %d classes have no sample", targets.shape[1] - present, targets.shape[1])
     if task == "multilabel":
-        chance = {"mAP": chance_of_precision(targets.sum(dim=0), len(targets)), "mAUC": 0.5, "d_prime": 0.0}
-        return {"metrics": multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
-    metrics = classification_metrics(scores, single_labels(targets))
-    chance = chance_of_class(targets.shape[1])
-    return {"metrics": metrics | {"chance": chance["top1"]}, "protocol": protocol | {"chance": chance}}
+        chance = {"mAP": metrics.chance_of_precision(targets.sum(dim=0), len(targets)), "mAUC": 0.5, "d_prime": 0.0}
+        return {"metrics": metrics.multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
+    found = metrics.classification_metrics(scores, single_labels(targets))
+    chance = metrics.chance_of_class(targets.shape[1])
+    return {"metrics": found | {"chance": chance["top1"]}, "protocol": protocol | {"chance": chance}}
 
 
 def describe_classification(
@@ -102,7 +93,7 @@ def describe_classification(
             for (label, name), count, hit in zip(classes.items(), counts, hits, strict=True)
         ],
         "confusion": torch.cat([pairs, pair_counts[:, None]], dim=1).tolist(),
-        "calibration": calibration(logits, right),
+        "calibration": metrics.calibration(logits, right),
         "examples": _examples(ranked, predicted.tolist(), targets, list(classes.values()), samples),
     }
 
@@ -116,7 +107,7 @@ def describe_multilabel(
     number of True in a row.
     """
     counts = targets.sum(dim=0).tolist()
-    columns = zip(*precisions_and_areas(scores, targets), best_thresholds(scores, targets), strict=True)
+    columns = zip(*precisions_and_areas(scores, targets), metrics.best_thresholds(scores, targets), strict=True)
     rows = [
         {"label": label, "name": name, "samples": count, "AP": _or_none(ap), "AUC": _or_none(auc), "threshold": best}
         for (label, name), count, (ap, auc, best) in zip(classes.items(), counts, columns, strict=True)
