@@ -98,10 +98,10 @@ class Encoder:
         parts = {batch[0]: (list(batch), x.to(self.device)) for batch, x in stored.items() if x is not None}
         missing = [batch for batch in batches if stored[batch] is None]
         loader = DataLoader(
-            _Inputs(samples, reader, getattr(self.model, "takes_files", False)),
-            batch_sampler=[list(batch) for batch in missing],
+            _Batches(samples, reader, getattr(self.model, "takes_files", False)),
+            batch_size=None,  # each item of the data is a batch
+            sampler=missing,
             num_workers=self.options.workers if missing else 0,
-            collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else the loader would draw its workers' seed from the global generator
         )
@@ -214,33 +214,29 @@ def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{c}", name) for name in names for template in templates]
 
 
-class _Inputs(Dataset):
-    """Yields (index, (V, C, T, H, W)), or (index, files) for a model that takes files.
+class _Batches(Dataset):
+    """Yields the positions of a batch's readable samples, their inputs, and why the others cannot be read.
 
-    An unreadable sample is (index, reason): a value, since exceptions do not travel well between processes.
+    Inputs are (B * V, C, T, H, W), or B files. Reasons are values, since exceptions do not travel well between
+    processes.
     """
 
     def __init__(self, samples: Sequence[Sample], reader: Reader, as_files: bool):
         self.samples, self.reader, self.as_files = samples, reader, as_files
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        sample = self.samples[index]
-        try:
-            source = sample.load(self.reader.modality.input_shape[1])
-            if self.as_files:
-                return index, source
-            with _one_thread():
-                return index, self.reader.read(source)
-        except DecodeError as error:
-            return index, f"{sample.key}: {error.reason}"
-
-
-def _collate(items: list[tuple[int, Any]]) -> tuple[list[int], Tensor | list[Any], dict[int, str]]:
-    """Return positions and inputs, (B * V, C, T, H, W) or files, of readable samples, and why others are not."""
-    good = {index: value for index, value in items if not isinstance(value, str)}
-    bad = {index: value for index, value in items if isinstance(value, str)}
-    inputs = list(good.values())
-    return list(good), torch.cat(inputs) if inputs and isinstance(inputs[0], Tensor) else inputs, bad
+    def __getitem__(self, batch: range) -> tuple[list[int], Tensor | list[Any], dict[int, str]]:
+        inputs: dict[int, Any] = {}
+        unreadable: dict[int, str] = {}
+        for index in batch:
+            sample = self.samples[index]
+            try:
+                source = sample.load(self.reader.modality.input_shape[1])
+                with _one_thread():
+                    inputs[index] = source if self.as_files else self.reader.read(source)
+            except DecodeError as error:
+                unreadable[index] = f"{sample.key}: {error.reason}"
+        values = list(inputs.values())
+        return list(inputs), torch.cat(values) if values and not self.as_files else values, unreadable
 
 
 @contextmanager
