@@ -180,8 +180,8 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
         (f"{HERE}:Mistakes.flat", r"encode returns \(30,\), expected \(30, D\)"),
         (f"{HERE}:Mistakes.nan", "returns NaN or infinity for 30 of 30 inputs"),
         ("open_clip:ViT-B-32", "name an open_clip model with its weights"),
-        ("open_clip:ViT-B-32/laion3b", "open_clip cannot load ViT-B-32 .*tags for it: openai"),
-        ("open_clip:ViT-B-33/openai", "not among open_clip.list_models"),
+        ("open_clip:ViT-B-32/laion3b", "open_clip cannot load ViT-B-32 .*known tags: openai"),
+        ("open_clip:ViT-B-33/openai", "cannot load ViT-B-33 .*there is no such model .near are ViT-B-32"),
         ("none.pt", "no checkpoint at none.pt"),
     ],
 )
