@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,12 +75,6 @@ def locked(path: Path) -> Iterator[None]:
 def is_plain(text: str) -> bool:
     """Tell whether a text can be a file's name and be written as UTF-8: no NUL and no half of a surrogate pair."""
     return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
-
-
-def check_regular(path: Path) -> None:
-    """Raise OSError if there is no file at a path, or a pipe or device, whose reading may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def text_lines(data: bytes) -> list[str]:

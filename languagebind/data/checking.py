@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,14 @@ from ..modalities import DecodeError, Modality
 from ..remote import fetched
 from .members import media_members, member_extension, read_captions, stream_samples
 from .shards import ShardInfo, expand_shards, file_sha256, indexed
-from .vidal import MissingCaption
-
-_END_OF_TAR = bytes(1024)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong in a shard; `key` is empty where the whole shard is meant."""
-
-    shard: str
-    key: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}{f' {self.key}' if self.key else ''}: {self.what}"
+from .vidal import MissingCaption, texts_of
 
 
 @dataclass
 class Checked:
     """What some shards hold, and what is wrong with them."""
 
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # `shard key: what`; no key where the whole shard is meant
     infos: dict[str, ShardInfo] = field(default_factory=dict)  # of each readable shard
     sizes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # bytes, by extension
     words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # words, by caption source
@@ -71,69 +57,67 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
     index = indexed(shards)
     for shard in tqdm(shards, unit=" shards", disable=None):
         with fetched(shard) as path:
-            _check_shard(checked, shard, path, index[shard], modality, decode)
+            info = ShardInfo(path.name, bytes=os.path.getsize(path), sha256=file_sha256(path))
+            if (known := index[shard]) and (known.bytes, known.sha256) != (info.bytes, info.sha256):
+                expected, found = (f"{each.bytes} bytes, SHA-256 {each.sha256[:12]}…" for each in (known, info))
+                checked.faults.append(f"{shard}: the index says {expected}, the file has {found}")
+            broken = (
+                [] if _is_whole(path) else ["it does not end as a tar file does: it was cut off, or is another file"]
+            )
+            for key, members in () if broken else _read_samples(path, broken):
+                faults = list(_check_sample(checked, info, shard, key, members))
+                if modality is not None:
+                    faults += _check_media(members, modality, decode)
+                checked.faults += [f"{shard} {key}: {fault}" for fault in faults]
+        checked.faults += [f"{shard}: broken tar file: {fault}" for fault in broken]
+        if not broken:
+            checked.infos[shard] = info
     return checked
 
 
-def _check_shard(
-    checked: Checked, shard: str, path: Path, known: ShardInfo | None, modality: Modality | None, decode: bool
-) -> None:
-    info = ShardInfo(path.name, bytes=os.path.getsize(path), sha256=file_sha256(path))
-    faults = (
-        [] if _is_whole(path) else ["it does not end as a tar file does: it was cut off, or is another kind of file"]
-    )
+def _is_whole(shard: Path) -> bool:
+    """Return whether a file ends with the 1,024 zeros that end a tar file."""
+    with open(shard, "rb") as file:
+        file.seek(max(0, os.path.getsize(shard) - 1024))
+        return file.read() == bytes(1024)
+
+
+def _read_samples(shard: Path, broken: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, contents by extension) for each sample; add what cannot be read to `broken`."""
 
     def note(error: Exception) -> bool:
-        faults.append(str(error.args[0]) if error.args else first_line(error))
+        broken.append(str(error.args[0]) if error.args else first_line(error))
         return True
 
-    if known and (known.bytes, known.sha256) != (info.bytes, info.sha256):
-        expected = f"{known.bytes} bytes, SHA-256 {known.sha256[:12]}…"
-        found = f"{info.bytes} bytes, {info.sha256[:12]}…"
-        checked.faults.append(Fault(shard, "", f"the index says {expected}, the file has {found}"))
-    for sample in () if faults else stream_samples(str(path), note):
+    for sample in stream_samples(str(shard), note):
         key, _ = sample.pop("__key__"), sample.pop("__url__")
-        checked.faults += [Fault(shard, key, what) for what in _check_sample(checked, info, shard, key, sample)]
-        if modality is not None:
-            checked.faults += [Fault(shard, key, what) for what in _check_media(sample, modality, decode)]
-    checked.faults += [Fault(shard, "", f"broken tar file: {what}") for what in faults]
-    if not faults:
-        checked.infos[shard] = info
+        yield key, sample
 
 
-def _is_whole(shard: Path) -> bool:
-    with open(shard, "rb") as file:
-        file.seek(max(0, os.path.getsize(shard) - len(_END_OF_TAR)))
-        return file.read() == _END_OF_TAR
-
-
-def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, members: dict[str, bytes]) -> list[str]:
-    """Count a sample's members and captions; return what is wrong with it."""
-    faults = [f"the key is also in {checked.keys[key]}"] if key in checked.keys else []
+def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, members: dict[str, bytes]) -> Iterator[str]:
+    """Count a sample's members and captions; yield what is wrong with it."""
+    if key in checked.keys:
+        yield f"the key is also in {checked.keys[key]}"
     checked.keys[key] = shard
-    info.samples += 1
     for name, data in members.items():
-        extension = member_extension(name)[0]
-        info.members[extension] = info.members.get(extension, 0) + 1
-        checked.sizes[extension].append(len(data))
+        checked.sizes[member_extension(name)[0]].append(len(data))
         if not data:
-            faults.append(f"{name} is empty")
+            yield f"{name} is empty"
     try:
-        captions = read_captions(members)
+        captions, problem = read_captions(members), "it has no caption"
     except MissingCaption as error:
-        return [*faults, str(error)]
-    lists = {source: text if isinstance(text, list) else [text] for source, text in captions.items()}
-    texts = {source: [text for text in values if isinstance(text, str)] for source, values in lists.items()}
-    if not any(text.strip() for values in texts.values() for text in values):
-        faults.append("it has no caption")
-    for source, values in texts.items():
-        info.caption_sources[source] = info.caption_sources.get(source, 0) + 1
-        checked.words[source] += [len(text.split()) for text in values]
-        checked.captions.update(values)
-    return faults
+        captions, problem = {}, str(error)
+    info.count(members, captions)
+    texts: list[str] = []
+    for source, value in captions.items():
+        checked.words[source] += [len(text.split()) for text in texts_of(value)]
+        texts += texts_of(value)
+    checked.captions.update(texts)
+    if not any(text.strip() for text in texts):
+        yield problem
 
 
-def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) -> Iterable[str]:
+def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) -> Iterator[str]:
     """Yield what is wrong with a sample's media."""
     found = media_members(members, modality.extensions)
     if found is None:

@@ -27,11 +27,11 @@ from .packing import LeftOut, PackOptions, pack
 from .shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from .sources import Sample
 
-STATE_FOLDER = (
-    ".make_shards"  # what is done so far, a file for each shard; kept, so that a second run has nothing to do
-)
+# What is done so far, a file for each shard; kept, so that a second run has nothing to do.
+STATE_FOLDER = ".make_shards"
 EXAMPLES = 5  # samples that the report names for each reason
-_SECONDS_BETWEEN_LINES = 30  # of progress in a log
+
+Job = tuple[Path, list[Sample], list[LeftOut], PackOptions]  # one shard, its samples, and those with a key used before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +55,6 @@ class MakeOptions:
             raise UserError("--shard-size counts the bytes of whole files, not of --frames: use one of the two")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One shard to make, as it is sent to a worker."""
-
-    path: Path
-    samples: list[Sample]
-    duplicates: list[LeftOut]
-    packing: PackOptions
-
-
 def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: MakeOptions) -> dict[str, Any]:
     """Write shards with their index and report; return the report. `source` describes where `samples` come from.
 
@@ -74,14 +64,10 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
         UserError: the output folder holds other shards, or the input or the options have changed since.
     """
     _prepare(options, source)
-    jobs = (
-        _Job(options.output / f"{number:05d}.tar", chunk, duplicates, options.packing)
-        for number, (chunk, duplicates) in enumerate(_cut(samples, options))
-    )
     states = []
-    interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-    with tqdm(unit=" samples", unit_scale=True, mininterval=interval) as bar:
-        for state in _run(jobs, options.workers):
+    # A log gets a line of progress every 30 seconds.
+    with tqdm(unit=" samples", unit_scale=True, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+        for state in _run(_cut(samples, options), options.workers):
             states.append(state)
             bar.update(state["shard"]["samples"])
     unexpected = {path.name for path in options.output.glob("*.tar")} - {state["shard"]["name"] for state in states}
@@ -105,8 +91,8 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     state_folder.mkdir(parents=True, exist_ok=True)
     for path in itertools.chain(options.output.glob(".*.tmp"), state_folder.glob(".*.tmp")):
         path.unlink()  # incomplete, from a run that was killed
-    fixed = {**source, **to_dict(options.packing), "samples_per_shard": options.samples_per_shard}
-    fixed = json.loads(json.dumps({**fixed, "shard_size": options.shard_size}, default=str))
+    cut = {"samples_per_shard": options.samples_per_shard, "shard_size": options.shard_size}
+    fixed = json.loads(json.dumps({**source, **to_dict(options.packing), **cut}, default=str))
     record = state_folder / "options.json"
     # A record lacks options that are newer than it: they had their default values.
     before = to_dict(PackOptions()) | json.loads(record.read_bytes()) if record.exists() else fixed
@@ -117,40 +103,37 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     write_atomic(record, json.dumps(fixed).encode())
 
 
-def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[tuple[list[Sample], list[LeftOut]]]:
-    """Yield the samples of each shard, and those left out because their key was used before."""
+def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Job]:
+    """Cut the input into shards."""
+    names = (options.output / f"{number:05d}.tar" for number in itertools.count())
     chunk: list[Sample] = []
     duplicates: list[LeftOut] = []
     seen: set[str] = set()
-    entries = size = 0
+    limit, size = options.shard_size or sys.maxsize, 0
     for sample in samples:
-        added = _size(sample) if options.shard_size else 0
-        full = entries == options.samples_per_shard or (entries and size + added > (options.shard_size or sys.maxsize))
-        if full:
-            yield chunk, duplicates
-            chunk, duplicates, entries, size = [], [], 0, 0
-        entries, size = entries + 1, size + added
+        files = [path for places in sample.media.values() for path in places[0]] if options.shard_size else []
+        added = sum(path.stat().st_size for path in files if path.is_file())
+        entries = len(chunk) + len(duplicates)
+        if entries == options.samples_per_shard or (entries and size + added > limit):
+            yield next(names), chunk, duplicates, options.packing
+            chunk, duplicates, size = [], [], 0
+        size += added
         key = as_key(sample.id)
         if key in seen:
             duplicates.append(LeftOut(sample.id, "duplicate key", key))
         else:
             seen.add(key)
             chunk.append(sample)
-    if entries:
-        yield chunk, duplicates
+    if chunk or duplicates:
+        yield next(names), chunk, duplicates, options.packing
 
 
-def _size(sample: Sample) -> int:
-    """Return the bytes of the sample's media files that exist."""
-    return sum(p.stat().st_size for places in sample.media.values() for p in places[0] if p.is_file())
-
-
-def _run(jobs: Iterator[_Job], workers: int) -> Iterator[dict[str, Any]]:
+def _run(jobs: Iterator[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Yield the state of each shard in order. The input is read only as fast as shards are made."""
     with ProcessPoolExecutor(max(1, workers), initializer=_end_with_parent) as pool:
         waiting: deque[Future] = deque()
         for job in jobs:
-            waiting.append(pool.submit(_make_shard, job))
+            waiting.append(pool.submit(_make_shard, *job))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
@@ -167,40 +150,37 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make_shard(job: _Job) -> dict[str, Any]:
+def _make_shard(path: Path, samples: list[Sample], duplicates: list[LeftOut], packing: PackOptions) -> dict[str, Any]:
     """Write one shard, unless an earlier run did; return what the index and the report say about it."""
-    record = job.path.parent / STATE_FOLDER / f"{job.path.stem}.json"
-    fingerprint = _fingerprint(job)
+    record = path.parent / STATE_FOLDER / f"{path.stem}.json"
+    fingerprint = _fingerprint(samples, duplicates)
     if record.exists():
         state = json.loads(record.read_bytes())
         if state["input"] != fingerprint:
-            raise UserError(f"the input of {job.path} has changed since it was made; use --overwrite to start again")
-        if job.path.exists() and file_sha256(job.path) == state["shard"]["sha256"]:
+            raise UserError(f"the input of {path} has changed since it was made; use --overwrite to start again")
+        if path.exists() and file_sha256(path) == state["shard"]["sha256"]:
             return state
-    left_out = list(job.duplicates)
+    left_out = list(duplicates)
     try:
-        with ShardWriter(job.path) as writer:
-            for sample in job.samples:
-                packed = pack(sample, job.packing)
+        with ShardWriter(path) as writer:
+            for sample in samples:
+                packed = pack(sample, packing)
                 if isinstance(packed, LeftOut):
                     left_out.append(packed)
                 else:
                     writer.add(*packed)
-        state = {
-            "input": fingerprint,
-            "shard": dataclasses.asdict(writer.info),
-            "left_out": [dataclasses.asdict(item) for item in left_out],
-        }
+        shard, left = dataclasses.asdict(writer.info), list(map(dataclasses.asdict, left_out))
+        state = {"input": fingerprint, "shard": shard, "left_out": left}
         write_atomic(record, json.dumps(state).encode())
     except OSError as error:
-        raise UserError(f"cannot write {job.path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return state
 
 
-def _fingerprint(job: _Job) -> str:
+def _fingerprint(samples: list[Sample], duplicates: list[LeftOut]) -> str:
     """Return a hash of the shard's samples, and of the sizes and times of their media files."""
-    digest = hashlib.sha256(repr(job.duplicates).encode())
-    for sample in job.samples:
+    digest = hashlib.sha256(repr(duplicates).encode())
+    for sample in samples:
         paths = [path for places in sample.media.values() for place in places for path in place]
         found = [path.stat() if path.exists() else None for path in paths]
         stats = [stat and [stat.st_size, stat.st_mtime_ns] for stat in found]
@@ -215,9 +195,5 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
         reason["count"] += 1
         if len(reason["examples"]) < EXAMPLES:
             reason["examples"].append({"id": item["id"], "detail": item["detail"]})
-    return {
-        "samples": sum(state["shard"]["samples"] for state in states),
-        "bytes": sum(state["shard"]["bytes"] for state in states),
-        "shards": len(states),
-        "left_out": dict(sorted(reasons.items())),
-    }
+    counts = {name: sum(state["shard"][name] for state in states) for name in ("samples", "bytes")}
+    return {**counts, "shards": len(states), "left_out": dict(sorted(reasons.items()))}

@@ -62,9 +62,7 @@ def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tupl
     def refuse(error: Exception) -> bool:
         raise UserError(f"{shard}: {error.args[0]}") from error
 
-    named = (
-        {"fname": name, "data": value, "__url__": shard} for name, value in members if _extension(name) is not None
-    )
+    named = ({"fname": name, "data": data, "__url__": shard} for name, data in members if _extension(name) is not None)
     seen: set[str] = set()
     for sample in group_by_keys(named, handler=refuse):
         key, _ = sample.pop("__key__"), sample.pop("__url__")
@@ -85,19 +83,14 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
 
     The first of `extensions` that the sample has is taken; None where it has none of them.
     """
-    whole: set[str] = set()
-    frames: dict[str, dict[int, str]] = {}
+    whole = -1
+    found: dict[str, dict[int, str]] = {}
     for name in names:
         extension, frame = member_extension(name)
-        if frame is None:
-            whole.add(extension)
-        else:
-            frames.setdefault(extension, {})[frame] = name
+        found.setdefault(extension, {})[whole if frame is None else frame] = name
     for extension in extensions:
-        if extension in whole:
-            return extension
-        if extension in frames:
-            return dict(sorted(frames[extension].items()))
+        if extension in found:
+            return extension if whole in found[extension] else dict(sorted(found[extension].items()))
     return None
 
 
@@ -123,7 +116,6 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def _extension(name: str) -> str | None:
     """Return what follows the key in a member's name, in lower case; None where the member belongs to no sample."""
-    if name.rpartition("/")[2].startswith("."):
-        return None
-    extension = base_plus_ext(name)[1]
-    return None if extension is None else extension.lower()
+    hidden = name.rpartition("/")[2].startswith(".")
+    extension = None if hidden else base_plus_ext(name)[1]
+    return extension and extension.lower()

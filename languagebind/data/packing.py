@@ -14,12 +14,12 @@ from ..modalities import DecodeError, Modality, modality_class
 from .members import member_extension
 from .shards import as_key
 from .sources import Sample
+from .vidal import texts_of
 
 # How a kind of file begins: offset and bytes. This tells a picture from an error page or from half a picture.
 _BEGINS = {
     "png": (0, b"\x89PNG\r\n\x1a\n"),
     "jpg": (0, b"\xff\xd8\xff"),
-    "jpeg": (0, b"\xff\xd8\xff"),
     "wav": (0, b"RIFF"),
     "flac": (0, b"fLaC"),
     "ogg": (0, b"OggS"),
@@ -63,7 +63,7 @@ class _Unusable(Exception):
 
 def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], dict[str, Any]] | LeftOut:
     """Return (key, media by extension, metadata) for `ShardWriter.add`, or why the sample is left out."""
-    captions = {name: text for name, text in sample.captions.items() if _has_text(text)}
+    captions = {name: value for name, value in sample.captions.items() if any(map(str.strip, texts_of(value)))}
     if not captions:
         return LeftOut(sample.id, "missing caption", f"of {sorted(sample.captions)}")
     media: dict[str, bytes] = {}
@@ -87,11 +87,6 @@ def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], d
 def has_frames(modality: type[Modality]) -> bool:
     """Whether a sample of a modality has frames, whose number is an option."""
     return hasattr(modality, "num_frames")
-
-
-def _has_text(value: Any) -> bool:
-    texts = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and text.strip() for text in texts)
 
 
 def _read_media(modality: type[Modality], places: list[list[Path]], options: PackOptions) -> dict[str, bytes]:
@@ -136,7 +131,7 @@ def _read(path: Path) -> bytes:
         reason = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
         raise _Unusable(reason, f"{path}: {error.strerror}") from error
     kind = path.suffix.lower().lstrip(".")
-    offset, begin = _BEGINS.get(kind, (0, b""))
+    offset, begin = _BEGINS.get(_ALSO.get(kind, kind), (0, b""))
     whole = data[offset : offset + len(begin)] == begin and (kind != "png" or data.endswith(_PNG_END))
     if not data or not whole:
         raise _Unusable("undecodable" if data else "empty file", f"{path}: not a whole {kind} file")

@@ -13,7 +13,6 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from .members import member_extension
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-
 
 @dataclass
 class ShardInfo:
@@ -39,6 +36,14 @@ class ShardInfo:
     sha256: str = ""
     members: dict[str, int] = field(default_factory=dict)
     caption_sources: dict[str, int] = field(default_factory=dict)
+
+    def count(self, members: Iterable[str], sources: Iterable[str]) -> None:
+        """Count a sample, by what follows the key in its members' names, and by its caption sources."""
+        self.samples += 1
+        extensions = (member_extension(name)[0] for name in members)
+        for counts, names in (self.members, extensions), (self.caption_sources, sources):
+            for name in names:
+                counts[name] = counts.get(name, 0) + 1
 
 
 def expand_shards(spec: str | os.PathLike) -> list[str]:
@@ -67,19 +72,15 @@ def expand_shards(spec: str | os.PathLike) -> list[str]:
 
 def _find(name: str) -> list[str]:
     """Return the shards that one name without braces stands for."""
-    if name.startswith("pipe:"):
-        return [name]
     if is_url(name):
         return find_files(name, ".tar")
     if os.path.isdir(name):
         return sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
-    if os.path.isfile(name):
+    if name.startswith("pipe:") or os.path.isfile(name):
         return [name]
-    if any(char in name for char in "*?["):
-        return sorted(glob.glob(name))
-    if name:
+    if name and not glob.has_magic(name):
         raise UserError(f"no such shard or folder: {name}")
-    return []
+    return sorted(glob.glob(name))
 
 
 def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
@@ -135,46 +136,37 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        self.info = ShardInfo(path.name)
-        self._members: Counter[str] = Counter()
-        self._sources: Counter[str] = Counter()
+        self.path, self.info = path, ShardInfo(path.name)
+        self._file = atomic_file(path)
 
     def __enter__(self) -> "ShardWriter":
-        self._closing = ExitStack()
-        file = self._closing.enter_context(atomic_file(self.path))
-        self._tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(fileobj=self._file.__enter__(), mode="w|", format=tarfile.USTAR_FORMAT)
         return self
 
     def add(self, key: str, media: Mapping[str, bytes], metadata: Mapping[str, Any]) -> None:
         """Add a sample: `media` by extension (`mp4`, `3.depth.png`), and the contents of `<key>.json`."""
         if not is_key(key):
             raise ValueError(f"{key!r} is not a key: use letters, digits, - and _, at most 80")
-        for extension, data in media.items():
-            self._add_member(f"{key}.{extension}", data)
-            self._members[member_extension(extension)[0]] += 1
-        self._add_member(f"{key}.json", json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
-        self._members["json"] += 1
-        self._sources.update(metadata["captions"].keys())
-        self.info.samples += 1
+        members = {**media, "json": json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()}
+        for extension, data in members.items():
+            header = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0: the same contents give the same bytes
+            header.size, header.mode = len(data), 0o644
+            self._tar.addfile(header, io.BytesIO(data))
+        self.info.count(members, metadata["captions"])
 
-    def __exit__(self, kind: type | None, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None:
             self._tar.close()
-        self._closing.__exit__(kind, *error)
+        self._file.__exit__(kind, *error)
         if kind is None:
-            self.info.bytes, self.info.sha256 = self.path.stat().st_size, file_sha256(self.path)
-            self.info.members, self.info.caption_sources = _total([self._members]), _total([self._sources])
-
-    def _add_member(self, name: str, data: bytes) -> None:
-        header = tarfile.TarInfo(name)  # owner 0, time 0: the bytes depend on nothing but the contents
-        header.size, header.mode = len(data), 0o644
-        self._tar.addfile(header, io.BytesIO(data))
+            info = self.info
+            info.bytes, info.sha256 = self.path.stat().st_size, file_sha256(self.path)
+            info.members, info.caption_sources = _total([info.members]), _total([info.caption_sources])
 
 
 def is_key(key: str) -> bool:
     """Whether webdataset will split `<key>.<extension>` as we mean it."""
-    return _KEY.fullmatch(key) is not None
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) is not None
 
 
 def as_key(sample_id: str) -> str:
@@ -210,7 +202,4 @@ def _read_json(path: str) -> dict[str, Any]:
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))
+    return dict(sorted(sum(map(Counter, counts), Counter()).items()))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError
-from .tables import Format, Record, columns_of, read_manifest
-from .vidal import CAPTION_SOURCES, captions_of, media_paths, read_annotation
+from .tables import Format, as_list, columns_of, read_manifest
+from .vidal import CAPTION_SOURCES, media_paths, read_annotation
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,14 @@ class Vidal:
         for sample_id, entry in read_annotation(self.annotation, self.num_samples):
             folder = str(entry.get("folder", ""))
             media = {name: media_paths(self.root, sample_id, folder, name) for name in self.modality}
-            yield Sample(sample_id, media, captions_of(entry))
+            captions = {source: text for source, text in entry.items() if source != "folder" and text}
+            yield Sample(sample_id, media, captions)
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class Jsonl:
+    """JSON lines: {"path": file or [frames], "caption" or "captions", and optionally "id" and "label" or "labels"}."""
+
     manifest: Path
     """The file that lists the samples."""
     root: Path
@@ -58,31 +61,25 @@ class _Manifest:
 
     def samples(self) -> Iterator[Sample]:
         """Yield each row."""
-        for where, row in read_manifest(self.manifest, self._format):
+        for where, row in read_manifest(self.manifest, self._format()):
             captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
             if several := row.get("captions"):
                 captions |= several if isinstance(several, dict) else {"caption": several}
-            places = {name: _as_list(row[column]) for name, column in self._columns(row, where).items()}
+            columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
+            if absent := [column for column in columns.values() if not row.get(column)]:
+                raise UserError(f"{where}: no {absent[0]!r}, only {columns_of(row)}")
+            places = {name: as_list(row[column]) for name, column in columns.items()}
             sample_id = str(row.get("id") or Path(next(iter(places.values()))[0]).with_suffix(""))
             media = {name: [[self.root / path for path in place]] for name, place in places.items()}
-            labels = [str(label) for label in _as_list(row.get("labels") or row.get("label") or [])]
+            labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
             yield Sample(sample_id, media, captions, labels)
 
-    def _columns(self, row: Record, where: str) -> dict[str, str]:
-        """Return the column with the path of each modality."""
-        columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
-        for column in columns.values():
-            if not row.get(column):
-                raise UserError(f"{where}: no {column!r}, only {columns_of(row)}")
-        return columns
-
-    @property
     def _format(self) -> Format:
         return Format("jsonl")
 
 
 @dataclass(frozen=True)
-class Csv(_Manifest):
+class Csv(Jsonl):
     """A table with the columns `path`, `caption` or any caption source, and optionally `id` and `label`.
 
     Columns `captions` and `labels` hold several values, separated by `|`.
@@ -91,14 +88,8 @@ class Csv(_Manifest):
     separator: str = ","
     r"""What separates the columns; `\t` for a tab."""
 
-    @property
     def _format(self) -> Format:
         return Format("csv", separator=self.separator.replace("\\t", "\t"))
-
-
-@dataclass(frozen=True)
-class Jsonl(_Manifest):
-    """JSON lines: {"path": file or [frames], "caption" or "captions", and optionally "id" and "label" or "labels"}."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +115,3 @@ class Folder:
 
 
 SOURCES = {"vidal": Vidal, "csv": Csv, "jsonl": Jsonl, "folder": Folder}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

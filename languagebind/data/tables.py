@@ -28,6 +28,10 @@ class Format:
     records: str | None = None  # the key of a JSON object that holds the records
     separator: str = ","  # between the columns of a CSV
 
+    def name_for(self, file: Path) -> str:
+        """Return the name of the format, by default a file's extension."""
+        return self.name or file.suffix.removeprefix(".").lower()
+
 
 def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     """Yield (place for messages, record) for each entry of a table, in order. CSV, TSV and JSON lines are streamed.
@@ -35,7 +39,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     Raises:
         UserError: the file cannot be read in this format and encoding, or a row does not fit the columns.
     """
-    name = _format_name(file, form)
+    name = form.name_for(file)
     if name not in READERS:
         raise UserError(f"{file}: unknown table format {name!r}; set format to one of {', '.join(READERS)}")
     after = ""
@@ -45,7 +49,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
             after = f" after {where}"
     except UserError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # an unpickler raises nearly anything
         hint = "; set `encoding` (latin-1?) or convert the file" if isinstance(error, UnicodeError) else ""
         raise UserError(f"cannot read {file} as {name}{after}: {first_line(error)}{hint}") from error
 
@@ -56,7 +60,7 @@ def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Re
     In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
     """
     for where, row in read_records(file, form):
-        if _format_name(file, form) == "csv":
+        if form.name_for(file) == "csv":
             row = {name: cell for name, cell in row.items() if cell}
             row |= {name: row[name].split("|") for name in ("labels", "captions") if name in row}
         yield where, row
@@ -73,6 +77,13 @@ def read_list(file: Path, form: Format) -> list[str]:
     return list(names)
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a cell that may hold several values as a list; None is an empty one."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def columns_of(record: Record) -> str:
     """Return the names of a record's columns, for messages."""
     return ", ".join(map(str, record)) or "nothing"
@@ -85,42 +96,37 @@ def require(record: Record, columns: Iterable[str], where: str) -> None:
             raise UserError(f"{where}: no column {column!r}, it has {columns_of(record)}")
 
 
-def _format_name(file: Path, form: Format) -> str:
-    return form.name or file.suffix.removeprefix(".").lower()
-
-
 def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    with open(file, encoding=form.encoding, newline="") as lines:
-        skipped, first = 0, next(lines, "")
-        while form.comment and first.startswith(form.comment):
-            skipped, first = skipped + 1, next(lines, "")
-        # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, where the quotes count only without the space.
-        rows = csv.reader(itertools.chain([first], lines), delimiter=form.separator, skipinitialspace=True, strict=True)
-        yield from _rows(rows, skipped, file, form)
+    # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, where the quotes count only without the space.
+    return _rows(file, form, delimiter=form.separator, skipinitialspace=True, strict=True)
 
 
 def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     """Read columns separated by tabs, without quotes: a sentence may hold a single `"`."""
-    with open(file, encoding=form.encoding, newline="") as lines:
-        yield from _rows(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 0, file, form)
+    return _rows(file, form, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _rows(reader: Any, skipped: int, file: Path, form: Format) -> Iterator[tuple[str, Record]]:
+def _rows(file: Path, form: Format, **dialect: Any) -> Iterator[tuple[str, Record]]:
     csv.field_size_limit(sys.maxsize)
     columns = list(form.columns)
-    for row in filter(None, reader):  # a blank line has no cells
-        where = f"{file}:{reader.line_num + skipped}"
-        if not columns:
-            columns = [name.strip() for name in row]
-            if name := twice(filter(None, columns)):
-                raise UserError(f"{where}: the column {name!r} is there twice")
-            continue
-        while len(row) > len(columns) and not row[-1].strip():
-            row.pop()  # a separator at the end of a line
-        if len(row) != len(columns):
-            expected = f"expected {len(columns)}: {', '.join(columns)}"
-            raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a comma needs double quotes")
-        yield where, dict(zip(columns, row, strict=True))
+    with open(file, encoding=form.encoding, newline="") as lines:
+        skipped, first = 0, next(lines, "")
+        while form.comment and first.startswith(form.comment):
+            skipped, first = skipped + 1, next(lines, "")
+        reader = csv.reader(itertools.chain([first], lines), **dialect)
+        for row in filter(None, reader):  # a blank line has no cells
+            where = f"{file}:{reader.line_num + skipped}"
+            if not columns:
+                columns = [name.strip() for name in row]
+                if name := twice(filter(None, columns)):
+                    raise UserError(f"{where}: the column {name!r} is there twice")
+                continue
+            while len(row) > len(columns) and not row[-1].strip():
+                row.pop()  # a separator at the end of a line
+            if len(row) != len(columns):
+                expected = f"expected {len(columns)}: {', '.join(columns)}"
+                raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a comma needs double quotes")
+            yield where, dict(zip(columns, row, strict=True))
 
 
 def _json(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
@@ -156,19 +162,15 @@ def _pickle(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 
 def _lines(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     with open(file, encoding=form.encoding) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{file}:{number}", {VALUE: line.strip()}
+        yield from ((f"{file}:{number}", {VALUE: line.strip()}) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _entries(content: Any, file: Path) -> Iterator[tuple[str, Record]]:
     """Yield the entries of a list, or of a mapping with their keys."""
     if isinstance(content, dict):
-        for key, value in content.items():
-            yield f"{file}: entry {key!r}", _record(value) | {KEY: key}
+        yield from ((f"{file}: entry {key!r}", _record(value) | {KEY: key}) for key, value in content.items())
     elif isinstance(content, (list, tuple)):
-        for number, value in enumerate(content, 1):
-            yield f"{file}: entry {number}", _record(value)
+        yield from ((f"{file}: entry {number}", _record(value)) for number, value in enumerate(content, 1))
     else:
         raise UserError(f"{file} should hold a list or a mapping of entries, not {type(content).__name__}")
 
@@ -177,24 +179,4 @@ def _record(value: Any) -> Record:
     return dict(value) if isinstance(value, dict) else {VALUE: value}
 
 
-READERS = {
-    "csv": _csv,
-    "tsv": _tsv,
-    "json": _json,
-    "jsonl": _jsonl,
-    "pkl": _pickle,
-    "pickle": _pickle,
-    "txt": _lines,
-}
-# What the readers raise for damaged files; an unpickler raises nearly anything.
-_UNREADABLE = (
-    OSError,
-    csv.Error,
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-)
+READERS = {"csv": _csv, "tsv": _tsv, "json": _json, "jsonl": _jsonl, "pkl": _pickle, "pickle": _pickle, "txt": _lines}

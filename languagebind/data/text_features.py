@@ -11,6 +11,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -68,11 +69,8 @@ def write_text_features(
     texts = sorted(found, key=len)  # batches of texts of similar length need little padding
     features = torch.cat([encode(texts[i : i + batch_size]).half().cpu() for i in range(0, len(texts), batch_size)])
     hashes = np.array([_hash(text) for text in texts], np.uint64)
-    order = np.argsort(hashes)
-    tensors = {
-        "captions": torch.from_numpy(hashes[order].view(np.int64)),
-        "features": features[torch.from_numpy(order)],
-    }
+    order = torch.from_numpy(np.argsort(hashes))
+    tensors = {"captions": torch.from_numpy(hashes.view(np.int64))[order], "features": features[order]}
     try:
         write_atomic(path, save(tensors, {"fingerprint": fingerprint, "sources": json.dumps(sorted(sources))}))
     except OSError as error:
@@ -80,15 +78,12 @@ def write_text_features(
     return len(texts)
 
 
+@dataclass(frozen=True)
 class TextFeatures:
-    """Looks up the features of captions. Loader workers take a copy.
+    """Looks up the features of captions. Loader workers take a copy."""
 
-    Args:
-        fingerprint: of the text tower that made them.
-    """
-
-    def __init__(self, fingerprint: str):
-        self.fingerprint = fingerprint
+    fingerprint: str
+    """of the text tower that made them"""
 
     def find(self, shard: str, caption: str) -> Tensor:
         """Return the feature (D,), float16, of a caption in a shard.
@@ -116,25 +111,21 @@ def open_text_features(
     Raises:
         UserError: some shards lack the features of this tower or this source, or a URL cannot be reached.
     """
-    shards = list(shards)
     if mode == "live":
         return None
-    paths = [features_path(shard, fingerprint) for shard in shards]
-    missing = [shard for shard, path in zip(shards, paths, strict=True) if not _exists(path)]
+    paths = {shard: features_path(shard, fingerprint) for shard in shards}
+    missing = [shard for shard, path in paths.items() if not _exists(path)]
     others = sorted({name for shard in missing for name in _tables_beside(shard)})
-    if mode == "auto" and len(missing) == len(shards) and not others:
+    if mode == "auto" and len(missing) == len(paths) and not others:
         return None
-    wanted, problem = set(source_names(source)), ""
-    if others:
-        problem = f"{others[0]} is of another text tower than this run's, {fingerprint[:12]}"
-    elif missing:
-        problem = f"{len(missing)} of {len(shards)} shards lack text features, {missing[0]} for one"
-    for path in () if problem else paths:
-        if lacking := wanted - _sources(path, fingerprint):
-            problem = f"{path} lacks captions of source {', '.join(sorted(lacking))}"
-    if problem:
+    problems = [f"{name} is of another text tower than this run's, {fingerprint[:12]}" for name in others]
+    problems += [f"{len(missing)} of {len(paths)} shards lack text features, {shard} for one" for shard in missing]
+    for path in () if problems else paths.values():
+        if lacking := set(source_names(source)) - _sources(path, fingerprint):
+            problems.append(f"{path} lacks captions of source {', '.join(sorted(lacking))}")
+    if problems:
         remedy = "run scripts/embed_text.py for this tower, or train with --text-features live"
-        raise UserError(f"{problem}: {remedy}")
+        raise UserError(f"{problems[0]}: {remedy}")
     return TextFeatures(fingerprint)
 
 

@@ -4,6 +4,7 @@ An annotation is `{youtube_id: {"folder", "raw", "mplug", "polish_mplug", "sound
 """
 
 import html
+import itertools
 import json
 import random
 import re
@@ -31,8 +32,8 @@ LAYOUTS = {
 _LONGEST = 2000  # characters of a caption; towers read far less, and tokenizers are slow on long texts
 _READ_SIZE = 1 << 20  # characters
 _LARGEST_ENTRY = 1 << 24  # characters; what does not parse within so many is damaged, not cut by a read
-_BETWEEN = re.compile(r"[\s,]*")
-_COLON = re.compile(r"\s*:\s*")
+_KEY = re.compile(r'[\s,{]*("(?:[^"\\]|\\.)*")\s*:\s*')  # of an entry, with what stands around it
+_END = re.compile(r"[\s,{]*\}")
 
 # Hashtags and title words about where a clip was posted, not what it shows: `#YouTubeShorts`, `viralvideos`.
 _PLATFORM_WORDS = re.compile(r"\b(?:you\s?tube|yt|tik\s?tok|vira?l|shorts?|videos?)+s?\b")
@@ -69,6 +70,11 @@ def all_captions(captions: Mapping[str, Any], source: str) -> list[str]:
     return [text for name in source_names(source) for text, _ in _texts(captions, name)]
 
 
+def texts_of(value: Any) -> list[str]:
+    """Return the texts of a caption source, which holds one or a list."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
 def source_names(source: str) -> tuple[str, ...]:
     """Return the keys of a sample's captions that a source draws from."""
     return CAPTION_SOURCES if source == "mix" else (source,)
@@ -81,9 +87,9 @@ def clean_title(title: str) -> str:
     'red ball so close!, ball'
     """
     title, _, tags = html.unescape(html.unescape(title)).lower().partition("#")
-    title = _squeeze(_NOT_IN_TITLE.sub("", _PLATFORM_WORDS.sub("", title)))
-    tags = _squeeze(_NOT_IN_TAGS.sub("", _PLATFORM_WORDS.sub("", tags.replace("#", " "))))
-    return ", ".join(part for part in (title, tags) if part)
+    title = _NOT_IN_TITLE.sub("", _PLATFORM_WORDS.sub("", title))
+    tags = _NOT_IN_TAGS.sub("", _PLATFORM_WORDS.sub("", tags.replace("#", " ")))
+    return ", ".join(" ".join(part.split()) for part in (title, tags) if part.strip())
 
 
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,17 +102,9 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
     """
     try:
         with open(path, encoding="utf-8") as file:
-            for count, (key, entry) in enumerate(_object_items(file)):
-                if count == limit:
-                    return
-                yield key, entry
+            yield from itertools.islice(_object_items(file), limit)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as a VIDAL annotation: {first_line(error)}") from error
-
-
-def captions_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the captions of an annotation entry by source: all that it holds but the folder."""
-    return {source: text for source, text in entry.items() if source != "folder" and text}
 
 
 def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[list[Path]]:
@@ -117,14 +115,12 @@ def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[
     """
     if modality not in LAYOUTS:
         raise UserError(f"VIDAL has no layout for {modality!r}, only for {sorted(LAYOUTS)}; use csv or jsonl")
-    clips = "new_download" if folder.startswith("new_") else folder
-    names = {"folder": folder, "clips": f"{clips}_resize256_skip15", "id": sample_id}
-    return [[root / path for path in _frames(pattern, names)] for pattern in LAYOUTS[modality]]
-
-
-def _frames(pattern: str, names: dict[str, str]) -> list[str]:
-    frames = range(NUM_FRAMES) if "{frame}" in pattern else (0,)
-    return [pattern.format(**names, frame=frame) for frame in frames]
+    clips = f"{'new_download' if folder.startswith('new_') else folder}_resize256_skip15"
+    places = []
+    for pattern in LAYOUTS[modality]:
+        frames = range(NUM_FRAMES) if "{frame}" in pattern else (0,)
+        places.append([root / pattern.format(folder=folder, clips=clips, id=sample_id, frame=k) for k in frames])
+    return places
 
 
 def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None]]:
@@ -135,28 +131,19 @@ def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None
     return [(text[:_LONGEST], index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
 
 
-def _squeeze(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _object_items(file: TextIO) -> Iterator[tuple[str, Any]]:
     """Yield the (key, value) pairs of the JSON object in a text file as it is read."""
-    decoder = json.JSONDecoder()
-    buffer, position = file.read(_READ_SIZE).lstrip(), 1  # after the {
-    while True:
-        between = _BETWEEN.match(buffer, position)
-        position = between.end() if between else position
-        if buffer.startswith("}", position):
-            return
+    decoder, buffer, position = json.JSONDecoder(), "", 0
+    while not _END.match(buffer, position):
         try:
-            key, end = decoder.raw_decode(buffer, position)
-            colon = _COLON.match(buffer, end)
-            value, end = decoder.raw_decode(buffer, colon.end() if colon else len(buffer))
+            found = _KEY.match(buffer, position)
+            key = json.loads(found[1]) if found else ""
+            value, end = decoder.raw_decode(buffer, found.end() if found else len(buffer))
         except json.JSONDecodeError as error:  # cut by a read, or damaged: more text tells
             more = file.read(_READ_SIZE)
             if not more or len(buffer) - position > _LARGEST_ENTRY:
                 raise ValueError(f"it is damaged or cut off near {buffer[position : position + 40]!r}") from error
             buffer, position = buffer[position:] + more, 0
-            continue
-        yield key, value
-        position = end
+        else:
+            yield key, value
+            position = end

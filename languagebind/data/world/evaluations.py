@@ -3,15 +3,13 @@
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .scenes import Scene, scene_files, seen_pairs, unseen_pairs
 from .words import REWORDED_TEMPLATES, TEMPLATES, class_name, retrieval_caption, reworded_class_name
 
 NUM_RETRIEVAL = 256  # samples in the retrieval evaluations
-
-Pairs = list[tuple[str, str]]
 
 
 def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Sequence[str], seed: int) -> None:
@@ -28,25 +26,19 @@ def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Se
             _write_lines(folder / f"{modality}_{split}.jsonl", lines)
             if split == "test":
                 _write_lines(folder / f"{modality}_retrieval.jsonl", lines[:NUM_RETRIEVAL])
-        _write_classification(folder, modality, "test", "test", _named(class_name, modality, seen))
-        _write_classification(folder, modality, "unseen", "unseen", _named(class_name, modality, unseen))
-        _write_classification(folder, modality, "generalised", "unseen", _named(class_name, modality, seen + unseen))
-        _write_classification(folder, modality, "reworded", "test", _named(reworded_class_name, modality, seen))
+        for name, split, pairs, naming, templates in (
+            ("test", "test", seen, class_name, "templates.txt"),
+            ("unseen", "unseen", unseen, class_name, "templates.txt"),
+            ("generalised", "unseen", seen + unseen, class_name, "templates.txt"),
+            ("reworded", "test", seen, reworded_class_name, "reworded_templates.txt"),
+        ):
+            class_names = f"{modality}_{name}_classes.txt"
+            _write_lines(folder / class_names, [f"{' '.join(pair)}\t{naming(modality, pair)}" for pair in pairs])
+            prompts = {"class_names": class_names, "templates": templates}
+            content = {"task": "classification", "data": f"{modality}_{split}.jsonl", **prompts, "split": split}
+            _write_yaml(folder, modality, name, content)
         retrieval = {"task": "retrieval", "data": f"{modality}_retrieval.jsonl", "split": "test"}
         _write_yaml(folder, modality, "retrieval", retrieval)
-
-
-def _write_classification(folder: Path, modality: str, name: str, split: str, classes: list[str]) -> None:
-    class_file = f"{modality}_{name}_classes.txt"
-    _write_lines(folder / class_file, classes)
-    templates = "reworded_templates.txt" if name == "reworded" else "templates.txt"
-    content = {"task": "classification", "data": f"{modality}_{split}.jsonl", "class_names": class_file}
-    _write_yaml(folder, modality, name, {**content, "templates": templates, "split": split})
-
-
-def _named(naming: Callable[[str, tuple[str, str]], str], modality: str, pairs: Pairs) -> list[str]:
-    """Return `label<TAB>prompt` for each class."""
-    return [f"{' '.join(pair)}\t{naming(modality, pair)}" for pair in pairs]
 
 
 def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: random.Random) -> str:

@@ -63,8 +63,7 @@ def make_world(options: WorldOptions) -> None:
     Raises:
         UserError: scenes cannot be rendered for a modality, or at this size.
     """
-    unknown = set(options.modalities) - set(CLASS_ATTRIBUTES)
-    if unknown:
+    if unknown := set(options.modalities) - set(CLASS_ATTRIBUTES):
         raise UserError(f"scenes cannot be rendered as {min(unknown)!r}, only as {sorted(CLASS_ATTRIBUTES)}")
     if options.size < 32 or options.size % 2:
         raise UserError(f"--size {options.size} should be even and at least 32")
@@ -87,10 +86,8 @@ def draw_splits(options: WorldOptions) -> dict[str, list[Scene]]:
 def _write_split(options: WorldOptions, split: str, scenes: list[Scene]) -> None:
     root = options.output / split
     root.mkdir(parents=True, exist_ok=True)
-    annotation = {}
-    for scene in scenes:
-        rng = random.Random(f"{options.seed} {scene.id}")
-        annotation[scene.id] = {"folder": FOLDER, **captions_for(scene, rng)}
+    captions = {scene.id: captions_for(scene, random.Random(f"{options.seed} {scene.id}")) for scene in scenes}
+    annotation = {name: {"folder": FOLDER, **own} for name, own in captions.items()}
     (root / "vidal.json").write_text(json.dumps(annotation, indent=1, ensure_ascii=False), encoding="utf-8")
     render = partial(_write_media, root=root, modalities=options.modalities, size=options.size)
     with ProcessPoolExecutor(max(1, options.workers)) as pool:

@@ -53,9 +53,7 @@ def depth_frames(scene: Scene, size: int) -> np.ndarray:
     wall = WALL_METRES + rng.uniform(-0.3, 0.3) * columns
     front = scene.metres + 0.15 * np.minimum(u * u + v * v, 1)  # the side that faces the camera bulges
     metres = np.where(cover > 0.5, front, wall)
-    metres = metres * (
-        1 + rng.normal(0, 0.004, (len(metres), size, 1))
-    )  # the same noise along a row, which PNG compresses well
+    metres = metres * (1 + rng.normal(0, 0.004, (len(metres), size, 1)))  # equal along a row, which PNG compresses well
     return np.round(metres * 1000).astype(np.uint16)
 
 
@@ -136,10 +134,10 @@ def _envelope(rhythm: str, time: np.ndarray, rng: np.random.Generator) -> np.nda
     return _smooth((rate * time + rng.uniform()) % 1 < 0.5)
 
 
-def _smooth(gate: np.ndarray) -> np.ndarray:
-    """Let a gate take 5 ms to open and to close, so that it does not click."""
-    window = np.hanning(161)
-    return np.convolve(gate.astype(np.float64), window / window.sum(), mode="same")
+def _smooth(samples: np.ndarray, width: int = 161) -> np.ndarray:
+    """Blur samples. By default a gate takes 5 ms to open and to close, so that it does not click."""
+    window = np.hanning(width)
+    return np.convolve(samples.astype(np.float64), window / window.sum(), mode="same")
 
 
 def _harmonics(time: np.ndarray, hertz: float, strengths: list[float], ratios: list[float] | None = None) -> np.ndarray:
@@ -156,9 +154,7 @@ def _siren(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _drum(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Beats of low noise, close together."""
-    kernel = np.hanning(64)
-    noise = np.convolve(rng.standard_normal(len(time)), kernel / kernel.sum(), mode="same")
-    return noise * np.exp(-8 * ((rng.uniform(14, 18) * time) % 1))
+    return _smooth(rng.standard_normal(len(time)), 64) * np.exp(-8 * ((rng.uniform(14, 18) * time) % 1))
 
 
 def _chirp(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:

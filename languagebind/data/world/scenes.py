@@ -9,30 +9,22 @@ from ..vidal import NUM_FRAMES, media_paths
 
 FOLDER = "world"  # VIDAL's `folder` of every scene
 
-SHAPES = ("ball", "cube", "pyramid", "ring", "star", "cross", "pole", "heart")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "pink", "white", "black")
-SOUNDS = ("whistle", "hum", "buzz", "hiss", "siren", "bell", "drum", "chirp")
-DISTANCES = ("touching", "near", "midway", "far")
-TEMPERATURES = ("freezing", "cool", "warm", "hot")
-RHYTHMS = ("steady", "slow", "fast", "once")
-MOTIONS = ("still", "sideways", "bouncing", "circling")
-
 VALUES = {
-    "shape": SHAPES,
-    "colour": COLOURS,
+    "shape": ("ball", "cube", "pyramid", "ring", "star", "cross", "pole", "heart"),
+    "colour": ("red", "orange", "yellow", "green", "blue", "pink", "white", "black"),
     "size": ("small", "large"),
     "material": ("plastic", "wooden", "metal"),
-    "distance": DISTANCES,
-    "temperature": TEMPERATURES,
-    "motion": MOTIONS,
-    "sound": SOUNDS,
-    "rhythm": RHYTHMS,
+    "distance": ("touching", "near", "midway", "far"),
+    "temperature": ("freezing", "cool", "warm", "hot"),
+    "motion": ("still", "sideways", "bouncing", "circling"),
+    "sound": ("whistle", "hum", "buzz", "hiss", "siren", "bell", "drum", "chirp"),
+    "rhythm": ("steady", "slow", "fast", "once"),
     "loudness": ("quiet", "loud"),
 }
 
-METRES = dict(zip(DISTANCES, (0.8, 1.8, 4.0, 8.0), strict=True))
+METRES = {"touching": 0.8, "near": 1.8, "midway": 4.0, "far": 8.0}
 REACH = 0.4  # of a moving object, in half picture widths
-CELSIUS = dict(zip(TEMPERATURES, (-30.0, 0.0, 50.0, 95.0), strict=True))
+CELSIUS = {"freezing": -30.0, "cool": 0.0, "warm": 50.0, "hot": 95.0}
 
 # The pair of attributes that defines the classes of each modality; it senses both.
 CLASS_ATTRIBUTES = {

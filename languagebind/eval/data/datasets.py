@@ -37,11 +37,11 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
 from ...config import UserError, load_yaml
-from ...files import check_regular, text_lines, twice
+from ...files import text_lines, twice
 from ...modalities import modality_names
 from ...remote import is_url
 from .readers import Paper
-from .validation import CONFIG, Number, Whole, must_be, unknown, validate
+from .validation import CONFIG, Number, Whole, must_be, refuse, unknown, validate
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("text_to_modality", "modality_to_text")
@@ -64,10 +64,9 @@ def _read(value: Any, info: ValidationInfo) -> Any:
     if "{c}" in value:  # a template, not a file
         return [value]
     folders = info.context or (Path(),)
-    file = find(value, folders)
-    if file is None:
-        raise UserError(f"no such file: {' nor '.join(str(folder / value) for folder in folders)}")
-    return [line for line in _lines(file) if line]
+    if file := find(value, folders):
+        return [line for line in _lines(file) if line]
+    raise UserError(f"no such file: {' nor '.join(str(folder / value) for folder in folders)}")
 
 
 def _by_label(value: Any, info: ValidationInfo) -> Any:
@@ -88,6 +87,13 @@ def _resolve(data: str, info: ValidationInfo) -> str:
     if not info.context:
         return data
     return "::".join(part if is_url(part) else str(info.context[-1] / part) for part in data.split("::"))
+
+
+def _data_root(value: str | None, info: ValidationInfo) -> str | None:
+    """Return the data root of the command line, which a YAML file cannot set."""
+    if info.context and value is not None:
+        raise ValueError("unknown key, use --data-root")
+    return str(info.context[1]) if info.context and len(info.context) > 1 else value
 
 
 def _are_fractions(values: Mapping[str, float]) -> bool:
@@ -142,13 +148,14 @@ class DatasetConfig:
     expect: Counts = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)  # `kind`, and the kind's own options
-    data_root: str | None = None  # for paths in a manifest that are not below the manifest's folder
+    # Where the paths in a manifest start that are not below its folder
+    data_root: Annotated[str | None, BeforeValidator(_data_root), Field(validate_default=True)] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         rules = self.paper or Paper()
         inputs, by_paper = rules.get("inputs"), self.protocol == "paper"
-        mistakes = {
+        mistakes: dict[str, Any] = {
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
             "there is no paper protocol: the config has no `paper`; use ours": by_paper and self.paper is None,
             "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
@@ -156,8 +163,7 @@ class DatasetConfig:
             f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
             "clips and crops belong to our protocol, not the paper's": by_paper and self.clips * self.crops > 1,
         }
-        if found := [message for message, wrong in mistakes.items() if wrong]:
-            raise ValueError("; ".join(found))
+        refuse(mistakes)
         return self
 
     @property
@@ -183,8 +189,6 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     missing = isinstance(names, str) and find(names, folders) is None
     if missing:
         del values["class_names"]
-    if data_root:
-        values["data_root"] = str(data_root)
     config = validate(DatasetConfig, values, str(path), folders)
     if missing and prepared:
         raise not_there(config, folders[-1] / str(names))
@@ -264,7 +268,6 @@ def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[st
 def _lines(file: Path) -> list[str]:
     """Return a file's lines, without blank ones at the end."""
     try:
-        check_regular(file)
         lines = text_lines(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error

@@ -19,23 +19,23 @@ The key of a sample is its `id` in a manifest, if it has one; in shards, webdata
 manifest, or below the folder) up to the first dot of the file's name.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from ...config import UserError
-from ...files import files_below
 from ...hub.encoders import TEXT
 from ...modalities import Modality
 from . import datasets
 from .datasets import ClassNames, DatasetConfig, FileName, NotEmpty, Published, Templates, read_values
-from .samples import Sample, check_data, list_samples
+from .samples import Sample, check_data, list_files, list_samples
 from .shards import list_shards
-from .validation import CONFIG, Number, must_be, unknown, validate
+from .validation import CONFIG, Number, must_be, refuse, unknown, validate
 
 # `retrieve` ranks captions and samples; here queries take the captions' place
 NAMES = {"text_to_modality": "query_to_gallery", "modality_to_text": "gallery_to_query"}
@@ -89,8 +89,7 @@ class PairsConfig:
             named: self.data.keys() != self.used.keys(),
             f"labels is {self.labels!r}, which is not in the query": self.labels not in (None, *self.query),
         }
-        if found := [message for message, wrong in mistakes.items() if wrong]:
-            raise ValueError("; ".join(found))
+        refuse(mistakes)
         return self
 
     @property
@@ -113,8 +112,7 @@ def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = T
     path = Path(path)
     values, folders = read_values(path, data_root)
     if isinstance(values.get("data"), dict):
-        shared: dict[str, Any] = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
-        shared["data_root"] = str(data_root) if data_root else None
+        shared = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
         # Only retrieval reads captions: other data need not say which caption source is meant
         values["data"] = {
             name: shared | {"data": place, "task": "retrieval" if name == TEXT else "classification"}
@@ -192,15 +190,9 @@ def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sam
     """Return the samples of one modality, or those with captions for text."""
     data = config.data[name]
     in_shard = bool(list_shards(data.data))
-    folder = Path(data.data)
-    if folder.is_dir() and not in_shard:
-        paths = [file.relative_to(folder) for file in files_below(folder)]
-        # The first folder on the way to a file is its label
-        samples = [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
-    else:
-        samples = list_samples(data, modality)
+    is_folder = os.path.isdir(data.data) and not in_shard  # class folders or not
     found: dict[str, Sample] = {}
-    for sample in samples:
+    for sample in list_files(Path(data.data)) if is_folder else list_samples(data, modality):
         if name == TEXT and not sample.captions:
             continue
         key = sample_key(sample, in_shard)

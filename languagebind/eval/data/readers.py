@@ -5,7 +5,7 @@ asks for that. The original's tie rules are not kept: ties count against the mod
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
@@ -40,6 +40,7 @@ class Reader:
     views: int = 1
     pooled: ClassVar[bool] = False  # whether to average the views' features; else to compare each view with the classes
     clip: Interval | None = None
+    details: Mapping[str, Any] = {}  # what a result says about the rule, beside the views and the clip
 
     def __init__(self, modality: Modality):
         self.modality = modality
@@ -54,7 +55,7 @@ class Reader:
 
     def describe(self) -> dict[str, Any]:
         """Return what a result's protocol says about the inputs."""
-        return {"views": self.views} | ({"clip": list(self.clip)} if self.clip else {})
+        return {"views": self.views, **({"clip": list(self.clip)} if self.clip else {}), **self.details}
 
 
 class VideoReader(Reader):
@@ -94,6 +95,8 @@ class Clips(VideoReader):
     def __init__(self, modality: Modality, clip: Interval | None, clips: int, crops: int):
         super().__init__(modality, clip)
         self.clips, self.crops, self.views = clips, crops, clips * crops
+        average = "of the views' unit-norm features, at unit norm again"
+        self.details = {"clips": clips, "crops": crops, "average": average}
 
     def read(self, source: Any) -> Tensor:
         frames = self.frames(source, self.indices)  # (S * T, 3, H, W)
@@ -109,13 +112,6 @@ class Clips(VideoReader):
         num_frames = self.modality.num_frames
         return ((np.arange(num_frames) + offsets) * count / num_frames).astype(int)
 
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {
-            "clips": self.clips,
-            "crops": self.crops,
-            "average": "of the views' unit-norm features, at unit norm again",
-        }
-
 
 class Seconds(VideoReader):
     """Takes frames from the first to the last whole second but one, by OpenCV's seeking; resizes them as PIL does.
@@ -126,6 +122,13 @@ class Seconds(VideoReader):
     def __init__(self, modality: Modality, clip: Interval | None, up_to_duration: bool):
         super().__init__(modality, clip)
         self.up_to_duration = up_to_duration
+        end = "the file's duration" if up_to_duration else "its end"
+        self.details = {
+            "frames_rule": f"evenly from the start to one second before {end}, at the frame rate rounded down, by"
+            " OpenCV; zeros from the first frame that cannot be read",
+            "resize": "PIL bicubic",
+            "pixel_statistics": [list(MEAN), list(STD)],
+        }
 
     def read(self, source: Any) -> Tensor:
         import cv2
@@ -149,20 +152,18 @@ class Seconds(VideoReader):
                 x[:, k] = fit(fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
         return x[None]
 
-    def describe(self) -> dict[str, Any]:
-        end = "the file's duration" if self.up_to_duration else "its end"
-        return super().describe() | {
-            "frames_rule": f"evenly from the start to one second before {end}, at the frame rate rounded down, by"
-            " OpenCV; zeros from the first frame that cannot be read",
-            "resize": "PIL bicubic",
-            "pixel_statistics": [list(MEAN), list(STD)],
-        }
-
 
 class Views(VideoReader):
     """Takes 5 clips of every 8th frame, 3 crops of each along the longer side; ImageNet's statistics."""
 
     views = SEGMENTS * CROPS
+    details: Mapping[str, Any] = {
+        "frames_rule": f"{SEGMENTS} evenly spaced runs of every {SAMPLING_RATE}th frame, the last one repeated",
+        "crops": f"{CROPS} along the longer side",
+        "resize": "OpenCV bilinear",
+        "pixel_statistics": [list(IMAGENET_MEAN), list(IMAGENET_STD)],
+        "average": f"of the views' softmax of {VIEW_SCALE} * cosine",
+    }
 
     def read(self, source: Any) -> Tensor:
         import cv2
@@ -187,20 +188,15 @@ class Views(VideoReader):
         step = max((len(sampled) - num_frames) / (SEGMENTS - 1), 0)
         return np.array([sampled[int(s * step) : int(s * step) + num_frames] for s in range(SEGMENTS)])
 
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {
-            "frames_rule": f"{SEGMENTS} evenly spaced runs of every {SAMPLING_RATE}th frame, the last one repeated",
-            "crops": f"{CROPS} along the longer side",
-            "resize": "OpenCV bilinear",
-            "pixel_statistics": [list(IMAGENET_MEAN), list(IMAGENET_STD)],
-            "average": f"of the views' softmax of {VIEW_SCALE} * cosine",
-        }
-
 
 class Picture(Reader):
     """Resizes as PIL does, which smooths, and crops the centre; EXIF orientation is not applied."""
 
     modality: ImageModality
+    details: Mapping[str, Any] = {
+        "resize": "PIL bicubic, without EXIF orientation",
+        "pixel_statistics": [list(MEAN), list(STD)],
+    }
 
     def __init__(self, modality: Modality):
         if not isinstance(modality, ImageModality) or modality.input_shape[1] != 1:
@@ -210,10 +206,6 @@ class Picture(Reader):
     def read(self, source: Any) -> Tensor:
         image = self.modality.open_picture(source, upright=False).convert("RGB")
         return _pil_transform(self.modality.image_size)(image)[None, :, None]
-
-    def describe(self) -> dict[str, Any]:
-        resize = "PIL bicubic, without EXIF orientation"
-        return super().describe() | {"resize": resize, "pixel_statistics": [list(MEAN), list(STD)]}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ A label is a class's label, or its index. Captions are one text, a list, or eith
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...config import UserError, digest
-from ...data.tables import read_manifest
+from ...data.tables import as_list, read_manifest
 from ...distributed import gather_objects
 from ...files import files_below, is_plain
 from ...modalities import DecodeError, Modality
@@ -160,10 +160,15 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return [sample for shard in shards for sample in _from_shard(shard, config, modality)]
     if data.suffix in (".csv", ".jsonl"):
         return _from_manifest(data, config)
-    if folders := _class_folders(config):
-        files = ((file, folder.name) for folder in folders for file in files_below(folder))
-        return [Sample(file.relative_to(data).as_posix(), file, (label,)) for file, label in files]
+    if _class_folders(config):
+        return [sample for sample in list_files(data) if sample.labels]
     raise UserError(f"{config.name}: {config.data} is not a .csv or .jsonl manifest, shards or class folders")
+
+
+def list_files(folder: Path) -> list[Sample]:
+    """Return every file below a folder as a sample; its label is the first folder on the way to it, if there is one."""
+    paths = [file.relative_to(folder) for file in files_below(folder)]
+    return [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
 
 
 def _class_folders(config: DatasetConfig) -> list[Path]:
@@ -182,7 +187,7 @@ def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Itera
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[tuple[str, ...], Sample] = {}
     for where, row in read_manifest(manifest):
-        paths = _as_list(row.get("path"))
+        paths = as_list(row.get("path"))
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
@@ -191,48 +196,33 @@ def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
         source = files if isinstance(row["path"], list) else files[0]
         old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
         # A caption that is there twice is two queries; a label that is there twice is one label.
-        samples[tuple(paths)] = replace(old, labels=_unique(old.labels + labels), captions=old.captions + captions)
+        labels = tuple(dict.fromkeys(old.labels + labels))
+        samples[tuple(paths)] = replace(old, labels=labels, captions=old.captions + captions)
     return list(samples.values())
 
 
 def _find(path: str, manifest: Path, config: DatasetConfig) -> Path:
-    beside = manifest.parent / path
-    if config.data_root is None or os.path.exists(beside):
-        return beside
-    below_root = Path(config.data_root) / path
-    return below_root if os.path.exists(below_root) else beside
+    beside, below_root = manifest.parent / path, Path(config.data_root or "", path)
+    use_root = config.data_root and not os.path.exists(beside) and os.path.exists(below_root)
+    return below_root if use_root else beside
 
 
 def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
     """Return the labels and captions of a manifest row or of a shard's metadata."""
-    labels = _as_list(record.get("label")) + _as_list(record.get("labels"))
+    labels = as_list(record.get("label")) + as_list(record.get("labels"))
     captions: list[Any] = []
     if config.task == "retrieval":  # for other tasks the caption source need not be chosen
         for value in (record.get("caption"), record.get("captions")):
-            captions += _as_list(_choose_source(value, where, config))
+            if isinstance(value, dict):
+                source = config.caption_source or (next(iter(value)) if len(value) == 1 else None)
+                if source is None:
+                    choices = ", ".join(value)
+                    raise UserError(f"{where}: captions from {choices}: choose one with caption_source in the config")
+                value = value.get(source)
+            captions += as_list(value)
     expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
     for name, values, kind, types in expected:
         # Not isinstance: True is an int. Half an emoji (a lone surrogate) is text that no tokenizer can encode.
         if not all(type(value) in types and is_plain(str(value)) for value in values):
             raise UserError(f"{where}: {name} should be {kind}, not {values!r}")
-    return _unique(labels), tuple(text for text in (caption.strip() for caption in captions) if text)
-
-
-def _choose_source(value: Any, where: str, config: DatasetConfig) -> Any:
-    """Return the captions of the source that the config asks for; which one to use is never guessed."""
-    if not isinstance(value, dict):
-        return value
-    source = config.caption_source or (next(iter(value)) if len(value) == 1 else None)
-    if source is None:
-        raise UserError(f"{where}: captions from {', '.join(value)}: choose one with caption_source in the config")
-    return value.get(source)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(values))
+    return tuple(dict.fromkeys(labels)), tuple(text for caption in captions if (text := caption.strip()))

@@ -50,6 +50,12 @@ def must_be(test: Callable[[Any], Any], expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def refuse(mistakes: Mapping[str, Any]) -> None:
+    """Raise `ValueError` with each message whose value is true."""
+    if found := [message for message, wrong in mistakes.items() if wrong]:
+        raise ValueError("; ".join(found))
+
+
 def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:
     """Return the pydantic dataclass, model or TypedDict that `values` describe.
 
