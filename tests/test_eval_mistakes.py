@@ -194,6 +194,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_label(tmp_path):
         ("published: [{model: m, where: t, values: {null: 1}}]", "published.0.values.None should be text"),
         ("modality: dephth", "modality should be one of .*depth.*, not 'dephth'"),
         ("templates: {'a {c}': x}", "templates should be a list, not"),
+        ("data_root: /data", "data_root: unknown key, use --data-root"),
         ("limit: !!int x", "limit should be a whole number, not 'x'"),
         ("limit: !!bool x", "is not valid YAML: 'x'"),
         ("clip: !!timestamp x", "clip should be a list, not 'x'"),
@@ -351,10 +352,10 @@ def test_wrong_counts_name_the_download(tmp_path):
 
 def test_many_labels_are_checked_at_once(tmp_path):
     labels = {str(number): "" for number in range(20_000)}
-    start = time.perf_counter()
+    start = time.process_time()
     rows = {label: {"path": label} for label in labels}
     Listing(rows=rows, labels=labels).check(dataset(tmp_path), labels, tmp_path, skip_missing=False)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

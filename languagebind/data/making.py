@@ -31,7 +31,7 @@ from .sources import Sample
 STATE_FOLDER = ".make_shards"
 EXAMPLES = 5  # samples that the report names for each reason
 
-Job = tuple[Path, list[Sample], list[LeftOut], PackOptions]  # one shard, its samples, and those with a key used before
+Entries = list[Sample | LeftOut]  # what may go into a shard; left out is a sample whose key was used before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
     states = []
     # A log gets a line of progress every 30 seconds.
     with tqdm(unit=" samples", unit_scale=True, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-        for state in _run(_cut(samples, options), options.workers):
+        for state in _run(_cut(samples, options), options):
             states.append(state)
             bar.update(state["shard"]["samples"])
     unexpected = {path.name for path in options.output.glob("*.tar")} - {state["shard"]["name"] for state in states}
@@ -103,38 +103,31 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     write_atomic(record, json.dumps(fixed).encode())
 
 
-def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Job]:
-    """Cut the input into shards."""
-    names = (options.output / f"{number:05d}.tar" for number in itertools.count())
-    chunk: list[Sample] = []
-    duplicates: list[LeftOut] = []
+def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
+    """Yield the entries of each shard."""
+    entries: Entries = []
     seen: set[str] = set()
     limit, size = options.shard_size or sys.maxsize, 0
     for sample in samples:
         files = [path for places in sample.media.values() for path in places[0]] if options.shard_size else []
         added = sum(path.stat().st_size for path in files if path.is_file())
-        entries = len(chunk) + len(duplicates)
-        if entries == options.samples_per_shard or (entries and size + added > limit):
-            yield next(names), chunk, duplicates, options.packing
-            chunk, duplicates, size = [], [], 0
-        size += added
-        key = as_key(sample.id)
-        if key in seen:
-            duplicates.append(LeftOut(sample.id, "duplicate key", key))
-        else:
-            seen.add(key)
-            chunk.append(sample)
-    if chunk or duplicates:
-        yield next(names), chunk, duplicates, options.packing
+        if len(entries) == options.samples_per_shard or (entries and size + added > limit):
+            yield entries
+            entries, size = [], 0
+        key, size = as_key(sample.id), size + added
+        entries.append(LeftOut(sample.id, "duplicate key", key) if key in seen else sample)
+        seen.add(key)
+    if entries:
+        yield entries
 
 
-def _run(jobs: Iterator[Job], workers: int) -> Iterator[dict[str, Any]]:
+def _run(shards: Iterable[Entries], options: MakeOptions) -> Iterator[dict[str, Any]]:
     """Yield the state of each shard in order. The input is read only as fast as shards are made."""
-    with ProcessPoolExecutor(max(1, workers), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(max(1, options.workers), initializer=_end_with_parent) as pool:
         waiting: deque[Future] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(_make_shard, *job))
-            if len(waiting) >= 2 * workers:
+        for number, entries in enumerate(shards):
+            waiting.append(pool.submit(_make_shard, options.output / f"{number:05d}.tar", entries, options.packing))
+            if len(waiting) >= 2 * options.workers:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
 
@@ -150,17 +143,18 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make_shard(path: Path, samples: list[Sample], duplicates: list[LeftOut], packing: PackOptions) -> dict[str, Any]:
+def _make_shard(path: Path, entries: Entries, packing: PackOptions) -> dict[str, Any]:
     """Write one shard, unless an earlier run did; return what the index and the report say about it."""
+    samples = [entry for entry in entries if isinstance(entry, Sample)]
+    left_out = [entry for entry in entries if isinstance(entry, LeftOut)]
     record = path.parent / STATE_FOLDER / f"{path.stem}.json"
-    fingerprint = _fingerprint(samples, duplicates)
+    fingerprint = _fingerprint(samples, left_out)
     if record.exists():
         state = json.loads(record.read_bytes())
         if state["input"] != fingerprint:
             raise UserError(f"the input of {path} has changed since it was made; use --overwrite to start again")
         if path.exists() and file_sha256(path) == state["shard"]["sha256"]:
             return state
-    left_out = list(duplicates)
     try:
         with ShardWriter(path) as writer:
             for sample in samples:

@@ -31,9 +31,6 @@ from .vidal import MissingCaption, all_captions, source_names
 
 TextFeaturesMode = Literal["auto", "cached", "live"]
 
-# Tables that stay open in each process: those of the shards with samples in the shuffle buffer.
-OPEN_TABLES = 256
-
 
 def features_path(shard: str, fingerprint: str) -> Path | str:
     """Return where one text tower's features of a shard are: a path, or a URL for a shard behind one."""
@@ -164,7 +161,7 @@ def _sources(path: Path | str, fingerprint: str) -> set[str]:
     return set(json.loads(metadata["sources"]))
 
 
-@lru_cache(OPEN_TABLES)
+@lru_cache(256)  # tables stay open in each process: those of the shards with samples in the shuffle buffer
 def _open_table(path: Path | str) -> tuple[np.ndarray, Tensor]:
     with _reading(path):
         # The file is memory-mapped: rows that are never looked up are never read.

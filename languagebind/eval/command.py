@@ -19,7 +19,7 @@ from .results import Result, table, write_result
 
 log = logging.getLogger(__name__)
 
-Options = TypeVar("Options", bound="CommandOptions")
+Options = TypeVar("Options")
 M = TypeVar("M")
 T = TypeVar("T")
 

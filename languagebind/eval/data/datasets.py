@@ -55,6 +55,7 @@ NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
 SHARDS = "nshards.txt"  # in CLIP_benchmark's folders
 NAME = re.compile(r"[\w.-]{1,100}")  # short, as a result's file name also holds the model's name
 SHOWN_ENTRIES = 8  # of a folder, in a message
+PREPARE = "python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"
 
 
 def _read(value: Any, info: ValidationInfo) -> Any:
@@ -155,15 +156,17 @@ class DatasetConfig:
     def _check(self) -> Self:
         rules = self.paper or Paper()
         inputs, by_paper = rules.get("inputs"), self.protocol == "paper"
-        mistakes: dict[str, Any] = {
-            unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
-            "there is no paper protocol: the config has no `paper`; use ours": by_paper and self.paper is None,
-            "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
-            "paper: similarity: dot is for retrieval": rules.get("similarity") == "dot" and self.task != "retrieval",
-            f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
-            "clips and crops belong to our protocol, not the paper's": by_paper and self.clips * self.crops > 1,
-        }
-        refuse(mistakes)
+        refuse(
+            {
+                unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
+                "there is no paper protocol: the config has no `paper`; use ours": by_paper and self.paper is None,
+                "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
+                "paper: similarity: dot is for retrieval": rules.get("similarity") == "dot"
+                and self.task != "retrieval",
+                f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
+                "clips and crops belong to our protocol, not the paper's": by_paper and self.clips * self.crops > 1,
+            }
+        )
         return self
 
     @property
@@ -226,14 +229,11 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
     lines = [
         f"{config.name}: {missing} does not exist",
         f"found: {folder} holds {', '.join(entries[:SHOWN_ENTRIES]) or 'nothing'}{more}",
+        config.layout and "expected: " + config.layout.strip().replace("\n", "\n    "),
+        config.source and f"get it from: {config.source.strip()}",
+        config.prepare and "then: " + PREPARE,
     ]
-    if config.layout:
-        lines.append("expected: " + config.layout.strip().replace("\n", "\n    "))
-    if config.source:
-        lines.append(f"get it from: {config.source.strip()}")
-    if config.prepare:
-        lines.append("then: python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT")
-    return UserError("\n  ".join(lines))
+    return UserError("\n  ".join(filter(None, lines)))
 
 
 @contextmanager

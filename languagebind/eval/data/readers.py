@@ -243,12 +243,7 @@ class EvalProtocol:
 
 
 def choose_protocol(
-    name: str,
-    paper: Paper | None,
-    clip: Interval | None,
-    modality: Modality,
-    clips: int = 1,
-    crops: int = 1,
+    name: str, paper: Paper | None, clip: Interval | None, modality: Modality, clips: int = 1, crops: int = 1
 ) -> EvalProtocol:
     """Return our protocol, or the one with a dataset's `paper` rules.
 
@@ -293,6 +288,5 @@ def _pil_transform(size: int) -> Callable[[Any], Tensor]:
     from torchvision import transforms
 
     resize = transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC)
-    return transforms.Compose(
-        [resize, transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    )
+    crop, normalize = transforms.CenterCrop(size), transforms.Normalize(MEAN, STD)
+    return transforms.Compose([resize, crop, transforms.ToTensor(), normalize])

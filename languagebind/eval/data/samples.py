@@ -94,10 +94,8 @@ def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sa
     """Return `count` samples in the order of the data; `by_label` spaces them within each label."""
     places = list(range(len(samples)))
     if by_label:
-        first_seen: dict[tuple, int] = {}
-        for sample in samples:
-            first_seen.setdefault(sample.labels, len(first_seen))
-        places.sort(key=lambda place: first_seen[samples[place].labels])
+        rank = {labels: number for number, labels in enumerate(dict.fromkeys(sample.labels for sample in samples))}
+        places.sort(key=lambda place: rank[samples[place].labels])
     step = len(samples) / count
     return [samples[place] for place in sorted(places[int((i + 0.5) * step)] for i in range(count))]
 
@@ -146,10 +144,9 @@ def class_names(config: DatasetConfig) -> dict[str, str]:
     """
     if config.class_names is not None:
         return dict(config.class_names)
-    folders = [] if list_shards(config.data) else _class_folders(config)
-    if not folders:
-        raise UserError(f"{config.name}: class_names is needed, as {config.data} is not a folder of class folders")
-    return {folder.name: folder.name.replace("_", " ") for folder in folders}
+    if names := [] if list_shards(config.data) else _class_folders(config):
+        return {name: name.replace("_", " ") for name in names}
+    raise UserError(f"{config.name}: class_names is needed, as {config.data} is not a folder of class folders")
 
 
 def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
@@ -171,10 +168,8 @@ def list_files(folder: Path) -> list[Sample]:
     return [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
 
 
-def _class_folders(config: DatasetConfig) -> list[Path]:
-    data = Path(config.data)
-    entries = data.iterdir() if data.is_dir() else ()
-    return sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _class_folders(config: DatasetConfig) -> list[str]:
+    return sorted(folder.name for folder in Path(config.data).glob("[!.]*/"))
 
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:

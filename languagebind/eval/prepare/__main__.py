@@ -5,7 +5,6 @@ import importlib
 import json
 import logging
 import pkgutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from typing import Any
 import tyro
 
 from ... import __version__
-from ...config import UserError, load_yaml, parse, run
+from ...config import UserError, load_yaml, run
 from ...files import locked, new_folder, write_atomic
+from ..command import parse_command
 from ..data.datasets import DatasetConfig, load_dataset_config, naming
 from ..data.samples import PREPARED
 from ..data.validation import validate
@@ -44,16 +44,9 @@ class PrepareConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(
-        PrepareConfig,
-        sys.argv[1:] if argv is None else argv,
-        prog="python -m languagebind.eval.prepare",
-        description=PrepareConfig.__doc__,
-    )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    report = prepare(options)
-    counts = {key: report[key] for key in ("samples", "captions", "classes") if report[key]}
-    print(f"wrote {report['data']}: {', '.join(f'{count} {key}' for key, count in counts.items())}")
+    report = prepare(parse_command(PrepareConfig, argv, "languagebind.eval.prepare"))
+    counts = [f"{report[key]} {key}" for key in ("samples", "captions", "classes") if report[key]]
+    print(f"wrote {report['data']}: {', '.join(counts)}")
     if report["missing"]:
         print(f"left out because the file is missing: {len(report['missing'])}")
 
