@@ -231,7 +231,7 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
         f"found: {folder} holds {', '.join(entries[:SHOWN_ENTRIES]) or 'nothing'}{more}",
         config.layout and "expected: " + config.layout.strip().replace("\n", "\n    "),
         config.source and f"get it from: {config.source.strip()}",
-        config.prepare and "then: " + PREPARE,
+        "then: " + PREPARE if config.prepare else None,
     ]
     return UserError("\n  ".join(filter(None, lines)))
 
