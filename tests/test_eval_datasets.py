@@ -582,7 +582,7 @@ def test_two_samples_of_one_file_and_labels_that_are_no_classes(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("expect: {sample: 3}", "expect.sample should be samples, captions or classes"),
+        ("expect: {sample: 3}", "expect.sample should be 'samples', 'captions' or 'classes'"),
         ("expect: {samples: many}", "expect.samples should be a whole number, not 'many'"),
         ("expect: 3", "expect should be `key: value` lines"),
         ("published: {top1: 0.5}", "published should be a list"),

@@ -194,7 +194,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_label(tmp_path):
         ("published: [{model: m, where: t, values: {null: 1}}]", "published.0.values.None should be text"),
         ("modality: dephth", "modality should be one of .*depth.*, not 'dephth'"),
         ("templates: {'a {c}': x}", "templates should be a list, not"),
-        ("data_root: /data", "data_root: unknown key, use --data-root"),
+        ("data_root: /data", "unknown key 'data_root': use --data-root"),
         ("limit: !!int x", "limit should be a whole number, not 'x'"),
         ("limit: !!bool x", "is not valid YAML: 'x'"),
         ("clip: !!timestamp x", "clip should be a list, not 'x'"),

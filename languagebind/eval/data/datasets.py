@@ -41,7 +41,7 @@ from ...files import text_lines, twice
 from ...modalities import modality_names
 from ...remote import is_url
 from .readers import Paper
-from .validation import CONFIG, Number, Whole, must_be, refuse, unknown, validate
+from .validation import CONFIG, Count, Number, Whole, must_be, refuse, unknown, validate
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("text_to_modality", "modality_to_text")
@@ -90,27 +90,19 @@ def _resolve(data: str, info: ValidationInfo) -> str:
     return "::".join(part if is_url(part) else str(info.context[-1] / part) for part in data.split("::"))
 
 
-def _data_root(value: str | None, info: ValidationInfo) -> str | None:
-    """Return the data root of the command line, which a YAML file cannot set."""
-    if info.context and value is not None:
-        raise ValueError("unknown key, use --data-root")
-    return str(info.context[1]) if info.context and len(info.context) > 1 else value
-
-
 def _are_fractions(values: Mapping[str, float]) -> bool:
     return all(0 <= value <= 1 or key.rpartition("/")[2] in NOT_FRACTIONS for key, value in values.items())
 
 
 NotEmpty = Field(min_length=1)
 Text = Annotated[str, NotEmpty]
-Count = Annotated[Whole, Field(ge=1)]
 FileName = Annotated[str, must_be(NAME.fullmatch, "a file name: at most 100 letters, digits and _ . -")]
 ModalityName = Annotated[str, must_be(modality_names().__contains__, f"one of {', '.join(modality_names())}")]
 Template = Annotated[str, must_be(lambda text: "{c}" in text, "a prompt with {c} for the class name")]
 Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_read)]
 ClassNames = Annotated[Mapping[Text, Text], NotEmpty, BeforeValidator(_by_label)]
 Interval = Annotated[tuple[Number, Number], must_be(lambda t: 0 <= t[0] < t[1], "a start and a later end, in seconds")]
-Counted = Annotated[str, must_be(("samples", "captions", "classes").__contains__, "samples, captions or classes")]
+Counted = Literal["samples", "captions", "classes"]
 Counts = Mapping[Counted, Annotated[Whole, Field(ge=0)]]
 Figures = Annotated[Mapping[str, Number], NotEmpty, must_be(_are_fractions, "fractions of 1, not percentages")]
 
@@ -149,8 +141,7 @@ class DatasetConfig:
     expect: Counts = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)  # `kind`, and the kind's own options
-    # Where the paths in a manifest start that are not below its folder
-    data_root: Annotated[str | None, BeforeValidator(_data_root), Field(validate_default=True)] = None
+    data_root: str | None = None  # for paths in a manifest that are not below its folder; not for YAML files
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -192,6 +183,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
     missing = isinstance(names, str) and find(names, folders) is None
     if missing:
         del values["class_names"]
+    values["data_root"] = data_root and str(data_root)
     config = validate(DatasetConfig, values, str(path), folders)
     if missing and prepared:
         raise not_there(config, folders[-1] / str(names))
@@ -212,6 +204,8 @@ def load_folder(folder: Path) -> DatasetConfig:
 def read_values(path: Path, data_root: Path | None) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """Return the keys of a YAML file that have values, and the folders that its paths may be below."""
     values = {"name": path.stem} | {key: value for key, value in load_yaml(path).items() if value is not None}
+    if "data_root" in values:
+        raise UserError(f"{path}: unknown key 'data_root': use --data-root")
     return values, (path.parent, *([Path(data_root)] if data_root else []))
 
 

@@ -23,7 +23,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
@@ -112,7 +112,8 @@ def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = T
     path = Path(path)
     values, folders = read_values(path, data_root)
     if isinstance(values.get("data"), dict):
-        shared = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
+        shared: dict[str, Any] = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
+        shared["data_root"] = data_root and str(data_root)
         # Only retrieval reads captions: other data need not say which caption source is meant
         values["data"] = {
             name: shared | {"data": place, "task": "retrieval" if name == TEXT else "classification"}

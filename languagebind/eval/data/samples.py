@@ -23,7 +23,7 @@ from ...data.tables import as_list, read_manifest
 from ...distributed import gather_objects
 from ...files import files_below, is_plain
 from ...modalities import DecodeError, Modality
-from .datasets import DatasetConfig, not_there
+from .datasets import Counted, DatasetConfig, not_there
 from .shards import Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sa
     return [samples[place] for place in sorted(places[int((i + 0.5) * step)] for i in range(count))]
 
 
-def warn_of_count(config: DatasetConfig, what: str, count: int) -> None:
+def warn_of_count(config: DatasetConfig, what: Counted, count: int) -> None:
     """Warn where the data has another number of samples, captions or classes than the dataset: the task differs."""
     if count != config.expect.get(what, count):
         log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])

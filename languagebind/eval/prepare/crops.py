@@ -18,13 +18,12 @@ from pydantic.dataclasses import dataclass
 
 from ...config import UserError
 from ...files import parse_json, twice
-from ..data.validation import CONFIG, Whole
+from ..data.validation import CONFIG, Count
 from .writing import Row, reading, write_png
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Label = Annotated[str, Field(pattern="^[^./][^/]*$")]  # it names a folder
-Positive = Annotated[Whole, Field(ge=1)]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -36,10 +35,10 @@ class Options:
     annotations: str  # coco: the file; voc: the folder
     classes: Annotated[dict[str, Label], Field(min_length=1)]  # the annotation's category, name or number -> label
     images: str = ""  # voc: the folder of the pictures
-    pictures: Positive | None = None  # how many there are: VOC has no list of them, so a missing one would go unnoticed
-    min_size: Positive = 1
+    pictures: Count | None = None  # how many there are: VOC has no list of them, so a missing one would go unnoticed
+    min_size: Count = 1
     background: Label | None = None
-    background_tries: Positive = 100
+    background_tries: Count = 100
 
     def __post_init__(self) -> None:
         if self.background in self.classes.values():
