@@ -114,7 +114,8 @@ def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
         if len(entries) == options.samples_per_shard or (entries and size + added > limit):
             yield entries
             entries, size = [], 0
-        key, size = as_key(sample.id), size + added
+        size += added
+        key = as_key(sample.id)
         entries.append(LeftOut(sample.id, "duplicate key", key) if key in seen else sample)
         seen.add(key)
     if entries:

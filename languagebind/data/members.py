@@ -83,7 +83,7 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
 
     The first of `extensions` that the sample has is taken; None where it has none of them.
     """
-    whole = -1
+    whole = -1  # in place of a frame's number
     found: dict[str, dict[int, str]] = {}
     for name in names:
         extension, frame = member_extension(name)
