@@ -76,6 +76,9 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
         raise UserError(f"{dataset.name}: {error.filename or target}: {error.strerror or error}") from error
+    except Exception as error:
+        error.add_note(f"while preparing {dataset.name} from {options.source}")
+        raise
     return report
 
 
@@ -117,13 +120,9 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
     """
     source, by_class, names_file = options.source, target.suffix == "", _names_file(options)
     with new_folder(target) if by_class else nullcontext(target.parent) as folder:
-        try:
-            with naming(dataset.name):
-                listing = list_rows(kind.prepare(source, folder, values), source, folder, by_class)
-                names = kind.class_names(source, values) if names_file and hasattr(kind, "class_names") else None
-        except Exception as error:
-            error.add_note(f"while preparing {dataset.name} from {source}")
-            raise
+        with naming(dataset.name):
+            listing = list_rows(kind.prepare(source, folder, values), source, folder, by_class)
+            names = kind.class_names(source, values) if names_file and hasattr(kind, "class_names") else None
         log.info("%s: left out or changed: %s", dataset.name, listing.left_out or "nothing")
         names = names or {label: label for label in sorted(listing.labels)}
         listing.check(dataset, names if names_file else dataset.class_names or names, source, options.skip_missing)
