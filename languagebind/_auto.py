@@ -1,19 +1,23 @@
-"""Makes Hugging Face's Auto classes know the published models, without importing transformers before they are used."""
+"""Register the published models with Hugging Face's Auto classes, without importing transformers before it is used."""
 
 import sys
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-AUTO = "transformers.models.auto."
-MODULES = {
-    AUTO + name for name in ("configuration_auto", "modeling_auto", "processing_auto", "tokenization_auto")
-}  # fmt: skip
+# Each of transformers' Auto modules -> its Auto class, and the module and name of our table for it
+TABLES = {
+    "transformers.models.auto.configuration_auto": ("AutoConfig", "config", "CONFIGS"),
+    "transformers.models.auto.modeling_auto": ("AutoModel", "published", "MODELS"),
+    "transformers.models.auto.processing_auto": ("AutoProcessor", "processing", "PROCESSORS"),
+    "transformers.models.auto.tokenization_auto": ("AutoTokenizer", "processing", "TOKENIZERS"),
+}
 
 
 def install() -> None:
-    """Register with the Auto modules that are imported already, and with the others once they are."""
-    for name in sorted(MODULES & sys.modules.keys()):
+    """Register the models with the Auto modules that are imported already, and with the others upon their import."""
+    for name in sorted(TABLES.keys() & sys.modules.keys()):
         register(sys.modules[name])
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport())
@@ -23,7 +27,7 @@ class AfterImport(MetaPathFinder):
     """Calls `register` on each Auto module after its import."""
 
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in MODULES:
+        if name not in TABLES:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -43,19 +47,8 @@ def register(module: ModuleType) -> None:
     """Add the published models to one Auto module."""
     from .hub.config import CONFIGS
 
-    kind = module.__name__.removeprefix(AUTO)
+    auto, home, table = TABLES[module.__name__]
+    classes = getattr(import_module(f".hub.{home}", __package__), table)
     for name, config in CONFIGS.items():
-        if kind == "configuration_auto":
-            module.AutoConfig.register(config.model_type, config, exist_ok=True)
-        elif kind == "modeling_auto":
-            from .hub.published import MODELS
-
-            module.AutoModel.register(config, MODELS[name], exist_ok=True)
-        elif kind == "processing_auto":
-            from .hub.processing import PROCESSORS
-
-            module.AutoProcessor.register(config, PROCESSORS[name], exist_ok=True)
-        else:
-            from .hub.processing import TOKENIZERS
-
-            module.AutoTokenizer.register(config, TOKENIZERS[name], exist_ok=True)
+        key = config.model_type if classes is CONFIGS else config
+        getattr(module, auto).register(key, classes[name], exist_ok=True)

@@ -8,8 +8,8 @@
     model = SentenceTransformer("folder", trust_remote_code=True)
     model.similarity(model.encode(["a dog"]), model.encode(["photo.jpg"]))  # one modality a call
 
-sentence-transformers finds the modality of an input by its type: text, image, audio or video. A path to a missing file
-is a text to it.
+sentence-transformers finds the modality of an input by its type: text, image, audio or video. It takes a path to a
+missing file for a text.
 """
 
 import json
@@ -23,8 +23,9 @@ from sentence_transformers.base.modules.input_module import InputModule
 from torch import nn
 
 from .config import UserError
+from .hub.config import to_published
 from .hub.encoders import TEXT, load
-from .model import DualEncoder
+from .hub.published import build_published
 
 
 class LanguageBindModule(InputModule):
@@ -32,7 +33,7 @@ class LanguageBindModule(InputModule):
 
     Args:
         sources: modality -> a source for `languagebind.load`.
-        dtype: dtype of the weights, as for `languagebind.load`.
+        dtype: dtype of the weights, as in `languagebind.load`.
     """
 
     config_file_name = "languagebind.json"
@@ -44,7 +45,7 @@ class LanguageBindModule(InputModule):
             raise UserError(f"sentence-transformers has no name for {unnamed[0]}: use languagebind.load")
         self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
-        self.tokenizer: Any = self._any().text_model.tokenizer
+        self.tokenizer: Any = self.encoders.model(TEXT).text_model.tokenizer
 
     @property
     def modalities(self) -> list[Any]:
@@ -52,67 +53,54 @@ class LanguageBindModule(InputModule):
 
     @property
     def max_seq_length(self) -> int:
-        return self._any().tokenize(["a " * 10_000])["input_ids"].shape[1]  # the tokenizer truncates texts
+        return self.tokenizer(["a " * 10_000])["input_ids"].shape[1]  # the tokenizer truncates texts
 
     def get_sentence_embedding_dimension(self) -> int:
-        return self._any().embed_dim
+        return self.encoders.model(TEXT).embed_dim
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         """Return token ids or inputs, and the name of their modality.
 
         Raises:
-            ValueError: the inputs are of several modalities, or of one that is not loaded.
+            ValueError: the inputs have several modalities, or one that is not loaded.
         """
         name = str(infer_batch_modality(list(inputs), supported_modalities=self.modalities))
         if name not in self.modalities:
-            raise ValueError(f"the inputs are of {name!r}; one of {', '.join(self.modalities)} is encoded at a time")
+            raise ValueError(f"cannot encode {name!r} inputs: give one of {', '.join(self.modalities)} at a time")
         inputs = [item[name] if isinstance(item, dict) and name in item else item for item in inputs]
         if name == TEXT:
-            return self._any().tokenize(self._prepend_prompt(inputs, prompt) if prompt else inputs) | {"modality": name}
+            return self.tokenizer(self._prepend_prompt(inputs, prompt) if prompt else inputs) | {"modality": name}
         _, modality = self.encoders.encoders[name]
-        items = [_in_memory(item) for item in inputs]
-        return {"inputs": torch.stack([modality.preprocess(item) for item in items]), "modality": name}
+        return {"inputs": torch.stack([modality.preprocess(_in_memory(x)) for x in inputs]), "modality": name}
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Add `sentence_embedding` (B, D), unit norm."""
         name = features["modality"]
-        if name == TEXT:
-            embedding = self._any().encode_text({"input_ids": features["input_ids"]})
-        else:
-            embedding = self.encoders.encoders[name][0].encode(features["inputs"])
+        model = self.encoders.model(name)
+        embedding = (
+            model.encode_text({"input_ids": features["input_ids"]})
+            if name == TEXT
+            else model.encode(features["inputs"])
+        )
         return features | {"sentence_embedding": embedding}
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
-        """Write each encoder in the published layout, in a folder with its name."""
-        from .hub.config import to_published
-        from .hub.published import MODELS
-        from .weights import load_strict
-
-        for name, (model, modality) in self.encoders.encoders.items():
-            config, state = to_published(model, modality)
-            with torch.device("meta"):
-                published = MODELS[name](config)
-            load_strict(published, state, name, assign=True)
-            published.save_pretrained(Path(output_path) / name)
-        sources = {"modalities": self.encoders.modalities}
-        (Path(output_path) / self.config_file_name).write_text(json.dumps(sources))
+        """Write each encoder in the published layout, in a folder named after its modality."""
+        for name, encoder in self.encoders.encoders.items():
+            build_published(*to_published(*encoder), name).save_pretrained(Path(output_path) / name)
+        (Path(output_path) / self.config_file_name).write_text(json.dumps({"modalities": self.encoders.modalities}))
 
     @classmethod
     def load(  # type: ignore[override]  # options by name only
         cls, model_name_or_path: str, subfolder: str = "", **options: Any
     ) -> "LanguageBindModule":
         """Load what `save` wrote, from a folder or a hub id."""
-        hub: dict[str, Any] = {
-            key: options.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")
-        }
+        hub: dict[str, Any] = {k: options.get(k) for k in ("token", "cache_folder", "revision", "local_files_only")}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, config_filename=cls.config_file_name, **hub)
         folder = Path(str(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **hub)))
         wanted = options.get("model_kwargs") or {}
         dtype = wanted.get("dtype", wanted.get("torch_dtype"))
         return cls({name: folder / name for name in config["modalities"]}, dtype)
-
-    def _any(self) -> DualEncoder:
-        return next(iter(self.encoders.encoders.values()))[0]
 
 
 def _in_memory(item: Any) -> Any:

@@ -115,10 +115,10 @@ def test_adapters_of_another_rank_or_without_adapters_are_refused(golden, tmp_pa
     torch.save(state, tmp_path / "pytorch_model.bin")
     config["vision_config"]["lora_r"] += 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=r"adapters of rank \[\d\], its config says lora_r \d"):
+    with pytest.raises(WeightsError, match=r"adapters of rank \[\d\]; its config says lora_r \d"):
         LanguageBindDepth.from_pretrained(tmp_path)
     torch.save({key: value for key, value in state.items() if ".lora_" not in key}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="was saved with LoRA adapters, but there are none"):
+    with pytest.raises(WeightsError, match="was saved with LoRA, but has no adapters"):
         LanguageBindDepth.from_pretrained(tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_configs_that_do_not_fit(toys, tmp_path):
         ([], "cannot use the config of"),
         (config | {"vision_config": {"num_frames": "a"}}, "num_frames"),
         (config | {"vision_config": "x"}, "vision_config"),
-        (config | {"vision_config": config["vision_config"] | {"hidden_act": "tanh"}}, "hidden_act 'tanh': expected"),
+        (config | {"vision_config": config["vision_config"] | {"hidden_act": "tanh"}}, "hidden_act.*tanh"),
         (config | {"vision_config": config["vision_config"] | {"image_size": [56, 56, 56]}}, "the config of"),
         (
             config | {"vision_config": config["vision_config"] | {"num_frames": 0}},
@@ -487,7 +487,7 @@ def test_towers_give_the_tokens_of_a_layer(toys, name):
     assert isinstance(tower.image_processor, PROCESSORS[name])
     with pytest.raises(UserError, match="is not loaded yet: call load_model"):
         tower.dtype  # noqa: B018
-    with pytest.raises(UserError, match="has the states 0 to 2"):
+    with pytest.raises(UserError, match="has hidden states 0 to 2"):
         kind(toys / name, Namespace(mm_vision_select_layer=3))
     tower.load_model()
     x = torch.randn(2, *tower.config.input_shape)

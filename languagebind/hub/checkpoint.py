@@ -21,20 +21,17 @@ CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
 def load_checkpoint(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    like: DualEncoder | None = None,
-    num_frames: int | None = None,
+    path: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None, num_frames: int | None = None
 ) -> tuple[DualEncoder, Modality]:
     """Return the model and the modality of a training checkpoint, in evaluation mode and with adapters merged.
 
-    If training kept a moving average of the weights, the model holds the average.
+    If training kept a moving average of the weights, the model has the average.
 
     Args:
-        path: a checkpoint file or its URL (s3://...), or the folder of a run, which stands for its last checkpoint.
+        path: a checkpoint file or its URL (s3://...), or the folder of a run for its last checkpoint.
         device: where to put the model.
         like: a model whose text tower this one shares.
-        num_frames: frames of a clip, if other than in training; temporal embeddings are interpolated.
+        num_frames: frames of a clip, if not as in training; temporal embeddings are interpolated.
 
     Raises:
         UserError: the file does not exist or is not a checkpoint of this library.
@@ -53,14 +50,14 @@ def load_checkpoint(
     if model.text_fingerprint() != checkpoint["text_fingerprint"]:
         tower = "that of the models before it" if like is not None else f"today's {config.text.text_tower}"
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
-        raise WeightsError(f"{path} was trained with another text tower than {tower} (it was made with {versions})")
+        raise WeightsError(f"{path} was trained with another text tower than {tower} (trained with {versions})")
     frozen = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
     load_strict(model, state | frozen, f"the model of {path}")
     return model.eval().to(device), modality
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the content of a training checkpoint; pickled code in it never runs.
+    """Return the content of a training checkpoint; pickled code in it is never run.
 
     Raises:
         UserError: the file does not exist, cannot be read, or is not a checkpoint of this library.
@@ -71,7 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not remote and not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     if str(path).endswith((".safetensors", ".bin")):
-        raise UserError(f"{path} holds weights alone: name its folder, where config.json is")
+        raise UserError(f"{path} holds weights alone: name its folder, which also has config.json")
     try:
         with open_url(str(path)) if remote else open(path, "rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -80,21 +77,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for damaged files
         raise unreadable(path, error) from error
     if not isinstance(checkpoint, dict) or not {"model", "config", "text_fingerprint"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a training checkpoint of this library: no model, config and text fingerprint")
+        raise UserError(f"{path} is not a training checkpoint: it lacks the model, config or text fingerprint")
     return checkpoint
 
 
 def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfig, Modality]:
-    """Return what `read_checkpoint` gave as the options of the model and the modality.
+    """Return the options of the model, and the modality, in what `read_checkpoint` returned.
 
     Raises:
-        UserError: the options are of another version of this library.
+        UserError: another version of this library wrote the options.
     """
     config = checkpoint["config"]
     try:
         return from_dict(ModelConfig, config["model"]), from_dict(modality_class(config["modality"]), config["inputs"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is of another version of this library: {first_line(error)}") from error
+        raise UserError(f"{path} was written by another version of this library: {first_line(error)}") from error
 
 
 def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
@@ -107,25 +104,25 @@ def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first; a half-written one has another name."""
+    """List the checkpoints of a run, oldest first. Incomplete ones have other names and are left out."""
     steps = {path: checkpoint_step(path.name) for path in folder.glob("step_*.pt")}
     return [path for _, path in sorted((step, path) for path, step in steps.items() if step is not None)]
 
 
 def checkpoint_step(name: str) -> int | None:
-    """Return the step in the name of a checkpoint file; None for another file."""
+    """Return the step in the name of a checkpoint file, or None if it is another file."""
     match = CHECKPOINT_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint with the highest step."""
+    """Return the checkpoint with the highest step, or None."""
     return next(reversed(checkpoints_by_step(folder)), None)
 
 
-def is_training_checkpoint(source: str | Path) -> bool:
+def is_training_checkpoint(source: str | Path, subfolder: str | None = None) -> bool:
     """Tell whether this is a file, a URL or a run's folder, not a folder in the published layout or a hub id."""
-    path = Path(source)
+    path = Path(source, subfolder or "")
     if not is_url(source) and path.is_dir():
         return not (path / "config.json").is_file()
     return is_url(source) or path.is_file() or path.suffix == ".pt"

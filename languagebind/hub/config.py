@@ -1,9 +1,9 @@
 """The `config.json` of the published checkpoints, and its translation to and from our options."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+import copy
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -13,21 +13,38 @@ from ..config import UserError, at_least
 from ..modalities import Modality, modality_class, modality_name
 from ..model import DualEncoder
 from ..text import ClipText, ClipTextConfig, clip_text_sizes
-from ..transformer import ACTIVATIONS, LAYER_NORM_EPS
+from ..transformer import LAYER_NORM_EPS
 from ..vit import Activation, EncoderConfig
 from ..weights import State, interpolate_frames
-from .checkpoint import is_training_checkpoint, options_of, read_checkpoint
-from .files import HUB_OPTIONS, not_there, repository
+from .checkpoint import is_training_checkpoint, load_checkpoint, options_of, read_checkpoint
+from .files import HUB_OPTIONS, not_there, read_weights, repository
 
-# Options of a modality that do not change its inputs in evaluation: augmentation, limits, the choice of a decoder.
+T = TypeVar("T")
+
+NAMES = ("video", "audio", "depth", "thermal", "image")  # the original's names of the modalities
+# Our names -> those in config.json
+SIZES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "activation": "hidden_act",
+}
+TEXT_SIZES = SIZES | {"vocab_size": "vocab_size", "context_length": "max_position_embeddings"}
+ENCODER_SIZES = SIZES | {"patch_size": "patch_size", "temporal_attention": "add_time_attn"}
+MODALITY_OPTIONS = {"sample_rate": "audio_sample_rate", "channels": "audio_channels"}  # the others have the same name
+# Options of a modality that do not change its inputs in evaluation: augmentation, limits, the choice of a decoder
 TRAINING_ONLY = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
-# Our name of an option -> its name in config.json. The others have the same name.
-PUBLISHED_NAMES = {"sample_rate": "audio_sample_rate", "channels": "audio_channels"}
+
+
+def by_name(base: type[T]) -> dict[str, type[T]]:
+    """Return the subclasses of a class by the original's names of their modalities."""
+    return {name: kind for name in NAMES for kind in base.__subclasses__() if name.title() in kind.__name__}
 
 
 @strict
-class LanguageBindTextConfig(PreTrainedConfig):
-    """Sizes of the text tower. Its special-token ids are not used: those in the published files are wrong."""
+class LanguageBindTextConfig(PreTrainedConfig):  # CLIPTextConfig imports the Auto modules, which import this one
+    """Sizes of the text tower. The special-token ids are not used: those in the published files are wrong."""
 
     model_type = "clip_text_model"
     base_config_key = "text_config"
@@ -39,7 +56,7 @@ class LanguageBindTextConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
     max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
+    hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
@@ -51,16 +68,8 @@ class LanguageBindTextConfig(PreTrainedConfig):
 
     @property
     def sizes(self) -> ClipTextConfig:
-        """The same, as our text tower takes them."""
-        return ClipTextConfig(
-            vocab_size=self.vocab_size,
-            context_length=self.max_position_embeddings,
-            width=self.hidden_size,
-            depth=self.num_hidden_layers,
-            num_heads=self.num_attention_heads,
-            mlp_dim=self.intermediate_size,
-            activation=self.hidden_act,
-        )
+        """Sizes as our text tower takes them."""
+        return ClipTextConfig(**{ours: getattr(self, theirs) for ours, theirs in TEXT_SIZES.items()})
 
 
 @strict
@@ -78,7 +87,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     num_channels: int = 3
     image_size: int | list[int] | tuple[int, ...] = 224
     patch_size: int = 32
-    hidden_act: str = "quick_gelu"
+    hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
@@ -111,23 +120,17 @@ class LanguageBindVisionConfig(PreTrainedConfig):
 
     @property
     def sizes(self) -> EncoderConfig:
-        """Sizes and options, as our encoder takes them."""
+        """Sizes and options as our encoder takes them."""
         return EncoderConfig(
-            patch_size=self.patch_size,
-            width=self.hidden_size,
-            depth=self.num_hidden_layers,
-            num_heads=self.num_attention_heads,
-            mlp_dim=self.intermediate_size,
-            activation=cast(Activation, self.hidden_act),
-            temporal_attention=self.add_time_attn,
             patch_embedding="3d" if self.clip_type == "vl_new" else "2d",
             patch_dropout=self.force_patch_dropout,
+            **{ours: getattr(self, theirs) for ours, theirs in ENCODER_SIZES.items()},
         )
 
 
 @strict
 class LanguageBindConfig(PreTrainedConfig):
-    """What the five model types share."""
+    """Config of a model; the five classes differ in their modality."""
 
     sub_configs_defaults: ClassVar[dict] = {
         "text_config": LanguageBindTextConfig,
@@ -142,18 +145,16 @@ class LanguageBindConfig(PreTrainedConfig):
     initializer_factor: int | float = 1.0
 
     def __post_init__(self, **kwargs):
-        # Old files say everything twice. What `…_config_dict` leaves out counts as given, with the class's default.
+        # Old files give the sub-configs twice. The value of `…_config_dict` wins, even where it is only the default.
         for name, kind in (("text_config", LanguageBindTextConfig), ("vision_config", LanguageBindVisionConfig)):
             given = kwargs.pop(f"{name}_dict", None)
             if given is not None:
-                before = getattr(self, name) or {}
-                before = before if isinstance(before, dict) else before.to_dict()
-                setattr(self, name, before | kind(**given).to_dict())
+                setattr(self, name, (getattr(self, name) or {}) | kind(**given).to_dict())
         super().__post_init__(**kwargs)
 
     @property
     def text(self) -> LanguageBindTextConfig:
-        return cast(LanguageBindTextConfig, self.text_config)  # a dict is turned into one when the config is made
+        return cast(LanguageBindTextConfig, self.text_config)  # __post_init__ makes it from a dict
 
     @property
     def vision(self) -> LanguageBindVisionConfig:
@@ -161,20 +162,11 @@ class LanguageBindConfig(PreTrainedConfig):
 
     @property
     def modality(self) -> Modality:
-        """The preprocessing that the checkpoint was trained with, as one of our modalities."""
-        vision, make = self.vision, cast(Callable[..., Modality], modality_class(self.modality_name))
-        _, num_frames, height, width = vision.input_shape
-        if self.modality_name == "audio":
-            return make(
-                num_mel_bins=height,
-                target_length=width,
-                sample_rate=vision.audio_sample_rate,
-                audio_mean=vision.audio_mean,
-                audio_std=vision.audio_std,
-                channels=vision.audio_channels,
-            )
-        own: dict[str, Any] = {"video": {"num_frames": num_frames}, "depth": {"max_depth": vision.max_depth}}
-        return make(image_size=height, **own.get(self.modality_name, {}))
+        """The preprocessing that the checkpoint was trained with."""
+        *_, height, width = self.vision.input_shape
+        values = vars(self.vision) | {"image_size": height, "num_mel_bins": height, "target_length": width}
+        kind = modality_class(self.modality_name)
+        return kind(**{ours: values[theirs] for ours, theirs in option_names(kind).items()})
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # options by name only
@@ -183,32 +175,22 @@ class LanguageBindConfig(PreTrainedConfig):
         """Return the config of a folder, a hub id or a training checkpoint, and on request the unused options.
 
         Raises:
-            UserError: there is no such config, it cannot be used, or it is of another modality.
+            UserError: the config does not exist, cannot be used, or is for another modality.
         """
         config, unused = read_config(pretrained_model_name_or_path, cls, **kwargs)
         return (config, unused) if return_unused_kwargs else config
 
     def check(self, kind: "type[LanguageBindConfig]") -> None:
-        """Raise `UserError` if this is not of a kind, or its values do not make a model with its preprocessing."""
+        """Raise `UserError` if this is not a `kind`, or the model and its preprocessing cannot be built from it."""
         if not isinstance(self, kind):
             raise UserError(f"this is a {self.model_type}, not a {kind.model_type}")
         shape = self.vision.input_shape
         if min(shape) < 1 or self.modality.input_shape != shape:
-            raise UserError(f"(channels, frames, height, width) cannot be {shape} for {self.modality_name}")
+            raise UserError(f"{self.modality_name} inputs (channels, frames, height, width) cannot be {shape}")
         at_least(1, projection_dim=self.projection_dim)
         for side in (self.vision, self.text):
-            if side.hidden_act not in ACTIVATIONS:
-                raise UserError(f"hidden_act {side.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
             if side.layer_norm_eps != LAYER_NORM_EPS:
                 raise UserError(f"layer_norm_eps {side.layer_norm_eps}: only CLIP's {LAYER_NORM_EPS} is supported")
-
-    def resize_frames(self, state: State, num_frames: int | None) -> State:
-        """Take another number of frames, if one is given, and return the weights for it."""
-        if num_frames is None or num_frames == self.vision.num_frames:
-            return state
-        state = interpolate_frames(state, num_frames)
-        self.vision.num_frames = num_frames
-        return state
 
 
 class LanguageBindVideoConfig(LanguageBindConfig):
@@ -236,32 +218,26 @@ class LanguageBindImageConfig(LanguageBindConfig):
     modality_name = "image"
 
 
-CONFIGS = {
-    "video": LanguageBindVideoConfig,
-    "audio": LanguageBindAudioConfig,
-    "depth": LanguageBindDepthConfig,
-    "thermal": LanguageBindThermalConfig,
-    "image": LanguageBindImageConfig,
-}
+CONFIGS = by_name(LanguageBindConfig)
 KIND_OF = {config.modality_name: name for name, config in CONFIGS.items()}  # our name of a modality -> the original's
 
 
 def read_config(
     source: str | Path, kind: type[LanguageBindConfig] = LanguageBindConfig, **options: Any
 ) -> tuple[LanguageBindConfig, dict[str, Any]]:
-    """Read a config, and return it with the options that it has no place for.
+    """Read a config, and return it with the options that are not part of it.
 
     Args:
-        source: a folder in the published layout, a hub id, or a checkpoint of our training or its run's folder.
-        kind: the class that it must be of; by default any of the five.
-        options: those of `PreTrainedConfig.from_pretrained`; values of the config replace those in the file.
+        source: a folder in the published layout, a hub id, or a training checkpoint or its run's folder.
+        kind: the class that the config must have; by default any of the five.
+        options: those of `PreTrainedConfig.from_pretrained`; values for the config replace those in the file.
 
     Raises:
-        UserError: there is no such config, or it cannot be used.
+        UserError: the config does not exist, or cannot be used.
     """
     name = repository(source)
     try:
-        if is_training_checkpoint(Path(name) / (options.get("subfolder") or "")):
+        if is_training_checkpoint(name, options.get("subfolder")):
             model, modality = options_of(read_checkpoint(name), name)
             config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
@@ -277,46 +253,66 @@ def read_config(
     return config, unused
 
 
+def read_pretrained(
+    name: str | Path,
+    kind: type[LanguageBindConfig] = LanguageBindConfig,
+    config: LanguageBindConfig | str | Path | None = None,
+    num_frames: int | None = None,
+    variant: str | None = None,
+    **options: Any,
+) -> tuple[LanguageBindConfig, State, dict[str, Any]]:
+    """Return a config, the weights with adapters merged under the published names, and the options that remain.
+
+    Arguments and errors are those of `LanguageBindModel.from_pretrained`; `kind` is the class the config must have.
+    """
+    hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+    if config is None and is_training_checkpoint(name, hub.get("subfolder")):
+        found, state = to_published(*load_checkpoint(name, num_frames=num_frames))
+        found.check(kind)
+        return found, state, options
+    if config is None:
+        found, options = read_config(name, kind, **hub, **options)
+    elif isinstance(config, LanguageBindConfig):
+        found = copy.deepcopy(config)  # it is changed below
+    else:
+        found, _ = read_config(config, kind)
+    state = read_weights(name, found.vision.lora_r, found.vision.lora_alpha, variant, **hub)
+    found.vision.lora_r = 0
+    if num_frames is not None and num_frames != found.vision.num_frames:
+        state = interpolate_frames(state, num_frames)
+        found.vision.num_frames = num_frames
+    return found, state, options
+
+
+def option_names(kind: type[Modality]) -> dict[str, str]:
+    """Return the names of a modality's options that config.json holds -> their names there."""
+    names = {field.name: MODALITY_OPTIONS.get(field.name, field.name) for field in fields(kind)}
+    return {ours: theirs for ours, theirs in names.items() if hasattr(LanguageBindVisionConfig, theirs)}
+
+
 def to_config(
     modality: Modality, encoder: EncoderConfig, text: ClipTextConfig | None, embed_dim: int
 ) -> LanguageBindConfig:
-    """Return the config in the published layout of a model without adapters.
+    """Return the config, in the published layout, of a model without adapters.
 
     Raises:
-        UserError: the layout has no place for the modality, an option, or a text tower other than CLIP's (None).
+        UserError: the layout cannot hold the modality, an option, or a text tower other than CLIP's (None).
     """
     name = modality_name(modality)
     if name not in KIND_OF:
-        raise UserError(f"the published layout knows {', '.join(sorted(KIND_OF))}, not {name}")
+        raise UserError(f"the published layout has no {name} model, only {', '.join(sorted(KIND_OF))}")
     if text is None:
         raise UserError(
             "the published layout holds CLIP's text tower, and this model has another one: share its checkpoint file,"
             " which languagebind.load takes"
         )
-    options = {PUBLISHED_NAMES.get(key, key): value for key, value in asdict(modality).items()}
+    sizes = {theirs: getattr(encoder, ours) for ours, theirs in ENCODER_SIZES.items()}
+    options = {theirs: getattr(modality, ours) for ours, theirs in option_names(type(modality)).items()}
+    clip_type = "vl_new" if encoder.patch_embedding == "3d" else "vl"
     config = CONFIGS[KIND_OF[name]](
         projection_dim=embed_dim,
-        text_config={
-            "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.context_length,
-            "hidden_size": text.width,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.num_heads,
-            "intermediate_size": text.mlp_dim,
-            "hidden_act": text.activation,
-        },
-        vision_config={
-            "hidden_size": encoder.width,
-            "num_hidden_layers": encoder.depth,
-            "num_attention_heads": encoder.num_heads,
-            "intermediate_size": encoder.mlp_dim,
-            "hidden_act": encoder.activation,
-            "patch_size": encoder.patch_size,
-            "add_time_attn": encoder.temporal_attention,
-            "clip_type": "vl_new" if encoder.patch_embedding == "3d" else "vl",
-            "lora_r": 0,
-            **{key: value for key, value in options.items() if hasattr(LanguageBindVisionConfig, key)},
-        },
+        text_config={theirs: getattr(text, ours) for ours, theirs in TEXT_SIZES.items()},
+        vision_config=sizes | options | {"clip_type": clip_type, "lora_r": 0},
     )
     for key, value in asdict(modality).items():
         if key not in TRAINING_ONLY and value != getattr(config.modality, key):
@@ -325,6 +321,6 @@ def to_config(
 
 
 def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
-    """Return config and weights in the published layout, of a model with merged adapters; errors as in `to_config`."""
+    """Return config and weights, in the published layout, of a model with merged adapters; errors as in `to_config`."""
     text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
     return to_config(modality, model.vision_model.sizes, text, model.embed_dim), model.state_dict()

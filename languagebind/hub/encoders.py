@@ -1,10 +1,10 @@
 """Load encoders of any kind of checkpoint, and encode files, objects in memory and texts into one space."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from ..model import DualEncoder, same_text
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import is_training_checkpoint, load_checkpoint
-from .files import read_weights, repository
 
 TEXT = "text"
 
@@ -39,15 +38,15 @@ def load(
         sources: training checkpoints or the folders of runs, folders in the published layout, hub ids, or names of
             `list_models()`; or a mapping from modality to one of these.
         device: where to put the models.
-        dtype: of weights and arithmetic (`float16`, `torch.float16`, ...); by default that of the files. Features are
-            float32 either way.
+        dtype: dtype of weights and arithmetic (`float16`, `torch.float16`, ...), by default the files' own. Features
+            are always float32.
         compile: run the encoders through `torch.compile`.
-        num_frames: frames of a clip, if other than in training; temporal embeddings are interpolated. Only for encoders
+        num_frames: frames of a clip, if not as in training; temporal embeddings are interpolated. Only for encoders
             with attention over frames.
         cache_dir: where downloads are kept; by default the cache of the Hugging Face hub.
 
     Raises:
-        UserError: a source cannot be used, two are of one modality, or their text towers differ.
+        UserError: a source cannot be used, two have the same modality, or their text towers differ.
     """
     dtype = dtype_of(dtype)
     wanted: list[tuple[str | None, str | Path]] = []
@@ -65,7 +64,7 @@ def load(
         encoders[name] = model, modality
     if not encoders:
         raise UserError("give load() at least one checkpoint")
-    for model, _ in encoders.values():  # after all text towers were compared in the dtypes of their files
+    for model, _ in encoders.values():  # only now: text towers are compared in their files' dtypes
         model.to(device=device, dtype=dtype)
         if compile:
             model.vision_model.compile()
@@ -83,6 +82,7 @@ class Encoders:
         """Names of the modalities that can be encoded, besides text."""
         return sorted(self.encoders)
 
+    @torch.no_grad()
     def encode(
         self,
         batch_size: int = 64,
@@ -93,21 +93,21 @@ class Encoders:
         progress: bool = False,
         **inputs: Iterable[Any],
     ) -> Tensor | np.ndarray | dict[str, Tensor | np.ndarray]:
-        """Return the features (N, D) of a list, `encode(depth=[...])`; for several lists, a dictionary by name.
+        """Return the features (N, D) of a list, `encode(depth=[...])`, or of several lists in a dictionary by name.
 
         Args:
             batch_size: inputs encoded at once.
             num_workers: threads that read and decode.
             normalize: scale features to unit norm.
-            to: return tensors on the model's device, or arrays; float32 either way.
+            to: return tensors on the model's device, or arrays; always float32.
             truncate_dim: keep only the first dimensions, before normalising.
             progress: show a progress bar.
-            inputs: for each modality, paths, URLs, bytes or in-memory forms (its class says which); texts as `text`.
+            inputs: paths, URLs, bytes or in-memory forms (see the modality's class) by modality; texts as `text`.
 
         Raises:
             DecodeError: an item cannot be used.
-            ValueError: no list is given, a modality is not loaded, or an option is out of its range.
-            TypeError: an item is given in place of a list.
+            ValueError: no list is given, a modality is not loaded, or an option is out of range.
+            TypeError: a single item is given instead of a list.
         """
         if not inputs:
             raise ValueError(f"encode takes lists by modality: {', '.join(self.modalities)} or text")
@@ -117,13 +117,15 @@ class Encoders:
             raise ValueError(f"to should be 'torch' or 'numpy', not {to!r}")
         found = {}
         for name, items in inputs.items():
-            items = self._checked(name, items)
-            batches: Iterable[Tensor] = self._features(name, items, batch_size, num_workers)
-            total = -(-len(items) // batch_size)
-            batches = tqdm(batches, total=total, desc=name, unit="batch", disable=not progress)
-            model = self._model(name)
+            model = self.model(name)
+            if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
+                raise TypeError(f"encode takes a list: {name}=[...], not one {type(items).__name__}")
+            items = list(items)
+            parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+            batches = self._texts(parts) if name == TEXT else self._inputs(name, parts, num_workers)
+            shown = tqdm(batches, total=len(parts), desc=name, unit="batch", disable=not progress)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
-            x = torch.cat([empty, *batches])[:, :truncate_dim]
+            x = torch.cat([empty, *shown])[:, :truncate_dim]
             x = F.normalize(x, dim=-1) if normalize else x
             found[name] = x.cpu().numpy() if to == "numpy" else x
         return found if len(found) > 1 else next(iter(found.values()))
@@ -132,14 +134,19 @@ class Encoders:
         """Return the cosines (N, M) of features `a` (N, D) and `b` (M, D).
 
         Args:
-            calibrated: multiply by the logit scale of this modality: a softmax over texts then gives the probabilities
-                that its training aimed at.
+            calibrated: multiply by this modality's logit scale, so that a softmax over texts gives the probabilities
+                that the encoder was trained for.
         """
         a, b = (F.normalize(torch.as_tensor(x).float(), dim=-1) for x in (a, b))
-        scale = 1.0 if calibrated is None else self._model(calibrated).logit_scale.float().exp()
+        scale = 1.0 if calibrated is None else self.model(calibrated).logit_scale.float().exp()
         return scale * a @ b.to(a.device).T
 
-    def _model(self, name: str) -> DualEncoder:
+    def model(self, name: str) -> DualEncoder:
+        """Return the model of a modality; for `text`, one of those that share the text tower.
+
+        Raises:
+            ValueError: the modality is not loaded.
+        """
         if name == TEXT:
             return next(iter(self.encoders.values()))[0]
         if name not in self.encoders:
@@ -147,44 +154,21 @@ class Encoders:
             raise ValueError(f"no encoder for {name!r} is loaded, only {self.modalities} and text{hint}")
         return self.encoders[name][0]
 
-    def _checked(self, name: str, items: Any) -> list[Any]:
-        self._model(name)
-        if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
-            raise TypeError(f"encode takes a list: {name}=[...], not one {type(items).__name__}")
-        return list(items)
-
-    def _features(self, name: str, items: list[Any], batch_size: int, num_workers: int) -> Iterator[Tensor]:
-        """Yield (B, D), projected, float32, for one batch after the other; the next is read while one is encoded."""
-        model = self._model(name)
-        weight = model.visual_projection.weight
-        parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        if name == TEXT:
-            for part in parts:
-                tokens = {key: value.to(weight.device) for key, value in model.tokenize(part).items()}
-                with torch.inference_mode():
-                    yield model.project_text(tokens).float()
-            return
-        modality = self.encoders[name][1]
-        with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
-            for batch in _read(parts, modality.preprocess, pool):
-                inputs = torch.stack(batch).to(weight.device)
-                with torch.inference_mode():
-                    yield model.project(inputs).float()
-
-
-def _read(parts: list[list[Any]], read: Callable[[Any], Tensor], pool: ThreadPoolExecutor | None) -> Iterator[list]:
-    """Yield the results of `read` for each part; a pool reads the next part while the caller works on one."""
-    if pool is None:
+    def _texts(self, parts: list[list[str]]) -> Iterator[Tensor]:
+        """Yield features (B, D), not normalised, float32, for each part."""
+        model = self.model(TEXT)
         for part in parts:
-            yield [read(item) for item in part]
-        return
-    waiting: deque[list[Future]] = deque()
-    for part in parts:
-        waiting.append([pool.submit(read, item) for item in part])
-        if len(waiting) > 1:
-            yield [future.result() for future in waiting.popleft()]
-    while waiting:
-        yield [future.result() for future in waiting.popleft()]
+            tokens = {key: value.to(model.logit_scale.device) for key, value in model.tokenize(part).items()}
+            yield model.project_text(tokens).float()
+
+    def _inputs(self, name: str, parts: list[list[Any]], num_workers: int) -> Iterator[Tensor]:
+        """Yield features (B, D), not normalised, float32, for each part; threads read the next one meanwhile."""
+        model, modality = self.encoders[name]
+        with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
+            start = map if pool is None else pool.map
+            reading: Iterator[Iterable[Tensor]] = (start(modality.preprocess, part) for part in parts)
+            for items, _ in pairwise(chain(reading, [()])):  # a pool is already reading the next part
+                yield model.project(torch.stack(list(items)).to(model.logit_scale.device)).float()
 
 
 def load_model(
@@ -195,56 +179,43 @@ def load_model(
     num_frames: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
-    """Return the model and the modality of a checkpoint of our training, or of a published one.
+    """Return the model and the modality of a training checkpoint or a published one, in evaluation mode.
 
     Args:
         source: a training checkpoint, a run's folder, a folder in the published layout, a hub id, or a name of
             `list_models()`.
         device: where to put the model.
         like: a model whose text tower this one shares.
-        modality: the modality that is expected.
-        num_frames: frames of a clip, if other than in training; temporal embeddings are interpolated.
+        modality: the expected modality.
+        num_frames: frames of a clip, if not as in training; temporal embeddings are interpolated.
         cache_dir: where downloads are kept.
 
     Raises:
-        UserError: the checkpoint cannot be used, or is of another modality.
+        UserError: the checkpoint cannot be used, or is for another modality.
+        WeightsError: the weights do not fit, or the text tower differs from that of `like`.
     """
     if is_training_checkpoint(source):
         model, found = load_checkpoint(source, device, like, num_frames)
     else:
-        model, found = load_published(source, like, num_frames, cache_dir)
+        model, found = _load_published(source, like, num_frames=num_frames, cache_dir=cache_dir)
     if modality not in (None, modality_name(found)):
         hint = " (the original's thermal)" if modality == "thermal" else ""
         raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
     return model.to(device), found
 
 
-def load_published(
-    source: str | Path,
-    like: DualEncoder | None = None,
-    num_frames: int | None = None,
-    cache_dir: str | Path | None = None,
-) -> tuple[DualEncoder, Modality]:
-    """Return the model and the modality of a folder in the published layout, or of a hub id.
+def _load_published(source: str | Path, like: DualEncoder | None, **options: Any) -> tuple[DualEncoder, Modality]:
+    from .config import read_pretrained  # needs transformers, which our own checkpoints do not
 
-    Raises:
-        UserError: the checkpoint does not exist, or is of another kind.
-        WeightsError: the weights do not fit, or the text tower differs from that of `like`.
-    """
-    from .config import read_config  # needs transformers, which our own checkpoints do not
-
-    name = repository(source)
-    config, _ = read_config(name, cache_dir=cache_dir)
-    state = read_weights(name, config.vision.lora_r, config.vision.lora_alpha, cache_dir=cache_dir)
-    state = config.resize_frames(state, num_frames)
+    config, state, _ = read_pretrained(source, **options)
     with torch.device("meta"):
         tower = ClipText(config.text.sizes, Tokenizer(clip_tokens(config.text.max_position_embeddings)))
         projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         text = tower, projection, config.projection_dim
         model = DualEncoder(config.vision.input_shape, config.vision.sizes, text)
-    load_strict(model, state, name, assign=True)
+    load_strict(model, state, str(source), assign=True)
     if like is not None:
         if not same_text(model, like):
-            raise WeightsError(f"{name} has another text tower than those before it: load it apart")
+            raise WeightsError(f"{source} has another text tower than those before it: load it separately")
         model.text_model, model.text_projection = like.text_model, like.text_projection
     return model.eval().requires_grad_(False), config.modality

@@ -22,7 +22,7 @@ Transform = Callable[[Any], Tensor]
 
 
 class OpenClipInterface(nn.Module):
-    """A model with OpenCLIP's methods: `encode_text`, and `encode_depth` or `encode_` and another modality's name."""
+    """A model with OpenCLIP's methods: `encode_text`, and `encode_depth` or one named after another modality."""
 
     def __init__(self, model: DualEncoder, modality: Modality):
         super().__init__()
@@ -34,17 +34,17 @@ class OpenClipInterface(nn.Module):
         return self.model.logit_scale
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Token ids (B, L) -> (B, D)."""
+        """Encode token ids, (B, L) -> (B, D)."""
         features = self.model.project_text({"input_ids": text})
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode(self, inputs: Tensor, normalize: bool = False) -> Tensor:
-        """(B, C, T, H, W) -> (B, D)."""
+        """Encode inputs, (B, C, T, H, W) -> (B, D)."""
         features = self.model.project(inputs)
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, inputs: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return unit-norm features of both, and exp(logit_scale)."""
+        """Return the unit-norm features of inputs and texts, and exp(logit_scale)."""
         return self.encode(inputs, True), self.encode_text(text, True), self.logit_scale.exp()
 
     def __getattr__(self, name: str) -> Any:
@@ -55,16 +55,13 @@ class OpenClipInterface(nn.Module):
 
 
 def create_model_and_transforms(
-    model_name: str | Path,
-    pretrained: str | None = None,
-    precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    model_name: str | Path, pretrained: str | None = None, precision: str = "fp32", device: str | torch.device = "cpu"
 ) -> tuple[OpenClipInterface, Transform, Transform]:
-    """Return a model, and its transforms from files to inputs (C, T, H, W): one that augments, and one for evaluation.
+    """Return a model and two transforms from files to inputs (C, T, H, W): one that augments, and one for evaluation.
 
     Args:
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
-        pretrained: the model's entry in `list_pretrained()`; weights are loaded without it, too.
+        pretrained: the model's entry in `list_pretrained()`; may be left out, since every model comes with weights.
         precision: dtype of the weights: fp32, bf16 or fp16.
 
     Raises:
@@ -72,7 +69,7 @@ def create_model_and_transforms(
     """
     dtype = dtype_of(precision)
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
-        raise UserError(f"pretrained {pretrained!r}: leave it out, {model_name} names the weights")
+        raise UserError(f"pretrained {pretrained!r}: leave it out, {model_name} comes with its weights")
     model, modality = load_model(source_of(model_name), device)
     return OpenClipInterface(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
 
@@ -115,7 +112,7 @@ def list_pretrained() -> list[tuple[str, str]]:
 
 
 def source_of(model_name: str | Path) -> str:
-    """Return a model's name without OpenCLIP's schemas, for `load_model`."""
+    """Return the source for `load_model`: the name without OpenCLIP's schemas."""
     return str(model_name).removeprefix("hf-hub:").removeprefix("local-dir:")
 
 

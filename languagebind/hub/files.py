@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are: in a folder, in a file, or in a repository on the Hugging Face hub."""
+"""Files of a checkpoint: in a folder, or in a repository on the Hugging Face hub."""
 
 import json
 import re
@@ -33,56 +33,53 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 
 def repository(name: str | Path) -> str:
-    """Return a hub id in full, with today's organisation (models moved from `lb203`). Local paths stay as they are."""
+    """Return the full hub id of a published model (they moved from `lb203`); other names and paths stay as they are."""
     name = str(name)
     short = name.removeprefix("lb203/")
     return f"{ORGANISATION}/{short}" if (short in PUBLISHED or short != name) and not Path(name).exists() else name
 
 
 def not_there(name: str, error: Exception) -> UserError:
-    """Return the error for something that is neither a local folder nor to be had from the hub."""
+    """Return the error for something that is neither a local folder nor on the hub."""
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         return UserError(f"there is no folder {name}")
-    return UserError(f"there is no folder {name} here, and the Hugging Face hub does not give it: {first_line(error)}")
+    return UserError(f"there is no folder {name} here, and the Hugging Face hub did not return it: {first_line(error)}")
 
 
 def find_file(name: str, file: str, **hub: Any) -> Path | None:
-    """Return the path of a checkpoint's file, downloaded if necessary; None if the checkpoint has no such file.
+    """Return the path of a checkpoint's file, downloaded if necessary, or None if the checkpoint has no such file.
 
     Raises:
         UserError: the folder or repository does not exist, or cannot be reached.
     """
-    if Path(name).is_file():
-        return None
-    if Path(name).is_dir():
-        path = Path(name) / (hub.get("subfolder") or "") / file
+    if Path(name).exists():
+        path = Path(name, hub.get("subfolder") or "", file)
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         return Path(hf_hub_download(name, file, **{key: hub[key] for key in HUB_OPTIONS if hub.get(key) is not None}))
+    except RemoteEntryNotFoundError:
+        return None
     except Exception as error:  # the network and the hub raise many kinds
-        # LocalEntryNotFoundError, a subclass: offline and not in the cache
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return None
         raise not_there(name, error) from error
 
 
 def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: str | None = None, **hub: Any) -> State:
     """Return all tensors of a checkpoint under the published names, in one dtype and with adapters merged.
 
-    Tensors of safetensors files and of current `.bin` files are memory-mapped.
+    Tensors of safetensors files and of recent `.bin` files are memory-mapped.
 
     Args:
         name: a folder, a weights file, or a hub id.
         lora_rank: rank of the adapters, from the config; 0 for none.
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
-        variant: as in transformers: `fp16` stands for model.fp16.safetensors.
+        variant: as in transformers: `fp16` for model.fp16.safetensors.
 
     Raises:
         UserError: there are no weights, or they cannot be read.
-        WeightsError: adapters are incomplete or of another rank, or weights are integers.
+        WeightsError: adapters are incomplete or have another rank, or weights are integers.
     """
     name = repository(name)
     raw: State = {}
@@ -90,17 +87,16 @@ def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: s
         raw |= tensors_of(read_file(path), path)
     wrapped = any(".base_model.model." in key for key in raw)
     ranks = {value.shape[0] for key, value in raw.items() if ".lora_A." in key}
-    if wrapped and not ranks:
-        raise WeightsError(f"{name} was saved with LoRA adapters, but there are none in it")
-    if ranks and ranks != {lora_rank}:
-        raise WeightsError(f"{name} has LoRA adapters of rank {sorted(ranks)}, its config says lora_r {lora_rank}")
+    if (wrapped or ranks) and ranks != {lora_rank}:
+        found = f"adapters of rank {sorted(ranks)}" if ranks else "no adapters"
+        raise WeightsError(f"{name} was saved with LoRA, but has {found}; its config says lora_r {lora_rank}")
     try:
         state = merge_lora(published_names(raw), lora_alpha)
     except ValueError as error:
         raise WeightsError(f"{name}: {error}") from error
     if integers := [f"{key} {value.dtype}" for key, value in state.items() if not value.is_floating_point()]:
         raise WeightsError(f"{name} has integers for weights: {', '.join(integers[:5])}")
-    widest = reduce(torch.promote_types, {value.dtype for value in state.values()})  # which loses nothing
+    widest = reduce(torch.promote_types, {value.dtype for value in state.values()})  # it holds all values exactly
     return {key: value.to(widest) for key, value in state.items()}
 
 
@@ -124,7 +120,7 @@ def _weight_files(name: str, variant: str | None, **hub: Any) -> list[Path]:
 
 
 def replace_weights(folder: Path, new: Path) -> None:
-    """Move the files of a new folder into a folder, and remove the weights there that they replace."""
+    """Move the files of a new folder into a folder, and remove the weights that they replace."""
     written = sorted(path.name for path in new.iterdir())  # shards before their index
     weights = {name for name in written if SAVED.fullmatch(name)}
     stale = {path.name for path in folder.iterdir() if SAVED.fullmatch(path.name)} - weights if weights else set()

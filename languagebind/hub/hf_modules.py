@@ -3,14 +3,12 @@
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from ..text import ClipText
 from ..vit import VisionTransformer
 from .config import LanguageBindTextConfig, LanguageBindVisionConfig
-
-INITIAL_STD = 0.02  # of the embeddings in a text tower without pretrained weights
 
 
 class HFVisionTransformer(VisionTransformer):
@@ -20,13 +18,10 @@ class HFVisionTransformer(VisionTransformer):
         super().__init__(config.input_shape, config.sizes)
         self.config = config
 
-    def forward(  # type: ignore[override]  # Hugging Face's signature
-        self,
-        pixel_values: Tensor,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, output_attentions: bool | None = None, output_hidden_states: bool | None = None
+    ) -> BaseModelOutputWithPooling:
         """Return `last_hidden_state` (B*T, 1 + N, D), before the last norm, and `pooler_output` (B, D).
 
         Args:
@@ -39,11 +34,9 @@ class HFVisionTransformer(VisionTransformer):
             pixel_values = pixel_values.permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
         elif pixel_values.ndim == 4:
             pixel_values = pixel_values.unsqueeze(2)
-        x, states, attentions = _encode(
-            self, self.embed(pixel_values.to(self.embeddings.patch_embedding.weight.dtype)), False,
-            output_hidden_states, output_attentions,
-        )  # fmt: skip
-        return _output(self.config, x, self.pool(x), states, attentions, return_dict)
+        x = self.embed(pixel_values.to(self.embeddings.patch_embedding.weight.dtype))
+        x, others = _encode(self, x, False, output_attentions, output_hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x), **others)
 
 
 class HFClipText(ClipText):
@@ -53,58 +46,34 @@ class HFClipText(ClipText):
         super().__init__(config.sizes)
         self.config = config
         for weight in self.embeddings.parameters():
-            nn.init.normal_(weight, std=INITIAL_STD)
+            nn.init.normal_(weight, std=0.02)  # for a model without pretrained weights
 
-    def forward(  # type: ignore[override]  # Hugging Face's signature
+    @can_return_tuple
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
+    ) -> BaseModelOutputWithPooling:
         """Return `last_hidden_state` (B, L, D) and `pooler_output` (B, D), the first end-of-text token.
 
-        `attention_mask` has no effect on it: attention is causal, and the padding follows that token.
+        `attention_mask` is ignored: attention is causal, and the padding follows that token.
         """
-        x, states, attentions = _encode(
-            self, self.embed(input_ids), True, output_hidden_states, output_attentions
-        )  # fmt: skip
+        x, others = _encode(self, self.embed(input_ids), True, output_attentions, output_hidden_states)
         x = self.final_layer_norm(x)
-        return _output(self.config, x, self.pool(x, input_ids), states, attentions, return_dict)
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x, input_ids), **others)
 
 
 def _encode(
-    tower: Any, x: Tensor, is_causal: bool, output_hidden_states: bool | None, output_attentions: bool | None
-) -> tuple[Tensor, list[Tensor] | None, list[Tensor] | None]:
-    """Return the output of the blocks, and on request their hidden states and attentions."""
-    config = tower.config
-    states: list[Tensor] | None = [] if _default(output_hidden_states, config.output_hidden_states) else None
-    attentions: list[Tensor] | None = [] if _default(output_attentions, config.output_attentions) else None
-    return tower.encoder(x, is_causal, states, attentions), states, attentions
-
-
-def _output(
-    config: PreTrainedConfig,
-    x: Tensor,
-    pooled: Tensor,
-    states: list[Tensor] | None,
-    attentions: list[Tensor] | None,
-    return_dict: bool | None,
-) -> BaseModelOutputWithPooling | tuple:
-    output = BaseModelOutputWithPooling(
-        last_hidden_state=x,
-        pooler_output=pooled,
-        hidden_states=None if states is None else tuple(states),
-        attentions=None if attentions is None else tuple(attentions),
-    )
-    return output if wants_dict(config, return_dict) else output.to_tuple()
-
-
-def wants_dict(config: PreTrainedConfig, return_dict: bool | None) -> bool:
-    """Tell whether to return a dictionary rather than a tuple."""
-    return _default(return_dict, config.return_dict)
-
-
-def _default(value: bool | None, otherwise: bool | None) -> bool:
-    return bool(otherwise if value is None else value)
+    tower: Any, x: Tensor, is_causal: bool, output_attentions: bool | None, output_hidden_states: bool | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the blocks' output, and on the caller's or the config's request their hidden states and attentions."""
+    if output_attentions is None:
+        output_attentions = tower.config.output_attentions
+    if output_hidden_states is None:
+        output_hidden_states = tower.config.output_hidden_states
+    attentions: list[Tensor] | None = [] if output_attentions else None
+    states: list[Tensor] | None = [] if output_hidden_states else None
+    x = tower.encoder(x, is_causal, states, attentions)
+    return x, {"hidden_states": states and tuple(states), "attentions": attentions and tuple(attentions)}

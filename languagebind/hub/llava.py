@@ -14,18 +14,18 @@ from .published import MODELS
 
 
 class LlavaTower(nn.Module):
-    """Gives the tokens of one layer of a frozen encoder.
+    """A frozen encoder that returns the tokens of one layer.
 
     Args:
-        name: hub id or folder of a checkpoint, or a run of our training.
+        name: a hub id, a folder in the published layout, a training checkpoint or its run's folder.
         args: `mm_vision_select_layer`, the hidden state to take (-2: before the last block), and
             `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token; clips always have it).
         delay_load: read only the config until `load_model()`; until then there is no `encoder`.
         cache_dir: where downloads are kept.
 
     Attributes:
-        image_processor, video_processor: both the processor of the tower's own modality.
-        image_tower, video_tower: the encoder, in the towers for images and for video.
+        image_processor, video_processor: the processor of the tower's own modality, under both names.
+        encoder: the encoder, which is also `image_tower` in a tower for images, and `video_tower` in one for video.
         hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
 
     Raises:
@@ -40,39 +40,40 @@ class LlavaTower(nn.Module):
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if self.select_feature not in ("patch", "cls_patch"):
-            raise UserError(f"mm_vision_select_feature is patch or cls_patch, not {self.select_feature!r}")
+            raise UserError(f"mm_vision_select_feature should be patch or cls_patch, not {self.select_feature!r}")
         self.is_loaded = False
         self.cfg_only, _ = read_config(name, CONFIGS[self.modality], cache_dir=cache_dir)
         self.image_processor = self.video_processor = PROCESSORS[self.modality](self.cfg_only)
         depth = self.cfg_only.vision.num_hidden_layers
         if not -depth - 1 <= self.select_layer <= depth:
-            raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has the states 0 to {depth}")
+            raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has hidden states 0 to {depth}")
         if not delay_load:
             self.load_model()
 
     def load_model(self) -> None:
         """Read the weights, once."""
-        if self.is_loaded:
-            return
-        model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
-        self.encoder: HFVisionTransformer = model.vision_model.requires_grad_(False).eval()
-        self.is_loaded = True
+        if not self.is_loaded:
+            model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
+            self.encoder: HFVisionTransformer = model.vision_model.requires_grad_(False).eval()
+            self.is_loaded = True
 
     def __getattr__(self, name: str) -> Any:
+        if name == f"{self.modality}_tower":
+            return self.encoder
         if name == "encoder" and not self.is_loaded:
             raise UserError(f"{self.name} is not loaded yet: call load_model()")
         return super().__getattr__(name)
 
     def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
         """Return (B, N, D), with the class token only on request; for clips (B, T, 1 + N, D), always with it."""
-        x, num_frames = states[self.select_layer], self.vision_config.num_frames
+        x, num_frames = states[self.select_layer], self.config.num_frames
         if num_frames > 1:
             return x.unflatten(0, (-1, num_frames))
         return x[:, 1:] if self.select_feature == "patch" else x
 
     @torch.no_grad()
     def forward(self, inputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """Return the tokens of a batch; for a list of single inputs (C, …), a list."""
+        """Return the tokens of a batch, or a list of tokens for a list of single inputs (C, …)."""
         if isinstance(inputs, list):
             return [self._encode(x.unsqueeze(0)) for x in inputs]
         return self._encode(inputs)
@@ -94,38 +95,26 @@ class LlavaTower(nn.Module):
         return self.encoder.embeddings.class_embedding.device
 
     @property
-    def vision_config(self) -> LanguageBindVisionConfig:
+    def config(self) -> LanguageBindVisionConfig:
         return self.encoder.config if self.is_loaded else self.cfg_only.vision
 
     @property
-    def config(self) -> LanguageBindVisionConfig:
-        return self.vision_config
-
-    @property
     def hidden_size(self) -> int:
-        return self.vision_config.hidden_size
+        return self.config.hidden_size
 
     @property
     def num_patches(self) -> int:
         """Number of patches in one frame."""
-        *_, height, width = self.vision_config.input_shape
-        return (height // self.vision_config.patch_size) * (width // self.vision_config.patch_size)
+        *_, height, width = self.config.input_shape
+        return (height // self.config.patch_size) * (width // self.config.patch_size)
 
 
 class LanguageBindVideoTower(LlavaTower):
     modality = "video"
 
-    @property
-    def video_tower(self) -> HFVisionTransformer:
-        return self.encoder
-
 
 class LanguageBindImageTower(LlavaTower):
     modality = "image"
-
-    @property
-    def image_tower(self) -> HFVisionTransformer:
-        return self.encoder
 
 
 class LanguageBindAudioTower(LlavaTower):

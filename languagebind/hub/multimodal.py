@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from ..config import UserError
 from ..model import same_text, text_state
-from ..weights import load_strict
-from .config import CONFIGS, LanguageBindConfig
+from .config import CONFIGS, LanguageBindConfig, read_pretrained
+from .files import ORGANISATION
 from .processing import PROCESSORS
-from .published import MODELS, LanguageBindModel, read_pretrained
+from .published import MODELS, LanguageBindModel, build_published
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ class LanguageBind(nn.Module):
     """Encoders of several modalities and the text tower that binds them.
 
     Args:
-        clip_type: modality -> repository (`LanguageBind_Audio_FT`, `org/name`) or folder; or names of modalities, for
+        clip_type: modality -> repository (`LanguageBind_Audio_FT`, `org/name`) or folder; or only the modalities, for
             the published checkpoints. The text tower is the last checkpoint's, as in the original.
-        use_temp: multiply features by their encoder's logit scale, except the texts'.
+        use_temp: multiply all features but the texts' by their encoder's logit scale.
         cache_dir: where downloads are kept.
 
     Raises:
@@ -50,32 +50,26 @@ class LanguageBind(nn.Module):
     ):
         super().__init__()
         self.use_temp = use_temp
+        self.modality_encoder, self.modality_proj = nn.ModuleDict(), nn.ModuleDict()
         self.modality_scale: dict[str, nn.Parameter] = {}
         self.modality_config: dict[str, LanguageBindConfig] = {}
-        encoders: dict[str, nn.Module] = {}
-        projections: dict[str, nn.Module] = {}
         last: tuple[str, LanguageBindModel] | None = None
         for name, source in _sources(clip_type).items():
-            config, state, _ = read_pretrained(CONFIGS[name], source, cache_dir=cache_dir)
-            with torch.device("meta"):
-                model = MODELS[name](config)
-            # The tensors are memory-mapped: the weights of text towers that are replaced are never read.
-            load_strict(model, state, source, assign=True)
+            config, state, _ = read_pretrained(source, CONFIGS[name], cache_dir=cache_dir)
+            model = build_published(config, state, source)  # memory-mapped: text towers that are replaced are not read
             if last is not None:
                 _check_text(*last, name, model)
-            encoders[name], projections[name] = model.vision_model, model.visual_projection
+            self.modality_encoder[name], self.modality_proj[name] = model.vision_model, model.visual_projection
             self.modality_scale[name] = model.logit_scale
             self.modality_config[name] = config
             last = name, model
-        encoders[LANGUAGE], projections[LANGUAGE] = model.text_model, model.text_projection
-        self.modality_encoder = nn.ModuleDict(encoders)
-        self.modality_proj = nn.ModuleDict(projections)
+        self.modality_encoder[LANGUAGE], self.modality_proj[LANGUAGE] = model.text_model, model.text_projection
         self.eval()
 
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """`{modality: {"pixel_values"}, "language": {"input_ids", "attention_mask"}}` -> features (B, D) by name.
+        """Encode `{modality: {"pixel_values"}, "language": {"input_ids", "attention_mask"}}`: features (B, D) by name.
 
-        They have unit norm, or with `use_temp`, except for texts, the norm of the logit scale.
+        Features have unit norm; with `use_temp`, all but the texts' are multiplied by their encoder's logit scale.
         """
         features = {}
         for name, value in inputs.items():
@@ -97,23 +91,20 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     if unknown := [name for name in given if name not in CONFIGS]:
         raise UserError(f"unknown modality {unknown[0]!r}, expected one of {', '.join(CONFIGS)}")
     sources = {name: str(source or DEFAULTS[name]) for name, source in given.items()}
-    # The original took only short names.
-    short = {name for name, source in sources.items() if "/" not in source and not Path(source).exists()}
-    return {name: f"LanguageBind/{source}" if name in short else source for name, source in sources.items()}
+    return {  # the original took only names without the organisation
+        name: source if "/" in source or Path(source).exists() else f"{ORGANISATION}/{source}"
+        for name, source in sources.items()
+    }
 
 
 def _check_text(first: str, model: LanguageBindModel, second: str, other: LanguageBindModel) -> None:
-    """Check that all features lie in one space; the original failed at the first product, if at all."""
-    old, new = text_state(model), text_state(other)
-    if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
-        raise UserError(
-            f"the text towers of {first} and {second} differ in size, so their features lie in different spaces:"
-            " load them apart"
-        )
+    """Check that the features of two models lie in one space. The original did not check."""
+    old, new = ({key: value.shape for key, value in text_state(x).items()} for x in (model, other))
+    towers = f"the text towers of {first} and {second}"
+    if old != new:
+        raise UserError(f"{towers} differ in size, so their features lie in different spaces: load them separately")
     if not same_text(model, other):
-        log.warning(
-            "the text towers of %s and %s differ in their weights; the one of %s is used", first, second, second
-        )
+        log.warning("%s differ in their weights; that of %s is used", towers, second)
 
 
 config_dict = CONFIGS

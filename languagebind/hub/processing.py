@@ -18,22 +18,22 @@ from ..modalities import Modality, is_source, modality_name
 from ..modalities._images import ImageModality, as_tensor
 from ..text import bundled_vocabulary, is_clip_tokens
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
-from .config import CONFIGS, LanguageBindConfig, read_config
+from .config import CONFIGS, LanguageBindConfig, by_name, read_config
 from .files import HUB_OPTIONS, find_file, repository
 
 CONTEXT_LENGTH = 77
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-LOCK = threading.RLock()  # a call sets padding and truncation in the tokenizer itself
+LOCK = threading.RLock()  # each call changes the padding and truncation of the tokenizer
 
 
 class LanguageBindTokenizer(CLIPTokenizer):
-    """CLIP's tokenizer, from a checkpoint's files, or if there are none, with the vocabulary that open_clip carries."""
+    """CLIP's tokenizer, from a checkpoint's files; without them, with the vocabulary that open_clip carries."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # options by name only
         cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
     ) -> "LanguageBindTokenizer":
-        """Return the tokenizer of a folder, a hub id, or a checkpoint of our training.
+        """Return the tokenizer of a folder, a hub id, or a training checkpoint.
 
         Raises:
             UserError: it does not exist or is damaged, or the text tower is not CLIP's.
@@ -46,15 +46,14 @@ class LanguageBindTokenizer(CLIPTokenizer):
                 return super().from_pretrained(name, *args, **kwargs)
             except Exception as error:  # tokenizers raises its errors as bare Exceptions
                 raise UserError(f"the tokenizer's files in {name} cannot be used: {first_line(error)}") from error
-        trained = is_training_checkpoint(Path(name) / (hub.get("subfolder") or ""))
-        if trained and not is_clip_tokens(checkpoint_tokens(name)):
+        if is_training_checkpoint(name, hub.get("subfolder")) and not is_clip_tokens(checkpoint_tokens(name)):
             raise UserError(f"{name} has another text tower than CLIP's: languagebind.get_tokenizer gives its tokens")
         vocab, merges = bundled_vocabulary()
         options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
         return cls(vocab=vocab, merges=merges, **options)  # type: ignore[arg-type]  # it takes pairs, too
 
     def __call__(self, text: Any = None, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """As in transformers, after repairing broken Unicode like the original. Threads may share a tokenizer.
+        """Tokenize as transformers does, after repairing broken Unicode as the original did. Threads may share it.
 
         Raises:
             TypeError: an input is not a text.
@@ -66,7 +65,7 @@ class LanguageBindTokenizer(CLIPTokenizer):
             return super().__call__(_mend(text), _mend(text_pair), *args, **kwargs)
 
     def encode(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> list[int]:
-        """As in transformers, after the same repair."""
+        """Tokenize as transformers does, after the same repair."""
         with LOCK:
             return super().encode(_mend(text), _mend(text_pair), *args, **kwargs)
 
@@ -82,11 +81,11 @@ def _mend(text: Any) -> Any:
 
 
 class Processor:
-    """Turns files and texts into a model's inputs.
+    """Turns files and texts into the inputs of a model.
 
     Args:
         config: the model's config, `model.config`.
-        tokenizer: for texts.
+        tokenizer: needed for texts only.
 
     Attributes:
         transform: a `Compose` from the original's in-memory form to (C, T, H, W), or (C, H, W) without frames. The
@@ -98,15 +97,16 @@ class Processor:
     def __init__(self, config: LanguageBindConfig, tokenizer: Any = None, **kwargs: Any):
         self.config, self.tokenizer = config, tokenizer
         self.modality = config.modality
-        self.transform = transform_of(self.modality)
+        transforms = {"video": transform_clip, "depth": transform_millimetres}
+        self.transform = Compose([partial(transforms.get(modality_name(self.modality), preprocess), self.modality)])
 
     def image_processor(self, item: Any) -> Tensor:
-        """A path, URL, bytes or any in-memory form of the modality -> (C, T, H, W), or (C, H, W) without frames.
+        """Preprocess a path, URL, bytes or any in-memory form to (C, T, H, W), or (C, H, W) without frames.
 
         Raises:
             DecodeError: the item cannot be used.
         """
-        return without_frames(self.modality.preprocess(item))
+        return preprocess(self.modality, item)
 
     def __call__(
         self,
@@ -129,10 +129,8 @@ class Processor:
             longest = self.config.text.max_position_embeddings
             if context_length > longest:
                 raise UserError(f"context_length {context_length}: the text tower takes {longest} tokens at most")
-            encoding = self.tokenizer(
-                text, max_length=context_length, padding="max_length", truncation=True,
-                return_tensors=return_tensors, **kwargs,
-            )  # fmt: skip
+            options = {"max_length": context_length, "padding": "max_length", "truncation": True, **kwargs}
+            encoding = self.tokenizer(text, return_tensors=return_tensors, **options)
         if images is not None:
             items = images if isinstance(images, (list, tuple)) and not _is_one(images) else [images]
             encoding["pixel_values"] = torch.stack([self.image_processor(item) for item in items])
@@ -164,23 +162,18 @@ class Processor:
 
 
 def _is_one(value: Sequence[Any]) -> bool:
-    """Whether a sequence is one item: (waveform, rate)."""
+    """Tell whether a sequence is one item: (waveform, rate)."""
     return len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor)) and isinstance(value[1], Real)
 
 
-def transform_of(modality: Modality) -> Compose:
-    """Return the original's transform of a modality."""
-    kinds = {"video": transform_clip, "depth": transform_millimetres}
-    return Compose([partial(kinds.get(modality_name(modality), transform_item), modality)])
-
-
-def transform_item(modality: Modality, item: Any) -> Tensor:
-    """Preprocess any form of an item."""
-    return without_frames(modality.preprocess(item))
+def preprocess(modality: Modality, item: Any) -> Tensor:
+    """Preprocess any form of an item to (C, T, H, W), or (C, H, W) without frames."""
+    x = modality.preprocess(item)
+    return x[:, 0] if x.shape[1] == 1 else x
 
 
 def transform_clip(modality: ImageModality, clip: Any) -> Tensor:
-    """(C, T, H, W) of 0..255 -> (C, T, H, W), with all frames."""
+    """Preprocess a clip (C, T, H, W) of 0..255 to (C, T, H, W), with all its frames."""
     return modality.fit(torch.as_tensor(clip).transpose(0, 1).float() / 255, None, mode="bilinear")
 
 
@@ -189,12 +182,7 @@ def transform_millimetres(modality: Modality, depth: Any) -> Tensor:
     depth = depth if is_source(depth) else as_tensor(depth)
     if isinstance(depth, Tensor) and depth.is_floating_point():
         depth = depth / 1000
-    return without_frames(modality.preprocess(depth))
-
-
-def without_frames(x: Tensor) -> Tensor:
-    """(C, 1, H, W) -> (C, H, W), for the classes without frames."""
-    return x[:, 0] if x.shape[1] == 1 else x
+    return preprocess(modality, depth)
 
 
 class LanguageBindVideoProcessor(Processor):
@@ -217,37 +205,20 @@ class LanguageBindImageProcessor(Processor):
     config_class = CONFIGS["image"]
 
 
-class LanguageBindVideoTokenizer(LanguageBindTokenizer):
-    pass
+class LanguageBindVideoTokenizer(LanguageBindTokenizer): ...
 
 
-class LanguageBindAudioTokenizer(LanguageBindTokenizer):
-    pass
+class LanguageBindAudioTokenizer(LanguageBindTokenizer): ...
 
 
-class LanguageBindDepthTokenizer(LanguageBindTokenizer):
-    pass
+class LanguageBindDepthTokenizer(LanguageBindTokenizer): ...
 
 
-class LanguageBindThermalTokenizer(LanguageBindTokenizer):
-    pass
+class LanguageBindThermalTokenizer(LanguageBindTokenizer): ...
 
 
-class LanguageBindImageTokenizer(LanguageBindTokenizer):
-    pass
+class LanguageBindImageTokenizer(LanguageBindTokenizer): ...
 
 
-PROCESSORS = {
-    "video": LanguageBindVideoProcessor,
-    "audio": LanguageBindAudioProcessor,
-    "depth": LanguageBindDepthProcessor,
-    "thermal": LanguageBindThermalProcessor,
-    "image": LanguageBindImageProcessor,
-}
-TOKENIZERS = {
-    "video": LanguageBindVideoTokenizer,
-    "audio": LanguageBindAudioTokenizer,
-    "depth": LanguageBindDepthTokenizer,
-    "thermal": LanguageBindThermalTokenizer,
-    "image": LanguageBindImageTokenizer,
-}
+PROCESSORS = by_name(Processor)
+TOKENIZERS = by_name(LanguageBindTokenizer)

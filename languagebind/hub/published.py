@@ -1,6 +1,5 @@
 """The published model classes, with the original's names and call signatures."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,21 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from ..config import UserError
 from ..loss import contrastive_loss
 from ..transformer import Attention
 from ..weights import State, dtype_of, load_strict
-from .checkpoint import is_training_checkpoint, load_checkpoint
-from .config import CONFIGS, LanguageBindConfig, read_config, to_published
-from .files import HUB_OPTIONS, read_weights, replace_weights
-from .hf_modules import HFClipText, HFVisionTransformer, wants_dict
+from .config import CONFIGS, KIND_OF, LanguageBindConfig, by_name, read_pretrained
+from .files import replace_weights
+from .hf_modules import HFClipText, HFVisionTransformer
 
 
 @dataclass
 class LanguageBindOutput(ModelOutput):
-    """The output of a model for inputs and texts; the fields and their order are those of CLIP."""
+    """Output of a model for inputs and texts, with CLIP's fields in CLIP's order."""
 
     loss: Tensor | None = None
     logits_per_image: Tensor | None = None
@@ -73,6 +71,7 @@ class LanguageBindModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: the modules initialise themselves."""
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -82,11 +81,10 @@ class LanguageBindModel(PreTrainedModel):
         return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> LanguageBindOutput | tuple:
+    ) -> LanguageBindOutput:
         """Return unit-norm `text_embeds` (B, D) and `image_embeds` (B, D, of any modality), and scaled similarities."""
         if position_ids is not None:
-            raise ValueError("position_ids: this text tower has positions 0, 1, 2, ... only")
+            raise ValueError("leave out position_ids: this text tower only has positions 0, 1, 2, ...")
         if input_ids is None or pixel_values is None:
             raise UserError("give input_ids and pixel_values; get_text_features and get_image_features take one alone")
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
@@ -95,7 +93,7 @@ class LanguageBindModel(PreTrainedModel):
         image_embeds = F.normalize(self.visual_projection(vision.pooler_output), dim=-1)
         text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)
         logits_per_text = self.logit_scale.exp() * text_embeds @ image_embeds.T
-        output = LanguageBindOutput(
+        return LanguageBindOutput(
             loss=contrastive_loss(image_embeds, text_embeds, self.logit_scale.exp()) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
@@ -104,7 +102,6 @@ class LanguageBindModel(PreTrainedModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-        return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
         """Return projected features (B, D) of inputs of any modality, not normalised."""
@@ -122,7 +119,7 @@ class LanguageBindModel(PreTrainedModel):
         config: LanguageBindConfig | str | Path | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a published checkpoint, one that `save_pretrained` wrote, or one of our training.
+        """Load a published checkpoint, one that `save_pretrained` wrote, or a training checkpoint.
 
         Args:
             pretrained_model_name_or_path: a hub id, a folder, a training checkpoint or its run's folder; or with
@@ -138,17 +135,15 @@ class LanguageBindModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         dtype = kwargs.pop("torch_dtype", None)  # the older name; neither belongs to the config
         dtype = dtype_of(kwargs.pop("dtype", dtype))
-        if config is not None and not isinstance(config, LanguageBindConfig):
-            config, _ = read_config(config, cls.config_class)
-        config, state, kwargs = read_pretrained(cls.config_class, name, config, **kwargs)
+        found, state, kwargs = read_pretrained(name, cls.config_class, config, **kwargs)
         with torch.device("meta"):
-            load_strict(cls(config), {key: value.to("meta") for key, value in state.items()}, str(name))
-        return super().from_pretrained(None, *args, config=config, state_dict=state, dtype=dtype, **kwargs)
+            load_strict(cls(found), {key: value.to("meta") for key, value in state.items()}, str(name))
+        return super().from_pretrained(None, *args, config=found, state_dict=state, dtype=dtype, **kwargs)
 
     def save_pretrained(  # type: ignore[override]  # options by name only
         self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write config and weights, and replace those in the folder only when all are written: they may be in use."""
+        """Write config and weights; replace those in the folder, which may be in use, only when all are written."""
         folder = Path(save_directory).absolute()
         if not is_main_process:
             super().save_pretrained(folder, is_main_process=False, **kwargs)
@@ -180,34 +175,16 @@ class LanguageBindImage(LanguageBindModel):
     config_class = CONFIGS["image"]
 
 
-MODELS = {
-    "video": LanguageBindVideo,
-    "audio": LanguageBindAudio,
-    "depth": LanguageBindDepth,
-    "thermal": LanguageBindThermal,
-    "image": LanguageBindImage,
-}
+MODELS = by_name(LanguageBindModel)
 
 
-def read_pretrained(
-    kind: type[LanguageBindConfig],
-    name: str | Path,
-    config: LanguageBindConfig | None = None,
-    num_frames: int | None = None,
-    variant: str | None = None,
-    **options: Any,
-) -> tuple[LanguageBindConfig, State, dict[str, Any]]:
-    """Return a config, weights under the published names with adapters merged, and the options that remain."""
-    hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-    state = None
-    if config is not None:
-        config = copy.deepcopy(config)  # it is changed below
-    elif is_training_checkpoint(Path(name) / (hub.get("subfolder") or "")):
-        config, state = to_published(*load_checkpoint(name))
-        config.check(kind)
-    else:
-        config, options = read_config(name, kind, **hub, **options)
-    if state is None:
-        state = read_weights(name, config.vision.lora_r, config.vision.lora_alpha, variant, **hub)
-    config.vision.lora_r = 0
-    return config, config.resize_frames(state, num_frames), options
+def build_published(config: LanguageBindConfig, state: State, source: str) -> LanguageBindModel:
+    """Return the model of a config that uses the tensors of `state` without a copy.
+
+    Raises:
+        WeightsError: weights are missing, left over, or do not fit; `source` names them in the error.
+    """
+    with torch.device("meta"):
+        model = MODELS[KIND_OF[config.modality_name]](config)
+    load_strict(model, state, source, assign=True)
+    return model
