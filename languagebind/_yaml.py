@@ -1,4 +1,4 @@
-"""The reader of config files; apart from `config`, so that PyYAML is imported only if a file is read."""
+"""The YAML loader of config files. It is not in `config`, so that PyYAML is imported only if a file is read."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .files import twice
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Reads booleans and nulls, and leaves numbers and dates as the text in the file. Refuses a key given twice."""
+    """Reads booleans and nulls, and keeps numbers and dates as text. Refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if key := twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from .files import twice
+
 T = TypeVar("T")
 
 
@@ -24,8 +26,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, descriptio
     """Fill the dataclass `cls` from flags. A wrong flag ends the program with status 2 and the nearest name."""
     import tyro
 
-    names = list(_option_names(cls))
-    if clash := next((name for name in names if names.count(name) > 1), None):
+    if clash := twice(_option_names(cls)):
         raise UserError(f"two options of {cls.__name__} are both named {clash}: rename one of them")
     # OmitArgPrefixes: `--lr`, not `--optim.lr`. Sections of the dataclass only group the help.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
@@ -40,7 +41,7 @@ def at_least(least: float, **options: float | None) -> None:
 
 
 def expand_config(argv: Sequence[str]) -> list[str]:
-    """Replace each `--config FILE` by the flags that the file holds, in front of all others."""
+    """Replace each `--config FILE` with the flags in the file, in front of all others."""
     files, rest = take_flag(argv, "--config")
     return [flag for file in files for flag in yaml_to_argv(Path(file))] + rest
 
@@ -48,7 +49,7 @@ def expand_config(argv: Sequence[str]) -> list[str]:
 def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[list[str], list[str]]:
     """Return all values of a flag (`--flag a`, `--flag=a`, and with `several` `--flag a b`), and the other arguments.
 
-    Some flags decide which others there are (`--config`, `--modality`), so they are read before the rest is parsed.
+    Some flags decide which others exist (`--config`, `--modality`), so they are read before the rest is parsed.
     """
     values: list[str] = []
     rest: list[str] = []
@@ -69,7 +70,7 @@ def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[li
 
 
 def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
-    """Gather all values of each of some flags in one place; of several places, a parser takes only the last."""
+    """Gather the values of a flag that is given several times, of which a parser would take only the last."""
     rest = list(argv)
     for flag in flags:
         values, rest = take_flag(rest, flag, several=True)
@@ -78,13 +79,12 @@ def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def yaml_to_argv(path: Path) -> list[str]:
-    """Return the flags that a YAML file stands for. A nested section only groups keys for the reader."""
+    """Return the flags in a YAML file. Nested sections only group keys for the reader."""
     argv: list[str] = []
-    seen = set()
-    for key, value in _leaves(load_yaml(path)):
-        if key in seen:
-            raise UserError(f"{path} gives {key} twice")
-        seen.add(key)
+    values = list(_leaves(load_yaml(path)))
+    if key := twice(key for key, _ in values):
+        raise UserError(f"{path} gives {key} twice")
+    for key, value in values:
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
             argv.append(flag if value else flag.replace("--", "--no-", 1))
@@ -118,7 +118,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain values that YAML, JSON and a weights-only checkpoint can hold."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # tuples become lists, and paths text
 
 
 def digest(value: Any) -> str:
@@ -127,10 +127,10 @@ def digest(value: Any) -> str:
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """Return the dataclass from which `to_dict` made `values`.
+    """Return the dataclass that `to_dict` turned into `values`.
 
     Raises:
-        UserError: this version does not know a key.
+        UserError: the class does not have an option of that name.
     """
     hints, known = get_type_hints(cls), {}
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
@@ -178,13 +178,3 @@ def _leaves(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value)
         else:
             yield str(key), value
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -1,4 +1,4 @@
-"""Files that are whole, or not there."""
+"""Atomic writes, locks, and readers of text, JSON and folders."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name only when all of it is on the disk, and is removed after an exception."""
+    """Open a file that gets its name only when all of it is on the disk, and that an exception removes."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -42,7 +42,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which takes the place of `path` at the end; an exception inside leaves no trace."""
+    """Yield a folder to fill, which replaces `path` at the end; an exception inside removes it."""
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -57,7 +57,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system releases when this process ends in any way; forked processes do not hold it.
+    """Hold a lock that the system releases when this process ends in any way; forked processes do not inherit it.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -68,21 +68,17 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, error.strerror, str(path)) from error
-            log.warning("%s cannot be locked (%s): a second run is not prevented", path, error.strerror)
+            log.warning("cannot lock %s (%s): nothing prevents a second run", path, error.strerror)
         yield
 
 
 def is_plain(text: str) -> bool:
-    """Tell whether a text can be a file's name and be written as UTF-8: no NUL and no half of a surrogate pair."""
+    """Tell whether a text can be a file name in UTF-8: without NUL and lone surrogates."""
     return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
 
 
 def text_lines(data: bytes) -> list[str]:
-    """Return the stripped lines of UTF-8; unlike in `str.splitlines`, U+2028 and form feed do not end a line.
-
-    Raises:
-        UnicodeDecodeError: this is not UTF-8.
-    """
+    """Return the stripped lines of UTF-8; unlike in `str.splitlines`, U+2028 and form feed do not end a line."""
     return [line.strip() for line in data.decode("utf-8-sig").split("\n")]
 
 
@@ -90,12 +86,12 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: this is not JSON, is nested too deeply, or has a key twice, of which Python would drop the first.
+        ValueError: the text is not JSON, is nested too deeply, or has a key twice (Python would keep only the last).
     """
     try:
         return json.loads(text, object_pairs_hook=_no_twins)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +102,7 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def twice(names: Iterable[str]) -> str | None:
-    """Return the first name that occurs for the second time, if any."""
+    """Return the first name that is repeated, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -118,14 +114,8 @@ def twice(names: Iterable[str]) -> str | None:
 def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yield every file below a folder, sorted by name, a folder's own files first; links are followed.
 
-    Hidden files and folders are skipped, and so are links to a folder that contains them: such a loop has no end.
-
-    Args:
-        folder: where to look.
-        above: the real paths of the folders that led here.
-
-    Raises:
-        OSError: a folder cannot be listed.
+    Hidden files and folders are skipped, and so are links to a folder that contains them, which would never end.
+    `above` holds the real paths of the folders that led here.
     """
     real = os.path.realpath(folder)
     if any(os.path.commonpath([real, known]) == real for known in above):
@@ -142,5 +132,5 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the path at which a file is written before it takes its name."""
+    """Return the path at which a file is written before it gets its name."""
     return path.with_name(f".{path.name}.tmp")

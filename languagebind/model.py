@@ -1,4 +1,4 @@
-"""The dual encoder: one modality's encoder, trained, beside a frozen text tower."""
+"""The dual encoder: a trained encoder of one modality and a frozen text tower."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,16 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import UserError, at_least
-from .text import (
-    TextConfig,
-    TextSide,
-    Tokenizer,
-    activation_of,
-    build_text,
-    encode_text,
-    fingerprint,
-    open_clip_text,
-)
+from .text import TextConfig, TextSide, Tokenizer, activation_of, build_text, encode_text, fingerprint, open_clip_text
 from .tuning import TuningConfig
 from .vit import EncoderConfig, VisionTransformer
 from .weights import State, WeightsError, init_encoder, open_clip_model, published_names, read_state
@@ -32,15 +23,15 @@ class InitConfig:
     """The weights that the encoder starts from."""
 
     encoder_pretrained: str | None = None
-    """file with CLIP vision weights, or open_clip's pretrained tag for --encoder-tower; `none`: random weights"""
+    """file with CLIP vision weights, open_clip's pretrained tag for --encoder-tower, or `none` for random weights"""
     encoder_tower: str | None = None
     """open_clip model name that the tag belongs to"""
     init_temperature: float = 0.07
-    """the logit scale starts at ln(1 / temperature); 0 keeps the pretrained logit scale"""
+    """initial temperature, whose inverse the logits are scaled by; 0 keeps the pretrained logit scale"""
     init_logit_bias: float | None = None
-    """also train a bias on the logits, from this value; needed by SigLIP's loss"""
+    """initial value of a trained bias on the logits; SigLIP's loss needs one"""
     allow_partial: bool = False
-    """continue if the weights fit the encoder only in part"""
+    """continue if only some of the weights fit the encoder"""
 
     def __post_init__(self):
         at_least(0, init_temperature=self.init_temperature)
@@ -76,7 +67,7 @@ class DualEncoder(nn.Module):
         input_shape: (C, T, H, W) of one sample.
         encoder: sizes of the encoder.
         text: the frozen tower, its projection and the size D of the shared space, from `build_text`.
-        logit_bias: the start of a trained bias on the logits, for SigLIP's loss; None for no bias.
+        logit_bias: initial value of a trained bias on the logits, for SigLIP's loss; None for no bias.
     """
 
     def __init__(
@@ -138,7 +129,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     """Build a model with the weights that the config names.
 
     Raises:
-        UserError: weights are not given, cannot be found, or do not fit.
+        UserError: the config names no weights, or they cannot be found or do not fit.
     """
     init, tower, clip = config.init, config.text, None
     if (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained):
@@ -148,11 +139,11 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     state = _encoder_weights(config, clip)
     if state is not None:
         try:
-            init_encoder(model.vision_model, model.visual_projection, state, config.init.allow_partial)
+            init_encoder(model.vision_model, model.visual_projection, state, init.allow_partial)
         except WeightsError as error:
             raise WeightsError(f"{error}\nuse --allow-partial to continue with what fits") from error
-    if config.init.init_temperature:
-        model.logit_scale.data.fill_(math.log(1 / config.init.init_temperature))
+    if init.init_temperature:
+        model.logit_scale.data.fill_(math.log(1 / init.init_temperature))
     elif state is None or "logit_scale" not in state:
         raise UserError("--init-temperature 0 keeps the pretrained logit scale, but the weights have none")
     else:
@@ -163,10 +154,10 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
 def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     pretrained, tower = config.init.encoder_pretrained, config.init.encoder_tower
     if pretrained is None:
-        raise UserError(
-            "what should the encoder start from? --encoder-pretrained FILE, or --encoder-tower NAME"
-            " --encoder-pretrained TAG (open_clip's), or --encoder-pretrained none for random weights"
+        advice = (
+            "open_clip's --encoder-tower NAME --encoder-pretrained TAG, or --encoder-pretrained none (random weights)"
         )
+        raise UserError(f"choose initial weights: --encoder-pretrained FILE, {advice}")
     if pretrained == "none":
         return None
     if Path(pretrained).exists():

@@ -4,9 +4,8 @@ A tower is a module `(B, L) token ids -> (B, D)` with a `tokenizer`; a projectio
 Shapes: B batch, L tokens, D width.
 """
 
-import gzip
 import hashlib
-import importlib.util
+import importlib.resources
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,12 +41,12 @@ class TextConfig:
 
 
 class Tokenizer:
-    """Turns texts into token ids, cut after the longest text of the batch. Holds no weights: workers take a copy.
+    """Turns texts into token ids, cut after the longest text of the batch. Holds no weights, so workers can copy it.
 
     Args:
         encode: `list[str] -> (B, context length)` ids.
         pad_id: the id of the padding; None for CLIP's tokens, where the text ends at the largest id.
-        cut: False keeps the full context length, for towers on which the padding has an influence.
+        cut: False keeps the full context length, for towers whose features depend on the padding.
     """
 
     def __init__(self, encode: Encode, pad_id: int | None = None, cut: bool = True):
@@ -124,8 +123,7 @@ def build_text(config: TextConfig) -> TextSide:
     Raises:
         UserError: the tower or its weights cannot be found or loaded.
     """
-    folder = _sentence_encoder_folder(config)
-    if folder is not None:
+    if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
     return open_clip_text(_open_clip_model(config), config)
 
@@ -141,7 +139,7 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
         return _clip_text(tower, sizes, Tokenizer(encode))
     hf_config = getattr(tower, "config", None)
     if hf_config is None and tower is model:
-        raise UserError(f"open_clip's {config.text_tower} has no text tower of its own that could be frozen")
+        raise UserError(f"open_clip's {config.text_tower} does not have a separate text tower; choose another")
     width = model.encode_text(encode(["a"])).shape[1]
     # Only Hugging Face's towers mask their padding; in the others, cutting it off would change the features.
     tokenizer = Tokenizer(encode, cut=False) if hf_config is None else Tokenizer(encode, hf_config.pad_token_id)
@@ -153,7 +151,7 @@ def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
 
     For another tower, the sizes are None and D is 0.
     """
-    if _sentence_encoder_folder(config) is not None:
+    if _sentence_encoder_folder(config):
         return None, 0
     tower = _text_side(_open_clip_model(config, sizes_only=True))
     sizes = _clip_sizes(tower)
@@ -162,7 +160,7 @@ def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
 
 @torch.no_grad()
 def encode_text(text_model: nn.Module, text_projection: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
-    """What the tower's tokenizer gives -> (B, D), unit norm, float32, never with a gradient."""
+    """Token ids -> (B, D), unit norm, float32, never with a gradient."""
     return F.normalize(text_projection(text_model(**tokens)).float(), dim=-1)
 
 
@@ -198,36 +196,32 @@ def text_tokens(config: TextConfig) -> Encode:
     Raises:
         UserError: the tower cannot be found.
     """
-    folder = _sentence_encoder_folder(config)
-    if folder is None:
-        import open_clip
+    from open_clip.tokenizer import HFTokenizer, get_tokenizer
 
-        return open_clip.get_tokenizer(config.text_tower, cache_dir=config.cache_dir)
-    from open_clip.tokenizer import HFTokenizer
-
-    with _user_errors(folder):
-        return HFTokenizer(folder, context_length=min(_hf_config(folder).max_position_embeddings, 256))
+    if folder := _sentence_encoder_folder(config):
+        with _sentence_encoder_config(folder) as sizes:
+            return HFTokenizer(folder, context_length=min(sizes.max_position_embeddings, 256))
+    return get_tokenizer(config.text_tower, cache_dir=config.cache_dir)
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return CLIP's tokens and merges, which come with open_clip."""
-    from open_clip.tokenizer import bytes_to_unicode, default_bpe
+    from open_clip.tokenizer import SimpleTokenizer
 
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
-    merges = [(first, second) for first, second in map(str.split, lines)]
-    letters = list(bytes_to_unicode().values())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
+    tokenizer = SimpleTokenizer()
+    tokens = [
+        *list(tokenizer.encoder)[:-2],
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]  # open_clip names these two differently
+    return {token: i for i, token in enumerate(tokens)}, list(tokenizer.bpe_ranks)
 
 
 def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
     schema = config.text_tower.partition(":")[0]
     if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
-        raise UserError(
-            f"--text-tower {config.text_tower} needs --text-pretrained (a tag of open_clip.list_pretrained(), or a"
-            " file): a frozen tower of random weights would teach nothing"
-        )
+        advice = "set it to a tag in open_clip.list_pretrained() or to a file"
+        raise UserError(f"--text-tower {config.text_tower} needs --text-pretrained: {advice}")
     return open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir, sizes_only)
 
 
@@ -236,7 +230,7 @@ def _text_side(model: Any) -> Any:
 
 
 def _clip_sizes(tower: Any) -> ClipTextConfig | None:
-    """Sizes of an open_clip text tower; None if it is not CLIP's own, causal and pooled at the end."""
+    """Return the sizes of an open_clip text tower; None if it is not CLIP's own, causal and pooled at the end."""
     if not hasattr(tower, "transformer") or not hasattr(tower.transformer, "resblocks"):
         return None
     pool_type = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
@@ -260,41 +254,44 @@ def activation_of(block: Any) -> str:
 
 
 def _clip_text(tower: Any, sizes: ClipTextConfig, tokenizer: Tokenizer) -> TextSide:
-    text_model, state = ClipText(sizes, tokenizer), clip_text_state(tower.state_dict())
-    projection = state.pop("text_projection.weight")  # (D, width)
-    text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
-    load_strict(text_projection, {"weight": projection}, "the text projection")
-    load_strict(text_model, {key.removeprefix("text_model."): value for key, value in state.items()}, "the text tower")
-    return text_model, text_projection, projection.shape[0]
+    state, text_model = clip_text_state(tower.state_dict()), ClipText(sizes, tokenizer)
+    size, width = state["text_projection.weight"].shape
+    text_projection = nn.Linear(width, size, bias=False)
+    both = nn.ModuleDict({"text_model": text_model, "text_projection": text_projection})
+    load_strict(both, state, "the text tower")
+    return text_model, text_projection, size
 
 
 def _sentence_encoder_folder(config: TextConfig) -> str | None:
-    """Where a sentence encoder is, or its hub id; None for open_clip's towers."""
+    """Return the folder or hub id of a sentence encoder; None for open_clip's towers."""
     schema, _, rest = config.text_tower.partition(":")
     if schema == "local-dir" and not Path(rest).is_dir():
         raise UserError(f"--text-tower {config.text_tower}: there is no folder {Path(rest).absolute()}")
-    return _package_folder(rest) if schema == "package" else rest if schema == "hf" else None
+    if schema != "package":
+        return rest if schema == "hf" else None
+    module, _, folder = rest.partition("/")
+    try:
+        return str(importlib.resources.files(module) / folder)
+    except ImportError as error:
+        raise UserError(f"--text-tower {config.text_tower}: the package {module} is not installed") from error
 
 
 def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
     from open_clip.hf_model import HFTextEncoder
 
-    with _user_errors(folder), _quiet_transformers():  # it warns of the pooler's weights, which mean pooling leaves out
-        width = _hf_config(folder).hidden_size
-        tower = HFTextEncoder(folder, width, pooler_type="mean_pooler", proj_type=None)
-    return OpenClipText(tower, Tokenizer(encode, tower.config.pad_token_id)), nn.Identity(), width
-
-
-def _hf_config(folder: str) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder)
+    # transformers warns about the pooler's weights, which mean pooling does not use
+    with _sentence_encoder_config(folder) as sizes, _quiet_transformers():
+        tower = HFTextEncoder(folder, sizes.hidden_size, pooler_type="mean_pooler", proj_type=None)
+    return OpenClipText(tower, Tokenizer(encode, sizes.pad_token_id)), nn.Identity(), sizes.hidden_size
 
 
 @contextmanager
-def _user_errors(folder: str) -> Iterator[None]:
+def _sentence_encoder_config(folder: str) -> Iterator[Any]:
+    """Yield the config of a sentence encoder; errors while reading it or its files become a `UserError`."""
+    from transformers import AutoConfig
+
     try:
-        yield
+        yield AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the sentence encoder {folder}: {error}") from error
 
@@ -312,14 +309,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _package_folder(path: str) -> str:
-    module, _, folder = path.partition("/")
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"--text-tower package:{path}: the Python package {module} is not installed")
-    return str(Path(spec.submodule_search_locations[0]) / folder)

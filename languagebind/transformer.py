@@ -25,7 +25,7 @@ class Attention(nn.Module):
     """Multi-head self-attention, (B, L, D) -> (B, L, D).
 
     Attributes:
-        eager: compute the plain products in place of PyTorch's fused kernel.
+        eager: compute the plain products instead of calling PyTorch's fused kernel.
     """
 
     def __init__(self, width: int, num_heads: int):
@@ -38,19 +38,12 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self,
-        x: Tensor,
-        is_causal: bool = False,
-        attentions: list[Tensor] | None = None,
-        num_queries: int | None = None,
+        self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None, num_queries: int | None = None
     ) -> Tensor:
-        """Let each token, or each of the first `num_queries`, attend to all.
-
-        `attentions` collects the weights, (B, heads, L, L).
-        """
+        """Let each token, or the first `num_queries`, attend to all; append the (B, heads, L, L) weights to a list."""
         q = self._split(self.q_proj(x[:, :num_queries]))
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
-        # PyTorch's fused kernel for the CPU is 3 to 9 times slower than the plain products in bfloat16.
+        # In bfloat16, PyTorch's fused kernel for the CPU is 3 to 9 times slower than the plain products
         if self.eager or attentions is not None or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
             weights = _attention_weights(q, k, is_causal)
             if attentions is not None:
@@ -101,11 +94,7 @@ class Block(nn.Module):
             self.temporal_layer_norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(
-        self,
-        x: Tensor,
-        is_causal: bool = False,
-        attentions: list[Tensor] | None = None,
-        num_outputs: int | None = None,
+        self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None, num_outputs: int | None = None
     ) -> Tensor:
         """(B*T, L, D) -> (B*T, L, D), or the first `num_outputs` tokens; the T frames of a clip lie side by side."""
         if self.num_frames > 1:
@@ -121,37 +110,31 @@ class Block(nn.Module):
                 std = self.layer_norm1.weight.numel() ** -0.5
                 if name.endswith("fc1"):
                     std *= 2**-0.5
-                if name.endswith(("out_proj", "fc2")):
+                elif name.endswith(("out_proj", "fc2")):
                     std *= (2 * depth) ** -0.5
                 nn.init.normal_(layer.weight, std=std)
                 nn.init.zeros_(layer.bias)
 
     def _attend_over_frames(self, x: Tensor) -> Tensor:
         x = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, T, D)
-        # Every block adds it to the residual stream itself, as the published weights expect.
+        # Every block adds it to the residual stream itself, as the published weights expect
         x = x + self.temporal_embedding
         y = self.temporal_attn(self.temporal_layer_norm1(x).flatten(0, 1))  # (B*L, T, D)
         return (x + y.view_as(x)).transpose(1, 2).flatten(0, 1)
 
 
 class Transformer(nn.Module):
-    """A stack of blocks. The activations of the first `checkpointed` ones are recomputed in the backward pass."""
+    """A stack of blocks.
 
-    def __init__(
-        self,
-        depth: int,
-        width: int,
-        num_heads: int,
-        mlp_dim: int,
-        activation: str,
-        *,
-        num_frames: int = 1,
-        checkpointed: int = 0,
-    ):
+    Attributes:
+        checkpointed: recompute the activations of this many blocks, the first ones, in the backward pass.
+    """
+
+    def __init__(self, depth: int, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
         super().__init__()
         blocks = [Block(width, num_heads, mlp_dim, activation, num_frames) for _ in range(depth)]
         self.layers = nn.ModuleList(blocks)
-        self.checkpointed = checkpointed
+        self.checkpointed = 0
         for block in blocks:
             block.init_weights(depth)
 
@@ -165,7 +148,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """(B, L, D) -> (B, L, D), or the first `num_outputs` tokens, the only ones that the last block then computes.
 
-        The lists collect the input of each block and the output of the last, and the attention over tokens.
+        Append each block's input and the last one's output to `hidden_states`, and its weights to `attentions`.
         """
         for number, block in enumerate(self.layers):
             if hidden_states is not None:

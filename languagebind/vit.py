@@ -40,11 +40,11 @@ class EncoderConfig:
     patch_embedding: Literal["2d", "3d"] = "2d"
     """3d: a 3-D convolution, and a class token for each frame, as in the V1.5 checkpoints"""
     patch_dropout: float = 0.0
-    """share of the patches dropped in training"""
+    """fraction of the patches dropped in training"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
     grad_checkpointing_blocks: int | None = None
-    """with grad_checkpointing: only in this many blocks, the first ones"""
+    """number of blocks that grad_checkpointing applies to, counted from the input (default: all)"""
 
     def __post_init__(self):
         at_least(1, patch_size=self.patch_size, width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
@@ -53,7 +53,7 @@ class EncoderConfig:
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.patch_dropout < 1:
-            raise UserError(f"patch_dropout is a share in [0, 1), got {self.patch_dropout}")
+            raise UserError(f"patch_dropout should be at least 0 and below 1, got {self.patch_dropout}")
 
 
 class VisionTransformer(nn.Module):
@@ -66,26 +66,22 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
         super().__init__()
-        num_frames = input_shape[1]
+        num_frames = input_shape[1] if config.temporal_attention else 1
+        sizes = (config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
         self.input_shape = tuple(input_shape)
         self.sizes = config
         self.embeddings = PatchEmbeddings(input_shape, config)
         self.patch_dropout = PatchDropout(config.patch_dropout)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.encoder = Transformer(
-            config.depth,
-            config.width,
-            config.num_heads,
-            config.mlp_dim,
-            config.activation,
-            num_frames=num_frames if config.temporal_attention else 1,
-            checkpointed=_checkpointed_blocks(config),
-        )
+        self.encoder = Transformer(*sizes, num_frames=num_frames)
+        if config.grad_checkpointing:
+            blocks = config.grad_checkpointing_blocks
+            self.encoder.checkpointed = config.depth if blocks is None else blocks
         self.post_layernorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=config.width**-0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Pooled tokens, before the projection into the shared space.
+        """Return the pooled tokens, before the projection into the shared space.
 
         Raises:
             ValueError: the inputs are not (B, *input_shape).
@@ -104,12 +100,6 @@ class VisionTransformer(nn.Module):
         return self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1])).mean(dim=1)
 
 
-def _checkpointed_blocks(config: EncoderConfig) -> int:
-    if not config.grad_checkpointing:
-        return 0
-    return config.depth if config.grad_checkpointing_blocks is None else config.grad_checkpointing_blocks
-
-
 class PatchEmbeddings(nn.Module):
     """(B, C, T, H, W) -> (B*T, 1 + N, D): a class token and the patches of each frame, with positions added."""
 
@@ -119,7 +109,7 @@ class PatchEmbeddings(nn.Module):
         patch, width = config.patch_size, config.width
         self.grid = (size[0] // patch, size[1] // patch)  # (rows, columns)
         if 0 in self.grid:
-            raise UserError(f"inputs of {size[0]} x {size[1]} hold no patch of {patch} x {patch}")
+            raise UserError(f"inputs of {size[0]} x {size[1]} are smaller than a patch of {patch} x {patch}")
         if size[0] % patch or size[1] % patch:
             message = "input size %d x %d is not a multiple of patch size %d; the extra pixels are ignored"
             log.warning(message, *size, patch)
@@ -145,18 +135,18 @@ class PatchEmbeddings(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """Drops a random share of the patches in training (FLIP), the same in every frame of a clip."""
+    """Drops a random fraction of the patches in training (FLIP), the same patches in every frame of a clip."""
 
-    def __init__(self, share: float):
+    def __init__(self, fraction: float):
         super().__init__()
-        self.share = share
+        self.fraction = fraction
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """(B*T, 1 + N, D) -> (B*T, 1 + kept, D); the class token always stays."""
-        if not self.training or not self.share:
+        if not self.training or not self.fraction:
             return x
         patches = x.shape[1] - 1
-        kept = max(1, int(patches * (1 - self.share)))
+        kept = max(1, int(patches * (1 - self.fraction)))
         order = torch.rand(len(x) // num_frames, patches, device=x.device).argsort(dim=1)[:, :kept]  # (B, kept)
         index = order.repeat_interleave(num_frames, dim=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
         return torch.cat([x[:, :1], x[:, 1:].gather(1, index)], dim=1)

@@ -7,7 +7,6 @@ The published names are `vision_model.…`, `visual_projection.weight`, `text_mo
 import difflib
 import logging
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,23 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-# open_clip's names inside a block -> ours. Its packed in_proj is split.
-BLOCK_NAMES = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
+# Parts of open_clip's names in a tower -> ours. Its packed in_proj is split.
+TOWER_NAMES = {
+    "transformer.resblocks.": "encoder.layers.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".attn.": ".self_attn.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+    "conv1.": "embeddings.patch_embedding.",
+    "class_embedding": "embeddings.class_embedding",
+    "token_embedding.": "embeddings.token_embedding.",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre.": "pre_layrnorm.",
+    "ln_post.": "post_layernorm.",
+    "ln_final.": "final_layer_norm.",
 }
-VISION_NAMES = {
-    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "class_embedding": "vision_model.embeddings.class_embedding",
-    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "ln_pre.weight": "vision_model.pre_layrnorm.weight",
-    "ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "ln_post.weight": "vision_model.post_layernorm.weight",
-    "ln_post.bias": "vision_model.post_layernorm.bias",
-}
-TEXT_NAMES = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-}
-# The projection is renamed separately, and the mask is not a weight.
+# The projections are renamed separately, and the mask is not a weight
 UNNAMED = ("proj", "text_projection", "attn_mask")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # OpenCLIP's names
@@ -61,17 +53,17 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
 
     Args:
         what: what to call the module in the error.
-        allow_partial: load what fits and log the rest, in place of raising.
-        assign: use the tensors of `state` themselves, in place of copying them.
+        allow_partial: load the weights that fit and log the others, instead of raising.
+        assign: use the tensors of `state` themselves instead of copies.
 
     Raises:
-        WeightsError: keys are missing, left over or of another shape.
+        WeightsError: keys are missing, unexpected or of another shape.
     """
     own = module.state_dict()
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
     problems = {
         "missing": sorted(own.keys() - state.keys()),
-        "left over": sorted(state.keys() - own.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
         "of another shape": [f"{k}: {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in misfits],
     }
     report = "\n".join(_listing(kind, keys) for kind, keys in problems.items() if keys)
@@ -100,8 +92,8 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
 def read_state(path: str | Path) -> State:
     """Return the tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file under the published names.
 
-    Adapters in a checkpoint of this library are merged, and its moving average, if any, takes the place of the weights.
-    Pickled code never runs.
+    Adapters in this library's checkpoints are merged, and the moving average, if any, replaces the weights. Pickled
+    code never runs.
 
     Raises:
         UserError: the file is missing or damaged, or holds something other than tensors.
@@ -121,9 +113,8 @@ def read_file(path: str | Path) -> Any:
     Raises:
         UserError: the file is missing or damaged, or holds something other than tensors and plain values.
     """
-    path = Path(path)
     try:
-        if path.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -136,15 +127,15 @@ def read_file(path: str | Path) -> Any:
 
 
 def tensors_of(content: Any, path: str | Path) -> State:
-    """Return the state dict in a file's content: the content itself, or that of a training checkpoint.
+    """Return the state dict in a file's content: the content itself, or its `model` or `state_dict`.
 
     Raises:
-        UserError: there is no state dict.
+        UserError: the content does not have a state dict.
     """
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
+    if not content or not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
         raise UserError(f"{path} does not hold a state dict of tensors")
     return content
 
@@ -197,7 +188,7 @@ def open_clip_model(
         hint = f"known tags: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
         if ":" not in name and name not in models:
             reason, near = "there is no such model", difflib.get_close_matches(name, models, n=3)
-            hint = f"near are {', '.join(near)}" if near else "see open_clip.list_models()"
+            hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
         raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({hint})") from error
 
 
@@ -217,7 +208,7 @@ def init_encoder(
     for key, own in encoder.state_dict().items():
         if key not in state and "temporal" in key:
             spatial = key.replace("temporal_attn", "self_attn").replace("temporal_layer_norm1", "layer_norm1")
-            # There is no spatial counterpart of the frame embedding: it keeps its random start.
+            # The frame embedding has no spatial counterpart and stays random
             state[key] = state.get(spatial, own)
         elif key.endswith("position_embedding.weight") and key in state:
             state[key] = _resize_positions(state[key], own, vision_model.embeddings.grid)
@@ -248,14 +239,14 @@ def interpolate_frames(state: State, num_frames: int) -> State:
 
 def clip_text_state(state: State) -> State:
     """Rename the text tower of an open_clip CLIP; `text_projection.weight` is (D, width)."""
-    state = {key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))}
-    renamed = _rename_tower(state, TEXT_NAMES, "text_model.encoder.layers.")
+    renamed = _rename_tower({key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))})
+    renamed = {f"text_model.{key}": value for key, value in renamed.items()}
     return renamed | {"text_projection.weight": state["text_projection"].T.contiguous()}
 
 
 def _from_open_clip(state: State) -> State:
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    renamed = _rename_tower(visual, VISION_NAMES, "vision_model.encoder.layers.")
+    renamed = {f"vision_model.{key}": value for key, value in _rename_tower(visual).items()}
     renamed["visual_projection.weight"] = visual["proj"].T.contiguous()
     text = {key.removeprefix("text."): value for key, value in state.items()}
     if "text_projection" in text and "token_embedding.weight" in text:
@@ -263,20 +254,17 @@ def _from_open_clip(state: State) -> State:
     return renamed | {key: state[key] for key in ("logit_scale",) if key in state}
 
 
-def _rename_tower(state: State, names: dict[str, str], layers: str) -> State:
-    renamed = {names[key]: value for key, value in state.items() if key in names}
+def _rename_tower(state: State) -> State:
+    renamed = {}
     for key, value in state.items():
-        match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)_?(weight|bias)", key)
-        if not match:
-            if key not in names and key not in UNNAMED:
-                renamed[f"{layers.partition('.')[0]}.{key}"] = value  # reported as left over by the strict load
-            continue
-        block, name, kind = f"{layers}{match[1]}.", match[2].rstrip("._"), match[3]
-        if name == "attn.in_proj":
+        name = key
+        for theirs, ours in TOWER_NAMES.items():
+            name = name.replace(theirs, ours)
+        if "in_proj_" in name:
             for projection, part in zip("qkv", value.chunk(3), strict=True):
-                renamed[f"{block}self_attn.{projection}_proj.{kind}"] = part.clone()
-        else:
-            renamed[f"{block}{BLOCK_NAMES.get(name, name)}.{kind}"] = value
+                renamed[name.replace("in_proj_", f"{projection}_proj.")] = part.clone()
+        elif key not in UNNAMED:
+            renamed[name] = value
     return renamed
 
 
@@ -286,7 +274,7 @@ def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) ->
     if positions.shape == like.shape or side * side != len(positions) - 1:
         return positions  # without a square grid, the strict load reports the two shapes
     square = positions[1:].float().T.reshape(1, -1, side, side)
-    # The original's choice; another interpolation gives another starting point.
+    # As in the original; another interpolation gives other initial weights
     square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
 

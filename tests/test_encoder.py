@@ -40,7 +40,7 @@ def test_another_shape_is_refused(shape):
 
 
 def test_inputs_smaller_than_a_patch_are_refused():
-    with pytest.raises(ValueError, match="no patch"):
+    with pytest.raises(ValueError, match="smaller than a patch"):
         encoder((3, 1, 4, 16))
 
 

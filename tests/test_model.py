@@ -144,7 +144,7 @@ def test_positions_are_resized_and_time_attention_starts_as_a_copy(config):
         (lambda state: state.pop("visual.ln_pre.bias"), r"1 missing:\n.*pre_layrnorm.bias"),
         (
             lambda state: state.update({"visual.transformer.resblocks.99.ln_1.bias": torch.zeros(64)}),
-            "1 left over:\n.*99",
+            "1 unexpected:\n.*99",
         ),
         (
             lambda state: state.update({"visual.class_embedding": torch.zeros(7)}),

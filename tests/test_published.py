@@ -93,7 +93,7 @@ def damage_shape(state):
     ("damage", "message"),
     [
         (damage_missing, r"1 missing:\s+vision_model.post_layernorm.bias"),
-        (damage_extra, r"1 left over:\s+vision_model.extra.weight"),
+        (damage_extra, r"1 unexpected:\s+vision_model.extra.weight"),
         (damage_shape, r"visual_projection.weight: \(15, 32\), expected \(16, 32\)"),
     ],
 )

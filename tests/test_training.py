@@ -219,7 +219,7 @@ MISTAKES = {
         "not one sample can be used in 4 shards, .* no caption of source",
     ),
     "no evaluation data": (["--val-config={tmp}/eval.yaml"], "does not exist"),
-    "patch": (["--image-size=4"], "hold no patch of 8 x 8"),
+    "patch": (["--image-size=4"], "smaller than a patch of 8 x 8"),
 }
 WRONG_VALUES = [
     "--batch-size=0",

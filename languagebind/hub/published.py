@@ -130,7 +130,7 @@ class LanguageBindModel(PreTrainedModel):
 
         Raises:
             UserError: the checkpoint does not exist or cannot be read.
-            WeightsError: weights are missing, left over, or do not fit.
+            WeightsError: weights are missing, unexpected, or do not fit.
         """
         name = pretrained_model_name_or_path
         dtype = kwargs.pop("torch_dtype", None)  # the older name; neither belongs to the config
