@@ -196,7 +196,8 @@ def text_tokens(config: TextConfig) -> Encode:
     Raises:
         UserError: the tower cannot be found.
     """
-    from open_clip.tokenizer import HFTokenizer, get_tokenizer
+    from open_clip import get_tokenizer
+    from open_clip.tokenizer import HFTokenizer
 
     if folder := _sentence_encoder_folder(config):
         with _sentence_encoder_config(folder) as sizes:

@@ -1,4 +1,4 @@
-"""The shared part of the modalities made of pictures: options, opening a file, fitting it to the encoder.
+"""What the modalities made of pictures share: options, opening a file, fitting it to the encoder.
 
 Resizing is the original's: float tensors without antialiasing, the short side to `image_size`, the long one rounded
 down, then a square crop. Published weights expect exactly this (torchvision's antialiasing, on by default since 0.17,
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import UserError
 from . import Modality, check_options, to_tensor
-from ._sources import DecodeError, Source, describe, is_source, read
+from ._sources import DecodeError, Source, name, read
 
 # CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,6 +53,28 @@ class ImageModality(Modality):
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         return (3, 1, self.image_size, self.image_size)
+
+    def decode(self, source: Source) -> Tensor:
+        return self.check(self.pixels(self.open_picture(source)), name(source))
+
+    def from_memory(self, value: Any) -> Tensor:
+        return self.check(self.pixels(value), name(value))
+
+    def check(self, x: Tensor, source: str) -> Tensor:
+        """Convert (C, H, W), C 1 or 3, of any number type to the raw signal; by default (3, H, W), bytes or 0..1.
+
+        Raises:
+            DecodeError: the values cannot be used.
+        """
+        if x.dtype == torch.uint16:
+            x = x.float() / 65535
+        elif x.is_floating_point():
+            x = x.float()
+        if x.dtype != torch.uint8 and not (
+            x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())
+        ):  # NaN is neither
+            raise DecodeError(source, f"expected 8- or 16-bit values, or finite floats in 0..1, got {x.dtype}")
+        return x.expand(3, -1, -1)
 
     def open_picture(self, source: Source, upright: bool = True) -> Any:
         """Load a picture file as a PIL image, by default `upright`, with its EXIF orientation applied.
@@ -125,7 +147,8 @@ class ImageModality(Modality):
             if frame.dtype == torch.uint8 and not stay_bytes:
                 frame = floats.copy_(frame).div_(255)  # in place: new memory costs more than the division
             x = F.interpolate(frame, resized, mode=mode)[0, :, top : top + size, left : left + size]
-            fitted.append((unit_range(x) - mean).div_(std))  # a single channel becomes three
+            x = x.float() / 255 if x.dtype == torch.uint8 else x
+            fitted.append((x - mean).div_(std))  # a single channel becomes three
         x = torch.stack(fitted, dim=1)  # (3, T, size, size)
         return x.flip(-1) if flipped else x
 
@@ -163,37 +186,8 @@ def plain_mode(image: Any) -> Any:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def colours(x: Tensor, source: Any) -> Tensor:
-    """(C, H, W), C 1 or 3 -> (3, H, W), bytes or floats from 0 to 1; 16-bit values are divided by 65535.
-
-    Raises:
-        DecodeError: the number type is another one, or floats lie outside 0..1.
-    """
-    if x.dtype == torch.uint16:
-        x = x.float() / 65535
-    elif x.is_floating_point():
-        x = x.float()
-    usable = x.dtype == torch.uint8 or (x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all()))  # NaN is neither
-    if not usable:
-        raise DecodeError(source, f"expected 8- or 16-bit values, or finite floats in 0..1, got {x.dtype}")
-    return x.expand(3, -1, -1)
-
-
-def unit_range(x: Tensor) -> Tensor:
-    """Convert bytes to floats from 0 to 1; floats are left alone."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
 def is_cut(data: bytes) -> bool:
     """Tell whether the end of a picture is missing or zeros, as after a broken download; PIL fills it in with grey."""
     if data.startswith(b"\xff\xd8"):  # JPEG: no end marker after the last scan
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     return data.startswith(b"RIFF") and data.endswith(bytes(64))  # WebP
-
-
-def name(value: Any) -> str:
-    """Return the name of a source or of a value in memory, for errors."""
-    if is_source(value):
-        return describe(value)
-    shape = getattr(value, "shape", getattr(value, "size", ""))
-    return f"<{type(value).__name__} {tuple(shape)}>" if isinstance(shape, tuple) else f"<{type(value).__name__}>"

@@ -1,9 +1,12 @@
 """Where a sample comes from: a path, bytes, or a sequence of them if each frame is a file."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..files import check_regular
 
 Source = str | os.PathLike | bytes
 
@@ -32,6 +35,14 @@ def describe(source: Source | Sequence[Source]) -> str:
     return f"[{describe(source[0])}, ... {len(source)} frames]" if source else "[]"
 
 
+def name(value: Any) -> str:
+    """Return the name of a source or of a value in memory, for errors."""
+    if is_source(value):
+        return describe(value)
+    shape = getattr(value, "shape", getattr(value, "size", ""))
+    return f"<{type(value).__name__} {tuple(shape)}>" if isinstance(shape, tuple) else f"<{type(value).__name__}>"
+
+
 def is_source(value: Any) -> bool:
     """Tell whether a value stands for a file, or for files that are frames, rather than for decoded data."""
     items = value if isinstance(value, (list, tuple)) and value else [value]
@@ -44,24 +55,23 @@ def file_size(source: Source | Sequence[Source]) -> int:
     Raises:
         DecodeError: the source is not one regular file, or it is empty.
     """
-    if isinstance(source, bytes):
-        size = len(source)
-    elif not isinstance(source, (str, os.PathLike)):
-        raise DecodeError(source, "one file is expected here, not several frames")
-    else:
-        try:
+    if not isinstance(source, Source):
+        raise DecodeError(source, "expected one file, not several frames")
+    try:
+        if isinstance(source, bytes):
+            size = len(source)
+        else:
+            check_regular(Path(source))
             size = os.stat(source).st_size
-        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-            raise DecodeError(source, getattr(error, "strerror", None) or str(error)) from error
-        if not os.path.isfile(source):
-            raise DecodeError(source, "not a file")
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise DecodeError(source, getattr(error, "strerror", None) or str(error)) from error
     if size == 0:
         raise DecodeError(source, "the file is empty")
     return size
 
 
-def read(source: Source, max_bytes: float = float("inf")) -> bytes:
-    """Return the content of a file; one that is larger than `max_bytes` is not read at all.
+def read(source: Source, max_bytes: float = math.inf, first: int | None = None) -> bytes:
+    """Return the content of a file, or its `first` bytes; a file larger than `max_bytes` is not read at all.
 
     Raises:
         DecodeError: the source is not one regular file, is empty or too large, or cannot be read.
@@ -69,8 +79,11 @@ def read(source: Source, max_bytes: float = float("inf")) -> bytes:
     size = file_size(source)
     if size > max_bytes:
         raise DecodeError(source, f"{size} bytes; nothing within the limits is larger than {max_bytes}")
+    if isinstance(source, bytes):
+        return source[:first]
     try:
-        return source if isinstance(source, bytes) else Path(source).read_bytes()
+        with open(source, "rb") as file:
+            return file.read(first)
     except OSError as error:
         raise DecodeError(source, error.strerror or str(error)) from error
 

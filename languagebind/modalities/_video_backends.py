@@ -39,7 +39,9 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
     except (RuntimeError, IndexError) as error:
         raise DecodeError(source, f"{backend}: {str(error).strip().splitlines()[-1]}") from error
     if len(frames) != len(wanted) or len({frame.shape for frame in frames}) > 1:
-        raise DecodeError(source, f"{backend}: gave {len(frames)} of {len(wanted)} frames, or of several sizes")
+        raise DecodeError(
+            source, f"{backend}: decoded {len(frames)} of {len(wanted)} frames, or frames of several sizes"
+        )
     clip = torch.from_numpy(np.asarray(frames))  # (K, H, W, 3)
     if not np.array_equal(indices, wanted):
         clip = clip[torch.from_numpy(order)]
@@ -105,13 +107,12 @@ def _opencv(source: Source, indices: list[int], count: int) -> Frames:
     with open_capture(source) as capture:
         # In order from the start: in some codecs, setting a position leads to the wrong frame
         for i in range(indices[-1] + 1):
-            found, frame = capture.grab(), None
+            found = capture.grab()
             if found and i in indices:
                 found, frame = capture.retrieve()
+                frames += [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)] if found else []
             if not found:
-                raise RuntimeError(f"frame {i} of {count} cannot be read")
-            if frame is not None:
-                frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                break  # `read_frames` counts them
     return frames
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..config import UserError
 from . import Modality, check_options, to_tensor
 from ._audio_files import read_audio
+from ._containers import check_seconds
 from ._fbank import FRAME_MS, LOWEST, log_mel, split_frames
 from ._pictures import coloured, stretched
-from ._sources import DecodeError, Source
+from ._sources import DecodeError, Source, name
 
 RATES = range(1_000, 768_001)  # Hz
 PICTURE_COLUMNS, PICTURE_ROWS = 240, 112
@@ -65,7 +66,7 @@ class Audio(Modality):
 
     def from_memory(self, value: Any) -> tuple[Tensor, int]:
         waveform, rate = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, None)
-        source = f"<{type(waveform).__name__} {tuple(getattr(waveform, 'shape', ()))}>"
+        source = name(waveform)
         if rate is None or not isinstance(waveform, (np.ndarray, Tensor)) or waveform.ndim not in (1, 2):
             form = "a waveform that is an array or tensor, (samples,) or (channels, samples)"
             raise DecodeError(source, f"expected a path, bytes or a (waveform, rate) pair with {form}")
@@ -116,8 +117,7 @@ class Audio(Modality):
             raise DecodeError(source, f"a rate of {rate} Hz, expected whole {RATES[0]} to {RATES[-1]}")
         if x.shape[1] < FRAME_MS / 1000 * rate:
             raise DecodeError(source, f"{x.shape[1]} samples at {rate} Hz are shorter than one frame of 25 ms")
-        if x.shape[1] > self.max_seconds * rate:
-            raise DecodeError(source, f"{x.shape[1] / rate:.0f} s are more than --max-seconds {self.max_seconds:g}")
+        check_seconds(source, x.shape[1] / rate, self.max_seconds)
         if not bool(x.isfinite().all()):
             raise DecodeError(source, "holds NaN or infinity")
         return x.float(), int(rate)

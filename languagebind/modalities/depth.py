@@ -4,16 +4,15 @@ import io
 import math
 import tokenize
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import UserError
-from ._images import ImageModality, name
+from ._images import ImageModality
 from ._pictures import coloured
-from ._sources import DecodeError, Source, read
+from ._sources import DecodeError, Source, name, read
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -42,12 +41,9 @@ class Depth(ImageModality):
             raise UserError(f"--max-depth is {self.max_depth}, set metres, or 0 to scale by each map's maximum")
 
     def decode(self, source: Source) -> Tensor:
-        if is_npy(source):
-            return self._metres(self._load_npy(source), name(source))
-        return self._metres(self.pixels(self.open_picture(source)), name(source))
-
-    def from_memory(self, value: Any) -> Tensor:
-        return self._metres(self.pixels(value), name(value))
+        if read(source, first=len(NPY_MAGIC)) == NPY_MAGIC:
+            return self.check(self._load_npy(source), name(source))
+        return super().decode(source)
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         depth = raw.clamp(min=0.01)
@@ -65,7 +61,7 @@ class Depth(ImageModality):
         holes = "" if bool(measured.all()) else "; black: not measured"
         return shown, f"{low:.2f} m (dark) to {high:.2f} m (bright){holes}"
 
-    def _metres(self, x: Tensor, source: str) -> Tensor:
+    def check(self, x: Tensor, source: str) -> Tensor:
         """(1, H, W) of any number type -> (H, W) metres."""
         if x.shape[0] != 1 or x.is_complex():
             kind = "complex numbers" if x.is_complex() else f"{x.shape[0]} channels"
@@ -87,7 +83,7 @@ class Depth(ImageModality):
         return depth.float() / 1000
 
     def _load_npy(self, source: Source) -> Tensor:
-        """Load a .npy array after checking that the file is as long as its header says."""
+        """Load a .npy array after checking the length of the file against its header."""
         data = read(source, 16 * self.max_pixels + 2**20)
         file = io.BytesIO(data)
         try:
@@ -101,14 +97,3 @@ class Depth(ImageModality):
             reason = f"the header promises {shape} of {dtype}, {promised} bytes, and {found} are there"
             raise DecodeError(source, f"expected (H, W) numbers; {reason}")
         return self.pixels(np.load(io.BytesIO(data), allow_pickle=False))
-
-
-def is_npy(source: Source) -> bool:
-    """Tell whether a source is a numpy file, by its first bytes. False if it cannot be opened."""
-    if isinstance(source, bytes):
-        return source.startswith(NPY_MAGIC)
-    try:
-        with open(source, "rb") as file:
-            return file.read(len(NPY_MAGIC)) == NPY_MAGIC
-    except (OSError, TypeError, ValueError):
-        return False

@@ -1,14 +1,12 @@
 """Pictures, as the published image encoder expects them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._images import ImageModality, colours, name
+from ._images import ImageModality
 from ._pictures import to_bytes
-from ._sources import Source
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,6 @@ class Image(ImageModality):
     """
 
     extensions = ("jpg", "jpeg", "png", "webp")
-
-    def decode(self, source: Source) -> Tensor:
-        return colours(self.pixels(self.open_picture(source)), name(source))
-
-    def from_memory(self, value: Any) -> Tensor:
-        return colours(self.pixels(value), name(value))
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(raw[None], rng)

@@ -1,14 +1,14 @@
 """Infrared (thermal) pictures. The original's public classes say Thermal."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ._images import ImageModality, name
+from ._images import ImageModality
 from ._pictures import to_bytes
-from ._sources import DecodeError, Source
+from ._sources import DecodeError
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,6 @@ class Infrared(ImageModality):
     infrared_range: Literal["minmax", "full"] = "minmax"
     """Range of values with more than 8 bits: each picture's minimum to maximum, or all 16 bits (floats: 0 to 1)."""
 
-    def decode(self, source: Source) -> Tensor:
-        return self._counts(self.pixels(self.open_picture(source)), name(source))
-
-    def from_memory(self, value: Any) -> Tensor:
-        return self._counts(self.pixels(value), name(value))
-
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(self._unit_range(raw)[None], rng)
 
@@ -39,7 +33,7 @@ class Infrared(ImageModality):
         low, high = (0.0, 1.0) if self.infrared_range == "full" else (bound.item() for bound in raw.aminmax())
         return to_bytes(self._unit_range(raw)), f"{low:g} (black) to {high:g} (white)"
 
-    def _counts(self, x: Tensor, source: str) -> Tensor:
+    def check(self, x: Tensor, source: str) -> Tensor:
         if x.dtype == torch.uint8:
             return x
         wide = torch.float32 if x.is_floating_point() else torch.float64

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from . import check_options
 from ._containers import check_seconds, count_frames, open_stream
-from ._images import ImageModality, colours, name
+from ._images import ImageModality
 from ._pictures import to_bytes
-from ._sources import DecodeError, Source, describe, file_size
+from ._sources import DecodeError, Source, name, read
 from ._video_backends import read_frames
 
 
@@ -53,14 +53,12 @@ class Video(ImageModality):
 
     def decode(self, source: Source | Sequence[Source]) -> Tensor:
         if not isinstance(source, Source):
-            return self._pick(source, describe(source), self.open_picture)
+            return self._pick(source, name(source), self.open_picture)
         if self.num_frames == 1 and is_picture(source):  # one frame, drawn from a sample's frames
-            return self._pick([source], describe(source), self.open_picture)
-
-        def check(codec: Any) -> None:
-            self.check_size(source, codec.width, codec.height)
-
-        count = count_frames(source, "video", self.max_seconds, check)
+            return self._pick([source], name(source), self.open_picture)
+        count = count_frames(
+            source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
+        )
         return read_frames(source, self.frame_indices(count), count, self.video_backend)
 
     def inspect(self, source: Source, count: bool = True) -> tuple[int, Fraction, float]:
@@ -103,7 +101,7 @@ class Video(ImageModality):
         if len(frames) == 0:
             raise DecodeError(label, "no frames")
         indices = self.frame_indices(len(frames)).tolist()
-        loaded = {i: colours(self.pixels(load(frames[i])), label).permute(1, 2, 0) for i in sorted(set(indices))}
+        loaded = {i: self.check(self.pixels(load(frames[i])), label).permute(1, 2, 0) for i in sorted(set(indices))}
         sizes = {tuple(frame.shape) for frame in loaded.values()}
         if len(sizes) > 1:
             raise DecodeError(label, f"the frames differ in size: {sorted(sizes)}")
@@ -112,10 +110,5 @@ class Video(ImageModality):
 
 def is_picture(source: Source) -> bool:
     """Tell whether a file is a JPEG, PNG or WebP, by its first bytes."""
-    file_size(source)
-    if isinstance(source, bytes):
-        head = source[:12]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(12)
+    head = read(source, first=12)
     return head.startswith((b"\xff\xd8\xff", b"\x89PNG")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
