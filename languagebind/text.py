@@ -191,11 +191,7 @@ def is_clip_tokens(encode: Encode) -> bool:
 
 
 def text_tokens(config: TextConfig) -> Encode:
-    """Return the tokenizer of a tower, without reading weights.
-
-    Raises:
-        UserError: the tower cannot be found.
-    """
+    """Return the tokenizer of a tower, without reading weights; raise `UserError` if the tower is not found."""
     from open_clip import get_tokenizer
     from open_clip.tokenizer import HFTokenizer
 

@@ -127,11 +127,7 @@ def read_file(path: str | Path) -> Any:
 
 
 def tensors_of(content: Any, path: str | Path) -> State:
-    """Return the state dict in a file's content: the content itself, or its `model` or `state_dict`.
-
-    Raises:
-        UserError: the content does not have a state dict.
-    """
+    """Return the state dict in a file's content (itself, or its `model` or `state_dict`), or raise `UserError`."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -199,9 +195,6 @@ def init_encoder(
 
     Positions are resized to the encoder's grid. Attention over frames starts as a copy of the attention over tokens; a
     3-D patch embedding and a class token per frame start as copies of the 2-D ones.
-
-    Raises:
-        WeightsError: the weights do not fit.
     """
     encoder = nn.ModuleDict({"vision_model": vision_model, "visual_projection": visual_projection})
     state = {key: value for key, value in state.items() if key.startswith(("vision_model.", "visual_projection."))}

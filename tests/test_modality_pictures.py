@@ -250,9 +250,9 @@ def test_pixels_that_are_not_finite_are_holes():
         (npy(np.ones((2, 3, 4, 5))), "expected"),
         (npy(np.zeros((0, 3))), "expected"),
         (npy(np.array([["a"]])), "expected"),
-        (npy(np.ones((4, 4)))[:-8], "promises"),
-        (b"\x93NUMPY\x01", "header"),
-        (b"\x93NUMPY\x09\x00" + bytes(50), "header"),
+        (npy(np.ones((4, 4)))[:-8], "expected 128 bytes"),
+        (b"\x93NUMPY\x01", "not a usable .npy file"),
+        (b"\x93NUMPY\x09\x00" + bytes(50), "not a usable .npy file"),
     ],
 )
 def test_what_is_no_depth_is_refused(file, reason):

@@ -115,15 +115,11 @@ def check_options(options: Any, *positive: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value!r}, {advice}")
 
 
-def to_tensor(array: np.ndarray | Tensor, label: str) -> Tensor:
-    """Copy a numpy array of any byte order into a tensor; a tensor is returned as it is.
-
-    Raises:
-        DecodeError: torch has no such number type.
-    """
+def to_tensor(array: np.ndarray | Tensor) -> Tensor:
+    """Copy a numpy array of any byte order into a tensor, or raise `DecodeError`; return a tensor as it is."""
     if isinstance(array, Tensor):
         return array
     try:
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     except TypeError as error:
-        raise DecodeError(label, f"cannot use an array of {array.dtype}") from error
+        raise DecodeError(array, f"cannot use an array of {array.dtype}") from error

@@ -48,7 +48,7 @@ def count_frames(
     return shown
 
 
-def check_seconds(source: Source, seconds: float, max_seconds: float) -> None:
+def check_seconds(source: Any, seconds: float, max_seconds: float) -> None:
     """Raise `DecodeError` if a clip is longer than `max_seconds`."""
     if seconds > max_seconds:
         raise DecodeError(source, f"{seconds:.0f} s are more than --max-seconds {max_seconds:g}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import UserError
 from . import Modality, check_options, to_tensor
-from ._sources import DecodeError, Source, name, read
+from ._sources import DecodeError, Source, read
 
 # CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -55,17 +55,13 @@ class ImageModality(Modality):
         return (3, 1, self.image_size, self.image_size)
 
     def decode(self, source: Source) -> Tensor:
-        return self.check(self.pixels(self.open_picture(source)), name(source))
+        return self.check(self.pixels(self.open_picture(source)), source)
 
     def from_memory(self, value: Any) -> Tensor:
-        return self.check(self.pixels(value), name(value))
+        return self.check(self.pixels(value), value)
 
-    def check(self, x: Tensor, source: str) -> Tensor:
-        """Convert (C, H, W), C 1 or 3, of any number type to the raw signal; by default (3, H, W), bytes or 0..1.
-
-        Raises:
-            DecodeError: the values cannot be used.
-        """
+    def check(self, x: Tensor, source: Any) -> Tensor:
+        """Convert (C, H, W), C 1 or 3, of any number type to the raw signal; by default (3, H, W), bytes or 0..1."""
         if x.dtype == torch.uint16:
             x = x.float() / 65535
         elif x.is_floating_point():
@@ -116,9 +112,6 @@ class ImageModality(Modality):
         """A PIL image, array or tensor -> (C, H, W), C 1 or 3, in its own number type.
 
         Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
-
-        Raises:
-            DecodeError: the value is something else, or has no pixels or too many.
         """
         x = as_tensor(value)
         first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
@@ -127,8 +120,8 @@ class ImageModality(Modality):
         elif last and not (first and isinstance(value, Tensor)):  # if both are possible, tensors are (C, H, W)
             x = x.permute(2, 0, 1)
         elif not first:
-            raise DecodeError(name(value), "expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
-        self.check_size(name(value), x.shape[2], x.shape[1])
+            raise DecodeError(value, "expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
+        self.check_size(value, x.shape[2], x.shape[1])
         return x[:3]
 
     def fit(self, frames: Tensor, rng: torch.Generator | None, mode: str = "bicubic") -> Tensor:
@@ -161,18 +154,14 @@ class ImageModality(Modality):
 
 
 def as_tensor(value: Any) -> Tensor:
-    """Convert a PIL image or an array, in its own layout and number type; PIL modes become (H, W) or (H, W, 3).
-
-    Raises:
-        DecodeError: the value is neither.
-    """
+    """Convert a PIL image or an array, in its own layout and number type; PIL modes become (H, W) or (H, W, 3)."""
     from PIL import Image
 
     if isinstance(value, Image.Image):
         value = np.asarray(plain_mode(value))
     if isinstance(value, (np.ndarray, Tensor)):
-        return to_tensor(value, name(value))
-    raise DecodeError(name(value), "expected a path, bytes, a PIL image, an array or a tensor")
+        return to_tensor(value)
+    raise DecodeError(value, "expected a path, bytes, a PIL image, an array or a tensor")
 
 
 def plain_mode(image: Any) -> Any:

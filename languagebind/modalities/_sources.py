@@ -15,9 +15,9 @@ DOWNLOAD_SECONDS = 60
 
 
 class DecodeError(ValueError):
-    """A file cannot be used: it is unreadable, empty, cut off, of the wrong kind, or above the limits."""
+    """A file or value cannot be used: it is unreadable, empty, cut off, of the wrong kind, or above the limits."""
 
-    def __init__(self, source: Source | Sequence[Source], reason: str):
+    def __init__(self, source: Any, reason: str):
         super().__init__(f"{describe(source)}: {reason}")
         self.reason = reason
         self.source = describe(source)
@@ -26,19 +26,14 @@ class DecodeError(ValueError):
         return type(self), (self.source, self.reason)  # the default pickles the message alone
 
 
-def describe(source: Source | Sequence[Source]) -> str:
-    """Return the name of a source for errors: its path, or its number of bytes."""
-    if isinstance(source, bytes):
-        return f"<{len(source)} bytes>"
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return f"[{describe(source[0])}, ... {len(source)} frames]" if source else "[]"
-
-
-def name(value: Any) -> str:
-    """Return the name of a source or of a value in memory, for errors."""
-    if is_source(value):
-        return describe(value)
+def describe(value: Any) -> str:
+    """Return a source's path or number of bytes, or the type and shape of data in memory, for errors."""
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, (list, tuple)):
+        return f"[{describe(value[0])}, ... {len(value)} frames]" if value else "[]"
     shape = getattr(value, "shape", getattr(value, "size", ""))
     return f"<{type(value).__name__} {tuple(shape)}>" if isinstance(shape, tuple) else f"<{type(value).__name__}>"
 
@@ -89,11 +84,7 @@ def read(source: Source, max_bytes: float = math.inf, first: int | None = None) 
 
 
 def fetch(source: Any) -> Any:
-    """Return the bytes behind an http(s) address; anything else is returned as it is.
-
-    Raises:
-        DecodeError: the download failed or is too large.
-    """
+    """Return the bytes behind an http(s) address, or raise `DecodeError`; return anything else as it is."""
     if not (isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))):
         return source
     from http.client import HTTPException

@@ -50,11 +50,7 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
 
 @functools.cache
 def resolve(backend: str) -> str:
-    """Return the backend for a `--video-backend`: `auto` is the first one that can be imported.
-
-    Raises:
-        UserError: the backend cannot be imported.
-    """
+    """Return the backend for a `--video-backend`: `auto` is the first one that can be imported."""
     names = list(BACKENDS) if backend == "auto" else [backend]
     reasons = []
     for name in names:

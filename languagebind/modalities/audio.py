@@ -15,7 +15,7 @@ from ._audio_files import read_audio
 from ._containers import check_seconds
 from ._fbank import FRAME_MS, LOWEST, log_mel, split_frames
 from ._pictures import coloured, stretched
-from ._sources import DecodeError, Source, name
+from ._sources import DecodeError, Source
 
 RATES = range(1_000, 768_001)  # Hz
 PICTURE_COLUMNS, PICTURE_ROWS = 240, 112
@@ -66,15 +66,14 @@ class Audio(Modality):
 
     def from_memory(self, value: Any) -> tuple[Tensor, int]:
         waveform, rate = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, None)
-        source = name(waveform)
         if rate is None or not isinstance(waveform, (np.ndarray, Tensor)) or waveform.ndim not in (1, 2):
             form = "a waveform that is an array or tensor, (samples,) or (channels, samples)"
-            raise DecodeError(source, f"expected a path, bytes or a (waveform, rate) pair with {form}")
-        x = to_tensor(waveform, source)
+            raise DecodeError(waveform, f"expected a path, bytes or a (waveform, rate) pair with {form}")
+        x = to_tensor(waveform)
         x = x[None] if x.ndim == 1 else x
         if x.shape[0] > x.shape[1]:  # (samples, channels), as soundfile gives
             x = x.T
-        return self._checked(x, rate, source)
+        return self._checked(x, rate, waveform)
 
     def transform(self, raw: tuple[Tensor, int], rng: torch.Generator | None = None) -> Tensor:
         frames, length = self._frames(raw), self.target_length
@@ -108,7 +107,7 @@ class Audio(Modality):
         waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
         return split_frames(waveform, self.sample_rate)
 
-    def _checked(self, x: Tensor, rate: int, source: Source) -> tuple[Tensor, int]:
+    def _checked(self, x: Tensor, rate: int, source: Any) -> tuple[Tensor, int]:
         if x.dtype in (torch.int16, torch.int32):
             x = x.float() / (torch.iinfo(x.dtype).max + 1)
         if not x.is_floating_point():

@@ -1,7 +1,7 @@
 """Infrared (thermal) pictures. The original's public classes say Thermal."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Infrared(ImageModality):
         low, high = (0.0, 1.0) if self.infrared_range == "full" else (bound.item() for bound in raw.aminmax())
         return to_bytes(self._unit_range(raw)), f"{low:g} (black) to {high:g} (white)"
 
-    def check(self, x: Tensor, source: str) -> Tensor:
+    def check(self, x: Tensor, source: Any) -> Tensor:
         if x.dtype == torch.uint8:
             return x
         wide = torch.float32 if x.is_floating_point() else torch.float64

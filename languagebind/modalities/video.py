@@ -14,7 +14,7 @@ from . import check_options
 from ._containers import check_seconds, count_frames, open_stream
 from ._images import ImageModality
 from ._pictures import to_bytes
-from ._sources import DecodeError, Source, name, read
+from ._sources import DecodeError, Source, read
 from ._video_backends import read_frames
 
 
@@ -53,9 +53,9 @@ class Video(ImageModality):
 
     def decode(self, source: Source | Sequence[Source]) -> Tensor:
         if not isinstance(source, Source):
-            return self._pick(source, name(source), self.open_picture)
+            return self._pick(source, self.open_picture)
         if self.num_frames == 1 and is_picture(source):  # one frame, drawn from a sample's frames
-            return self._pick([source], name(source), self.open_picture)
+            return self._pick([source], self.open_picture)
         count = count_frames(
             source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
         )
@@ -75,8 +75,8 @@ class Video(ImageModality):
 
     def from_memory(self, value: Any) -> Tensor:
         if not isinstance(value, (list, tuple)) and getattr(value, "ndim", 0) != 4:
-            raise DecodeError(name(value), "expected a path, bytes, (T, H, W, 3), (T, 3, H, W) or a list of pictures")
-        return self._pick(value, name(value), lambda frame: frame)
+            raise DecodeError(value, "expected a path, bytes, (T, H, W, 3), (T, 3, H, W) or a list of pictures")
+        return self._pick(value, lambda frame: frame)
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(raw, rng, mode="bilinear")
@@ -96,15 +96,15 @@ class Video(ImageModality):
         """Return the indices of the frames taken from a clip of `count` frames, as in the original."""
         return np.linspace(0, count - 1, self.num_frames, dtype=int)
 
-    def _pick(self, frames: Any, label: str, load: Callable[[Any], Any]) -> Tensor:
+    def _pick(self, frames: Any, load: Callable[[Any], Any]) -> Tensor:
         """Take (T, 3, H, W) from a sequence or array of frames, loading only those needed."""
         if len(frames) == 0:
-            raise DecodeError(label, "no frames")
+            raise DecodeError(frames, "no frames")
         indices = self.frame_indices(len(frames)).tolist()
-        loaded = {i: self.check(self.pixels(load(frames[i])), label).permute(1, 2, 0) for i in sorted(set(indices))}
+        loaded = {i: self.check(self.pixels(load(frames[i])), frames).permute(1, 2, 0) for i in sorted(set(indices))}
         sizes = {tuple(frame.shape) for frame in loaded.values()}
         if len(sizes) > 1:
-            raise DecodeError(label, f"the frames differ in size: {sorted(sizes)}")
+            raise DecodeError(frames, f"the frames differ in size: {sorted(sizes)}")
         return torch.stack([loaded[i] for i in indices]).permute(0, 3, 1, 2)  # channels last in memory, like pictures
 
 
