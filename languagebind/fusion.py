@@ -16,16 +16,14 @@ SHORTEST = 1e-4
 def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the weighted sum of unit-norm features, normalised again: (N, D), float32.
 
-    A weight may be negative: a picture plus one text minus another is the picture with the difference of the two texts
-    exchanged.
+    A weight may be negative: a picture + "day" - "night" is the feature of that picture by day.
 
     Args:
         features: (N, D) by name; each row is normalised first, so that weights mean the same for all.
         weights: weights of one or more of the features, by name.
 
     Raises:
-        UserError: there are no weights, a weight is 0 or not finite, a name or shape does not fit, or a sum cancels
-            out.
+        UserError: there are no weights, a weight is 0 or not finite, a name or shape does not fit, or a sum is 0.
     """
     unknown = weights.keys() - features.keys()
     if not weights or unknown or not all(weight and math.isfinite(weight) for weight in weights.values()):

@@ -1,4 +1,4 @@
-"""Frozen text towers: CLIP's, with the published parameter names, and any other that open_clip can build.
+"""Frozen text towers: CLIP's, with the published parameter names, and any other tower of open_clip.
 
 A tower is a module `(B, L) token ids -> (B, D)` with a `tokenizer`; a projection into the shared space follows it.
 Shapes: B batch, L tokens, D width.
@@ -106,7 +106,7 @@ class ClipText(nn.Module):
 
 
 class OpenClipText(nn.Module):
-    """Any other text tower of open_clip, projection included, (B, L) -> (B, D)."""
+    """Any other text tower of open_clip, with its projection, (B, L) -> (B, D)."""
 
     def __init__(self, tower: nn.Module, tokenizer: Tokenizer):
         super().__init__()
@@ -202,7 +202,7 @@ def text_tokens(config: TextConfig) -> Encode:
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return CLIP's tokens and merges, which come with open_clip."""
+    """Return CLIP's tokens and merges, which are part of open_clip."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()

@@ -1,6 +1,6 @@
 """Choose which parameters train. The text tower never does; position and patch embeddings only in full tuning.
 
-| mode    | in the encoder's blocks                                             | beside them                         |
+| mode    | in the encoder's blocks                                             | elsewhere in the encoder            |
 |---------|---------------------------------------------------------------------|-------------------------------------|
 | lora    | adapters; over frames also the temporal embedding and its norm      | class token, post norm, projection  |
 | partial | attention over frames (all of it), else attention over tokens       | class token, post norm, projection  |
@@ -19,7 +19,7 @@ from .config import at_least
 from .lora import inject_lora
 
 HEAD = ("vision_model.post_layernorm.", "visual_projection.")
-BESIDE_BLOCKS = ("vision_model.embeddings.class_embedding", *HEAD)
+OUTSIDE_BLOCKS = ("vision_model.embeddings.class_embedding", *HEAD)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _trains(name: str, config: TuningConfig, temporal: bool) -> bool:
         return False  # the text tower
     if config.tuning in ("full", "head"):
         return config.tuning == "full" or name.startswith(HEAD)
-    if name.startswith(BESIDE_BLOCKS):
+    if name.startswith(OUTSIDE_BLOCKS):
         return True
     if config.tuning == "lora":
         return "lora_" in name or "temporal_embedding" in name or "temporal_layer_norm1" in name

@@ -137,11 +137,11 @@ def tensors_of(content: Any, path: str | Path) -> State:
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
-    """Return the error for a file of weights that cannot be read, without torch's advice to run the code in it."""
+    """Return the error for an unreadable file of weights, without torch's advice to run the code in it."""
     if isinstance(error, OSError):
         return UserError(f"cannot read {path}: {error.strerror or error}")
     if isinstance(error, pickle.UnpicklingError):
-        return UserError(f"{path} holds something other than tensors and plain values, which is never loaded")
+        return UserError(f"{path} holds something other than tensors and plain values, so it is not loaded")
     return UserError(f"{path} is damaged, or not a file of weights: {first_line(error)}")
 
 

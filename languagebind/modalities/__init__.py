@@ -29,8 +29,8 @@ class Modality(ABC):
     This is all that the encoder, the loader and the evaluation know about a modality.
     """
 
-    # The members of a shard that hold this modality: the first `<key>.<extension>` that is there. A member
-    # `<key>.<k>.<extension>` is frame k: a modality with T > 1 takes all of them, another one the frame drawn.
+    # The member of a shard with this modality is the first `<key>.<extension>` that exists. A member
+    # `<key>.<k>.<extension>` is frame k: a modality with T > 1 takes all frames, others the caption's or a random one.
     extensions: ClassVar[tuple[str, ...]]
 
     @property
@@ -59,10 +59,10 @@ class Modality(ABC):
         """Turn the raw signal into (C, T, H, W), float32. Augments only if given a generator to draw from."""
 
     def picture(self, raw: Any) -> tuple[Tensor, str]:
-        """Show the raw signal to people: return (3, H, W) bytes, and the meaning of the colours ("" if it is plain).
+        """Draw the raw signal for people: return (3, H, W) bytes, and what the colours mean ("" if that is obvious).
 
-        By default, this is the input of the encoder, of several frames the middle one, scaled from its least value
-        (black) to its greatest (white).
+        By default, draw the encoder's input (the middle one of several frames) from its least value (black) to its
+        greatest (white).
         """
         from ._pictures import stretched, to_bytes
 

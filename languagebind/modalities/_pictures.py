@@ -1,4 +1,4 @@
-"""Numbers as pictures for people; encoders are given none of them."""
+"""Draw numbers as pictures for people; encoders never see these."""
 
 import numpy as np
 import torch
