@@ -85,7 +85,7 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
         return None
     found = getattr(torch, DTYPES.get(name, name.removeprefix("torch.")), None) if isinstance(name, str) else name
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"dtype {name!r}: give float32, bfloat16 or float16, or torch's own")
+        raise UserError(f"dtype {name!r} is not a floating-point type; use float32, bfloat16 or float16")
     return found
 
 
@@ -99,12 +99,10 @@ def read_state(path: str | Path) -> State:
         UserError: the file is missing or damaged, or holds something other than tensors.
     """
     content = read_file(path)
-    alpha = None
     if isinstance(content, dict) and "text_fingerprint" in content:
-        alpha = content["config"]["model"]["tuning"]["lora_alpha"]
-        content = content["model"] | content.get("ema", {})
-    state = published_names(tensors_of(content, path))
-    return state if alpha is None else merge_lora(state, alpha)
+        state = published_names(content["model"] | content.get("ema", {}))
+        return merge_lora(state, content["config"]["model"]["tuning"]["lora_alpha"])
+    return published_names(tensors_of(content, path))
 
 
 def read_file(path: str | Path) -> Any:
