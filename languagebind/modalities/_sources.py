@@ -3,10 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from ..files import check_regular
 
 Source = str | os.PathLike | bytes
 
@@ -53,15 +50,12 @@ def file_size(source: Source | Sequence[Source]) -> int:
     if not isinstance(source, Source):
         raise DecodeError(source, "expected one file, not several frames")
     try:
-        if isinstance(source, bytes):
-            size = len(source)
-        else:
-            check_regular(Path(source))
-            size = os.stat(source).st_size
+        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise DecodeError(source, getattr(error, "strerror", None) or str(error)) from error
-    if size == 0:
-        raise DecodeError(source, "the file is empty")
+    regular = isinstance(source, bytes) or os.path.isfile(source)
+    if not size or not regular:  # a pipe may have no end
+        raise DecodeError(source, "the file is empty" if regular else "not a file")
     return size
 
 
