@@ -3,8 +3,16 @@
     python scripts/benchmark.py NAME --help
     python scripts/benchmark.py model --model vit-l-14 --tuning lora --batch-size 1 8 64 --output model.json
 
-prints a table; --output also writes it as JSON. `model` and `loss` need only PyTorch. docs/performance.md explains the
-figures.
+prints a table; --output also writes it as JSON. NAME is one of
+
+    model     training steps of an encoder on random data
+    loss      the contrastive loss of one rank of many
+    loader    batches from shards, and the memory of the processes that make them
+    decode    from files to tensors, by every decoder
+    import    import languagebind
+    compare   the original's package and this one, in turn
+
+`model` and `loss` need only PyTorch. docs/performance.md explains the figures.
 """
 
 import argparse
@@ -13,31 +21,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BENCHMARKS = {
-    "model": "training steps of an encoder on random data",
-    "loss": "the contrastive loss of one rank of many",
-    "loader": "batches from shards, and the memory of the processes that make them",
-    "decode": "from a file of each modality to a tensor, by every decoder",
-    "import": "import languagebind",
-    "compare": "the original's package and this one, in turn",
-}
+BENCHMARKS = ("model", "loss", "loader", "decode", "import", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line names."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in BENCHMARKS:
-        names = "\n".join(f"    {name:8} {text}" for name, text in BENCHMARKS.items())
-        print(f"{__doc__}\n{names}")
+        print(__doc__)
         sys.exit(0 if argv in (["-h"], ["--help"]) else 2)
-    from scripts.benchmarks.report import show
+    from scripts.benchmarks.rows import show
 
     benchmark = importlib.import_module(f"scripts.benchmarks.{argv[0]}_benchmark")
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=f"benchmark.py {argv[0]}", description=benchmark.__doc__, formatter_class=style
-    )
-    benchmark.add_options(parser)
+    parser = argparse.ArgumentParser(f"benchmark.py {argv[0]}", description=benchmark.__doc__, formatter_class=style)
+    benchmark.add_options(parser.add_argument)
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(argv[1:])
     show(argv[0], argv, benchmark.measure(options), options.output)

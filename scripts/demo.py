@@ -108,11 +108,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def call(*command: str | Path, **flags: object) -> None:
-    """Run a Python command of this repository with `--key=value` flags, and show its output.
-
-    Raises:
-        UserError: the command failed.
-    """
+    """Run a Python command of this repository with `--key=value` flags, and show its output."""
     words = [sys.executable, *map(str, command), *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items())]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     status = subprocess.run(words, cwd=ROOT, env=environment).returncode

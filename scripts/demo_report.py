@@ -62,7 +62,9 @@ def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> 
     prompts, paths = sample_classes(world / "eval" / f"{name}_test.yaml")
     encoders = load(max((output / name / "checkpoints").glob("step_*.pt")))
     sentences = list(prompts.values())
-    similarity = (encoders.encode(text=sentences) @ encoders.encode(**{name: paths}).T).numpy()  # (texts, samples)
+    inputs: dict[str, Any] = {"text": sentences, name: paths}
+    features: Any = encoders.encode(**inputs)
+    similarity = (features["text"] @ features[name].T).numpy()  # (texts, samples)
 
     grid = figure.add_gridspec(2, SAMPLES + 1, height_ratios=(1, 5), width_ratios=[1] * SAMPLES + [0.2])
     heat, bar = figure.add_subplot(grid[1, :SAMPLES]), figure.add_subplot(grid[1, SAMPLES])

@@ -10,11 +10,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from languagebind.config import UserError, at_least, expand_config, parse, run
+from languagebind.config import UserError, expand_config, parse, run
 from languagebind.data.shards import expand_shards
 from languagebind.data.text_features import write_text_features
 from languagebind.distributed import Precision, autocast, close_process, init_process
@@ -38,9 +39,6 @@ class EmbedOptions:
     device: str | None = None
     """default: a GPU if there is one"""
 
-    def __post_init__(self):
-        at_least(1, batch_size=self.batch_size)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the features."""
@@ -55,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         tower = fingerprint(text_model, text_projection)
         text_model.eval().to(process.device)
         text_projection.to(process.device)
+        tokenizer: Any = text_model.tokenizer
 
         def encode(texts: list[str]) -> torch.Tensor:
-            tokens = {key: value.to(process.device) for key, value in text_model.tokenizer(texts).items()}
+            tokens = {key: value.to(process.device) for key, value in tokenizer(texts).items()}
             with autocast(process.device, options.precision):
                 return encode_text(text_model, text_projection, tokens)
 

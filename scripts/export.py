@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.save_pretrained(folder)
     vocabulary, merges = bundled_vocabulary()
     length = model.config.text_config.max_position_embeddings
-    tokenizer = TOKENIZERS[kind](vocab=vocabulary, merges=merges, model_max_length=length)
+    tokenizer_class: Any = TOKENIZERS[kind]
+    tokenizer = tokenizer_class(vocab=vocabulary, merges=merges, model_max_length=length)
     PROCESSORS[kind](model.config, tokenizer).save_pretrained(folder)
     text = saved["config"]["model"]["text"]
     (folder / "README.md").write_text(

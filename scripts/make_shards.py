@@ -19,7 +19,7 @@ from languagebind.config import UserError, expand_config, parse, run, to_dict
 from languagebind.data.making import MakeOptions, make_shards
 from languagebind.data.packing import has_frames
 from languagebind.data.sources import SOURCES
-from languagebind.modalities import modality_class, modality_names
+from languagebind.modalities import modality_class
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"the first word names the source: one of {', '.join(SOURCES)}, not {kind!r}")
     fields = [("source", SOURCES[kind]), ("making", MakeOptions)]
     config: Any = parse(dataclasses.make_dataclass("Options", fields), expand_config(argv), f"make_shards.py {kind}")
-    if unknown := set(config.source.modality) - set(modality_names()):
-        raise UserError(f"unknown modality {min(unknown)!r}, expected one of {modality_names()}")
-    if config.making.packing.frames and not any(has_frames(modality_class(name)) for name in config.source.modality):
+    kinds = [modality_class(name) for name in config.source.modality]
+    if config.making.packing.frames and not any(map(has_frames, kinds)):
         raise UserError("--frames needs a modality with frames, such as video")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print_report(make_shards(config.source.samples(), {"kind": kind, **to_dict(config.source)}, config.making))

@@ -9,12 +9,12 @@ import torch
 from helpers import ROOT, call
 
 from languagebind.vit import EncoderConfig
-from scripts.benchmarks.flops import recipe_flops
-from scripts.benchmarks.loader_benchmark import Memory, memory_figures
-from scripts.benchmarks.report import spread, table
+from scripts.benchmarks.loader_benchmark import memory_figures
+from scripts.benchmarks.model_benchmark import recipe_flops
+from scripts.benchmarks.rows import spread, table
 
-TINY = ["--model=vit-tiny-demo", "--width=32", "--depth=1", "--num-heads=2", "--mlp-dim=128", "--embed-dim=16",
-        "--input-shape=3,1,32,32", "--steps=2", "--warmup-steps=1", "--device=cpu"]  # fmt: skip
+TINY = ["--model=vit-tiny-demo", "--input-shape=3,1,32,32", "--steps=2", "--warmup-steps=1", "--device=cpu",
+        "--peak-tflops=0.5"]  # fmt: skip
 # What PyTorch brings along; of other packages nothing may be imported.
 WITH_TORCH = {"torch", "functorch", "torchgen", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2",
               "markupsafe", "filelock", "fsspec", "triton", "nvidia", "cuda"}  # fmt: skip
@@ -90,10 +90,8 @@ def test_model(tmp_path, alone):
     assert [(row["batch_size"], row["num_frames"]) for row in rows] == [(1, 2), (4, 2)]
     for row in rows:
         assert row["samples_per_second"] == pytest.approx(row["batch_size"] / row["step_ms"] * 1e3)
-        assert row["mfu_share"] == pytest.approx(
-            row["samples_per_second"] * row["sample_flops"] / row["peak_tflops"] / 1e12
-        )
-        assert row["above_model_bytes"] == row["peak_bytes"] - row["model_bytes"] >= 0
+        assert row["mfu_percent"] == pytest.approx(row["samples_per_second"] * row["sample_gflop"] / 500 * 100)
+        assert row["above_start_mib"] == pytest.approx(row["peak_mib"] - row["start_mib"])
 
 
 def test_model_with_adapters_says_that_it_needs_peft(tmp_path, alone):
@@ -102,10 +100,9 @@ def test_model_with_adapters_says_that_it_needs_peft(tmp_path, alone):
 
 
 def test_model_with_a_text_tower_and_adapters(tmp_path):
-    text = ["--text=live", "--text-width=16", "--text-depth=1", "--text-heads=2", "--precision=fp32"]
-    (live,) = benchmark(tmp_path, "model", *TINY, *text)
+    (live,) = benchmark(tmp_path, "model", *TINY, "--precision=fp32", "--text=live", "--text-width=32")
     (cached,) = benchmark(tmp_path, "model", *TINY, "--precision=fp32")
-    assert live["sample_flops"] > cached["sample_flops"] == 2 * cached["forward_flops"]
+    assert live["sample_gflop"] > cached["sample_gflop"] == 2 * cached["forward_gflop"]
 
 
 def test_a_mistake_is_one_line(tmp_path):
@@ -131,41 +128,42 @@ def test_loader(tmp_path, depth_shards):
     assert [row["workers"] for row in rows] == [0, 1]
     for row in rows:
         assert row["samples"] == 32
-        assert 0 < row["data_wait_share"] < 1
+        assert 0 < row["data_wait_percent"] < 100
         assert row["samples_per_second"] < 8 / 0.02
-        assert row["main_uss_bytes"] > 2**20
-    assert rows[0]["workers_uss_bytes"] == 0 < rows[1]["workers_uss_bytes"]
+        assert row["main_uss_mib"] > 1
+    assert rows[0]["workers_uss_mib"] == 0 < rows[1]["workers_uss_mib"]
 
 
 def test_growth_is_that_of_the_second_half():
-    own = os.getpid()
-    later = {own: Memory(1, 14, 20), 7: Memory(2, 6, 10)}
-    readings = [{own: Memory(1, 10, 20)}, {own: Memory(1, 10, 20)}, later, later]
-    found = memory_figures(readings)
-    assert found["growth_bytes"] == 10
-    assert (found["main_uss_bytes"], found["workers_uss_bytes"], found["all_pss_bytes"]) == (1, 2, 20)
+    def reading(size: int) -> dict[str, int]:
+        return {"main_uss_mib": 1, "workers_uss_mib": 2, "all_pss_mib": size - 10, "anonymous_mib": size}
+
+    found = memory_figures([reading(20), reading(20), reading(40), reading(30), reading(30)])
+    assert found["growth_mib"] == 10
+    assert (found["main_uss_mib"], found["all_pss_mib"], found["peak_pss_mib"]) == (1, 20, 30)
 
 
 def test_decode(tmp_path, files):
-    rows = benchmark(tmp_path, "decode", "--modality=video", "--rounds=1", "--num-frames=2", "--files", *files["video"])
-    by_packing = {(row["packed"], row.get("backend")): row for row in rows}
-    assert {("mp4", "pyav"), ("mp4", "opencv"), ("2 jpg", None)} <= by_packing.keys()
-    assert by_packing["mp4", "pyav"]["sample_ms"] > 0
+    rows = benchmark(tmp_path, "decode", "--rounds=1", "--num-frames=2", "--files", *files["video"])
+    by_decoder = {row["decoder"]: row for row in rows}
+    assert {"pyav", "opencv", "packed"} <= by_decoder.keys()
+    for decoder in ("pyav", "opencv", "packed"):
+        assert by_decoder[decoder]["sample_ms"] > 0
+        assert by_decoder[decoder]["input_shape"] == "3x2x224x224"
     assert all("sample_ms" in row or row["error"] for row in rows)
 
 
-def test_decode_renders_files_of_its_own(tmp_path):
-    rows = benchmark(tmp_path, "decode", "--modality", "depth", "audio", "--rounds=1", "--samples=2", "--size=32")
-    assert [(row["modality"], row["packed"]) for row in rows] == [("depth", "png"), ("audio", "wav")]
-    assert all(row["sample_ms"] > 0 for row in rows)
+def test_decode_of_what_has_one_decoder(tmp_path, files):
+    (row,) = benchmark(tmp_path, "decode", "--modality=depth", "--rounds=1", "--files", *files["depth"])
+    assert row["samples"] == len(files["depth"])
+    assert row["sample_ms"] > 0
 
 
 def test_import(tmp_path):
     statements = ["import languagebind", "import languagebind.loss"]
-    rows = benchmark(tmp_path, "import", "--rounds=1", "--base=import json", "--statement", *statements)
-    base, light, loss = rows
-    assert (base["statement"], light["after"], loss["statement"]) == ("import json", "import json", statements[1])
-    assert light["import_cpu_seconds"] < loss["import_cpu_seconds"]  # the loss needs PyTorch
+    rows = benchmark(tmp_path, "import", "--rounds=1", "--statement", *statements)
+    assert [row["statement"] for row in rows] == ["import torch", *statements]
+    assert all(0 < row["import_cpu_seconds"] < rows[0]["import_cpu_seconds"] for row in rows[1:])
 
 
 def test_compare(tmp_path):
@@ -189,11 +187,9 @@ def test_compare_says_how_to_get_the_original(tmp_path):
     assert "scripts/setup_original.sh" in output
 
 
-def test_table_aligns_and_names_units():
-    lines = table([{"name": "a", "step_ms": 12.5, "peak_bytes": 3 * 2**20}, {"name": "bb", "error": "none"}]).split(
-        "\n"
-    )
-    assert lines[0].split() == ["name", "step", "ms", "peak", "MiB", "error"]
+def test_table_aligns():
+    lines = table([{"name": "a", "step_ms": 12.5, "peak_mib": 3.0}, {"name": "bb", "error": "none"}]).split("\n")
+    assert lines[0].split() == ["name", "step", "ms", "peak", "mib", "error"]
     assert lines[1].split() == ["a", "12.5", "3", "-"]
     assert spread([1.0]) == 0
-    assert spread([1.0, 2.0, 3.0]) == 0.5
+    assert spread([1.0, 2.0, 3.0]) == 50

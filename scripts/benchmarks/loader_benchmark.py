@@ -6,39 +6,26 @@ Training's own flags follow `--`. No model is built: a pause of --step-seconds s
 """
 
 import argparse
+import contextlib
 import dataclasses
-import os
 import statistics
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import psutil
 
 from languagebind.text import Tokenizer, text_tokens
-from training.batch import Batch, Plan
+from training.batch import Plan
 from training.loader import train_batches
-from training.params import TrainConfig, parse_args
+from training.params import parse_args
 from training.preflight import check_data
 from training.worker import ShardBatches
 
-from .report import Row, progress
+from .rows import MIB, Row, measure_rows
 
 
-class Memory(NamedTuple):
-    """Memory of a process, in bytes."""
-
-    uss: int
-    """memory of this process alone"""
-    pss: int
-    """`uss` and this process's share of the memory that it shares"""
-    anonymous: int
-    """resident memory that is neither a file's nor shared: a page that a worker copies on writing does not add to it"""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add = parser.add_argument
     add("--samples", type=int, default=2000, help="measured in each row, after --warmup-batches")
     add("--warmup-batches", type=int, default=2)
     add("--workers", type=int, nargs="+", help="one table row each (default: training's)")
@@ -48,76 +35,66 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Measure a row for each number of workers and step time."""
-    config, rows = parse_args(options.training), []
-    for workers in options.workers or [config.data.workers]:
-        for pause in options.step_seconds:
-            progress(f"{workers} workers, steps of {pause} s")
-            data = dataclasses.replace(config.data, workers=workers)
-            row = {"modality": config.modality, "workers": workers, "batch_size": data.batch_size}
-            row |= {"pause_seconds": pause}
-            rows.append(row | measure_row(dataclasses.replace(config, data=data), pause, options))
-    return rows
+    options.config = parse_args(options.training)
+    options.workers = options.workers or [options.config.data.workers]
+    return measure_rows(options, ["workers", "step_seconds"], measure_row)
 
 
-def measure_row(config: TrainConfig, pause: float, options: argparse.Namespace) -> Row:
-    """Read batches; return the waiting times and the memory of the processes."""
-    batch_size, first = config.data.batch_size, options.warmup_batches
-    steps = first + max(2, -(-options.samples // batch_size))
-    batches, waited, memory = open_loader(config, steps), [], []
-    seconds, skipped = 0.0, 0
+def measure_row(options: argparse.Namespace) -> Row:
+    """Read batches, with captions as token ids; return the waiting times and the memory of the processes."""
+    config, data = options.config, dataclasses.replace(options.config.data, workers=options.workers)
+    shards, steps_per_epoch = check_data(data, config.inputs, world_size=1)
+    first, steps = options.warmup_batches, max(2, -(-options.samples // data.batch_size))
+    plan = Plan(config.seed, 0, 1, steps_per_epoch, first + steps)
+    batches = train_batches(ShardBatches(shards, config.inputs, Tokenizer(text_tokens(config.model.text)), data, plan))
+    for _ in range(first):
+        next(batches)
+    waited, readings, seconds, skipped = [], [], 0.0, 0
     for number in range(steps):
         begin = time.perf_counter()
         batch = next(batches)
-        if number < first:
-            continue
         waited.append(time.perf_counter() - begin)
         skipped += len(batch.skipped)
-        time.sleep(pause)
+        time.sleep(options.step_seconds)
         seconds += time.perf_counter() - begin  # without reading the memory
-        if number == steps - 1 or (number - first) % max(1, steps // 20) == 0:
-            memory.append(read_memory())
-    del batches  # ends the workers
-    samples = len(waited) * batch_size
+        if number == steps - 1 or number % max(1, steps // 20) == 0:
+            readings.append(read_memory())
+    batches.close()  # ends the workers
     return {
-        "samples": samples,
-        "samples_per_second": samples / seconds,
-        "data_wait_share": sum(waited) / seconds,
+        "batch_size": data.batch_size,
+        "samples": steps * data.batch_size,
+        "samples_per_second": steps * data.batch_size / seconds,
+        "data_wait_percent": 100 * sum(waited) / seconds,
         "longest_wait_ms": max(waited) * 1e3,
         "skipped": skipped,
-        **memory_figures(memory),
+        **memory_figures(readings),
     }
 
 
-def open_loader(config: TrainConfig, steps: int) -> Iterator[Batch]:
-    """Return training's batches, with captions as token ids, over as many epochs as `steps` need."""
-    shards, steps_per_epoch = check_data(config.data, config.inputs, world_size=1)
-    plan = Plan(config.seed, 0, 1, steps_per_epoch, steps)
-    tokenizer = Tokenizer(text_tokens(config.model.text))
-    return train_batches(ShardBatches(shards, config.inputs, tokenizer, config.data, plan))
+def read_memory() -> Row:
+    """Return the MiB that this process and those below it hold.
 
-
-def read_memory() -> dict[int, Memory]:
-    """Return the memory of this process and all processes below it, by process number."""
-    main, found = psutil.Process(), {}
-    for process in [main, *main.children(recursive=True)]:
-        try:
-            full = process.memory_full_info()
-        except psutil.NoSuchProcess:  # a worker that has just ended
-            continue
-        found[process.pid] = Memory(full.uss, full.pss, full.rss - full.shared)
-    return found
-
-
-def memory_figures(memory: list[dict[int, Memory]]) -> Row:
-    """Return sums over processes, the growth from the first to the second half of the readings, and all readings."""
-    main, half = os.getpid(), max(1, len(memory) // 2)
-    everything = [sum(held.pss for held in reading.values()) for reading in memory]
-    anonymous = [sum(held.anonymous for held in reading.values()) for reading in memory]
+    `anonymous` memory is resident, and neither a file's nor shared: a page copied on writing does not add to it.
+    """
+    main, workers = psutil.Process(), []
+    for process in main.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that has just ended
+            workers.append(process.memory_full_info())
+    own = main.memory_full_info()
     return {
-        "main_uss_bytes": memory[-1][main].uss,
-        "workers_uss_bytes": sum(held.uss for pid, held in memory[-1].items() if pid != main),
-        "all_pss_bytes": everything[-1],
-        "peak_pss_bytes": max(everything),
-        "growth_bytes": statistics.median(anonymous[half:] or anonymous) - statistics.median(anonymous[:half]),
-        "readings": [{str(pid): list(held) for pid, held in reading.items()} for reading in memory],
+        "main_uss_mib": own.uss / MIB,
+        "workers_uss_mib": sum(held.uss for held in workers) / MIB,
+        "all_pss_mib": sum(held.pss for held in (own, *workers)) / MIB,
+        "anonymous_mib": sum(held.rss - held.shared for held in (own, *workers)) / MIB,
+    }
+
+
+def memory_figures(readings: list[Row]) -> Row:
+    """Return the last reading, the peak, the growth from the first to the second half, and all readings."""
+    anonymous, half = [reading["anonymous_mib"] for reading in readings], len(readings) // 2
+    return {
+        **readings[-1],
+        "peak_pss_mib": max(reading["all_pss_mib"] for reading in readings),
+        "growth_mib": statistics.median(anonymous[half:]) - statistics.median(anonymous[:half]),
+        "readings": readings,
     }

@@ -1,13 +1,12 @@
 """The contrastive loss, forward and backward, on one rank with a local batch among the features of all ranks.
 
-This is rank 0 of global batch / local batch ranks. The others are PyTorch's fake process group, whose collectives
-return at once with copies of this rank's rows. So the arithmetic and the memory of one rank are measured, and
-communication is not.
+The other ranks are PyTorch's fake process group, whose collectives return at once with copies of this rank's rows. So
+the arithmetic and the memory of one rank are measured, and communication is not.
 """
 
 import argparse
-import statistics
-import time
+import itertools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -17,32 +16,24 @@ from languagebind.config import UserError
 from languagebind.distributed import close_process, init_process
 from languagebind.loss import contrastive_loss
 
-from .peak_memory import PeakMemory
-from .report import Row, measure_rows, spread
+from .rows import MIB, Row, measure_rows, measure_steps
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add = parser.add_argument
     add("--local-batch", type=int, nargs="+", default=[512], help="samples of this rank; one table row each")
     add("--global-batch", type=int, nargs="+", default=[4096], help="samples of all ranks; one table row each")
     add("--embed-dim", type=int, default=768)
     add("--chunk-size", type=int, nargs="+", default=[0, 128], help="rows scored at a time, 0: all; one table row each")
-    add("--live-text", action="store_true", help="the text features need gradients too")
     add("--steps", type=int, default=5)
     add("--device", choices=("cuda", "cpu"))
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Measure a row for each local batch, global batch and chunk size.
-
-    Raises:
-        UserError: a global batch is not a multiple of a local one.
-    """
-    for local in options.local_batch:
-        for total in options.global_batch:
-            if total % local:
-                raise UserError(f"--global-batch {total} is not a multiple of --local-batch {local}")
+    """Measure a row for each local batch, global batch and chunk size."""
+    for local, total in itertools.product(options.local_batch, options.global_batch):
+        if total % local:
+            raise UserError(f"--global-batch {total} is not a multiple of --local-batch {local}")
     return measure_rows(options, ["local_batch", "global_batch", "chunk_size"], measure_row)
 
 
@@ -54,27 +45,17 @@ def measure_row(options: argparse.Namespace) -> Row:
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     torch.manual_seed(0)
     features, text = F.normalize(torch.randn(2, options.local_batch, options.embed_dim, device=device), dim=-1)
-    features = features.requires_grad_()
-    text = text.requires_grad_(options.live_text)
+    features.requires_grad_()
     logit_scale = torch.tensor(1 / 0.07, device=device, requires_grad=True)
-    chunk_size = options.chunk_size or None
-    contrastive_loss(features, text, logit_scale, chunk_size=chunk_size).backward()  # warm-up
-    features.grad, text.grad, times = None, None, []
-    memory = PeakMemory(device)
-    for _ in range(options.steps):
-        begin = time.perf_counter()
-        loss = contrastive_loss(features, text, logit_scale, chunk_size=chunk_size)
+
+    def step() -> float:
+        loss = contrastive_loss(features, text, logit_scale, chunk_size=options.chunk_size or None)
         loss.backward()
-        value = loss.item()  # waits for the device
-        times.append(time.perf_counter() - begin)
-    peak = memory.peak() - memory.before
+        return loss.item()  # waits for the device
+
+    loss = step()  # warm-up
+    features.grad = None
+    figures = measure_steps(step, device, options.steps)
     close_process()
-    return {
-        "embed_dim": options.embed_dim,
-        "ranks": ranks,
-        "step_ms": statistics.median(times) * 1e3,
-        "step_spread_share": spread(times),
-        "extra_bytes": peak,
-        "scores_bytes": 4 * options.local_batch * options.global_batch,
-        "loss": value,
-    }
+    scores = 4 * options.local_batch * options.global_batch / MIB
+    return {"embed_dim": options.embed_dim, "ranks": ranks, **figures, "scores_mib": scores, "loss": loss}

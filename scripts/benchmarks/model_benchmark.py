@@ -4,148 +4,155 @@ One table row for each combination of --batch-size and --num-frames, each measur
 """
 
 import argparse
-import statistics
-import time
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from languagebind.config import UserError
 from languagebind.distributed import Precision, init_process
 from languagebind.model import DualEncoder
-from languagebind.text import ClipTextConfig
+from languagebind.text import ClipText, ClipTextConfig
 from languagebind.tuning import TuningConfig, apply_tuning
 from languagebind.vit import EncoderConfig
 from training.engines.base import Engine, EngineConfig
 from training.optim import OptimConfig
 from training.train import train_step
 
-from .flops import build_towers, peak_flops, recipe_flops
-from .peak_memory import PeakMemory
-from .report import Row, measure_rows, spread
+from .rows import Row, measure_rows, measure_steps
 
+Shape = tuple[int, int, int, int]
+Tuning = Literal["lora", "partial", "full", "head"]
 MODELS = Path(__file__).resolve().parent.parent.parent / "configs" / "model"
-SIZES = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
+EMBED_DIM = 768
+# Dense bfloat16 TFLOP/s from the vendors' data sheets. The first name that the device's name contains is used.
+PEAK_TFLOPS = {
+    "GH200": 989.4, "H200": 989.4, "H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989.4, "H800": 989.4, "H20": 148.0,
+    "B200": 2250.0, "A100": 311.9, "A800": 311.9, "A40": 149.7, "A30": 165.0, "A10": 125.0, "L40S": 362.1, "L40": 181.1,
+    "L4": 121.0, "RTX 4090": 165.2, "RTX 3090": 71.0, "RTX A6000": 154.8,
+}  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add = parser.add_argument
     add("--model", default="vit-l-14", help="a file of sizes in configs/model (default %(default)s)")
-    for size in SIZES:
-        add(f"--{size.replace('_', '-')}", type=int, help="replaces the model's")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--input-shape", default="3,1,224,224", help="C,T,H,W (default %(default)s)")
-    shape.add_argument("--modality", help="use this modality's shape")
+    add("--input-shape", default="3,1,224,224", help="C,T,H,W (default %(default)s)")
     add("--num-frames", type=int, nargs="+", help="T of the shape; one table row each")
     add("--batch-size", type=int, nargs="+", default=[8], help="one table row each")
     add("--temporal-attention", action="store_true", help="attend over frames")
-    add("--tuning", choices=("lora", "partial", "full", "head"), default="lora")
-    add("--lora-rank", type=int, default=16)
+    add("--tuning", choices=get_args(Tuning), default="lora")
     add("--patch-dropout", type=float, default=0.0)
     add("--grad-checkpointing", action="store_true")
     add("--precision", choices=get_args(Precision), default="amp_bf16")
     add("--torchcompile", choices=("no", "encoder", "step"), default="no", help="as in training")
-    add("--text", choices=("cached", "live"), default="cached", help="features with the batch, or a tower that runs")
-    add("--text-width", type=int, default=768)
-    add("--text-depth", type=int, default=12)
-    add("--text-heads", type=int, default=12)
-    add("--embed-dim", type=int, default=768, help="size of the shared space")
+    add("--text", choices=("cached", "live"), default="cached", help="features, or a tower that runs")
+    add("--text-width", type=int, default=768, help="of a tower of 12 blocks (default: ViT-L/14's)")
     add("--steps", type=int, default=10, help="timed steps")
     add("--warmup-steps", type=int, default=3, help="steps before the timed ones")
     add("--device", choices=("cuda", "cpu"))
-    add("--threads", type=int, help="threads of the CPU")
-    add("--peak-tflops", type=float, help="of the device, dense bfloat16, for the MFU")
+    add("--peak-tflops", type=float, help="of the device, dense bfloat16, for the MFU (default: as listed)")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Measure a row for each batch size and number of frames."""
-    if options.modality:
-        from languagebind.modalities import modality_class  # needs more packages than PyTorch
-
-        options.input_shape = modality_class(options.modality)().input_shape
-    else:
-        options.input_shape = tuple(map(int, options.input_shape.split(",")))
+    options.input_shape = tuple(map(int, options.input_shape.split(",")))
     options.num_frames = options.num_frames or [options.input_shape[1]]
-    sizes = read_sizes(options.model) | {name: value for name in SIZES if (value := getattr(options, name)) is not None}
-    options.encoder = EncoderConfig(
-        **sizes,
-        temporal_attention=options.temporal_attention,
-        patch_dropout=options.patch_dropout,
-        grad_checkpointing=options.grad_checkpointing,
-    )
-    width, depth, heads = options.text_width, options.text_depth, options.text_heads
-    live = options.text == "live"
-    options.tower = ClipTextConfig(width=width, depth=depth, num_heads=heads, mlp_dim=4 * width) if live else None
+    names = ("temporal_attention", "patch_dropout", "grad_checkpointing")
+    options.encoder = EncoderConfig(**read_sizes(options.model), **{name: getattr(options, name) for name in names})
+    width = options.text_width
+    tower = ClipTextConfig(width=width, num_heads=max(1, width // 64), mlp_dim=4 * width)
+    options.tower = tower if options.text == "live" else None
     return measure_rows(options, ["batch_size", "num_frames"], measure_row)
 
 
 def measure_row(options: argparse.Namespace) -> Row:
     """Take the steps of one row in this process."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = init_process(options.device).device
-    channels, _, *size = options.input_shape
-    shape = (channels, options.num_frames, *size)
-    dtype = torch.float32 if options.precision == "fp32" and device.type == "cpu" else torch.bfloat16
-    flops = recipe_flops(shape, options.encoder, options.tuning, options.embed_dim, options.tower)
-    peak = 1e12 * options.peak_tflops if options.peak_tflops else peak_flops(device, dtype)
-    optim = OptimConfig(precision=options.precision, lr=1e-5)
-    state, batch = build_state(options, shape, optim), random_batch(options, shape, device)
-    memory, times = PeakMemory(device), []
-    for _ in range(options.warmup_steps + options.steps):
-        begin = time.perf_counter()
-        train_step(state, [batch], optim).item()  # waits for the device
-        times.append(time.perf_counter() - begin)
-    times, peak_bytes = times[options.warmup_steps :], memory.peak()
-    rate = options.batch_size / statistics.median(times)
+    device, tower, size = init_process(options.device).device, options.tower, options.batch_size
+    shape = (options.input_shape[0], options.num_frames, *options.input_shape[2:])
+    flops = recipe_flops(shape, options.encoder, options.tuning, EMBED_DIM, tower)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = options.peak_tflops or next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu), None)
+    state = build_state(options, shape, EMBED_DIM)
+    inputs, text = torch.randn(size, *shape, device=device), {"features": torch.randn(size, EMBED_DIM, device=device)}
+    if tower:
+        ids = torch.randint(tower.vocab_size, (size, tower.context_length), device=device)
+        text = {"input_ids": ids, "caption": torch.arange(size, device=device)}
+    figures = measure_steps(lambda: take_step(state, inputs, text), device, options.steps, options.warmup_steps)
+    rate = size / figures["step_ms"] * 1e3
     return {
         **{name: getattr(options, name) for name in ("tuning", "precision", "text", "patch_dropout")},
         "samples_per_second": rate,
-        "step_ms": statistics.median(times) * 1e3,
-        "step_spread_share": spread(times),
-        "sample_flops": flops["step"],
-        "forward_flops": flops["forward"],
-        "mfu_share": rate * flops["step"] / peak,
-        "peak_tflops": peak / 1e12,
-        "model_bytes": memory.before,
-        "peak_bytes": peak_bytes,
-        "above_model_bytes": peak_bytes - memory.before,
+        **figures,
+        "sample_gflop": flops["step"] / 1e9,
+        "forward_gflop": flops["forward"] / 1e9,
+        "mfu_percent": rate * flops["step"] / (peak * 1e10) if peak else None,
     }
 
 
-def build_state(options: argparse.Namespace, shape: tuple[int, int, int, int], optim: OptimConfig) -> Any:
+def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> Any:
     """Return what `train_step` uses of a `TrainState`, whose own import needs more than PyTorch."""
     torch.manual_seed(0)
-    model = DualEncoder(shape, options.encoder, build_towers(options.tower, options.embed_dim))
-    apply_tuning(model, TuningConfig(tuning=options.tuning, lora_rank=options.lora_rank))
-    compiled = EngineConfig(torchcompile=options.torchcompile)
-    engine = Engine(model.train(), optim, init_process(options.device), compiled)
+    model = DualEncoder(shape, options.encoder, build_towers(options.tower, embed_dim))
+    apply_tuning(model, TuningConfig(tuning=options.tuning))
+    optim, config = OptimConfig(precision=options.precision, lr=1e-5), EngineConfig(torchcompile=options.torchcompile)
+    engine = Engine(model.train(), optim, init_process(options.device), config)
     return SimpleNamespace(engine=engine, ema=None, step=0)
 
 
-def random_batch(options: argparse.Namespace, shape: tuple[int, int, int, int], device: torch.device) -> Any:
-    """Return what `train_step` uses of a `Batch`, on the device."""
-    batch_size, tower = options.batch_size, options.tower
-    text = {"features": torch.randn(batch_size, options.embed_dim, device=device)}
-    if tower:
-        ids = torch.randint(tower.vocab_size, (batch_size, tower.context_length), device=device)
-        text = {"input_ids": ids, "caption": torch.arange(batch_size, device=device)}
-    inputs = torch.randn(batch_size, *shape, device=device)
-    return SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[])
+def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:
+    """Take a training step; return the loss, for which the device must finish."""
+    batch: Any = SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[])
+    return train_step(state, [batch], OptimConfig(precision=state.engine.side.precision)).item()
 
 
-def read_sizes(name: str) -> dict[str, int | str]:
-    """Read the `key: value` lines of configs/model/NAME.yaml without PyYAML, since PyTorch may be the only package.
-
-    Raises:
-        UserError: there is no such model.
-    """
+def read_sizes(name: str) -> dict[str, Any]:
+    """Read the `key: value` lines of configs/model/NAME.yaml without PyYAML, since PyTorch may be the only package."""
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"no model {name!r} in configs/model: {', '.join(sorted(p.stem for p in MODELS.glob('*')))}")
-    kinds = get_type_hints(EncoderConfig)
     pairs = (line.split(": ") for line in path.read_text(encoding="utf-8").splitlines())
-    return {key: int(value) if kinds[key] is int else value for key, value in pairs}
+    return {key: int(value) if value.isdecimal() else value for key, value in pairs}
+
+
+def build_towers(text: ClipTextConfig | None, embed_dim: int) -> tuple[nn.Module, nn.Module, int]:
+    """Return what `DualEncoder` takes as its text tower; None stands for features that come with the batch."""
+    if text is None:
+        return nn.Identity(), nn.Identity(), embed_dim
+    return ClipText(text), nn.Linear(text.width, embed_dim, bias=False), embed_dim
+
+
+def recipe_flops(
+    shape: Shape, encoder: EncoderConfig, tuning: Tuning, embed_dim: int, text: ClipTextConfig | None = None
+) -> dict[str, int]:
+    """Return the FLOPs of a forward pass and of a training step for one sample; a multiply-add counts as two.
+
+    A step is 3 forward passes with full tuning (values, gradients of activations and of weights) and 2 with LoRA, whose
+    frozen weights need no gradients and whose adapters are small. `partial` and `head` run their backward pass. A text
+    tower that runs at each step adds its forward pass. Recomputation is never counted.
+    """
+    with torch.device("meta"):
+        encoder = dataclasses.replace(encoder, grad_checkpointing=False)
+        model = DualEncoder(shape, encoder, build_towers(text, embed_dim)).train()
+        inputs = torch.empty(1, *shape)
+        forward = count(lambda: model.project(inputs))
+        if tuning in ("full", "lora"):
+            step = forward * {"full": 3, "lora": 2}[tuning]
+        else:
+            apply_tuning(model, TuningConfig(tuning=tuning))
+            step = count(lambda: model.project(inputs).sum().backward())
+        if text:
+            ids = torch.zeros(1, text.context_length, dtype=torch.long)
+            step += count(lambda: model.project_text({"input_ids": ids}))
+    return {"forward": forward, "step": step}
+
+
+def count(function: Callable[[], object]) -> int:
+    """Return the FLOPs of a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
