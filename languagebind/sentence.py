@@ -75,13 +75,11 @@ class LanguageBindModule(InputModule):
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Add `sentence_embedding` (B, D), unit norm."""
-        name = features["modality"]
-        model = self.encoders.model(name)
-        embedding = (
-            model.encode_text({"input_ids": features["input_ids"]})
-            if name == TEXT
-            else model.encode(features["inputs"])
-        )
+        model = self.encoders.model(features["modality"])
+        if features["modality"] == TEXT:
+            embedding = model.encode_text({"input_ids": features["input_ids"]})
+        else:
+            embedding = model.encode(features["inputs"])
         return features | {"sentence_embedding": embedding}
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:

@@ -79,10 +79,7 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
-        raise UserError(
-            "--loss siglip and --init-logit-bias belong together: SigLIP starts at"
-            " --init-logit-bias -10 --init-temperature 0.1"
-        )
+        raise UserError("--loss siglip and --init-logit-bias belong together (SigLIP: -10, and --init-temperature 0.1)")
     return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
 
 

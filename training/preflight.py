@@ -31,7 +31,13 @@ def check_data(
     index = indexed(shards)
     _check_sizes(index)
     counts = count_samples(index)
-    num_samples = config.train_num_samples or _total(counts)
+    unknown = [shard for shard, count in counts.items() if count is None]
+    if unknown and not config.train_num_samples:
+        raise UserError(
+            f"no index.json or sizes.json counts the samples of {len(unknown)} of {len(counts)} shards, such as"
+            f" {unknown[0]}: give --train-num-samples, or write an index with scripts/check_shards.py --write-index"
+        )
+    num_samples = config.train_num_samples or sum(count or 0 for count in counts.values())
     batch = config.batch_size * accum_freq * world_size
     if num_samples < batch:
         raise UserError(
@@ -58,16 +64,6 @@ def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int
             f"{folder} has {free / 1e9:.2f} GB free, but {checkpoints} checkpoints of {size / 1e9:.3f} GB take"
             f" {size * checkpoints / 1e9:.2f} GB: raise --save-every-n-steps, or set --keep-last"
         )
-
-
-def _total(counts: dict[str, int | None]) -> int:
-    unknown = [shard for shard, count in counts.items() if count is None]
-    if unknown:
-        raise UserError(
-            f"no index.json or sizes.json counts the samples of {len(unknown)} of {len(counts)} shards, such as"
-            f" {unknown[0]}: give --train-num-samples, or write an index with scripts/check_shards.py --write-index"
-        )
-    return sum(count or 0 for count in counts.values())
 
 
 def _check_sizes(index: dict[str, ShardInfo | None]) -> None:

@@ -23,8 +23,7 @@ from .batch import Batch, DataConfig, Plan, Skipped
 # A worker stops if its first samples, this many, are all bad; otherwise --max-bad-share over all ranks decides.
 HOPELESS = 100
 
-Part = tuple[str, int, int | None]
-"""shard, first sample, end"""
+Part = tuple[str, int, int | None]  # shard, first sample, end
 
 
 class Prepared(NamedTuple):

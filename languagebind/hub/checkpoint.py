@@ -95,11 +95,7 @@ def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfi
 
 
 def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of a training checkpoint's text tower, `list[str] -> (B, context length)` ids.
-
-    Raises:
-        UserError: as `read_checkpoint`, or the tower cannot be found.
-    """
+    """Return the tokenizer of a training checkpoint's text tower, `list[str] -> (B, context length)` ids."""
     return text_tokens(options_of(read_checkpoint(path), path)[0].text)
 
 

@@ -1,6 +1,8 @@
 """The `config.json` of the published checkpoints, and its translation to and from our options."""
 
 import copy
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -21,7 +23,8 @@ from .files import HUB_OPTIONS, not_there, read_weights, repository
 
 T = TypeVar("T")
 
-NAMES = ("video", "audio", "depth", "thermal", "image")  # the original's names of the modalities
+# The original's names of the modalities -> ours
+NAMES = {"video": "video", "audio": "audio", "depth": "depth", "thermal": "infrared", "image": "image"}
 # Our names -> those in config.json
 SIZES = {
     "width": "hidden_size",
@@ -37,9 +40,19 @@ MODALITY_OPTIONS = {"sample_rate": "audio_sample_rate", "channels": "audio_chann
 TRAINING_ONLY = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
 
 
-def by_name(base: type[T]) -> dict[str, type[T]]:
-    """Return the subclasses of a class by the original's names of their modalities."""
-    return {name: kind for name in NAMES for kind in base.__subclasses__() if name.title() in kind.__name__}
+def subclasses(base: type[T], suffix: str, **attributes: Mapping[str, Any]) -> dict[str, type[T]]:
+    """Make a subclass for each modality, named LanguageBindVideo<suffix> and so on, in the module of `base`.
+
+    Args:
+        attributes: the values of class attributes by modality.
+    """
+    made = {}
+    for modality in NAMES:
+        name = f"LanguageBind{modality.title()}{suffix}"
+        values = {key: value[modality] for key, value in attributes.items()} | {"__module__": base.__module__}
+        made[modality] = cast(type[T], type(name, (base,), values))
+        setattr(sys.modules[base.__module__], name, made[modality])
+    return made
 
 
 @strict
@@ -172,11 +185,7 @@ class LanguageBindConfig(PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]  # options by name only
         cls, pretrained_model_name_or_path: str | Path, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Return the config of a folder, a hub id or a training checkpoint, and on request the unused options.
-
-        Raises:
-            UserError: the config does not exist, cannot be used, or is for another modality.
-        """
+        """Return the config of a folder, a hub id or a training checkpoint, and on request the unused options."""
         config, unused = read_config(pretrained_model_name_or_path, cls, **kwargs)
         return (config, unused) if return_unused_kwargs else config
 
@@ -193,33 +202,9 @@ class LanguageBindConfig(PreTrainedConfig):
                 raise UserError(f"layer_norm_eps {side.layer_norm_eps}: only CLIP's {LAYER_NORM_EPS} is supported")
 
 
-class LanguageBindVideoConfig(LanguageBindConfig):
-    model_type = "LanguageBindVideo"
-    modality_name = "video"
-
-
-class LanguageBindAudioConfig(LanguageBindConfig):
-    model_type = "LanguageBindAudio"
-    modality_name = "audio"
-
-
-class LanguageBindDepthConfig(LanguageBindConfig):
-    model_type = "LanguageBindDepth"
-    modality_name = "depth"
-
-
-class LanguageBindThermalConfig(LanguageBindConfig):
-    model_type = "LanguageBindThermal"
-    modality_name = "infrared"
-
-
-class LanguageBindImageConfig(LanguageBindConfig):
-    model_type = "LanguageBindImage"
-    modality_name = "image"
-
-
-CONFIGS = by_name(LanguageBindConfig)
-KIND_OF = {config.modality_name: name for name, config in CONFIGS.items()}  # our name of a modality -> the original's
+MODEL_TYPES = {name: f"LanguageBind{name.title()}" for name in NAMES}
+CONFIGS = subclasses(LanguageBindConfig, "Config", model_type=MODEL_TYPES, modality_name=NAMES)
+KIND_OF = {ours: theirs for theirs, ours in NAMES.items()}
 
 
 def read_config(
@@ -231,9 +216,6 @@ def read_config(
         source: a folder in the published layout, a hub id, or a training checkpoint or its run's folder.
         kind: the class that the config must have; by default any of the five.
         options: those of `PreTrainedConfig.from_pretrained`; values for the config replace those in the file.
-
-    Raises:
-        UserError: the config does not exist, or cannot be used.
     """
     name = repository(source)
     try:

@@ -142,11 +142,7 @@ class Encoders:
         return scale * a @ b.to(a.device).T
 
     def model(self, name: str) -> DualEncoder:
-        """Return the model of a modality; for `text`, one of those that share the text tower.
-
-        Raises:
-            ValueError: the modality is not loaded.
-        """
+        """Return the model of a modality; for `text`, one of those that share the text tower."""
         if name == TEXT:
             return next(iter(self.encoders.values()))[0]
         if name not in self.encoders:
@@ -179,16 +175,11 @@ def load_model(
     num_frames: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
-    """Return the model and the modality of a training checkpoint or a published one, in evaluation mode.
+    """Return the model and the modality of one of the sources of `load`, in evaluation mode; arguments as there.
 
     Args:
-        source: a training checkpoint, a run's folder, a folder in the published layout, a hub id, or a name of
-            `list_models()`.
-        device: where to put the model.
         like: a model whose text tower this one shares.
         modality: the expected modality.
-        num_frames: frames of a clip, if not as in training; temporal embeddings are interpolated.
-        cache_dir: where downloads are kept.
 
     Raises:
         UserError: the checkpoint cannot be used, or is for another modality.

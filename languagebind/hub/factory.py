@@ -63,9 +63,6 @@ def create_model_and_transforms(
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
         pretrained: the model's entry in `list_pretrained()`; may be left out, since every model comes with weights.
         precision: dtype of the weights: fp32, bf16 or fp16.
-
-    Raises:
-        UserError: the model does not exist or cannot be used.
     """
     dtype = dtype_of(precision)
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
@@ -88,11 +85,7 @@ def create_model_from_pretrained(
 
 
 def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of a model's text tower, `list[str] -> (B, context length)` ids.
-
-    Raises:
-        UserError: the model does not exist.
-    """
+    """Return the tokenizer of a model's text tower, `list[str] -> (B, context length)` ids."""
     source = source_of(model_name)
     if is_training_checkpoint(source):
         return checkpoint_tokens(source)

@@ -14,17 +14,10 @@ from ..weights import State, WeightsError, published_names, read_file, tensors_o
 
 ORGANISATION = "LanguageBind"
 PUBLISHED = (
-    "LanguageBind_Audio",
-    "LanguageBind_Audio_FT",
-    "LanguageBind_Depth",
-    "LanguageBind_Image",
-    "LanguageBind_Thermal",
-    "LanguageBind_Video",
-    "LanguageBind_Video_FT",
-    "LanguageBind_Video_Huge_V1.5_FT",
-    "LanguageBind_Video_V1.5_FT",
+    "LanguageBind_Audio", "LanguageBind_Audio_FT", "LanguageBind_Depth", "LanguageBind_Image", "LanguageBind_Thermal",
+    "LanguageBind_Video", "LanguageBind_Video_FT", "LanguageBind_Video_Huge_V1.5_FT", "LanguageBind_Video_V1.5_FT",
     "LanguageBind_Video_merge",
-)
+)  # fmt: skip
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -47,11 +40,7 @@ def not_there(name: str, error: Exception) -> UserError:
 
 
 def find_file(name: str, file: str, **hub: Any) -> Path | None:
-    """Return the path of a checkpoint's file, downloaded if necessary, or None if the checkpoint has no such file.
-
-    Raises:
-        UserError: the folder or repository does not exist, or cannot be reached.
-    """
+    """Return the path of a checkpoint's file, downloaded if necessary, or None if the checkpoint has no such file."""
     if Path(name).exists():
         path = Path(name, hub.get("subfolder") or "", file)
         return path if path.is_file() else None
@@ -78,7 +67,6 @@ def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: s
         variant: as in transformers: `fp16` for model.fp16.safetensors.
 
     Raises:
-        UserError: there are no weights, or they cannot be read.
         WeightsError: adapters are incomplete or have another rank, or weights are integers.
     """
     name = repository(name)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UserError
-from .config import CONFIGS, LanguageBindVisionConfig, read_config
+from .config import CONFIGS, NAMES, LanguageBindVisionConfig, read_config, subclasses
 from .hf_modules import HFVisionTransformer
 from .processing import PROCESSORS
 from .published import MODELS
@@ -27,9 +27,6 @@ class LlavaTower(nn.Module):
         image_processor, video_processor: the processor of the tower's own modality, under both names.
         encoder: the encoder, which is also `image_tower` in a tower for images, and `video_tower` in one for video.
         hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
-
-    Raises:
-        UserError: the checkpoint cannot be used, or has no such layer.
     """
 
     modality = ""
@@ -109,21 +106,4 @@ class LlavaTower(nn.Module):
         return (height // self.config.patch_size) * (width // self.config.patch_size)
 
 
-class LanguageBindVideoTower(LlavaTower):
-    modality = "video"
-
-
-class LanguageBindImageTower(LlavaTower):
-    modality = "image"
-
-
-class LanguageBindAudioTower(LlavaTower):
-    modality = "audio"
-
-
-class LanguageBindDepthTower(LlavaTower):
-    modality = "depth"
-
-
-class LanguageBindThermalTower(LlavaTower):
-    modality = "thermal"
+TOWERS = subclasses(LlavaTower, "Tower", modality={name: name for name in NAMES})

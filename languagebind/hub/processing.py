@@ -18,7 +18,7 @@ from ..modalities import Modality, is_source, modality_name
 from ..modalities._images import ImageModality, as_tensor
 from ..text import bundled_vocabulary, is_clip_tokens
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
-from .config import CONFIGS, LanguageBindConfig, by_name, read_config
+from .config import CONFIGS, LanguageBindConfig, read_config, subclasses
 from .files import HUB_OPTIONS, find_file, repository
 
 CONTEXT_LENGTH = 77
@@ -101,11 +101,7 @@ class Processor:
         self.transform = Compose([partial(transforms.get(modality_name(self.modality), preprocess), self.modality)])
 
     def image_processor(self, item: Any) -> Tensor:
-        """Preprocess a path, URL, bytes or any in-memory form to (C, T, H, W), or (C, H, W) without frames.
-
-        Raises:
-            DecodeError: the item cannot be used.
-        """
+        """Preprocess a path, URL, bytes or any in-memory form to (C, T, H, W), or (C, H, W) without frames."""
         return preprocess(self.modality, item)
 
     def __call__(
@@ -185,40 +181,5 @@ def transform_millimetres(modality: Modality, depth: Any) -> Tensor:
     return preprocess(modality, depth)
 
 
-class LanguageBindVideoProcessor(Processor):
-    config_class = CONFIGS["video"]
-
-
-class LanguageBindAudioProcessor(Processor):
-    config_class = CONFIGS["audio"]
-
-
-class LanguageBindDepthProcessor(Processor):
-    config_class = CONFIGS["depth"]
-
-
-class LanguageBindThermalProcessor(Processor):
-    config_class = CONFIGS["thermal"]
-
-
-class LanguageBindImageProcessor(Processor):
-    config_class = CONFIGS["image"]
-
-
-class LanguageBindVideoTokenizer(LanguageBindTokenizer): ...
-
-
-class LanguageBindAudioTokenizer(LanguageBindTokenizer): ...
-
-
-class LanguageBindDepthTokenizer(LanguageBindTokenizer): ...
-
-
-class LanguageBindThermalTokenizer(LanguageBindTokenizer): ...
-
-
-class LanguageBindImageTokenizer(LanguageBindTokenizer): ...
-
-
-PROCESSORS = by_name(Processor)
-TOKENIZERS = by_name(LanguageBindTokenizer)
+PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS)
+TOKENIZERS = subclasses(LanguageBindTokenizer, "Tokenizer")

@@ -16,7 +16,7 @@ from ..config import UserError
 from ..loss import contrastive_loss
 from ..transformer import Attention
 from ..weights import State, dtype_of, load_strict
-from .config import CONFIGS, KIND_OF, LanguageBindConfig, by_name, read_pretrained
+from .config import CONFIGS, KIND_OF, LanguageBindConfig, read_pretrained, subclasses
 from .files import replace_weights
 from .hf_modules import HFClipText, HFVisionTransformer
 
@@ -155,35 +155,11 @@ class LanguageBindModel(PreTrainedModel):
             replace_weights(folder, new)
 
 
-class LanguageBindVideo(LanguageBindModel):
-    config_class = CONFIGS["video"]
-
-
-class LanguageBindAudio(LanguageBindModel):
-    config_class = CONFIGS["audio"]
-
-
-class LanguageBindDepth(LanguageBindModel):
-    config_class = CONFIGS["depth"]
-
-
-class LanguageBindThermal(LanguageBindModel):
-    config_class = CONFIGS["thermal"]
-
-
-class LanguageBindImage(LanguageBindModel):
-    config_class = CONFIGS["image"]
-
-
-MODELS = by_name(LanguageBindModel)
+MODELS = subclasses(LanguageBindModel, "", config_class=CONFIGS)
 
 
 def build_published(config: LanguageBindConfig, state: State, source: str) -> LanguageBindModel:
-    """Return the model of a config that uses the tensors of `state` without a copy.
-
-    Raises:
-        WeightsError: weights are missing, left over, or do not fit; `source` names them in the error.
-    """
+    """Return the model of a config that uses the tensors of `state` without a copy; errors name `source`."""
     with torch.device("meta"):
         model = MODELS[KIND_OF[config.modality_name]](config)
     load_strict(model, state, source, assign=True)
