@@ -15,7 +15,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
@@ -32,9 +31,6 @@ log = logging.getLogger(__name__)
 
 BAD_SAMPLES_LISTED = 5
 SECONDS_BETWEEN_LINES = 30
-
-# Positions (B,) and features (B, D) of the readable samples of a batch
-Part = tuple[list[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,14 @@ class Encoder:
             UserError: a sample cannot be read and `skip_bad` is off, none can, or the model returns NaN or infinity.
         """
         reader, views = self.protocol.reader, self.protocol.reader.views
-        size = max(1, self.options.batch_size // views)
-        # Before anything is read: a file that changes meanwhile must not be stored under its new identity
-        batches = _own_batches(len(samples), size)
-        names = {batch: [identity(samples[i]) for i in batch] if self.cache else [] for batch in batches}
-        stored = {batch: self.cache.get(names[batch]) if self.cache else None for batch in batches}
-        parts = {batch[0]: (list(batch), x.to(self.device)) for batch, x in stored.items() if x is not None}
-        missing = [batch for batch in batches if stored[batch] is None]
+        batches = _own_batches(len(samples), max(1, self.options.batch_size // views))
+        parts: dict[int, Tensor] = {}
+        names: dict[range, list[Any]] = {}
+        if self.cache:
+            # Before anything is read: a file that changes meanwhile must not be stored under its new identity
+            names = {batch: [identity(samples[i]) for i in batch] for batch in batches}
+            parts = {batch[0]: x for batch in batches if (x := self.cache.get(names[batch])) is not None}
+        missing = [batch for batch in batches if batch[0] not in parts]
         loader = DataLoader(
             _Batches(samples, reader, getattr(self.model, "takes_files", False)),
             batch_size=None,  # each item of the data is a batch
@@ -107,19 +104,19 @@ class Encoder:
         )
         bad: dict[int, str] = {}
         encode = self.model.encode if self.protocol.unit else self.model.project
-        for batch, (positions, inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
+        for batch, (inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
             bad |= unreadable
-            if not positions:
+            if len(unreadable) == len(batch):
                 continue
             features = self._run(encode, inputs).unflatten(0, (-1, views)).flatten(1)  # (B, V * D)
-            parts[batch[0]] = positions, features
+            parts[batch[0]] = features
             if self.cache and not unreadable:
                 self.cache.put(names[batch], features)
         # Shared before any rank stops, so that every rank stops
         bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
         _check_bad(bad, len(samples), self.options.skip_bad)
         kept = [i for i in range(len(samples)) if i not in bad]
-        features = self._gather(parts, kept, [sample.key for sample in samples], size)
+        features = self._gather(parts, [samples[i].key for i in kept])
         if len(features) > 1 and not rank() and bool((features == features[0]).all()):
             log.warning("all %d samples have the same features: the encoder has collapsed", len(features))
         if views == 1:
@@ -137,18 +134,18 @@ class Encoder:
         """
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]
-        distinct, size = list(rows), self.options.batch_size
+        distinct = list(rows)
         encode = self.model.encode_text if self.protocol.unit else self.model.project_text
-        parts: dict[int, Part] = {}
-        for batch in _progress(_own_batches(len(distinct), size), "texts"):
+        parts: dict[int, Tensor] = {}
+        for batch in _progress(_own_batches(len(distinct), self.options.batch_size), "texts"):
             here = distinct[batch[0] : batch[-1] + 1]
             found = self.cache.get(["text", *here]) if self.cache else None
             if found is None:
                 found = self._run(encode, self.model.tokenize(here))
                 if self.cache:
                     self.cache.put(["text", *here], found)
-            parts[batch[0]] = list(batch), found.to(self.device)
-        return self._gather(parts, range(len(distinct)), distinct, size), positions
+            parts[batch[0]] = found
+        return self._gather(parts, distinct), positions
 
     def build_classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Return one unit-norm vector for each class, (K, D): the mean of the unit-norm features of its prompts."""
@@ -181,30 +178,15 @@ class Encoder:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
 
-    def _gather(self, parts: dict[int, Part], kept: Sequence[int], names: Sequence[str], size: int) -> Tensor:
-        """Return the features that all ranks encoded, in the order of the data.
-
-        Takes this rank's batches by their first position, the positions that any rank encoded, what all inputs are
-        called, and the size of a batch.
-        """
-        world = world_size()
-        if world == 1:
-            features = torch.cat([parts[start][1] for start in sorted(parts)])
-        else:
-            embed_dim = max(gather_objects(max((found.shape[1] for _, found in parts.values()), default=0)))
-            slots = -(-len(names) // (size * world))
-            # Every rank contributes the same number of batches, padded with zeros, so that the shapes agree
-            rows = torch.zeros(slots, size, embed_dim, device=self.device)
-            for positions, found in parts.values():
-                places = torch.tensor(positions, device=self.device)
-                rows[places // (size * world), places % size] = found
-            everyone = [torch.empty_like(rows) for _ in range(world)]
-            dist.all_gather(everyone, rows)
-            features = torch.stack(everyone, dim=1).flatten(0, 2)  # (slots, world, size) in order
-            features = features[torch.tensor(kept, device=self.device)]
+    def _gather(self, own: dict[int, Tensor], names: Sequence[str]) -> Tensor:
+        """Return the features of all ranks' batches, which have keys in the order of the data; `names` has every row."""
+        parts: dict[int, Tensor] = {}
+        for part in gather_objects({start: features.cpu() for start, features in own.items()}):
+            parts |= part
+        features = torch.cat([parts[start] for start in sorted(parts)]).to(self.device)
         wrong = (~features.isfinite()).any(dim=1).nonzero()
         if len(wrong):
-            count, first = f"{len(wrong)} of {len(kept)} inputs", names[kept[int(wrong[0])]]
+            count, first = f"{len(wrong)} of {len(names)} inputs", names[int(wrong[0])]
             raise UserError(f"the model returns NaN or infinity for {count}, first for {first!r}")
         return features
 
@@ -215,28 +197,26 @@ def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 class _Batches(Dataset):
-    """Yields the positions of a batch's readable samples, their inputs, and why the others cannot be read.
+    """Yields the inputs of a batch's readable samples, (B * V, C, T, H, W) or B files, and why the others cannot be read.
 
-    Inputs are (B * V, C, T, H, W), or B files. Reasons are values, since exceptions do not travel well between
-    processes.
+    Reasons are values, since exceptions do not travel well between processes.
     """
 
     def __init__(self, samples: Sequence[Sample], reader: Reader, as_files: bool):
         self.samples, self.reader, self.as_files = samples, reader, as_files
 
-    def __getitem__(self, batch: range) -> tuple[list[int], Tensor | list[Any], dict[int, str]]:
-        inputs: dict[int, Any] = {}
+    def __getitem__(self, batch: range) -> tuple[Tensor | list[Any], dict[int, str]]:
+        inputs: list[Any] = []
         unreadable: dict[int, str] = {}
         for index in batch:
             sample = self.samples[index]
             try:
                 source = sample.load(self.reader.modality.input_shape[1])
                 with _one_thread():
-                    inputs[index] = source if self.as_files else self.reader.read(source)
+                    inputs.append(source if self.as_files else self.reader.read(source))
             except DecodeError as error:
                 unreadable[index] = f"{sample.key}: {error.reason}"
-        values = list(inputs.values())
-        return list(inputs), torch.cat(values) if values and not self.as_files else values, unreadable
+        return torch.cat(inputs) if inputs and not self.as_files else inputs, unreadable
 
 
 @contextmanager
