@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import UserError, run
 from ..modalities import DecodeError
-from .models import Model, load_eval_model
+from .models import load_eval_model
 
 MODEL_TYPE = "languagebind"
 # CLIP_benchmark calls captions as queries image retrieval, whatever the modality
@@ -40,32 +40,13 @@ def with_clip_benchmark_keys(result: dict[str, Any]) -> dict[str, Any]:
     return result | {"metrics": metrics | {key: metrics[own] for key, own in METRICS.items() if own in metrics}}
 
 
-class ClipBenchmarkModel(nn.Module):
-    """A model of `load_eval_model` with the methods that CLIP_benchmark calls."""
-
-    def __init__(self, model: Model):
-        super().__init__()
-        self.model = model
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Return (B, D) for (B, 3, 1, H, W) from the transform."""
-        return self.model.encode(images)
-
-    def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Return (N, D) for what the tokenizer returns for N texts."""
-        return self.model.encode_text(tokens)
-
-
 def load_model(
     model_name: str = "", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[ClipBenchmarkModel, Callable[[Any], Tensor], Callable[[list[str]], Any]]:
+) -> tuple[Any, Callable[[Any], Tensor], Callable[[list[str]], Any]]:
     """Return model, transform of a PIL picture and tokenizer, as CLIP_benchmark's own loaders do.
 
-    Args:
-        model_name: only a name for the results.
-        pretrained: the checkpoint.
-        cache_dir: not used; the hub's own variables set the folder for downloads.
-        device: where to put the model.
+    `pretrained` is the checkpoint. The others are CLIP_benchmark's, but `cache_dir` has no effect: the hub's own
+    variables set the folder for downloads.
 
     Raises:
         UserError: the checkpoint cannot be used, or does not read pictures.
@@ -78,7 +59,8 @@ def load_model(
         modality.preprocess(Image.new("RGB", (32, 32)))
     except DecodeError as error:
         raise UserError(f"{pretrained} does not read the RGB pictures of CLIP_benchmark: {error}") from error
-    return ClipBenchmarkModel(model), modality.preprocess, lambda texts: BatchEncoding(model.tokenize(texts))
+    model.encode_image = model.encode  # the name in CLIP_benchmark
+    return model, modality.preprocess, lambda texts: BatchEncoding(model.tokenize(texts))
 
 
 def main() -> None:

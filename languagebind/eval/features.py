@@ -179,7 +179,7 @@ class Encoder:
         return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
 
     def _gather(self, own: dict[int, Tensor], names: Sequence[str]) -> Tensor:
-        """Return the features of all ranks' batches, which have keys in the order of the data; `names` has every row."""
+        """Return the features (N, D) of all ranks' batches, by position of the first row. `names` are the N inputs'."""
         parts: dict[int, Tensor] = {}
         for part in gather_objects({start: features.cpu() for start, features in own.items()}):
             parts |= part
@@ -197,7 +197,7 @@ def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 class _Batches(Dataset):
-    """Yields the inputs of a batch's readable samples, (B * V, C, T, H, W) or B files, and why the others cannot be read.
+    """Yields (B * V, C, T, H, W), or B files, of a batch's readable samples, and why the others cannot be read.
 
     Reasons are values, since exceptions do not travel well between processes.
     """

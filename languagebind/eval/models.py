@@ -102,7 +102,7 @@ def load_eval_model(
     num_frames: int | None = None,
     default_modality: str | None = None,
 ) -> tuple[Any, Modality]:
-    """Load the model of a specification for evaluation, and how its inputs are read.
+    """Return the model of a specification, a `Model` in evaluation mode, and its modality.
 
     Args:
         spec: as in the module's docstring.
@@ -110,9 +110,6 @@ def load_eval_model(
         modality: what an open_clip model is to read; what other models must read, None for any.
         num_frames: frames of a clip, instead of the model's own number.
         default_modality: what an open_clip model reads where `modality` is None.
-
-    Returns:
-        A `Model` in evaluation mode, and its modality.
 
     Raises:
         UserError: it cannot be used, or reads another modality.

@@ -190,10 +190,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _cell(result: Result | None, metric: str) -> tuple[str, str]:
+def _cell(result: Result, metric: str) -> tuple[str, str]:
     """Return a metric's value and interval, as far as the result has them."""
-    if result is None:
-        return "", ""
     return _number(result["metrics"].get(metric)), " to ".join(map(_number, interval(result, metric) or ()))
 
 
@@ -210,7 +208,7 @@ def comparison(results: Sequence[Result]) -> str:
     for dataset, found in datasets.items():
         for metric in dict.fromkeys(metric for result in found.values() for metric in shown_metrics(result)):
             chance = next(iter(found.values()))["protocol"].get("chance", {}).get(metric)
-            cells = (_cell(found.get(model), metric) for model in models)
+            cells = (_cell(found.get(model, {"metrics": {}}), metric) for model in models)
             values = (f"{value} ({ends})" if ends else value for value, ends in cells)
             rows.append((dataset, metric, *values, _number(chance)))
         protocols = [result["protocol"] for result in found.values()]

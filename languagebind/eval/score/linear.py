@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -88,19 +89,17 @@ def check_shots(labels: np.ndarray, shots: Sequence[int], names: Sequence[Any]) 
 
 def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
     """Return the C that, fitted to the samples `fit`, scores best on the samples `held_out`."""
-    hits: dict[float, float] = {}
 
-    def best(candidates: Sequence[float]) -> float:
-        for c in candidates:
-            if c not in hits:
-                hits[c] = _fitted(train, fit, c).score(train.features[held_out], train.labels[held_out])
-        return max(sorted(hits), key=lambda c: hits[c])
+    @cache
+    def score(c: float) -> float:
+        return _fitted(train, fit, c).score(train.features[held_out], train.labels[held_out])
 
-    centre = best(WIDEST)
+    tried = set(WIDEST)
     for step in STEPS:
-        near = [float(f"{centre * 10**shift:.6g}") for shift in (-step, step)]
-        centre = best([c for c in near if WIDEST[0] <= c <= WIDEST[-1]])
-    return centre
+        best = max(sorted(tried), key=score)
+        near = [float(f"{best * 10**shift:.6g}") for shift in (-step, step)]
+        tried |= {c for c in near if WIDEST[0] <= c <= WIDEST[-1]}
+    return max(sorted(tried), key=score)
 
 
 def logistic_regression() -> type:

@@ -60,10 +60,8 @@ def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
 
 def rank_metrics(ranks: Tensor) -> dict[str, float]:
     """Return the retrieval metrics of ranks (Q,). With an even count the median is the mean of the two middle ranks."""
-    ordered = ranks.double().sort().values
-    recalls = {f"R@{k}": _mean(ordered <= k) for k in RECALL_AT}
-    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-    return {**recalls, "median_rank": median.item(), "mean_rank": _mean(ordered)}
+    recalls = {f"R@{k}": _mean(ranks <= k) for k in RECALL_AT}
+    return {**recalls, "median_rank": float(np.median(ranks.cpu())), "mean_rank": _mean(ranks)}
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

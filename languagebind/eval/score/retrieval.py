@@ -5,7 +5,7 @@ sample. No model can rank such a pair, so the protocol says how often it occurs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,10 @@ class Direction:
         # Log space; the denominator of the first softmax is the same for all items of a query
         return self.ranks(lambda scores: scores.mul_(2 * scale).sub_(over_queries))
 
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield the queries in order, as many at a time as SCORES_AT_A_TIME allows."""
+    def blocks(self) -> Sequence[Tensor]:
+        """Return the queries in order, as many at a time as SCORES_AT_A_TIME allows."""
         queries = torch.arange(self.num_queries, device=self.items.device)
-        yield from queries.split(max(1, SCORES_AT_A_TIME // self.gallery))
+        return queries.split(max(1, SCORES_AT_A_TIME // self.gallery))
 
 
 def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[dict[str, Any], dict[str, Ranked]]:
@@ -101,7 +101,18 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     if dual_softmax is not None:
         ranked |= {f"dual_softmax/{name}": d.ranks_of_dual_softmax(dual_softmax) for name, d in directions.items()}
     metrics = {f"{name}/{key}": x for name, found in ranked.items() for key, x in rank_metrics(found.ranks).items()}
-    protocol = _protocol(captioned.rows.tolist(), captioned.owners.tolist(), len(captioned.features))
+    rows, owners = captioned.rows.tolist(), captioned.owners.tolist()
+    owners_of_text = Counter(row for row, _ in set(zip(rows, owners, strict=True)))
+    counts = list(Counter(owners).values())
+    chance = {f"text_to_modality/R@{k}": chance_at(k, len(captioned.features), [1]) for k in RECALL_AT}
+    chance |= {f"modality_to_text/R@{k}": chance_at(k, len(rows), counts) for k in RECALL_AT}
+    protocol: dict[str, Any] = {
+        "captions": len(rows),
+        "captions_per_sample": [min(counts), max(counts)],
+        "captions_of_several_samples": sum(owners_of_text[row] > 1 for row in rows),
+        "relevance": "a caption is relevant to its own sample alone",
+        "chance": chance,
+    }
     if dual_softmax is not None:
         protocol["dual_softmax"] = "softmax over the gallery times softmax over all queries, at the model's logit scale"
         protocol["chance"] |= {f"dual_softmax/{key}": value for key, value in protocol["chance"].items()}
@@ -150,17 +161,3 @@ def _curve(ranks: Tensor, gallery: int) -> list[list[float]]:
     """Return [k, recall] for k = 1, 2, 3, 5, 10, 20, 50, 100, ... and the size of the gallery."""
     steps = {1, 2, 3, 5, gallery} | {digit * 10**power for power in range(1, 12) for digit in (1, 2, 5)}
     return [[k, (ranks <= k).double().mean().item()] for k in sorted(steps) if k <= gallery]
-
-
-def _protocol(rows: Sequence[int], owners: Sequence[int], num_samples: int) -> dict[str, Any]:
-    owners_of_text = Counter(row for row, _ in set(zip(rows, owners, strict=True)))
-    counts = list(Counter(owners).values())
-    chance = {f"text_to_modality/R@{k}": chance_at(k, num_samples, [1]) for k in RECALL_AT}
-    chance |= {f"modality_to_text/R@{k}": chance_at(k, len(rows), counts) for k in RECALL_AT}
-    return {
-        "captions": len(rows),
-        "captions_per_sample": [min(counts), max(counts)],
-        "captions_of_several_samples": sum(owners_of_text[row] > 1 for row in rows),
-        "relevance": "a caption is relevant to its own sample alone",
-        "chance": chance,
-    }

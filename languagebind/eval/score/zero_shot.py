@@ -29,20 +29,16 @@ def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: s
     for row, sample in enumerate(samples):
         for label in sample.labels:
             column = _position(label, positions)
-            if column is None or positions.get(str(label), column) != column:
-                raise UserError(f"{name}: the label {label!r} of {sample.key} {_label_fault(label, column, classes)}")
+            where = f"{name}: the label {label!r} of {sample.key}"
+            if column is None:
+                close = difflib.get_close_matches(str(label), list(classes), n=1)
+                hint = f", did you mean {close[0]!r}?" if close else f" ({len(classes)} classes)"
+                raise UserError(f"{where} is not in class_names{hint}")
+            if positions.get(str(label), column) != column:
+                remedy = f"write it as text, '{label}', or list class_names in the order of the indices"
+                raise UserError(f"{where} is the index of one class and the label of another: {remedy}")
             targets[row, column] = True
     return targets
-
-
-def _label_fault(label: str | int, column: int | None, classes: Mapping[str, str]) -> str:
-    if column is not None:
-        return (
-            f"is the index of one class and the label of another: write it as text, '{label}', or give class_names as"
-            " a list in the order of the indices"
-        )
-    nearest = difflib.get_close_matches(str(label), list(classes), n=1)
-    return "is not in class_names" + (f", did you mean {nearest[0]!r}?" if nearest else f" ({len(classes)} classes)")
 
 
 def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
@@ -50,8 +46,7 @@ def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
     if isinstance(label, str):
         if label in positions:
             return positions[label]
-        # Python cannot parse a number of thousands of digits, which is not an index anyway
-        if not label.isdecimal() or len(label) > 18 or any(name.isdecimal() for name in positions):
+        if not label.isdecimal() or any(name.isdecimal() for name in positions):
             return None
         label = int(label)
     return label if 0 <= label < len(positions) else None
