@@ -214,11 +214,11 @@ def test_details_of_multilabel_by_hand():
 
 def test_examples_are_the_first_and_the_last():
     ranks, scores = torch.arange(100) // 30 + 1, torch.arange(100).float().roll(7)
-    found = pick_examples(ranks, scores, lambda positions: [{"at": i} for i in positions])
+    found = pick_examples(ranks, scores, lambda i: {"at": i})
     assert [example["at"] for example in found["best"]] == [*range(6, -1, -1), *range(29, 24, -1)]  # by score
     assert [example["rank"] for example in found["worst"]] == [4] * 10 + [3] * 2
     assert found["worst"][0] == {"at": 90, "rank": 4, "score": 83.0}
-    everything_right = pick_examples(torch.ones(2), torch.zeros(2), lambda positions: [{} for _ in positions])
+    everything_right = pick_examples(torch.ones(2), torch.zeros(2), lambda i: {})
     assert (len(everything_right["best"]), everything_right["worst"]) == (2, [])
 
 

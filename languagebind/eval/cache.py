@@ -18,9 +18,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .. import __version__
-from ..config import UserError, digest, to_dict
+from ..config import digest, to_dict
 from ..distributed import gather_objects
-from ..files import write_atomic
+from ..files import write_output
 from ..modalities import modality_name
 from ..weights import hash_tensor
 from .data.readers import EvalProtocol
@@ -69,11 +69,7 @@ class FeatureCache:
     def put(self, items: Sequence[Any], features: Tensor) -> None:
         """Write the features of a batch. Raises `UserError` where that fails, as on a full disk."""
         data = save({"features": features.cpu().contiguous()})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._path(items), hashlib.sha256(data).digest() + data)
-        except OSError as error:
-            raise UserError(f"the feature cache {self.folder} cannot be written: {error.strerror}") from error
+        write_output(self._path(items), hashlib.sha256(data).digest() + data)
 
     def _path(self, items: Sequence[Any]) -> Path:
         return self.folder / f"{digest(items)}.features"

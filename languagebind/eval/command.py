@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 Options = TypeVar("Options")
 M = TypeVar("M")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +62,15 @@ def check_output(paths: Sequence[Path], overwrite: bool) -> None:
 
 def evaluate_each(
     options: CommandOptions,
-    jobs: Sequence[tuple[Path, T]],
     load: Callable[[torch.device], M],
-    evaluate: Callable[[M, T, EncodeOptions], Result],
+    jobs: Sequence[tuple[Path, Callable[[M, EncodeOptions], Result]]],
 ) -> None:
-    """Load models once, evaluate them on each job, write each result to the job's path, and print a table."""
+    """Load models once, do each job with them, write each result to the job's path, and print a table."""
     check_output([path for path, _ in jobs], options.overwrite)
     with joined(options.encode.device) as process:
         models, results = load(process.device), []
-        for path, job in jobs:
-            results.append(evaluate(models, job, replace(options.encode, device=str(process.device))))
+        for path, evaluate in jobs:
+            results.append(evaluate(models, replace(options.encode, device=str(process.device))))
             save(results[-1], path, process, options.overwrite)
         if process.is_main:
             print(table(results))

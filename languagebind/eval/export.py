@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import UserError
-from ..files import write_atomic
+from ..files import write_output
 from .data.samples import Sample
 
 
@@ -42,16 +41,12 @@ def export_features(found: Features, path: Path) -> None:
     ]
     lines += [{"tensor": "text_features", "row": row} | text for row, text in enumerate(found.texts)]
     features, texts = (tensor.detach().cpu().contiguous() for tensor in (found.features, found.text_features))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            write_atomic(path, _parquet(torch.cat([features, texts]), lines))
-            return
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomic(path.with_suffix(".jsonl"), text.encode())
-        write_atomic(path, save({"features": features, "text_features": texts}))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    if path.suffix == ".parquet":
+        write_output(path, _parquet(torch.cat([features, texts]), lines))
+        return
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_output(path.with_suffix(".jsonl"), text.encode())
+    write_output(path, save({"features": features, "text_features": texts}))
 
 
 def _parquet(vectors: Tensor, lines: Sequence[dict[str, Any]]) -> bytes:

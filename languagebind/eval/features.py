@@ -259,10 +259,9 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     """Stop or warn where samples could not be read: results on fewer samples must not pass for the real ones."""
     if not bad:
         return
-    reasons = [bad[i] for i in sorted(bad)]
-    listed = "".join(f"\n  {reason}" for reason in reasons[:BAD_SAMPLES_LISTED])
-    more = f"\n  ... and {len(bad) - BAD_SAMPLES_LISTED} more" if len(bad) > BAD_SAMPLES_LISTED else ""
-    found = f"{len(bad)} of {total} samples cannot be read"
+    reasons = [bad[i] for i in sorted(bad)][:BAD_SAMPLES_LISTED]
+    more = [f"... and {len(bad) - BAD_SAMPLES_LISTED} more"] if len(bad) > BAD_SAMPLES_LISTED else []
+    found, listed = f"{len(bad)} of {total} samples cannot be read", "\n  ".join(["", *reasons, *more])
     if not skip_bad or len(bad) == total:
-        raise UserError(f"{found} (--skip-bad continues without them):{listed}{more}")
-    log.warning("%s; the result covers the rest:%s%s", found, listed, more)
+        raise UserError(f"{found} (--skip-bad continues without them):{listed}")
+    log.warning("%s; the result covers the rest:%s", found, listed)

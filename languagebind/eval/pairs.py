@@ -6,6 +6,7 @@ of a sample. `data/pairing.py` describes the YAML file.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +169,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoints = dict(word.split("=", 1) for word in options.model if "=" in word)
     if not options.config or not options.model or len(checkpoints) < len(options.model):
         raise UserError("give --model MODALITY=CHECKPOINT, once for each modality, and --config FILE.yaml")
-    jobs = []
-    for config in (load_pairs_config(file, options.data_root) for file in options.config):
-        used = {name: checkpoints[name] for name in config.used if name in checkpoints}
-        name = "+".join(map(checkpoint_name, used.values()))
-        jobs.append((result_path(options.output, config.name, name), (config, name, used)))
 
-    def evaluate(encoders: Encoders, job: tuple[PairsConfig, str, dict[str, str]], encode: EncodeOptions) -> Result:
-        config, name, used = job
+    def evaluate(
+        config: PairsConfig, name: str, used: dict[str, str], encoders: Encoders, encode: EncodeOptions
+    ) -> Result:
         return evaluate_pairs(encoders, config, encode) | {
             "pretrained": name,
             "checkpoint": {key: checkpoint_of(checkpoint) for key, checkpoint in used.items()},
             "weights_sha256": {key: weights_digest(encoders.encoders[key][0]) for key in used},
         }
 
-    evaluate_each(options, jobs, lambda device: load(checkpoints, device=device), evaluate)
+    jobs = []
+    for config in (load_pairs_config(file, options.data_root) for file in options.config):
+        used = {name: checkpoints[name] for name in config.used if name in checkpoints}
+        name = "+".join(map(checkpoint_name, used.values()))
+        jobs.append((result_path(options.output, config.name, name), partial(evaluate, config, name, used)))
+    evaluate_each(options, lambda device: load(checkpoints, device=device), jobs)
 
 
 if __name__ == "__main__":

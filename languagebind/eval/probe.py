@@ -105,12 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     class_names(parts["train"])
     name = checkpoint_name(options.model)
 
-    def evaluate(loaded: tuple[Model, Modality], _: None, encode: EncodeOptions) -> Result:
+    def evaluate(loaded: tuple[Model, Modality], encode: EncodeOptions) -> Result:
         identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(loaded[0])}
         return evaluate_probe(*loaded, parts, options, encode) | {"pretrained": name} | identity
 
     path = result_path(options.output, f"{dataset.name}_probe", name)
-    evaluate_each(options, [(path, None)], lambda device: load_eval_model(options.model, device), evaluate)
+    evaluate_each(options, lambda device: load_eval_model(options.model, device), [(path, evaluate)])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ..config import UserError
-from ..files import write_atomic
+from ..files import write_output
 from .score.statistics import interval, overlaps, settings
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,7 @@ def read_results(*folders: Path) -> list[Result]:
             if known.resolve() != file.resolve():
                 raise UserError(f"{known} and {file} are both of {key[1]} on {key[0]}: move one away")
         if not some:
-            raise UserError(
-                f"no results below {folder}: make some with `python -m languagebind.eval --output {folder}`"
-            )
+            raise UserError(f"no results below {folder}: `python -m languagebind.eval --output {folder}` makes some")
     return [result for _, (_, result) in sorted(found.items(), key=lambda item: item[0])]
 
 
@@ -161,11 +159,7 @@ def write_result(result: Result, path: Path) -> None:
     numbers = json.dumps({key: result[key] for key in ("metrics", "intervals") if key in result})
     finite = json.loads(numbers, parse_constant=lambda infinity: None)
     text = json.dumps(result | finite, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.encode() + b"\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_output(path, text.encode() + b"\n")
 
 
 def table(results: Sequence[Result]) -> str:

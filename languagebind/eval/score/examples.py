@@ -15,11 +15,10 @@ EXAMPLES = 12
 DIGITS = 5
 
 
-def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[list[int]], list[dict[str, Any]]]) -> dict:
+def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[int], dict[str, Any]]) -> dict:
     """Return the best of those ranked first, by score, and the worst of the others, by rank; at most EXAMPLES each.
 
-    Takes the rank (Q,) of the best right item of each query, its score (Q,), and a function from positions of queries
-    to the other facts about each.
+    Takes the rank (Q,) of the best right item of each query, its score (Q,), and what returns the other facts of one.
     """
     places, values = ranks.cpu().numpy(), scores.double().cpu().numpy().round(DIGITS)
     order = np.lexsort((-values, places)).tolist()
@@ -28,10 +27,7 @@ def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[list[int]],
         "worst": [i for i in order[: -EXAMPLES - 1 : -1] if places[i] > 1],
     }
     return {
-        name: [
-            {**text, "rank": int(places[i]), "score": float(values[i])}
-            for i, text in zip(positions, describe(positions), strict=True)
-        ]
+        name: [describe(i) | {"rank": int(places[i]), "score": float(values[i])} for i in positions]
         for name, positions in chosen.items()
     }
 

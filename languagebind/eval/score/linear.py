@@ -55,7 +55,6 @@ def probe(
     labels = torch.from_numpy(test.labels)
     metrics: dict[str, float] = {}
     found_c: dict[str, list[float]] = {}
-    first = torch.empty(0)
     for name, count in [("full", None), *((f"shots_{k}", k) for k in shots)]:
         tops, found_c[name] = [], []
         for seed in range(seeds):
@@ -65,13 +64,12 @@ def probe(
             scores = _scores(train, np.sort(everything), strength, test.features, num_classes)
             found = classification_metrics(scores, labels)
             if not metrics:
-                first, metrics = scores, dict(found)
+                metrics, ranks = dict(found), rank_pairs(scores, torch.arange(len(labels)), labels).ranks
             tops.append(found["top1"])
             found_c[name].append(strength)
             log.info("%s, seed %d: C %.3g, top-1 %.4f", name, seed, strength, tops[-1])
         deviation = float(np.std(tops, ddof=1)) if seeds > 1 else 0.0
         metrics |= {f"{name}/top1_mean": float(np.mean(tops)), f"{name}/top1_std": deviation}
-    ranks = rank_pairs(first, torch.arange(len(labels)), labels).ranks
     protocol = {"C": found_c, "classes": num_classes, "classes_trained": len(np.unique(train.labels))}
     protocol["chance"] = chance_of_class(num_classes)
     intervals = classification_intervals(ranks, labels, num_classes)

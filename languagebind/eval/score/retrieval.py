@@ -135,13 +135,13 @@ def describe_retrieval(
     }
     direction, found = captioned.direction("text_to_modality"), ranked["text_to_modality"]
 
-    def describe(queries: list[int]) -> list[dict[str, Any]]:
-        owners = captioned.owners.tolist()
-        first = [owners[q] if found.ranks[q] == 1 else _best_wrong(direction, q, owners[q]) for q in queries]
-        return [
-            media(samples[owners[q]]) | {"text": captions[q], "found": samples[item].key}
-            for q, item in zip(queries, first, strict=True)
-        ]
+    def describe(query: int) -> dict[str, Any]:
+        owner = first = int(captioned.owners[query])
+        if found.ranks[query] > 1:
+            scores = direction.scores(torch.tensor([query], device=captioned.owners.device))[0]
+            scores[owner] = -torch.inf
+            first = int(scores.argmax())
+        return media(samples[owner]) | {"text": captions[query], "found": samples[first].key}
 
     return {
         "intervals": intervals,
@@ -149,12 +149,6 @@ def describe_retrieval(
         "curves": {name: _curve(ranked[name].ranks, captioned.direction(name).gallery) for name in DIRECTIONS},
         "examples": pick_examples(found.ranks, found.best, describe),
     }
-
-
-def _best_wrong(direction: Direction, query: int, right: int) -> int:
-    scores = direction.scores(torch.tensor([query], device=direction.items.device))[0]
-    scores[right] = -torch.inf
-    return int(scores.argmax())
 
 
 def _curve(ranks: Tensor, gallery: int) -> list[list[float]]:

@@ -1,13 +1,11 @@
 """Bootstrap intervals of metrics: what another test set of the same size and kind could have given.
 
 A resample draws as many samples as there are, with replacement, and the metric is computed on it again. The interval
-leaves out the same number of sorted resamples at both ends, which assumes no normal distribution. Every rank draws the
-same resamples from the same seed, from the gathered values in the order of the data. So neither ranks nor workers
-matter, and two models on the same data get the same resamples. Global random state is neither read nor changed.
+leaves out the same number of sorted resamples at both ends, which assumes no normal distribution. The seed is fixed, so
+neither ranks nor workers matter, and two models on the same data get the same resamples. An interval says nothing about
+another training run.
 
 Where all samples are hits, or none is, all resamples agree. Such a share has the exact Clopper-Pearson interval.
-
-The model and the prompts are fixed: an interval says nothing about another training run.
 """
 
 import math

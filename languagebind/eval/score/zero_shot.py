@@ -130,9 +130,9 @@ def single_labels(targets: Tensor) -> Tensor:
 def _examples(
     ranked: Ranked, found: Sequence[int], targets: Tensor, names: Sequence[str], samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    def describe(positions: list[int]) -> list[dict[str, Any]]:
-        true = {i: ", ".join(names[k] for k in targets[i].nonzero()[:, 0].tolist()) for i in positions}
-        return [media(samples[i]) | {"text": true[i], "found": names[found[i]]} for i in positions]
+    def describe(i: int) -> dict[str, Any]:
+        true = ", ".join(names[k] for k in targets[i].nonzero()[:, 0].tolist())
+        return media(samples[i]) | {"text": true, "found": names[found[i]]}
 
     return pick_examples(ranked.ranks, ranked.best, describe)
 
