@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 OPEN_CLIP = "open_clip:"
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 CALLABLE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
-WITH_WEIGHTS = ("local-dir:", "hf-hub:")
 LOGIT_SCALE = math.log(100)  # CLIP's, at the end of training
 MAX_LOGIT_SCALE = 20.0  # above all models'; its exponential times a cosine is still finite
 
@@ -205,7 +204,7 @@ def _load_open_clip(spec: str, modality: str | None) -> tuple[OpenClipModel, Mod
 
 def _open_clip_parts(spec: str) -> tuple[str, str | None]:
     name, slash, tag = spec.removeprefix(OPEN_CLIP).partition("/")
-    if name.startswith(WITH_WEIGHTS):
+    if name.startswith(("local-dir:", "hf-hub:")):
         return name + slash + tag, None
     if not name or not tag:
         raise UserError(f"{spec}: name an open_clip model with its weights, {OPEN_CLIP}ViT-B-32/TAG or .../FILE")

@@ -58,9 +58,8 @@ def evaluate_probe(
     """
     classes = class_names(parts["train"])
     samples = {name: read_samples(part, modality) for name, part in parts.items()}
-    labels = {
-        name: single_labels(label_targets(samples[name], classes, part.name)).numpy() for name, part in parts.items()
-    }
+    targets = {name: label_targets(samples[name], classes, part.name) for name, part in parts.items()}
+    labels = {name: single_labels(target).numpy() for name, target in targets.items()}
     with naming(parts["train"].data):
         check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
     test = parts["test"]  # the other part is read in the same way

@@ -60,11 +60,7 @@ class ResultFile(BaseModel):
 
 
 def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str, Any] | None) -> Result:
-    """Return the contents of a result file.
-
-    Takes the config of a dataset or comparison, what the model reads, metrics with protocol, and the other statistics
-    if they were computed.
-    """
+    """Return the contents of a result file. `found` has metrics and protocol; `details`, if any, other statistics."""
     result = {
         "dataset": config.name,
         "model": model,
@@ -152,10 +148,7 @@ def result_path(output: Path, dataset: str, model: str) -> Path:
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write a result atomically. Raises `UserError` where that fails.
-
-    An infinite metric or bound becomes null, as JSON has no infinity.
-    """
+    """Write a result, or raise `UserError`. An infinite metric or bound becomes null, as JSON has no infinity."""
     numbers = json.dumps({key: result[key] for key in ("metrics", "intervals") if key in result})
     finite = json.loads(numbers, parse_constant=lambda infinity: None)
     text = json.dumps(result | finite, indent=2, ensure_ascii=False, allow_nan=False)
@@ -190,10 +183,7 @@ def _cell(result: Result, metric: str) -> tuple[str, str]:
 
 
 def comparison(results: Sequence[Result]) -> str:
-    """Return a table with a column for each model, and warnings about values that cannot be told apart.
-
-    Warnings name the datasets on which the models were not scored alike, and models whose intervals overlap.
-    """
+    """Return a table with a column for each model, and warnings of other settings and of intervals that overlap."""
     models = list(dict.fromkeys(map(model_name, results)))
     datasets: dict[str, dict[str, Result]] = {}
     for result in results:

@@ -122,10 +122,7 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
 def describe_retrieval(
     captioned: Captioned, ranked: dict[str, Ranked], samples: Sequence[Sample], captions: Sequence[str]
 ) -> dict[str, Any]:
-    """Return intervals, ties in both directions, recall curves, and examples with captions as queries.
-
-    Takes the same `captioned` as `retrieve` and its `ranked`, with the N samples and the Q captions.
-    """
+    """Return intervals, ties, recall curves, and examples with captions as queries, for what `retrieve` returned."""
     samples_of = {"text_to_modality": captioned.owners.cpu(), "modality_to_text": torch.arange(len(samples))}
     intervals = {
         f"{name}/{key}": interval

@@ -139,10 +139,7 @@ def interval(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
 def _bootstrap(
     metrics: Callable[[np.ndarray], dict[str, np.ndarray]], count: int, width: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return the values, (RESAMPLES,) for each metric, of resamples of `count` samples.
-
-    `metrics` takes (draws, count) indices of samples: fewer draws at a time where it works on more values, `width`.
-    """
+    """Return the values (RESAMPLES,) of metrics of (draws, count) indices; a draw takes up to `width` values."""
     generator = np.random.default_rng(SEED)
     size = max(1, DRAWS_AT_A_TIME // max(count, width))
     blocks = [
