@@ -18,14 +18,10 @@ from .data.samples import Sample
 class Features:
     """What was compared; all features have unit norm."""
 
-    features: Tensor
-    """(N, D), float32"""
-    samples: Sequence[Sample]
-    """the N samples"""
-    text_features: Tensor
-    """(U, D), float32: of classes, each the mean of its prompts, or of distinct captions"""
-    texts: Sequence[dict[str, Any]]
-    """for each of the U texts: `text`, and for a class its `label`"""
+    features: Tensor  # (N, D), float32
+    samples: Sequence[Sample]  # N
+    text_features: Tensor  # (U, D), float32: of classes, each the mean of its prompts, or of distinct captions
+    texts: Sequence[dict[str, Any]]  # U: `text`, and for a class its `label`
 
 
 def export_features(found: Features, path: Path) -> None:

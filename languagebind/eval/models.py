@@ -41,8 +41,7 @@ MAX_LOGIT_SCALE = 20.0  # above all models'; its exponential times a cosine is s
 class Model(Protocol):
     """What `evaluate` needs of a module; `DualEncoder` has it. Features may have any norm and any float type."""
 
-    logit_scale: Tensor
-    """scalar, log-space; its device is the model's"""
+    logit_scale: Tensor  # scalar, log-space; its device is the model's
 
     def tokenize(self, texts: list[str]) -> dict[str, Any]:
         """Return what `encode_text` takes: tensors on the CPU, or lists, which are not moved."""

@@ -36,12 +36,9 @@ def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
 class Ranked(NamedTuple):
     """The outcome of each query."""
 
-    ranks: Tensor
-    """(Q,) from 1: one more than the number of wrong items that score at least as high as the best right item"""
-    tied: Tensor
-    """(Q,) bool: a wrong item scores exactly as high as the best right item"""
-    best: Tensor
-    """(Q,) the score of the best right item"""
+    ranks: Tensor  # (Q,) from 1: 1 + the number of wrong items that score at least as high as the best right item
+    tied: Tensor  # (Q,) bool: a wrong item scores exactly as high as the best right item
+    best: Tensor  # (Q,) the score of the best right item
 
 
 def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
