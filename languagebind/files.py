@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .config import UserError
-
 log = logging.getLogger(__name__)
 
 
@@ -40,15 +38,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees all of it or nothing."""
     with atomic_file(path) as file:
         file.write(data)
-
-
-def write_output(path: Path, data: bytes) -> None:
-    """Write a file atomically, and its folder if there is none. Raises `UserError` where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextmanager

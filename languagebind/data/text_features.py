@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..config import UserError, first_line
-from ..files import write_output
+from ..files import write_atomic
 from ..remote import file_size, folder_sizes, is_url, local_copy, read_url
 from .members import read_captions, stream_samples
 from .shards import split_shard
@@ -68,7 +68,10 @@ def write_text_features(
     hashes = np.array([_hash(text) for text in texts], np.uint64)
     order = torch.from_numpy(np.argsort(hashes))
     tensors = {"captions": torch.from_numpy(hashes.view(np.int64))[order], "features": features[order]}
-    write_output(path, save(tensors, {"fingerprint": fingerprint, "sources": json.dumps(sorted(sources))}))
+    try:
+        write_atomic(path, save(tensors, {"fingerprint": fingerprint, "sources": json.dumps(sorted(sources))}))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return len(texts)
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from .. import __version__
 from ..config import digest, to_dict
 from ..distributed import gather_objects
-from ..files import write_output
 from ..modalities import modality_name
 from ..weights import hash_tensor
 from .data.readers import EvalProtocol
 from .data.samples import Sample
+from .results import write_output
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_output
 from .data.samples import Sample
+from .results import write_output
 
 
 @dataclass(frozen=True)

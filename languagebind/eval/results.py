@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ..config import UserError
-from ..files import write_output
+from ..files import write_atomic
 from .score.statistics import interval, overlaps, settings
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,15 @@ def shown_metrics(result: Result) -> dict[str, float | None]:
 def result_path(output: Path, dataset: str, model: str) -> Path:
     """Return where the result of a model on a dataset is written."""
     return Path(output) / f"{dataset}_{model}.json"
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file atomically, and its folder if there is none. Raises `UserError` where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_result(result: Result, path: Path) -> None:
