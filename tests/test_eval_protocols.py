@@ -430,7 +430,7 @@ def test_rules_that_do_not_fit_the_modality_or_the_files(films, tmp_path):
         check_dataset(config, Audio())
     with pytest.raises(UserError, match="is for videos, not for image"):
         choose_protocol("ours", None, (0, 1), Image())
-    with pytest.raises(DecodeError, match="one file is expected here, not several frames"):
+    with pytest.raises(DecodeError, match="expected one file, not several frames"):
         choose_protocol("ours", None, (0, 1), VIDEO).reader.read([b"a", b"b"])
     check_dataset(config, VIDEO)
     write_json(tmp_path / "data.jsonl", {"path": "a.mp4", "caption": "x"})
