@@ -146,18 +146,16 @@ class DatasetConfig:
     @model_validator(mode="after")
     def _check(self) -> Self:
         rules = self.paper or Paper()
-        inputs, by_paper = rules.get("inputs"), self.protocol == "paper"
-        refuse(
-            {
-                unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
-                "there is no paper protocol: the config has no `paper`; use ours": by_paper and self.paper is None,
-                "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
-                "paper: similarity: dot is for retrieval": rules.get("similarity") == "dot"
-                and self.task != "retrieval",
-                f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
-                "clips and crops belong to our protocol, not the paper's": by_paper and self.clips * self.crops > 1,
-            }
-        )
+        inputs, dot, by_paper = rules.get("inputs"), rules.get("similarity") == "dot", self.protocol == "paper"
+        mistakes = {
+            unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
+            "there is no paper protocol: the config has no `paper`; use ours": by_paper and self.paper is None,
+            "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
+            "paper: similarity: dot is for retrieval": dot and self.task != "retrieval",
+            f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
+            "clips and crops belong to our protocol, not the paper's": by_paper and self.clips * self.crops > 1,
+        }
+        refuse(mistakes)
         return self
 
     @property
@@ -167,12 +165,9 @@ class DatasetConfig:
 
 
 def load_dataset_config(path: Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
-    """Return the dataset that a YAML file describes.
+    """Return the dataset that a YAML file describes. `data` is below `data_root`, or below the file's own folder.
 
-    Args:
-        path: the YAML file.
-        data_root: the folder that `data` is below; default: the file's own folder.
-        prepared: False allows a missing file of class names, which `prepare` may have to write.
+    Without `prepared`, the file of class names may be missing, as `prepare` may have to write it.
 
     Raises:
         UserError: the file or one that it names is missing, or a key or value is wrong.
@@ -195,8 +190,7 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
 
 def load_folder(folder: Path) -> DatasetConfig:
     """Return the dataset in a webdataset folder of CLIP_benchmark, which needs no YAML file. Raises UserError."""
-    facts = _benchmark(folder, "test")
-    if not facts:
+    if not (facts := _benchmark(folder, "test")):
         raise UserError(f"{folder} is not a webdataset folder of CLIP_benchmark: it has no test/{SHARDS}")
     return validate(DatasetConfig, {"name": folder.absolute().name} | facts, str(folder))
 
@@ -262,9 +256,6 @@ def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[st
 def _lines(file: Path) -> list[str]:
     """Return a file's lines, without blank ones at the end."""
     try:
-        lines = text_lines(file.read_bytes())
+        return text_lines(file.read_bytes().rstrip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines

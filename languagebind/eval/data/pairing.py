@@ -40,8 +40,6 @@ from .validation import CONFIG, Number, must_be, refuse, unknown, validate
 # `retrieve` ranks captions and samples; here queries take the captions' place
 NAMES = {"text_to_modality": "query_to_gallery", "modality_to_text": "gallery_to_query"}
 LISTED = 5
-# Beyond these weights, rounding would drop a part of the fusion
-SMALLEST, LARGEST = 1e-3, 1e3
 
 
 def renamed(metric: str) -> str:
@@ -51,10 +49,8 @@ def renamed(metric: str) -> str:
 
 
 METRICS = datasets.METRICS | {"retrieval": tuple(map(renamed, datasets.METRICS["retrieval"]))}
-Weight = Annotated[
-    Number,
-    must_be(lambda x: SMALLEST <= abs(x) <= LARGEST, f"from {SMALLEST:g} to {LARGEST:g}, or the negative of that"),
-]
+# Beyond these weights, rounding would drop a part of the fusion
+Weight = Annotated[Number, must_be(lambda x: 1e-3 <= abs(x) <= 1e3, "from 0.001 to 1000, or the negative of that")]
 Weights = Annotated[Mapping[str, Weight], BeforeValidator(lambda x: {x: 1.0} if isinstance(x, str) else x)]
 
 
@@ -99,15 +95,10 @@ class PairsConfig:
 
 
 def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = True) -> PairsConfig:
-    """Return the comparison that a YAML file describes.
-
-    Args:
-        path: the YAML file.
-        data_root: the folder that its data is below; default: the file's own folder.
-        there: whether to check that the data exists.
+    """Return the comparison that a YAML file describes. Its data is below `data_root`, or below the file's own folder.
 
     Raises:
-        UserError: the file, its data or what it names is missing, or a key or value is wrong.
+        UserError: the file, what it names or (with `there`) its data is missing, or a key or value is wrong.
     """
     path = Path(path)
     values, folders = read_values(path, data_root)
@@ -130,8 +121,7 @@ def match_samples(
 ) -> tuple[dict[str, list[Sample]], int]:
     """Return the samples that all modalities have, in the same order for each, and how many lack a partner.
 
-    Raises:
-        UserError: a sample lacks a partner and `skip_bad` is off, none match, or two of a modality have the same key.
+    Raises UserError if one lacks a partner and `skip_bad` is off, none match, or two of a modality have the same key.
     """
     default = next(iter(modalities.values()))  # texts are listed by any modality, as no media are read
     listed = {name: _by_key(config, name, modalities.get(name, default)) for name in config.used}
@@ -139,18 +129,14 @@ def match_samples(
     keys = [key for key in everything if all(key in samples for samples in listed.values())]
     if not keys:
         examples = ", ".join(f"{next(iter(samples))!r} of {name}" for name, samples in listed.items())
-        raise UserError(
-            f"{config.name}: {', '.join(listed)} have no key in common; the first keys are {examples}."
-            " In a manifest, `id` says which samples belong together"
-        )
+        problem = f"{', '.join(listed)} have no key in common; the first keys are {examples}"
+        raise UserError(f"{config.name}: {problem}. In a manifest, `id` says which samples belong together")
     missing = [f"{key} has no {name}" for key in everything for name in listed if key not in listed[name]]
     unpaired = len(everything) - len(keys)
     if missing and not skip_bad:
         more = [f"... and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
-        raise UserError(
-            f"{config.name}: {unpaired} of {len(everything)} samples lack a partner (--skip-bad leaves them out):\n  "
-            + "\n  ".join(missing[:LISTED] + more)
-        )
+        count = f"{unpaired} of {len(everything)} samples lack a partner (--skip-bad leaves them out):"
+        raise UserError("\n  ".join([f"{config.name}: {count}", *missing[:LISTED], *more]))
     return {name: [samples[key] for key in keys] for name, samples in listed.items()}, unpaired
 
 
@@ -167,8 +153,7 @@ def sample_key(sample: Sample, in_shard: bool) -> str:
 def sample_labels(config: PairsConfig, samples: Mapping[str, Sequence[Sample]]) -> list[Sample]:
     """Return the samples of the query's modality whose labels are the right classes.
 
-    Raises:
-        UserError: the labels of two modalities differ and the config does not say which count, or one is missing.
+    Raises UserError if the labels of two modalities differ and the config does not say which count, or one is missing.
     """
     labelled = {name: samples[name] for name in config.query if any(sample.labels for sample in samples[name])}
     names = [config.labels] if config.labels else list(labelled)
@@ -178,10 +163,8 @@ def sample_labels(config: PairsConfig, samples: Mapping[str, Sequence[Sample]]) 
     for name in names[1:]:
         for one, other in zip(first, labelled[name], strict=True):
             if one.labels != other.labels:
-                raise UserError(
-                    f"{config.name}: {one.key} is {one.labels} by {names[0]} and {other.labels} by {name}: say whose"
-                    " labels count with `labels: ...`"
-                )
+                labels = f"{one.labels} by {names[0]} and {other.labels} by {name}"
+                raise UserError(f"{config.name}: {one.key} is {labels}: say whose labels count with `labels: ...`")
     if odd := [sample for sample in first if len(sample.labels) != 1]:
         raise UserError(f"{config.name}: {odd[0].key} has {len(odd[0].labels)} labels, it needs one")
     return list(first)

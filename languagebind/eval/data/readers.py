@@ -46,16 +46,8 @@ class Reader:
         self.modality = modality
 
     def read(self, source: Any) -> Tensor:
-        """Return what `Sample.load` gives as (V, C, T, H, W) views.
-
-        Raises:
-            DecodeError: it cannot be used.
-        """
+        """Return what `Sample.load` gives as (V, C, T, H, W) views. Raises DecodeError."""
         return self.modality.preprocess(source)[None]
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a result's protocol says about the inputs."""
-        return {"views": self.views, **({"clip": list(self.clip)} if self.clip else {}), **self.details}
 
 
 class VideoReader(Reader):
@@ -142,7 +134,10 @@ class Seconds(VideoReader):
             count, rate = (int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
             if count < 1 or rate < 1:
                 raise DecodeError(source, f"the header says {count} frames at {rate} per second; both are needed here")
-            for k, index in enumerate(second_indices(count, rate, self.modality.num_frames, clip).tolist()):
+            seconds = -(-count // rate)
+            start, end = (0, seconds) if clip is None else (int(clip[0]), min(int(clip[1]), seconds))
+            indices = np.linspace(start * rate, (end - 1) * rate, self.modality.num_frames, dtype=int)
+            for k, index in enumerate(indices.tolist()):
                 capture.set(cv2.CAP_PROP_POS_FRAMES, index)
                 found, frame = capture.read()
                 if not found:  # as in the original, the remaining frames stay zero
@@ -172,8 +167,7 @@ class Views(VideoReader):
         size, short = self.modality.image_size, min(frames.shape[2:])
         height, width = (int(size * side / short) for side in frames.shape[2:])
         pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()  # (S * T, H, W, 3)
-        if short != size:
-            pictures = np.stack([cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in pictures])
+        pictures = np.stack([cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in pictures])
         step = (max(height, width) - size) / (CROPS - 1)
         squares = _squares(torch.from_numpy(pictures).permute(0, 3, 1, 2), [int(c * step) for c in range(CROPS)])
         mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -223,15 +217,14 @@ class EvalProtocol:
 
     def describe(self) -> dict[str, Any]:
         """Return what a result says about its protocol."""
-        return {"protocol": self.name, "similarity": SIMILARITIES[self.similarity]} | self.reader.describe()
+        found = {"protocol": self.name, "similarity": SIMILARITIES[self.similarity], "views": self.reader.views}
+        return found | ({"clip": list(self.reader.clip)} if self.reader.clip else {}) | dict(self.reader.details)
 
     def class_scores(self, features: Tensor, classifier: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (M, K) and the logits behind the predictions' confidence (M, K).
 
-        Args:
-            features: (M, D), or (M, V, D) for views.
-            classifier: (K, D), unit norm.
-            logit_scale: log-space; views have a scale of their own.
+        Features are (M, D), or (M, V, D) for views; the classifier is (K, D), unit norm; `logit_scale` is in log space,
+        and views have a scale of their own.
         """
         if features.ndim == 2:
             scores = features @ classifier.T
@@ -245,14 +238,10 @@ class EvalProtocol:
 def choose_protocol(
     name: str, paper: Paper | None, clip: Interval | None, modality: Modality, clips: int = 1, crops: int = 1
 ) -> EvalProtocol:
-    """Return our protocol, or the one with a dataset's `paper` rules.
-
-    Raises:
-        UserError: the rules do not fit the modality.
-    """
+    """Return our protocol, or a dataset's `paper` one. Raises UserError if its rules do not fit the modality."""
     rules = paper if name == "paper" and paper else Paper()
     inputs = rules.get("inputs", "modality")
-    reader: Reader
+    reader = VideoReader(modality, clip) if clip else Reader(modality)
     if clips * crops > 1:
         reader = Clips(modality, clip, clips, crops)
     elif inputs in ("seconds", "seconds_of_duration"):
@@ -261,19 +250,7 @@ def choose_protocol(
         reader = Views(modality)
     elif inputs == "picture":
         reader = Picture(modality)
-    else:
-        reader = VideoReader(modality, clip) if clip else Reader(modality)
     return EvalProtocol(name, reader, rules.get("similarity", "cosine"))
-
-
-def second_indices(count: int, rate: int, num_frames: int, clip: Interval | None) -> np.ndarray:
-    """Return the indices into `count` frames that the original took, by whole seconds of `rate` frames.
-
-    The last second is left out, unless the video has only one.
-    """
-    total = -(-count // rate)
-    start, end = (0, total) if clip is None else (int(clip[0]), min(int(clip[1]), total))
-    return np.linspace(start * rate, (end - 1) * rate, num_frames, dtype=int)
 
 
 def _squares(frames: Tensor, starts: list[int]) -> list[Tensor]:

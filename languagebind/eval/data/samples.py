@@ -23,7 +23,7 @@ from ...data.tables import as_list, read_manifest
 from ...distributed import gather_objects
 from ...files import files_below, is_plain
 from ...modalities import DecodeError, Modality
-from .datasets import Counted, DatasetConfig, not_there
+from .datasets import Counted, DatasetConfig, find, not_there
 from .shards import Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
@@ -45,10 +45,7 @@ class Sample:
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
         """Return what `Modality.decode` takes: a path, the bytes of a member, or a list of these.
 
-        A modality without frames gets the middle one of several frames.
-
-        Raises:
-            DecodeError: the sample has no media, or a file is missing.
+        A modality without frames gets the middle one of several frames. Raises DecodeError if a file is missing.
         """
         if not isinstance(self.source, tuple):
             return self._contents(self.source)
@@ -69,9 +66,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     """Return the samples of a dataset; with `limit`, that many, evenly spaced over the data.
 
     In classification these are evenly spaced within each label, so that each class keeps its share, but for rounding.
-
-    Raises:
-        UserError: the data is missing, empty, of an unknown kind, or lacks the labels or captions of its task.
+    Raises UserError if the data is missing, empty, of an unknown kind, or lacks the labels or captions of its task.
     """
     samples = list_samples(config, modality)
     if not samples:
@@ -107,11 +102,7 @@ def warn_of_count(config: DatasetConfig, what: Counted, count: int) -> None:
 
 
 def digest_of_samples(facts: Any, name: str) -> str:
-    """Return a hash of what identifies a dataset's samples. Every rank must call this.
-
-    Raises:
-        UserError: the ranks see different samples.
-    """
+    """Return a hash of what identifies a dataset's samples. Every rank must call this, and see the same samples."""
     found = digest(facts)
     if len(set(gather_objects(found))) > 1:
         raise UserError(f"{name}: the ranks see different samples: put the same data on every node")
@@ -137,11 +128,7 @@ def check_data(config: DatasetConfig) -> None:
 
 
 def class_names(config: DatasetConfig) -> dict[str, str]:
-    """Return label -> name in prompts, in class order: the config's, or the sorted class folders with spaces for `_`.
-
-    Raises:
-        UserError: the config names no classes, and the data is not a folder of class folders.
-    """
+    """Return label -> name in prompts, in class order: the config's, or the sorted class folders' (`_` is a space)."""
     if config.class_names is not None:
         return dict(config.class_names)
     if names := [] if list_shards(config.data) else _class_folders(config):
@@ -181,12 +168,13 @@ def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Itera
 
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[tuple[str, ...], Sample] = {}
+    folders = (manifest.parent, *([Path(config.data_root)] if config.data_root else []))
     for where, row in read_manifest(manifest):
         paths = as_list(row.get("path"))
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
         labels, captions = _annotation(row, where, config)
-        files = tuple(_find(path, manifest, config) for path in paths)
+        files = tuple(find(path, folders) or manifest.parent / path for path in paths)
         name = None if row.get("id") is None else str(row["id"])
         source = files if isinstance(row["path"], list) else files[0]
         old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
@@ -196,12 +184,6 @@ def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     return list(samples.values())
 
 
-def _find(path: str, manifest: Path, config: DatasetConfig) -> Path:
-    beside, below_root = manifest.parent / path, Path(config.data_root or "", path)
-    use_root = config.data_root and not os.path.exists(beside) and os.path.exists(below_root)
-    return below_root if use_root else beside
-
-
 def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
     """Return the labels and captions of a manifest row or of a shard's metadata."""
     labels = as_list(record.get("label")) + as_list(record.get("labels"))
@@ -209,11 +191,10 @@ def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) ->
     if config.task == "retrieval":  # for other tasks the caption source need not be chosen
         for value in (record.get("caption"), record.get("captions")):
             if isinstance(value, dict):
-                source = config.caption_source or (next(iter(value)) if len(value) == 1 else None)
-                if source is None:
+                if len(value) != 1 and not config.caption_source:
                     choices = ", ".join(value)
                     raise UserError(f"{where}: captions from {choices}: choose one with caption_source in the config")
-                value = value.get(source)
+                value = value.get(config.caption_source or next(iter(value)))
             captions += as_list(value)
     expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
     for name, values, kind, types in expected:

@@ -32,11 +32,7 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Return the member's bytes.
-
-        Raises:
-            DecodeError: the shard is gone or cut off.
-        """
+        """Return the member's bytes. Raises DecodeError if the shard is gone or cut off."""
         try:
             with self.shard.open("rb") as file:
                 file.seek(self.offset)
@@ -51,10 +47,7 @@ class Member:
 def list_shards(data: str) -> list[Path]:
     """Return the shards of a brace pattern, a .tar file or a folder of .tar files; empty for anything else.
 
-    Shards behind URLs are copied to the disk, since they are read at random.
-
-    Raises:
-        UserError: a shard in the pattern does not exist, or cannot be copied.
+    Shards behind URLs are copied to the disk, since they are read at random. Raises UserError if one does not exist.
     """
     if any(map(is_url, data.split("::"))):
         return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
@@ -68,13 +61,9 @@ def read_shard(
 ) -> Iterator[tuple[str, Member | tuple[Member, ...] | None, dict[str, Any]]]:
     """Yield (key, source, annotation) for each sample of a shard, in order.
 
-    Args:
-        shard: the .tar file.
-        extensions: of the media; the first one that a sample has is its source, or its frames are.
-        num_classes: the length that a `.npy` label must have; None: any.
-
-    Raises:
-        UserError: the shard or an annotation cannot be read, or two members have the same name.
+    The source is the member, or the frames, with the first of the media's `extensions` that the sample has. A `.npy`
+    label must have `num_classes` elements; None: any number. Raises UserError if the shard or an annotation cannot be
+    read, or two members have the same name.
     """
     source: Member | tuple[Member, ...] | None
     for key, members in group_members(str(shard), _scan(shard)):
@@ -107,15 +96,10 @@ def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str
     if "cls" in members:
         record.setdefault("label", int(members["cls"].read()))
     if "npy" in members:
-        record.setdefault("labels", _positions(members["npy"].read(), num_classes))
+        vector = np.load(io.BytesIO(members["npy"].read()), allow_pickle=False)
+        if vector.ndim != 1 or not np.isin(vector, (0, 1)).all() or num_classes not in (None, len(vector)):
+            raise ValueError(f"the .npy should hold 0 or 1 for each of {num_classes} classes")
+        record.setdefault("labels", np.flatnonzero(vector).tolist())
     if "txt" in members and not record.keys() & {"caption", "captions"}:
         record["captions"] = text_lines(members["txt"].read())
     return record
-
-
-def _positions(data: bytes, num_classes: int | None) -> list[int]:
-    """Return the indices of the ones in a vector of 0 or 1 for each class."""
-    vector = np.load(io.BytesIO(data), allow_pickle=False)
-    if vector.ndim != 1 or not np.isin(vector, (0, 1)).all() or num_classes not in (None, len(vector)):
-        raise ValueError(f"the .npy should hold 0 or 1 for each of {num_classes} classes")
-    return np.flatnonzero(vector).tolist()

@@ -5,7 +5,6 @@ The fields of a pydantic dataclass with `config=CONFIG` say what is allowed, and
 """
 
 import difflib
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -58,13 +57,9 @@ def refuse(mistakes: Mapping[str, Any]) -> None:
 
 
 def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:
-    """Return the pydantic dataclass, model or TypedDict that `values` describe.
+    """Return the pydantic dataclass, model or TypedDict that `values`, as `load_yaml` returns them, describe.
 
-    Args:
-        kind: its fields say what is allowed; CONFIG makes it refuse unknown keys.
-        values: as `load_yaml` returns them.
-        where: what the message starts with, such as the file's path.
-        context: for validators that take pydantic's `ValidationInfo`.
+    Messages start with `where`, such as the file's path. Validators get `context` in pydantic's `ValidationInfo`.
 
     Raises:
         UserError: a key or value is wrong; the message names each, what was expected, and the key that was meant.
@@ -97,10 +92,10 @@ def _describe(error: ErrorDetails, kind: Any, where: str) -> str:
         return f"{path}: {error['ctx']['error']}"
     if first in EXPECTED and rest in ("type", "parsing", "parsing_size"):
         return f"{path} should be {EXPECTED[first]}, not {reprlib.repr(error['input'])}"
-    message, replaced = re.subn(
-        "^Input should", f"{path} should", error["msg"].replace("greater than or equal to", "at least")
-    )
-    return f"{message}, not {reprlib.repr(error['input'])}" if replaced else f"{path}: {message}"
+    message = error["msg"].replace("greater than or equal to", "at least")
+    if message.startswith("Input should"):
+        return f"{path} {message.removeprefix('Input ')}, not {reprlib.repr(error['input'])}"
+    return f"{path}: {message}"
 
 
 def _keys(kind: Any, place: Sequence[str | int]) -> list[str]:

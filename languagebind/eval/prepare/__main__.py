@@ -1,11 +1,10 @@
 """python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"""
 
-import hashlib
 import importlib
 import json
 import logging
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import tyro
 
 from ... import __version__
-from ...config import UserError, load_yaml, run
+from ...config import UserError, digest, load_yaml, run
 from ...files import locked, new_folder, write_atomic
 from ..command import parse_command
 from ..data.datasets import DatasetConfig, load_dataset_config, naming
@@ -54,10 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(options: PrepareConfig) -> dict[str, Any]:
     """Write a dataset's manifest or class folders, its class names if the YAML asks for a file of them, and a report.
 
-    Returns the report, as in `<data>.prepare.json`.
-
-    Raises:
-        UserError: the download is not what the YAML says, or the data exists already, or another run is making it.
+    Returns the report, as in `<data>.prepare.json`. Raises UserError if the download is not what the YAML says, the
+    data exists already, or another run is making it.
     """
     dataset = load_dataset_config(options.config, options.output, prepared=False)
     kind, values = _kind(dataset, options.config)
@@ -118,7 +115,11 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
     An empty report is written just before the data: if the run is stopped in between, the data is known as `prepare`'s,
     and an old report is not taken for one of it.
     """
-    source, by_class, names_file = options.source, target.suffix == "", _names_file(options)
+    source, by_class = options.source, target.suffix == ""
+    wanted = load_yaml(options.config).get("class_names")
+    # A file of class names that does not lie beside the YAML is made below the data root
+    make_names = isinstance(wanted, str) and not (options.config.parent / wanted).is_file()
+    names_file = options.output / str(wanted) if make_names else None
     with new_folder(target) if by_class else nullcontext(target.parent) as folder:
         with naming(dataset.name):
             listing = list_rows(kind.prepare(source, folder, values), source, folder, by_class)
@@ -127,7 +128,11 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
         names = names or {label: label for label in sorted(listing.labels)}
         listing.check(dataset, names if names_file else dataset.class_names or names, source, options.skip_missing)
         if names_file:
-            _write_names(names, names_file, options.overwrite)
+            contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
+            if names_file.exists() and names_file.read_bytes() != contents and not options.overwrite:
+                raise UserError(f"{names_file} exists and differs: --overwrite makes it again")
+            names_file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(names_file, contents)
         make_links(listing.links)
         write_atomic(Path(f"{target}{PREPARED}"), b"{}\n")
         if not by_class:
@@ -136,22 +141,7 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
     return listing
 
 
-def _names_file(options: PrepareConfig) -> Path | None:
-    """Return the file of class names that `prepare` makes below the data root, unless it lies beside the YAML."""
-    name = load_yaml(options.config).get("class_names")
-    return options.output / name if isinstance(name, str) and not (options.config.parent / name).is_file() else None
-
-
-def _write_names(names: Mapping[str, str], file: Path, overwrite: bool) -> None:
-    contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
-    if file.exists() and file.read_bytes() != contents and not overwrite:
-        raise UserError(f"{file} exists and differs: --overwrite makes it again")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, contents)
-
-
 def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:
-    keys = json.dumps(sorted(row["path"] for row in listing.kept))
     return {
         "data": dataset.data,
         "kind": dataset.prepare["kind"],
@@ -160,7 +150,7 @@ def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:
         "classes": len(listing.labels),
         "missing": list(listing.missing.values()),
         "left_out": listing.left_out,
-        "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
+        "keys_sha256": digest(sorted(row["path"] for row in listing.kept)),
         "version": __version__,
     }
 

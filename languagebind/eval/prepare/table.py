@@ -67,12 +67,16 @@ def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
     for where, key, record in _selected(source, options):
         path = _find(media, options.media, record | {"key": key}, where)
         row: Row = {"where": where, "path": path} | _annotation(record, options, where)
-        if key not in samples:
-            samples[key] = row
-        elif options.repeats:
-            _add(samples[key], row)
-        else:
-            raise UserError(f"{where}: {key!r} is listed twice, first at {samples[key]['where']}")
+        sample = samples.setdefault(key, row)
+        if sample is row:
+            continue
+        if not options.repeats:
+            raise UserError(f"{where}: {key!r} is listed twice, first at {sample['where']}")
+        for name in ("path", "label"):
+            if row.get(name) != sample.get(name):
+                raise UserError(f"{where}: {name} {row[name]!r}, but {sample[name]!r} at {sample['where']}")
+        for name in row.keys() & {"labels", "captions"}:
+            sample[name] += row[name]
     for row in samples.values():
         if options.join:
             paragraph = " ".join(filter(None, row["captions"]))
@@ -141,21 +145,11 @@ def _texts(value: Any, column: str, where: str, may_be_empty: bool = False) -> l
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in values]
     for text in texts or [""]:
-        is_text = isinstance(text, (str, int)) and not isinstance(text, bool) and is_plain(str(text))
-        if not is_text:
+        if type(text) not in (str, int) or not is_plain(str(text)):  # not isinstance: True is an int
             raise UserError(f"{where}: {column} should be text, not {text!r}")
         if not (may_be_empty or str(text).strip()):
             raise UserError(f"{where}: {column} is empty")
     return [str(text).strip() for text in texts]
-
-
-def _add(sample: Row, row: Row) -> None:
-    """Add another row of the same sample."""
-    for name in ("path", "label"):
-        if row.get(name) != sample.get(name):
-            raise UserError(f"{row['where']}: {name} {row[name]!r}, but {sample[name]!r} at {sample['where']}")
-    for name in row.keys() & {"labels", "captions"}:
-        sample[name] += row[name]
 
 
 def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
@@ -186,11 +180,10 @@ def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str)
 
 
 def _fill(pattern: str, record: Record, where: str) -> str:
-    """Return a pattern with a record's columns in it. Raises UserError."""
+    """Return a pattern with a record's columns in it."""
     try:
         return pattern.format_map(record)
+    except KeyError as error:
+        raise UserError(f"{where}: no column {error}, it has {columns_of(record)}") from error
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        problem = f"cannot fill in {pattern!r}: {error}"
-        if isinstance(error, KeyError):
-            problem = f"no column {error}, it has {columns_of(record)}"
-        raise UserError(f"{where}: {problem}") from error
+        raise UserError(f"{where}: cannot fill in {pattern!r}: {error}") from error

@@ -33,15 +33,13 @@ class Listing:
 
     def check(self, dataset: DatasetConfig, classes: Collection[str], source: Path, skip_missing: bool) -> None:
         """Raise `UserError` if files are missing, a count differs from the dataset's, or a label is not a class."""
-        name = dataset.name
+        name, expect = dataset.name, dataset.expect
         if self.missing and not (skip_missing and self.kept):
             first = "; ".join(list(self.missing.values())[:SHOWN_MISSING])
             count = f"{len(self.missing)} of {len(self.rows)} files are not below {source}"
             raise UserError(f"{name}: {count}: {first}; --skip-missing leaves such rows out and lists them")
         found = {"samples": len(self.rows), "captions": count_captions(self.rows.values()), "classes": len(self.labels)}
-        wrong = [
-            f"{found[key]} {key}, expected {count}" for key, count in dataset.expect.items() if found[key] != count
-        ]
+        wrong = [f"{found[key]} {key}, expected {count}" for key, count in expect.items() if found[key] != count]
         if wrong or not self.rows:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items()) or "nothing"
             raise UserError(

@@ -4,7 +4,6 @@ import csv
 import io
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from ...config import UserError, parse, run
+from ...config import UserError, run
 from ...files import write_atomic
+from ..command import parse_command
 from ..results import Result, model_name, read_results, shown_metrics
 from ..score.statistics import interval
 from .page import make_page
 
 log = logging.getLogger(__name__)
-
 MARK = 40  # characters at the start that all reports have in common, and all of their tables
 
 
@@ -36,9 +35,7 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    words = sys.argv[1:] if argv is None else argv
-    config = parse(ReportConfig, words, prog="python -m languagebind.eval.report", description=ReportConfig.__doc__)
+    config = parse_command(ReportConfig, argv, "languagebind.eval.report")
     if config.configs != ReportConfig.configs and not config.configs.is_dir():
         raise UserError(f"--configs {config.configs} is not a folder")
     results = read_results(*config.results)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..data.datasets import Counted
 from ..results import COMPARED, Result, setting_name
 from ..score.statistics import interval
 
@@ -14,7 +15,7 @@ UNSET = "not set"
 SHOWN_MODELS = 3  # of the largest group; a larger one is "the others"
 
 
-def shortfalls(result: Result, expect: Mapping[str, int]) -> list[str]:
+def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
     """Return how a result falls short of the full dataset: counts that are not as expected, and samples left out."""
     protocol = result["protocol"]
     texts: list[str] = []
