@@ -127,10 +127,8 @@ class Encoder:
     def encode_texts(self, texts: Iterable[str]) -> tuple[Tensor, list[int]]:
         """Return features (U, D), float32, of the distinct texts, and the row of each text in them.
 
-        A repeated text is encoded once, so that its copies have exactly the same features and scores.
-
-        Raises:
-            UserError: the model returns NaN or infinity.
+        A repeated text is encoded once, so that its copies have exactly the same features and scores. Raises
+        `UserError` where the model returns NaN or infinity.
         """
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]

@@ -93,8 +93,7 @@ def mteb_task(
 ) -> FolderTask:
     """Return the task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
 
-    Raises:
-        UserError: the config is wrong or not a classification, or its class names are missing.
+    Raises `UserError` where the config is wrong or not a classification, or its class names are missing.
     """
     dataset = load_dataset_config(Path(config), Path(data_root) if data_root else None)
     metadata = TaskMetadata(

@@ -46,10 +46,8 @@ def probe(
     """Fit probes; return metrics with protocol, and intervals.
 
     `top1`, `top5`, `mean_per_class` and their intervals are those of the probe of all the training data with the first
-    seed. `full/...` and `shots_<k>/...` are mean and standard deviation (n - 1; 0 for one seed) over the seeds.
-
-    Raises:
-        UserError: a class has too few samples for the shots.
+    seed. `full/...` and `shots_<k>/...` are mean and standard deviation (n - 1; 0 for one seed) over the seeds. Raises
+    `UserError` where a class has too few samples for the shots.
     """
     check_shots(train.labels, shots, range(num_classes))  # again: some samples may have been unreadable
     labels = torch.from_numpy(test.labels)

@@ -110,8 +110,7 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
     """Return the metrics of two results whose intervals overlap, where neither model is shown to be better.
 
-    Raises:
-        UserError: the results are for different data or different samples.
+    Raises `UserError` where the results are for different data or different samples.
     """
     for key in ("dataset", "data_sha256", "samples"):
         a, b = ((result["protocol"] | {"dataset": result["dataset"]}).get(key) for result in (result_a, result_b))
