@@ -1,4 +1,4 @@
-"""Measure speed and memory: the model, the loss, the loader, decoding, importing, and a comparison with the original.
+"""Measure speed and memory, or compare this library with the original LanguageBind code.
 
     python scripts/benchmark.py NAME --help
     python scripts/benchmark.py model --model vit-l-14 --tuning lora --batch-size 1 8 64 --output model.json
@@ -6,11 +6,11 @@
 prints a table; --output also writes it as JSON. NAME is one of
 
     model     training steps of an encoder on random data
-    loss      the contrastive loss of one rank of many
-    loader    batches from shards, and the memory of the processes that make them
-    decode    from files to tensors, by every decoder
-    import    import languagebind
-    compare   the original's package and this one, in turn
+    loss      the contrastive loss on one of many ranks
+    loader    batches from shards, and the memory of the loader's processes
+    decode    decoding of files to tensors, with every decoder
+    import    `import languagebind`
+    compare   training steps of the original code and of this library, in turn
 
 `model` and `loss` need only PyTorch. docs/performance.md explains the figures.
 """
@@ -25,7 +25,7 @@ BENCHMARKS = ("model", "loss", "loader", "decode", "import", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the command line names."""
+    """Run the benchmark named on the command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in BENCHMARKS:
         print(__doc__)

@@ -1,4 +1,4 @@
-"""Check shards and print what they contain; the exit status is 1 if something is wrong.
+"""Check shards and print their contents. The exit status is 1 if there are faults.
 
 python scripts/check_shards.py /data/depth --modality depth --decode
 """
@@ -25,7 +25,7 @@ class CheckOptions:
     """Check shards."""
 
     shards: Annotated[str, tyro.conf.Positional]
-    """a folder, a glob or a brace pattern, on disk or at a URL (s3://...); several joined by `::`"""
+    """shards: a folder, a glob or a brace pattern, on disk or at a URL (s3://...); several joined by `::`"""
     modality: str | None = None
     """the modality that each sample must contain"""
     decode: bool = False
@@ -35,12 +35,12 @@ class CheckOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, print, and return the exit status."""
+    """Check the shards, print the result, and return the exit status."""
     options = parse(CheckOptions, sys.argv[1:] if argv is None else argv, prog="check_shards.py")
     if options.decode and options.modality is None:
         raise UserError("--decode needs --modality")
     if options.write_index and is_url(options.shards):
-        raise UserError("--write-index needs local shards: check those, then copy index.json to the URL")
+        raise UserError("--write-index needs local shards; run it on a local copy, then copy index.json to the URL")
     modality = modality_class(options.modality)() if options.modality else None
     checked = check_shards(options.shards, modality, options.decode)
     print_statistics(checked)
@@ -66,9 +66,9 @@ def print_statistics(checked: Checked) -> None:
 
 
 def write_indexes(checked: Checked) -> None:
-    """Write one index per folder; no index if a shard has a fault."""
+    """Write one index per folder, unless a shard has a fault."""
     if checked.faults:
-        raise UserError("index.json is not written, because some shards have faults")
+        raise UserError("index.json was not written, because some shards have faults")
     for folder in {Path(shard).parent for shard in checked.infos}:
         write_index(folder, [info for shard, info in checked.infos.items() if Path(shard).parent == folder])
         print(f"wrote {folder / 'index.json'}")

@@ -29,15 +29,15 @@ class DemoOptions:
     """Train and evaluate the sample world's modalities."""
 
     modality: tuple[str, ...] = tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    """the modalities to run; each has a file in configs/demo"""
+    """modalities to run; each has a config in configs/demo"""
     data: Path = ROOT / "data" / "demo"
-    """folder of the world and its shards"""
+    """folder for the sample world and its shards"""
     output: Path = ROOT / "logs" / "demo"
-    """folder of the runs, results.json and report.png; an earlier demo there is replaced"""
+    """folder for the runs, results.json and report.png; replaces an earlier demo"""
     num_train: int = 2000
-    """training scenes"""
+    """number of training scenes"""
     num_test: int = 512
-    """test scenes"""
+    """number of test scenes"""
     seed: int = 0
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(DemoOptions, sys.argv[1:] if argv is None else argv, prog="demo")
     if unknown := set(options.modality) - set(DemoOptions.modality):
-        raise UserError(f"no configs/demo/{min(unknown)}.yaml; there are {', '.join(DemoOptions.modality)}")
+        raise UserError(f"there is no configs/demo/{min(unknown)}.yaml; use {', '.join(DemoOptions.modality)}")
     begin = time.perf_counter()
     world = make_world(options)
     results = {name: run_modality(name, world, options) for name in options.modality}
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_world(options: DemoOptions) -> Path:
-    """Render the scenes and return their folder. Its name has all options, and a complete world is used again."""
+    """Render the scenes and return their folder. A complete world with the same options is reused."""
     name = f"world-{options.num_train}-{options.num_test}-{options.seed}-{'-'.join(sorted(options.modality))}"
     world = options.data / name
     if not (world / "whole").exists():
@@ -70,7 +70,7 @@ def make_world(options: DemoOptions) -> Path:
 
 
 def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]:
-    """Pack shards, embed captions, train and evaluate; return the modality's entry in results.json."""
+    """Pack shards, embed captions, train and evaluate, and return the modality's entry in results.json."""
     begin, run_folder = time.perf_counter(), options.output / name
     train, shards, config = world / "train", world / "shards" / name, CONFIGS / f"{name}.yaml"
     recipe = load_yaml(config)

@@ -1,4 +1,4 @@
-"""Draw the demo's report.png: loss curves, retrieval, and the similarity of texts and samples with thumbnails."""
+"""Draw the demo's report.png: loss curves, retrieval, and the similarities between samples and texts."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ SAMPLES = 8
 
 
 def draw_report(results: dict[str, Any], output: Path, world: Path) -> None:
-    """Draw report.png in `output`, the folder of a demo that ran on `world`."""
+    """Write report.png to `output`, the folder of a demo run on `world`."""
     figure = plt.figure(figsize=(13, 11), constrained_layout=True)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 2))[:, 0]
     curves, bars = top.subplots(1, 2)
@@ -31,7 +31,7 @@ def draw_report(results: dict[str, Any], output: Path, world: Path) -> None:
 
 
 def draw_losses(axes: Axes, output: Path, names: list[str]) -> None:
-    """Plot the training losses over the steps."""
+    """Plot the training loss of each modality over the steps."""
     for name, colour in zip(names, COLOURS, strict=False):
         rows = [json.loads(line) for line in (output / name / "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if "train/loss" in row]
@@ -45,9 +45,9 @@ def draw_retrieval(axes: Axes, results: dict[str, Any]) -> None:
     metrics, names = ("R@1", "R@5", "R@10"), list(results)
     width = 0.8 / len(metrics)
     for number, metric in enumerate(metrics):
-        places = np.arange(len(names)) + (number - 1) * width
+        positions = np.arange(len(names)) + (number - 1) * width
         values = [100 * results[name]["test"][metric] for name in names]
-        drawn = axes.bar(places, values, width * 0.92, color=COLOURS[0], alpha=1 - 0.3 * number, label=metric)
+        drawn = axes.bar(positions, values, width * 0.92, color=COLOURS[0], alpha=1 - 0.3 * number, label=metric)
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
     chance = [100 * results[name]["test"]["R@1_chance"] for name in names]
     axes.scatter(np.arange(len(names)) - width, chance, marker="_", s=300, color="black", label="chance of R@1")
@@ -58,11 +58,11 @@ def draw_retrieval(axes: Axes, results: dict[str, Any]) -> None:
 
 
 def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> None:
-    """Draw the cosine similarities of samples of several classes and the sentences of these classes."""
+    """Draw the cosine similarities between the test samples and the prompts of a few classes."""
     prompts, paths = sample_classes(world / "eval" / f"{name}_test.yaml")
     encoders = load(max((output / name / "checkpoints").glob("step_*.pt")))
-    sentences = list(prompts.values())
-    inputs: dict[str, Any] = {"text": sentences, name: paths}
+    texts = list(prompts.values())
+    inputs: dict[str, Any] = {"text": texts, name: paths}
     features: Any = encoders.encode(**inputs)
     similarity = (features["text"] @ features[name].T).numpy()  # (texts, samples)
 
@@ -74,7 +74,7 @@ def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> 
         axes.axis("off")
     shown = heat.imshow(similarity, cmap="viridis", aspect="auto")
     heat.set(xticks=[], xlabel=f"{name} samples, each of the class in its row")
-    heat.set_yticks(range(SAMPLES), sentences)
+    heat.set_yticks(range(SAMPLES), texts)
     for row in range(SAMPLES):
         for column in range(SAMPLES):
             value = similarity[row, column]
@@ -82,11 +82,11 @@ def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> 
             colour = "black" if value > similarity.mean() else "white"
             heat.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, weight=weight)
     figure.colorbar(shown, cax=bar, label="cosine")
-    figure.suptitle(f"Similarity of test samples and class sentences: {name} (bold: the best text of each sample)")
+    figure.suptitle(f"Similarity of test samples and class prompts: {name} (bold: the best text of each sample)")
 
 
 def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
-    """Return a sentence and the path of a test sample for each of a few classes, spread over all classes."""
+    """Return the prompts and the paths of test samples of a few classes, evenly spaced in the class list."""
     dataset, folder = load_yaml(config), config.parent
     names = dict(line.split("\t") for line in (folder / dataset["class_names"]).read_text().splitlines())
     template = (folder / dataset["templates"]).read_text().splitlines()[0]
@@ -98,7 +98,7 @@ def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def thumbnail(encoders: Encoders, name: str, path: str) -> np.ndarray:
-    """Return the middle frame of a sample as the encoder sees it, in 0..1."""
+    """Return the middle frame of a preprocessed sample, scaled to 0..1."""
     x: torch.Tensor = encoders.encoders[name][1].preprocess(path)  # (C, T, H, W)
     picture = x[:, x.shape[1] // 2].permute(1, 2, 0)
     picture = (picture - picture.amin((0, 1))) / (picture.amax((0, 1)) - picture.amin((0, 1))).clamp(min=1e-6)

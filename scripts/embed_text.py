@@ -3,7 +3,7 @@
     python scripts/embed_text.py --train-data shards/ --caption-source mix \\
         --text-tower ViT-L-14 --text-pretrained datacomp_xl_s13b_b90k
 
-A run that was stopped continues where it was. Under torchrun each rank processes its share of the shards.
+Run the command again to resume a stopped run. Under torchrun each rank processes its share of the shards.
 """
 
 import logging
@@ -27,26 +27,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """Write the features of the captions of shards."""
+    """Write the text features of shards."""
 
     train_data: str
     """shards: a brace pattern, a glob or a folder; several joined by `::`"""
     caption_source: str = "mix"
-    """the captions that training will use, as in its --caption-source"""
+    """captions to encode; use the --caption-source of training"""
     text: TextConfig = field(default_factory=TextConfig)
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str | None = None
-    """default: a GPU if there is one"""
+    """device to use (default: a GPU if there is one)"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the features."""
+    """Write the features, with the options of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(EmbedOptions, expand_config(sys.argv[1:] if argv is None else argv), prog="embed_text.py")
     shards = expand_shards(options.train_data)
     if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
-        raise UserError(f"features cannot be written beside {streams[0]}: use local shards, then copy the features")
+        raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")
     process = init_process(options.device)
     try:
         text_model, text_projection, _ = build_text(options.text)

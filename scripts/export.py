@@ -51,11 +51,11 @@ class ExportOptions:
     """Export a training checkpoint to the published layout."""
 
     checkpoint: Path
-    """a checkpoint, or the folder of a run for its last checkpoint"""
+    """checkpoint, or run folder to export the last checkpoint"""
     output: Path
-    """a new or empty folder"""
+    """output folder, new or empty"""
     adapter: bool = False
-    """keep LoRA adapters separate: the folder has the base weights, and adapter/ the adapters, for PEFT"""
+    """write LoRA adapters to adapter/ in PEFT's format, and keep the base weights unchanged"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(ExportOptions, sys.argv[1:] if argv is None else argv, prog="export.py")
     output = options.output.absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{options.output} exists and is not an empty folder: choose another")
+        raise UserError(f"{options.output} exists and is not an empty folder; choose another")
     from languagebind.hub.config import KIND_OF
     from languagebind.hub.processing import PROCESSORS, TOKENIZERS
     from languagebind.hub.published import MODELS

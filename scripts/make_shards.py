@@ -5,8 +5,8 @@
     python scripts/make_shards.py jsonl --manifest m.jsonl --root DIR --modality depth infrared --output shards/
     python scripts/make_shards.py folder --root DIR --modality depth --output shards/
 
-With `--frames 8` a video becomes eight pictures, which are read much faster than a video is decoded.
-A run that was stopped continues where it was. `SOURCE --help` lists the options.
+`--frames 8` stores a video as eight pictures, which are much faster to read.
+Run the command again to resume a stopped run. `SOURCE --help` lists the options.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from languagebind.modalities import modality_class
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the shards that the command line asks for, and report what was left out."""
+    """Make shards with the options of the command line, and print a report."""
     argv = list(sys.argv[1:] if argv is None else argv)
     kind, argv = (argv[0], argv[1:]) if argv else ("", [])
     if kind in ("-h", "--help"):
         print(__doc__)
         return
     if kind not in SOURCES:
-        raise UserError(f"the first word names the source: one of {', '.join(SOURCES)}, not {kind!r}")
+        raise UserError(f"the first argument should be one of {', '.join(SOURCES)}, got {kind!r}")
     fields = [("source", SOURCES[kind]), ("making", MakeOptions)]
     config: Any = parse(dataclasses.make_dataclass("Options", fields), expand_config(argv), f"make_shards.py {kind}")
     kinds = [modality_class(name) for name in config.source.modality]
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print what was made, and what was left out and why."""
+    """Print the number of packed samples, and the samples left out with the reasons."""
     made = f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
     print(f"{made}; {sum(reason['count'] for reason in report['left_out'].values())} left out")
     for name, reason in report["left_out"].items():
@@ -49,7 +49,7 @@ def print_report(report: dict[str, Any]) -> None:
         for example in reason["examples"]:
             print(f"    {example['id']}: {example['detail']}")
     if not report["samples"]:
-        raise UserError("no sample was packed: check --root and --modality")
+        raise UserError("no sample was packed; check --root and --modality")
 
 
 if __name__ == "__main__":

@@ -436,8 +436,8 @@ def test_mistakes_on_the_command_line(sounds, tmp_path):
     [
         ("id,text\na,one\nb\n", r"list.csv:3: 1 columns, expected 2: id, text"),
         ("id,text\na,one\n\nb,two,three\n", r"list.csv:4: 3 columns, expected 2"),
-        ("name,text\na,one\n", r"list.csv:2: no column 'id', it has name, text"),
-        ("id,caption\na,one\n", r"list.csv:2: no column 'text', it has id, caption"),
+        ("name,text\na,one\n", r"list.csv:2: no column 'id', only name, text"),
+        ("id,caption\na,one\n", r"list.csv:2: no column 'text', only id, caption"),
         ("id,text\na,one\nb,two\na,three\n", r"list.csv:4: 'a' is listed twice, first at .*list.csv:2"),
         ("id,text\na,one\nb,\n", r"list.csv:3: text is empty"),
         ("id,text\na,one\n ,two\n", r"list.csv:3: id is empty"),
@@ -472,7 +472,7 @@ def test_bad_rows(sounds, tmp_path, rows, message):
         ({"format": "pkl"}, "cannot read .*list.csv as pkl: "),
         ({"encoding": "utf-99"}, "cannot read .*list.csv as csv: unknown encoding: utf-99"),
         ({"split_list": "split.txt"}, r"split.txt: 1 of 2 names are not in list.csv, as 'z'"),
-        ({"split_list": "twice.txt"}, r"twice.txt:2: 'a' is there twice"),
+        ({"split_list": "twice.txt"}, r"twice.txt:2: 'a' is listed twice"),
         ({"match": {"id": "(x)"}}, "list.csv:2: 'a' does not match"),
         ({"match": {"id": "("}}, "match.id should be a valid regular expression"),
         ({"match": "id"}, "match should be"),
@@ -499,7 +499,7 @@ def test_bad_options(sounds, tmp_path, options, message):
         ("l.json", '[{"id": "a", "text": null}]', r"entry 1: text should be text"),
         ("l.json", '"a"', r"should hold a list or a mapping"),
         ("l.jsonl", '{"id": "a", "text": "x"}\n{"id": "b", "text": 3.5}\n', r"l.jsonl:2: text should be text"),
-        ("l.pkl", pickle.dumps({"a": Path("x")}), r"holds pathlib.*only containers, texts and numbers are read"),
+        ("l.pkl", pickle.dumps({"a": Path("x")}), r"has pathlib.*only containers, strings and numbers are allowed"),
         ("l.pkl", pickle.dumps([{"id": "a", "text": "x"}])[:20], r"cannot read .*l.pkl as pkl: "),
     ],
 )
@@ -515,7 +515,7 @@ def test_a_pickle_runs_no_code(tmp_path):
             return (open, (str(tmp_path / "harm"), "w"))
 
     (tmp_path / "l.pkl").write_bytes(pickle.dumps([Harm()]))
-    with pytest.raises(UserError, match=r"holds (builtins|_?io).open"):
+    with pytest.raises(UserError, match=r"has (builtins|_?io).open"):
         prepare(sounds_yaml(tmp_path, table="l.pkl"), tmp_path, tmp_path / "data")
     assert not (tmp_path / "harm").exists()
 

@@ -106,7 +106,7 @@ def test_csv_and_jsonl_give_the_same_labels(tmp_path, label):
         ('path,caption\n0.png,a\n1.png,"b\n2.png,c\n', "a.csv as csv after .*a.csv:2: unexpected end of data"),
         ('path,caption\n0.png,"a" b\n', "a.csv as csv: .* expected after"),
         ("path,caption\n0.png,a dog, running\n", "a.csv:2: 3 columns, expected 2: path, caption; a text with a comma"),
-        ("path,caption,caption\n0.png,a,b\n", "a.csv:1: the column 'caption' is there twice"),
+        ("path,caption,caption\n0.png,a,b\n", "a.csv:1: the column 'caption' is listed twice"),
     ],
 )
 def test_a_csv_loses_no_rows_and_cells(tmp_path, text, message):
@@ -338,7 +338,7 @@ def test_options_of_a_wrong_kind(tmp_path, change, message):
 def test_a_table_names_its_columns_once(tmp_path):
     options = download(tmp_path)
     (options.source / "list.csv").write_text("id,label,label\n0,cat,dog\n")
-    with pytest.raises(UserError, match=r"list\.csv:1: the column 'label' is there twice"):
+    with pytest.raises(UserError, match=r"list\.csv:1: the column 'label' is listed twice"):
         prepare(options)
     (options.source / "list.csv").write_text("id,label,,\n0,cat,,\n")
     assert prepare(options)["samples"] == 1

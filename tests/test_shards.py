@@ -160,7 +160,7 @@ def json_members(folder: Path) -> list[dict]:
 
 
 MISTAKES = {
-    "no source": (["what"], "the first word names the source"),
+    "no source": (["what"], "the first argument should be one of vidal"),
     "no annotation": (["vidal", "--annotation=/no.json", "--root=/", "--modality=depth"], "cannot read /no.json"),
     "no modality": (["folder", "--root=/tmp", "--modality=smell"], "unknown modality 'smell'"),
     "no folder": (["folder", "--root=/no/folder", "--modality=depth"], "no such folder: /no/folder"),
@@ -204,7 +204,7 @@ def test_faults_are_found(tmp_path):
     assert "00001.tar: broken tar file" in printed
     assert "s3_0: the key is also in" in printed
     assert "00003.tar s3_1: " in printed
-    assert "index.json is not written, because some shards have faults" in printed
+    assert "index.json was not written, because some shards have faults" in printed
     check(shards, status=1)
 
 

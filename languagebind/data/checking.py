@@ -1,4 +1,4 @@
-"""Check the hashes, members, captions and media of shards, and count what they hold."""
+"""Check the hashes, members, captions and media of shards, and count their contents."""
 
 import os
 import statistics
@@ -20,17 +20,17 @@ from .vidal import MissingCaption, texts_of
 
 @dataclass
 class Checked:
-    """What some shards hold, and what is wrong with them."""
+    """The contents and the faults of the checked shards."""
 
-    faults: list[str] = field(default_factory=list)  # `shard key: what`; no key where the whole shard is meant
-    infos: dict[str, ShardInfo] = field(default_factory=dict)  # of each readable shard
-    sizes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # bytes, by extension
-    words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # words, by caption source
+    faults: list[str] = field(default_factory=list)  # `shard key: fault`, without a key for the whole shard
+    infos: dict[str, ShardInfo] = field(default_factory=dict)  # shard -> index entry, readable shards only
+    sizes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # bytes per member, by extension
+    words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # words per caption, by source
     captions: Counter[str] = field(default_factory=Counter)
-    keys: dict[str, str] = field(default_factory=dict)  # key -> the shard that holds it
+    keys: dict[str, str] = field(default_factory=dict)  # key of a sample -> its shard
 
     def statistics(self) -> dict[str, Any]:
-        """Return counts; sizes and lengths as (least, median, most)."""
+        """Return counts, and the minimum, median and maximum of the member sizes and caption lengths."""
         return {
             "shards": len(self.infos),
             "samples": len(self.keys),
@@ -43,15 +43,15 @@ class Checked:
 
 
 def check_shards(spec: str | os.PathLike, modality: Modality | None = None, decode: bool = False) -> Checked:
-    """Read every member of the shards, as training does.
+    """Read every member of the shards as training does, and return their contents and faults.
 
     Args:
-        spec: shards, as `expand_shards` takes them.
-        modality: what each sample must hold.
-        decode: whether to decode it, too.
+        spec: the shards, in a form that `expand_shards` accepts.
+        modality: the modality that each sample must have.
+        decode: also decode the media of each sample.
 
     Raises:
-        UserError: there are no such shards, an index is damaged, or their store cannot be reached.
+        UserError: no shard is found, an index is damaged, or the store cannot be reached.
     """
     checked, shards = Checked(), expand_shards(spec)
     index = indexed(shards)
@@ -60,33 +60,31 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
             info = ShardInfo(path.name, bytes=os.path.getsize(path), sha256=file_sha256(path))
             if (known := index[shard]) and (known.bytes, known.sha256) != (info.bytes, info.sha256):
                 expected, found = (f"{each.bytes} bytes, SHA-256 {each.sha256[:12]}…" for each in (known, info))
-                checked.faults.append(f"{shard}: the index says {expected}, the file has {found}")
-            broken = (
-                [] if _is_whole(path) else ["it does not end as a tar file does: it was cut off, or is another file"]
-            )
-            for key, members in () if broken else _read_samples(path, broken):
+                checked.faults.append(f"{shard}: the index says {expected}, but the file has {found}")
+            errors = [] if _is_whole(path) else ["it is truncated, or is not a tar file"]
+            for key, members in () if errors else _read_samples(path, errors):
                 faults = list(_check_sample(checked, info, shard, key, members))
                 if modality is not None:
                     faults += _check_media(members, modality, decode)
                 checked.faults += [f"{shard} {key}: {fault}" for fault in faults]
-        checked.faults += [f"{shard}: broken tar file: {fault}" for fault in broken]
-        if not broken:
+        checked.faults += [f"{shard}: broken tar file: {error}" for error in errors]
+        if not errors:
             checked.infos[shard] = info
     return checked
 
 
 def _is_whole(shard: Path) -> bool:
-    """Return whether a file ends with the 1,024 zeros that end a tar file."""
+    """Return True if a file ends with the 1,024 zero bytes that end a tar file."""
     with open(shard, "rb") as file:
         file.seek(max(0, os.path.getsize(shard) - 1024))
         return file.read() == bytes(1024)
 
 
-def _read_samples(shard: Path, broken: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, contents by extension) for each sample; add what cannot be read to `broken`."""
+def _read_samples(shard: Path, errors: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield each sample as (key, contents by extension), and append the read errors to `errors`."""
 
     def note(error: Exception) -> bool:
-        broken.append(str(error.args[0]) if error.args else first_line(error))
+        errors.append(str(error.args[0]) if error.args else first_line(error))
         return True
 
     for sample in stream_samples(str(shard), note):
@@ -95,7 +93,7 @@ def _read_samples(shard: Path, broken: list[str]) -> Iterator[tuple[str, dict[st
 
 
 def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, members: dict[str, bytes]) -> Iterator[str]:
-    """Count a sample's members and captions; yield what is wrong with it."""
+    """Count a sample's members and captions, and yield its faults."""
     if key in checked.keys:
         yield f"the key is also in {checked.keys[key]}"
     checked.keys[key] = shard
@@ -104,7 +102,7 @@ def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, membe
         if not data:
             yield f"{name} is empty"
     try:
-        captions, problem = read_captions(members), "it has no caption"
+        captions, problem = read_captions(members), "the sample has no caption"
     except MissingCaption as error:
         captions, problem = {}, str(error)
     info.count(members, captions)
@@ -118,7 +116,7 @@ def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, membe
 
 
 def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) -> Iterator[str]:
-    """Yield what is wrong with a sample's media."""
+    """Yield the faults of a sample's media."""
     found = media_members(members, modality.extensions)
     if found is None:
         yield f"no member is named {' or '.join(modality.extensions)}"

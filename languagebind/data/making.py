@@ -1,7 +1,7 @@
-"""Make shards from samples: in parallel, resumable, with a report of every sample left out.
+"""Make shards from samples in parallel, resume a stopped run, and report the samples that were left out.
 
-The order of the input fixes which sample goes into which shard, so any number of workers and interruptions gives the
-same bytes.
+The order of the input alone decides the shard of each sample. So the bytes do not depend on the number of workers or on
+interruptions.
 """
 
 import dataclasses
@@ -27,52 +27,52 @@ from .packing import LeftOut, PackOptions, pack
 from .shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from .sources import Sample
 
-# What is done so far, a file for each shard; kept, so that a second run has nothing to do.
+# This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
 STATE_FOLDER = ".make_shards"
-EXAMPLES = 5  # samples that the report names for each reason
+EXAMPLES = 5  # samples listed per reason in the report
 
-Entries = list[Sample | LeftOut]  # what may go into a shard; left out is a sample whose key was used before
+Entries = list[Sample | LeftOut]  # the input of a shard; a `LeftOut` is a sample with a duplicate key
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeOptions:
-    """How samples are split into shards, checked and written."""
+    """Options for making shards from samples."""
 
     output: Path
-    """The folder for the shards, `index.json` and `report.json`."""
+    """Output folder for the shards, `index.json` and `report.json`."""
     samples_per_shard: int = 1000
-    """Entries of the input in one shard; entries that are left out are not replaced."""
+    """Number of input entries per shard. Samples that are left out are not replaced."""
     shard_size: int | None = None
-    """Maximum bytes of media in a shard. The size of every file is looked up first."""
+    """Maximum bytes of media per shard. The size of every media file is looked up first."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Number of processes; each writes whole shards."""
+    """Number of processes. Each writes whole shards."""
     overwrite: bool = False
     """Delete the shards in the output folder and start again."""
     packing: PackOptions = dataclasses.field(default_factory=PackOptions)
 
     def __post_init__(self):
         if self.shard_size and self.packing.frames:
-            raise UserError("--shard-size counts the bytes of whole files, not of --frames: use one of the two")
+            raise UserError("--shard-size cannot be combined with --frames; use --samples-per-shard")
 
 
 def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: MakeOptions) -> dict[str, Any]:
-    """Write shards with their index and report; return the report. `source` describes where `samples` come from.
+    """Write the shards of `samples`, their index and a report. Return the report.
 
-    Shards that an earlier run finished are kept.
+    `source` has the options of the source, which must not change. Shards that an earlier run finished are kept.
 
     Raises:
-        UserError: the output folder holds other shards, or the input or the options have changed since.
+        UserError: the output folder holds other shards, or the input or the options have changed since an earlier run.
     """
     _prepare(options, source)
     states = []
-    # A log gets a line of progress every 30 seconds.
+    # Outside a terminal, print the progress only every 30 seconds.
     with tqdm(unit=" samples", unit_scale=True, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         for state in _run(_cut(samples, options), options):
             states.append(state)
             bar.update(state["shard"]["samples"])
     unexpected = {path.name for path in options.output.glob("*.tar")} - {state["shard"]["name"] for state in states}
     if unexpected:
-        raise UserError(f"{options.output} also holds {min(unexpected)}: the input got shorter; use --overwrite")
+        raise UserError(f"{options.output} also holds {min(unexpected)} from a longer input; use --overwrite")
     write_index(options.output, (ShardInfo(**state["shard"]) for state in states))
     report = _report(states)
     write_atomic(options.output / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -80,21 +80,21 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
 
 
 def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
-    """Create the output folder, or continue with it if it was made from this input with these options."""
+    """Create the output folder, or check that an existing one has the same source and options."""
     state_folder = options.output / STATE_FOLDER
     if options.overwrite and options.output.exists():
         shutil.rmtree(state_folder, ignore_errors=True)
         for path in options.output.glob("*.tar"):
             path.unlink()
     if not state_folder.exists() and any(options.output.glob("*.tar")):
-        raise UserError(f"{options.output} holds shards from elsewhere; use --overwrite to replace them")
+        raise UserError(f"{options.output} holds shards that were made by other means; use --overwrite to replace them")
     state_folder.mkdir(parents=True, exist_ok=True)
     for path in itertools.chain(options.output.glob(".*.tmp"), state_folder.glob(".*.tmp")):
-        path.unlink()  # incomplete, from a run that was killed
+        path.unlink()  # an incomplete file of a killed run
     cut = {"samples_per_shard": options.samples_per_shard, "shard_size": options.shard_size}
     fixed = json.loads(json.dumps({**source, **to_dict(options.packing), **cut}, default=str))
     record = state_folder / "options.json"
-    # A record lacks options that are newer than it: they had their default values.
+    # An option that is newer than the record had its default value.
     before = to_dict(PackOptions()) | json.loads(record.read_bytes()) if record.exists() else fixed
     changed = [key for key in sorted(before.keys() | fixed.keys()) if before.get(key) != fixed.get(key)]
     if changed:
@@ -109,7 +109,7 @@ def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
     seen: set[str] = set()
     limit, size = options.shard_size or sys.maxsize, 0
     for sample in samples:
-        files = [path for places in sample.media.values() for path in places[0]] if options.shard_size else []
+        files = [path for locations in sample.media.values() for path in locations[0]] if options.shard_size else []
         added = sum(path.stat().st_size for path in files if path.is_file())
         if len(entries) == options.samples_per_shard or (entries and size + added > limit):
             yield entries
@@ -134,7 +134,7 @@ def _run(shards: Iterable[Entries], options: MakeOptions) -> Iterator[dict[str, 
 
 
 def _end_with_parent() -> None:
-    """End a worker when its parent is killed; otherwise it would wait for work forever."""
+    """End a worker process when its parent is killed. Otherwise the worker would wait for work forever."""
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():
@@ -145,7 +145,7 @@ def _end_with_parent() -> None:
 
 
 def _make_shard(path: Path, entries: Entries, packing: PackOptions) -> dict[str, Any]:
-    """Write one shard, unless an earlier run did; return what the index and the report say about it."""
+    """Write one shard, unless an earlier run has, and return its state for the index and the report."""
     samples = [entry for entry in entries if isinstance(entry, Sample)]
     left_out = [entry for entry in entries if isinstance(entry, LeftOut)]
     record = path.parent / STATE_FOLDER / f"{path.stem}.json"
@@ -173,10 +173,10 @@ def _make_shard(path: Path, entries: Entries, packing: PackOptions) -> dict[str,
 
 
 def _fingerprint(samples: list[Sample], duplicates: list[LeftOut]) -> str:
-    """Return a hash of the shard's samples, and of the sizes and times of their media files."""
+    """Return a hash of a shard's samples and of the sizes and modification times of their media files."""
     digest = hashlib.sha256(repr(duplicates).encode())
     for sample in samples:
-        paths = [path for places in sample.media.values() for place in places for path in place]
+        paths = [path for locations in sample.media.values() for files in locations for path in files]
         found = [path.stat() if path.exists() else None for path in paths]
         stats = [stat and [stat.st_size, stat.st_mtime_ns] for stat in found]
         digest.update(json.dumps([dataclasses.astuple(sample), stats], default=str).encode())

@@ -1,8 +1,8 @@
-"""The members of shards and the samples they form, by webdataset's rules, for training, checking and evaluation alike.
+"""Read the members of shards and group them into samples by webdataset's rules.
 
-A member is named `<key>.<extension>`: the key ends at the first dot of the file name, and the extension's case does not
-matter. `<key>.<k>.<extension>` is frame k. Members of one sample are next to each other. A file whose name starts with
-a dot, such as macOS's `._name`, belongs to no sample.
+A member is named `<key>.<extension>`. The key ends at the first dot of the file name, and the extension's case does not
+matter. `<key>.<k>.<extension>` is frame k. The members of a sample are next to each other. A file whose name starts
+with a dot, such as macOS's `._name`, belongs to no sample.
 """
 
 import json
@@ -26,13 +26,13 @@ _FRAME_MEMBER = re.compile(r"(\d+)\.(.+)")
 def stream_samples(
     shard: str, handler: Handler = reraise_exception, extensions: Collection[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of one shard (a file, a `pipe:` command or a URL) as webdataset does: contents by extension.
+    """Yield the samples of a shard as webdataset does, each a dictionary from extension to contents.
 
-    Each sample also has its `__key__` and its `__url__`, the shard.
+    `shard` is a file, a `pipe:` command or a URL. A sample also has its `__key__`, and the shard as `__url__`.
 
     Args:
-        handler: is given each error; where it returns true, reading continues with what can be read.
-        extensions: read only members with these extensions; frames count by the extension they share.
+        handler: called with each error; if it returns True, reading continues after the error.
+        extensions: the extensions of the members to read, without frame numbers; by default, all.
     """
 
     def wanted(name: str) -> bool:
@@ -53,10 +53,10 @@ def stream_samples(
 
 
 def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Group a shard's (name, anything) into samples as `stream_samples` does: yield (key, things by extension).
+    """Yield (key, values by extension) for each sample among the (member name, value) pairs of a shard.
 
     Raises:
-        UserError: a sample has two members of one name, or its members are not next to each other.
+        UserError: a sample has two members of the same name, or its members are not next to each other.
     """
 
     def refuse(error: Exception) -> bool:
@@ -67,23 +67,23 @@ def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tupl
     for sample in group_by_keys(named, handler=refuse):
         key, _ = sample.pop("__key__"), sample.pop("__url__")
         if key in seen:
-            raise UserError(f"{shard}: write the members of {key} next to each other, they are in two places")
+            raise UserError(f"{shard}: write the members of {key} next to each other; they are in two places")
         seen.add(key)
         yield key, sample
 
 
 def member_extension(extension: str) -> tuple[str, int | None]:
-    """Split a frame's number from what follows the key: `3.depth.png` to (`depth.png`, 3), `mp4` to (`mp4`, None)."""
+    """Split an extension from its frame number: `3.depth.png` -> (`depth.png`, 3), `mp4` -> (`mp4`, None)."""
     frame = _FRAME_MEMBER.fullmatch(extension)
     return (frame[2], int(frame[1])) if frame else (extension, None)
 
 
 def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict[int, str] | None:
-    """Find the media among a sample's members: the name of one member, or the names of the frames by number.
+    """Return the name of a sample's media member, or the names of its frames by number.
 
-    The first of `extensions` that the sample has is taken; None where it has none of them.
+    The first of `extensions` that the sample has is used. Return None if the sample has none of them.
     """
-    whole = -1  # in place of a frame's number
+    whole = -1  # stands for the number of a member that is not a frame
     found: dict[str, dict[int, str]] = {}
     for name in names:
         extension, frame = member_extension(name)
@@ -95,12 +95,12 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
 
 
 def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every caption of a sample, by source: the `captions` of its `.json`, and its `.txt` as source `txt`.
+    """Return the captions of a sample from its `.json` and `.txt`, keyed by source.
 
-    A `.json` that names no sources has its text, or texts, as source `caption`.
+    The source of the `.txt` is `txt`. Texts in the `.json` that name no source have the source `caption`.
 
     Raises:
-        MissingCaption: the sample has neither, or the JSON is broken.
+        MissingCaption: the `.json` has no captions or is damaged, and there is no `.txt`.
     """
     captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
     if "json" in sample:
@@ -109,13 +109,13 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
             found = record["captions"] if "captions" in record else record["caption"]
             captions |= found if isinstance(found, dict) else {"caption": found}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if not captions:  # a .json beside a .txt may hold other things
+            if not captions:  # a .json beside a .txt may have other contents
                 raise MissingCaption(f"unreadable .json: {error!r}") from error
     return captions
 
 
 def _extension(name: str) -> str | None:
-    """Return what follows the key in a member's name, in lower case; None where the member belongs to no sample."""
+    """Return the extension of a member's name in lower case, or None if the member belongs to no sample."""
     hidden = name.rpartition("/")[2].startswith(".")
     extension = None if hidden else base_plus_ext(name)[1]
     return extension and extension.lower()

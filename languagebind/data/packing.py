@@ -1,4 +1,4 @@
-"""From one sample's files to the members of a shard, or the reason why the sample is left out."""
+"""Pack the files of one sample as members of a shard, or give the reason why the sample is left out."""
 
 import io
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from .shards import as_key
 from .sources import Sample
 from .vidal import texts_of
 
-# How a kind of file begins: offset and bytes. This tells a picture from an error page or from half a picture.
-_BEGINS = {
+# The signature of each kind of file, as offset and bytes. An error page that was saved as a picture does not have it.
+_SIGNATURES = {
     "png": (0, b"\x89PNG\r\n\x1a\n"),
     "jpg": (0, b"\xff\xd8\xff"),
     "wav": (0, b"RIFF"),
@@ -25,32 +25,32 @@ _BEGINS = {
     "ogg": (0, b"OggS"),
     "mp4": (4, b"ftyp"),
 }
-_PNG_END = b"IEND\xaeB`\x82"
-_ALSO = {"tif": "tiff", "jpeg": "jpg"}  # other names of a kind
+_PNG_END = b"IEND\xaeB`\x82"  # a truncated PNG does not have it
+_ALIASES = {"tif": "tiff", "jpeg": "jpg"}  # other suffixes of the same kind
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """Which files are usable, and what of a video goes into a shard."""
+    """Options for checking media files and for storing videos as frames."""
 
     verify: Literal["header", "decode"] = "header"
-    """`header`: a file is usable if it begins as its kind should; `decode`: if it can be decoded."""
+    """How to check a media file: `header` reads its signature, `decode` decodes the whole file."""
     frames: int | None = None
-    """Store N frames of each video as JPEG, spread evenly, in place of the file: they are read far faster."""
+    """Store N evenly spaced JPEG frames of each video instead of the file. They are much faster to read."""
     frame_size: int = 256
-    """Short side of these frames, in pixels; smaller ones are not enlarged."""
+    """Short side of the stored frames in pixels. Smaller frames are not enlarged."""
     frame_quality: int = 90
-    """Their JPEG quality, 1 to 95."""
+    """JPEG quality of the stored frames, 1 to 95."""
 
     def __post_init__(self):
         at_least(1, frames=self.frames, frame_size=self.frame_size, frame_quality=self.frame_quality)
         if self.frame_quality > 95:
-            raise UserError(f"--frame-quality is {self.frame_quality}, set 1 to 95")
+            raise UserError(f"--frame-quality is {self.frame_quality}; use 1 to 95")
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sample that is in no shard, and why."""
+    """A sample that is left out of the shards, and the reason."""
 
     id: str
     reason: str
@@ -58,23 +58,23 @@ class LeftOut:
 
 
 class _Unusable(Exception):
-    """Ends the packing of one sample: (reason, detail)."""
+    """Raised with (reason, detail) if a sample cannot be packed."""
 
 
 def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], dict[str, Any]] | LeftOut:
-    """Return (key, media by extension, metadata) for `ShardWriter.add`, or why the sample is left out."""
+    """Return the arguments of `ShardWriter.add` (key, media by extension, metadata), or a `LeftOut` with the reason."""
     captions = {name: value for name, value in sample.captions.items() if any(map(str.strip, texts_of(value)))}
     if not captions:
-        return LeftOut(sample.id, "missing caption", f"of {sorted(sample.captions)}")
+        return LeftOut(sample.id, "missing caption", f"no text in {sorted(sample.captions)}")
     media: dict[str, bytes] = {}
-    for name, places in sample.media.items():
+    for name, locations in sample.media.items():
         try:
-            members = _read_media(modality_class(name), places, options)
+            members = _read_media(modality_class(name), locations, options)
         except _Unusable as error:
             return LeftOut(sample.id, *error.args)
-        # This includes `jpg` beside `0.jpg`: a reader of the frames would take the one picture.
+        # `jpg` and `0.jpg` also clash: a reader would use the single picture and ignore the frames.
         if both := {member_extension(n)[0] for n in media} & {member_extension(n)[0] for n in members}:
-            return LeftOut(sample.id, "two modalities in one member", f"{min(both)}, of {name} and another one")
+            return LeftOut(sample.id, "two modalities in one member", f"{min(both)} of {name} and of another modality")
         media |= members
     metadata: dict[str, Any] = {"id": sample.id, "captions": captions}
     if len(sample.labels) > 1:
@@ -85,13 +85,13 @@ def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], d
 
 
 def has_frames(modality: type[Modality]) -> bool:
-    """Whether a sample of a modality has frames, whose number is an option."""
+    """Return True if the number of frames per sample is an option of the modality."""
     return hasattr(modality, "num_frames")
 
 
-def _read_media(modality: type[Modality], places: list[list[Path]], options: PackOptions) -> dict[str, bytes]:
-    """Return the members that one modality adds: `mp4`, or `0.depth.png` to `7.depth.png`."""
-    paths = next((paths for paths in map(_frames, places) if paths and paths[0].exists()), _frames(places[0]))
+def _read_media(modality: type[Modality], locations: list[list[Path]], options: PackOptions) -> dict[str, bytes]:
+    """Return one modality's media by extension: a whole file, numbered frames, or the JPEG frames of a video."""
+    paths = next((paths for paths in map(_frames, locations) if paths and paths[0].exists()), _frames(locations[0]))
     extensions = [_extension(modality, path) for path in paths]
     contents = [_read(path) for path in paths]
     if options.frames and has_frames(modality):
@@ -106,18 +106,18 @@ def _read_media(modality: type[Modality], places: list[list[Path]], options: Pac
     return {f"{frame}.{extensions[frame]}": data for frame, data in enumerate(contents)}
 
 
-def _frames(place: list[Path]) -> list[Path]:
-    """Return the files of a place; a folder stands for the frames in it, by number."""
-    if len(place) == 1 and place[0].is_dir():
-        files = (path for path in place[0].iterdir() if not path.name.startswith("."))
+def _frames(location: list[Path]) -> list[Path]:
+    """Return the files of a location. A folder stands for its files, in the order of their frame numbers."""
+    if len(location) == 1 and location[0].is_dir():
+        files = (path for path in location[0].iterdir() if not path.name.startswith("."))
         return sorted(files, key=lambda path: (len(path.stem), path.name))
-    return place
+    return location
 
 
 def _extension(modality: type[Modality], path: Path) -> str:
-    """Return the member's extension: the one of those that the modality reads that ends as the file name does."""
+    """Return the modality's extension that matches the suffix of a file."""
     suffix = path.suffix.lower().lstrip(".")
-    for kind in (suffix, _ALSO.get(suffix)):
+    for kind in (suffix, _ALIASES.get(suffix)):
         for extension in modality.extensions:
             if extension.rpartition(".")[2] == kind:
                 return extension
@@ -131,10 +131,10 @@ def _read(path: Path) -> bytes:
         reason = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
         raise _Unusable(reason, f"{path}: {error.strerror}") from error
     kind = path.suffix.lower().lstrip(".")
-    offset, begin = _BEGINS.get(_ALSO.get(kind, kind), (0, b""))
-    whole = data[offset : offset + len(begin)] == begin and (kind != "png" or data.endswith(_PNG_END))
+    offset, signature = _SIGNATURES.get(_ALIASES.get(kind, kind), (0, b""))
+    whole = data[offset : offset + len(signature)] == signature and (kind != "png" or data.endswith(_PNG_END))
     if not data or not whole:
-        raise _Unusable("undecodable" if data else "empty file", f"{path}: not a whole {kind} file")
+        raise _Unusable("undecodable" if data else "empty file", f"{path}: not a complete {kind} file")
     return data
 
 
@@ -151,7 +151,7 @@ def _decode(modality: Modality, source: bytes | Sequence[bytes], path: Path) -> 
 
 
 def _jpeg(frame: torch.Tensor, options: PackOptions) -> bytes:
-    """Encode a frame (3, H, W), uint8."""
+    """Encode a uint8 frame (3, H, W) as JPEG."""
     from PIL import Image
 
     picture, file = Image.fromarray(frame.permute(1, 2, 0).numpy()), io.BytesIO()

@@ -1,7 +1,7 @@
-"""Webdataset shards: writing them, finding them, and the index that says what they hold.
+"""Find and write webdataset shards and the index of their contents.
 
-A sample is `<key>.<extension>` media members and `<key>.json`; a member `<key>.<k>.<extension>` is frame k. A key
-has no dot, since webdataset takes everything after a name's first dot as the extension.
+A sample has media members `<key>.<extension>`, and `<key>.json`. A member `<key>.<k>.<extension>` is frame k. A key has
+no dot, because webdataset treats everything after the first dot of a name as the extension.
 """
 
 import glob
@@ -28,7 +28,7 @@ INDEX_VERSION = 1
 
 @dataclass
 class ShardInfo:
-    """What the index says about one shard; `members` counts by extension, each frame of a sample on its own."""
+    """The index entry of a shard. `members` counts the files by extension, and each frame is one file."""
 
     name: str
     samples: int = 0
@@ -38,7 +38,7 @@ class ShardInfo:
     caption_sources: dict[str, int] = field(default_factory=dict)
 
     def count(self, members: Iterable[str], sources: Iterable[str]) -> None:
-        """Count a sample, by what follows the key in its members' names, and by its caption sources."""
+        """Count a sample. `members` are the names of its members without the key, `sources` its caption sources."""
         self.samples += 1
         extensions = (member_extension(name)[0] for name in members)
         for counts, names in (self.members, extensions), (self.caption_sources, sources):
@@ -47,13 +47,13 @@ class ShardInfo:
 
 
 def expand_shards(spec: str | os.PathLike) -> list[str]:
-    """Return the shards that a specification names, in order.
+    """Return the paths or URLs of the shards in a specification, in order.
 
-    A specification is a folder, a file, a glob or a brace pattern (`/data/{00000..00301}.tar`), on the disk or behind
-    a URL (`s3://`), or several of these joined by `::`. A `pipe:` command is taken as it is.
+    A specification is a folder, a file, a glob or a brace pattern (`/data/{00000..00301}.tar`), on disk or at a URL
+    (`s3://...`), or several of these joined by `::`. A `pipe:` command is returned unchanged.
 
     Raises:
-        UserError: one of them does not exist, or cannot be reached.
+        UserError: a shard or folder does not exist or cannot be reached.
     """
     from braceexpand import braceexpand
 
@@ -65,13 +65,13 @@ def expand_shards(spec: str | os.PathLike) -> list[str]:
             raise UserError(f"shards {part}: a brace is not closed") from error
         found = [shard for name in names for shard in _find(name)]
         if not found:
-            raise UserError(f"no shards: {part or 'the specification is empty'}")
+            raise UserError(f"no shards match {part!r}")
         shards += found
     return shards
 
 
 def _find(name: str) -> list[str]:
-    """Return the shards that one name without braces stands for."""
+    """Return the shards of one folder, file, glob, URL or `pipe:` command."""
     if is_url(name):
         return find_files(name, ".tar")
     if os.path.isdir(name):
@@ -84,18 +84,18 @@ def _find(name: str) -> list[str]:
 
 
 def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
-    """Return what the `index.json` beside each shard says about it; None where none does.
+    """Return the entry of each shard in the `index.json` beside it, or None if there is none.
 
     Raises:
-        UserError: an index is damaged, or of another version.
+        UserError: an index is damaged or has another version.
     """
-    places = {shard: split_shard(shard) for shard in shards}
-    indexes = {folder: _read_index(folder) for folder in {folder for folder, _ in places.values()}}
-    return {shard: indexes[folder].get(name) for shard, (folder, name) in places.items()}
+    parts = {shard: split_shard(shard) for shard in shards}
+    indexes = {folder: _read_index(folder) for folder in {folder for folder, _ in parts.values()}}
+    return {shard: indexes[folder].get(name) for shard, (folder, name) in parts.items()}
 
 
 def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None]:
-    """Return the samples in each shard, from `indexed` or OpenCLIP's `sizes.json`; None where neither says.
+    """Return the number of samples per shard from `indexed` or OpenCLIP's `sizes.json`, or None if neither has it.
 
     Raises:
         UserError: a `sizes.json` is damaged.
@@ -109,13 +109,13 @@ def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None
 
 
 def split_shard(shard: str) -> tuple[str, str]:
-    """Return the folder of a shard, or its URL, and the shard's name."""
+    """Return the folder of a shard (a path or URL) and the file name."""
     folder, name = os.path.split(shard)
     return folder or ".", name
 
 
 def write_index(folder: Path, infos: Iterable[ShardInfo]) -> dict[str, Any]:
-    """Write `index.json` for the shards of a folder; return its contents."""
+    """Write the `index.json` of a folder with these shards, and return the contents."""
     infos = sorted(infos, key=lambda info: info.name)
     index = {
         "version": INDEX_VERSION,
@@ -130,9 +130,9 @@ def write_index(folder: Path, infos: Iterable[ShardInfo]) -> dict[str, Any]:
 
 
 class ShardWriter:
-    """Writes one shard, which appears at `path` when it is complete. The same samples give the same bytes.
+    """Writes one shard. The file appears at `path` once it is complete. The same samples give the same bytes.
 
-    Use as a context manager; `info` is complete after it. An exception inside leaves no file.
+    Use the writer as a context manager. On exit, `info` is complete. After an exception, there is no file.
     """
 
     def __init__(self, path: Path):
@@ -144,9 +144,9 @@ class ShardWriter:
         return self
 
     def add(self, key: str, media: Mapping[str, bytes], metadata: Mapping[str, Any]) -> None:
-        """Add a sample: `media` by extension (`mp4`, `3.depth.png`), and the contents of `<key>.json`."""
+        """Add a sample with its media by extension (`mp4`, `3.depth.png`) and the contents of its `<key>.json`."""
         if not is_key(key):
-            raise ValueError(f"{key!r} is not a key: use letters, digits, - and _, at most 80")
+            raise ValueError(f"{key!r} is not a valid key; use at most 80 letters, digits, - and _")
         members = {**media, "json": json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()}
         for extension, data in members.items():
             header = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0: the same contents give the same bytes
@@ -165,12 +165,12 @@ class ShardWriter:
 
 
 def is_key(key: str) -> bool:
-    """Whether webdataset will split `<key>.<extension>` as we mean it."""
+    """Return True if a text is a valid key for a sample."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) is not None
 
 
 def as_key(sample_id: str) -> str:
-    """Return a key for any id: the id if it can be one, otherwise its letters and a hash that keeps it unique."""
+    """Return a unique key for a sample id: the id itself if it is a valid key, otherwise its end and a hash."""
     if is_key(sample_id):
         return sample_id
     digest = hashlib.sha256(sample_id.encode()).hexdigest()[:12]
@@ -187,12 +187,12 @@ def _read_index(folder: str) -> dict[str, ShardInfo]:
     path = join(folder, INDEX_NAME)
     index = _read_json(path)
     if index.get("version", INDEX_VERSION) != INDEX_VERSION:
-        raise UserError(f"{path} has version {index['version']}, this library reads {INDEX_VERSION}")
+        raise UserError(f"{path} has version {index['version']}, but this library reads version {INDEX_VERSION}")
     return {entry["name"]: ShardInfo(**entry) for entry in index.get("shards", ())}
 
 
 def _read_json(path: str) -> dict[str, Any]:
-    """Return the object in a JSON file on the disk or behind a URL; an empty one where there is no such file."""
+    """Return the object in a JSON file (a path or URL), or an empty one if there is no such file."""
     try:
         return json.loads(read_url(path) if is_url(path) else Path(path).read_bytes())
     except (FileNotFoundError, MissingFile):

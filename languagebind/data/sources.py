@@ -1,6 +1,6 @@
-"""Where samples come from: VIDAL's annotation, a table, JSON lines, or folders named by class.
+"""Read samples from VIDAL's annotation, a table, JSON lines, or class folders.
 
-Each source is a dataclass of its options. Its `samples()` streams the input.
+Each source is a dataclass with the options of the source. Its method `samples` streams the input.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .vidal import CAPTION_SOURCES, media_paths, read_annotation
 class Sample:
     """One sample before its media are read.
 
-    `media` holds for each modality the places where its file may be, best first; a place is one file, or its frames.
+    `media` lists the possible locations of each modality's media, best first. A location is one file, or all frames.
     """
 
     id: str
@@ -31,16 +31,16 @@ class Vidal:
     """VIDAL-10M: an annotation file, and media in VIDAL's folders."""
 
     annotation: Path
-    """The annotation JSON: {youtube_id: {folder, raw, mplug, polish_mplug, sound_mplug, ofa}}."""
+    """Annotation file, JSON: {youtube_id: {folder, raw, mplug, polish_mplug, sound_mplug, ofa}}."""
     root: Path
-    """The folder that holds VIDAL's folders."""
+    """Folder that contains VIDAL's folders."""
     modality: tuple[str, ...]
-    """What to put into a shard; a sample must have all of it."""
+    """Modalities to pack. A sample must have all of them."""
     num_samples: int | None = None
-    """Read only the first N entries, as the original does."""
+    """Number of entries to read from the start of the file. By default, all."""
 
     def samples(self) -> Iterator[Sample]:
-        """Yield each entry, in file order."""
+        """Yield a sample per entry, in file order."""
         for sample_id, entry in read_annotation(self.annotation, self.num_samples):
             folder = str(entry.get("folder", ""))
             media = {name: media_paths(self.root, sample_id, folder, name) for name in self.modality}
@@ -53,24 +53,24 @@ class Jsonl:
     """JSON lines: {"path": file or [frames], "caption" or "captions", and optionally "id" and "label" or "labels"}."""
 
     manifest: Path
-    """The file that lists the samples."""
+    """File that lists the samples."""
     root: Path
-    """The folder that the paths start from."""
+    """Base folder for the paths in the manifest."""
     modality: tuple[str, ...]
-    """What to put into a shard. Each of several has a column (or key) of its name in place of `path`."""
+    """Modalities to pack. With several, each has a column (or key) with its name instead of `path`."""
 
     def samples(self) -> Iterator[Sample]:
-        """Yield each row."""
+        """Yield a sample per row."""
         for where, row in read_manifest(self.manifest, self._format()):
             captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
             if several := row.get("captions"):
                 captions |= several if isinstance(several, dict) else {"caption": several}
             columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
             if absent := [column for column in columns.values() if not row.get(column)]:
-                raise UserError(f"{where}: no {absent[0]!r}, only {columns_of(row)}")
-            places = {name: as_list(row[column]) for name, column in columns.items()}
-            sample_id = str(row.get("id") or Path(next(iter(places.values()))[0]).with_suffix(""))
-            media = {name: [[self.root / path for path in place]] for name, place in places.items()}
+                raise UserError(f"{where}: there is no {absent[0]!r}, only {columns_of(row)}")
+            paths = {name: as_list(row[column]) for name, column in columns.items()}
+            sample_id = str(row.get("id") or Path(next(iter(paths.values()))[0]).with_suffix(""))
+            media = {name: [[self.root / path for path in files]] for name, files in paths.items()}
             labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
             yield Sample(sample_id, media, captions, labels)
 
@@ -82,11 +82,11 @@ class Jsonl:
 class Csv(Jsonl):
     """A table with the columns `path`, `caption` or any caption source, and optionally `id` and `label`.
 
-    Columns `captions` and `labels` hold several values, separated by `|`.
+    The columns `captions` and `labels` hold several values, separated by `|`.
     """
 
     separator: str = ","
-    r"""What separates the columns; `\t` for a tab."""
+    r"""Column separator. Use `\t` for a tab."""
 
     def _format(self) -> Format:
         return Format("csv", separator=self.separator.replace("\\t", "\t"))
@@ -94,17 +94,17 @@ class Csv(Jsonl):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of class folders: the name of a class folder is the label of its files, and their caption."""
+    """Class folders. The name of a class folder is the label and the caption of each file in it."""
 
     root: Path
-    """The folder that holds the class folders."""
+    """Folder that contains the class folders."""
     modality: tuple[str, ...]
-    """What the files are; one only."""
+    """Modality of the files. Only one is possible."""
 
     def samples(self) -> Iterator[Sample]:
-        """Yield each file or folder of frames, by class and name."""
+        """Yield a sample per file or folder of frames, in the order of class and name."""
         if len(self.modality) != 1:
-            raise UserError("class folders hold one modality: give one --modality")
+            raise UserError("class folders contain only one modality; pass one --modality")
         if not self.root.is_dir():
             raise UserError(f"no such folder: {self.root}")
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):

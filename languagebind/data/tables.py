@@ -1,4 +1,4 @@
-"""Tables as people publish them, read as records: CSV, TSV, JSON, JSON lines, pickles and lists of names."""
+"""Read published tables as records: CSV, TSV, JSON, JSON lines, pickles and lists of names."""
 
 import csv
 import itertools
@@ -13,28 +13,28 @@ from ..config import UserError, first_line
 from ..files import parse_json, twice
 
 Record = dict[str, Any]
-# The columns of what has no names: the key of an entry of a mapping, and an entry that is not a mapping itself.
+# Columns for data without column names: the key of an entry in a mapping, and an entry that is not a mapping.
 KEY, VALUE = "key", "value"
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a table is written."""
+    """The format of a table."""
 
     name: str | None = None  # a key of READERS; default: the file's extension
-    columns: tuple[str, ...] = ()  # of a table without a header
-    comment: str | None = None  # starts the lines before the table that are not part of it
+    columns: tuple[str, ...] = ()  # the column names of a table without a header
+    comment: str | None = None  # the start of each line to skip before the table
     encoding: str = "utf-8-sig"
-    records: str | None = None  # the key of a JSON object that holds the records
-    separator: str = ","  # between the columns of a CSV
+    records: str | None = None  # the key of the records in a JSON object
+    separator: str = ","  # the column separator of a CSV
 
     def name_for(self, file: Path) -> str:
-        """Return the name of the format, by default a file's extension."""
+        """Return the name of the format, by default the extension of `file`."""
         return self.name or file.suffix.removeprefix(".").lower()
 
 
 def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    """Yield (place for messages, record) for each entry of a table, in order. CSV, TSV and JSON lines are streamed.
+    """Yield (location for messages, record) for each entry of a table, in order. CSV, TSV and JSON lines are streamed.
 
     Raises:
         UserError: the file cannot be read in this format and encoding, or a row does not fit the columns.
@@ -50,12 +50,12 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     except UserError:
         raise
     except Exception as error:  # an unpickler raises nearly anything
-        hint = "; set `encoding` (latin-1?) or convert the file" if isinstance(error, UnicodeError) else ""
+        hint = "; set `encoding`, such as latin-1, or convert the file" if isinstance(error, UnicodeError) else ""
         raise UserError(f"cannot read {file} as {name}{after}: {first_line(error)}{hint}") from error
 
 
 def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Record]]:
-    """Yield (place for messages, row) for each row of a manifest: `read_records` without the empty cells.
+    """Yield (location for messages, row) for each row of a manifest, like `read_records` but without empty cells.
 
     In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
     """
@@ -67,18 +67,18 @@ def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Re
 
 
 def read_list(file: Path, form: Format) -> list[str]:
-    """Return the names in a text file's lines or a JSON list; each must be there once."""
+    """Return the names in a text file's lines or a JSON list. No name may occur twice."""
     names: dict[str, str] = {}
     for where, record in read_records(file, form):
         name = str(record.get(VALUE))
         if name in names:
-            raise UserError(f"{where}: {name!r} is there twice, first at {names[name]}")
+            raise UserError(f"{where}: {name!r} is listed twice, first at {names[name]}")
         names[name] = where
     return list(names)
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a cell that may hold several values as a list; None is an empty one."""
+    """Return the value or values of a cell as a list. None gives an empty list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -93,16 +93,16 @@ def require(record: Record, columns: Iterable[str], where: str) -> None:
     """Raise `UserError` if a record lacks a column."""
     for column in columns:
         if column not in record:
-            raise UserError(f"{where}: no column {column!r}, it has {columns_of(record)}")
+            raise UserError(f"{where}: no column {column!r}, only {columns_of(record)}")
 
 
 def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, where the quotes count only without the space.
+    # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, and csv ignores quotes after a space.
     return _rows(file, form, delimiter=form.separator, skipinitialspace=True, strict=True)
 
 
 def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    """Read columns separated by tabs, without quotes: a sentence may hold a single `"`."""
+    """Read tab-separated columns without quoting, because a sentence may contain a single `"`."""
     return _rows(file, form, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -119,7 +119,7 @@ def _rows(file: Path, form: Format, **dialect: Any) -> Iterator[tuple[str, Recor
             if not columns:
                 columns = [name.strip() for name in row]
                 if name := twice(filter(None, columns)):
-                    raise UserError(f"{where}: the column {name!r} is there twice")
+                    raise UserError(f"{where}: the column {name!r} is listed twice")
                 continue
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()  # a separator at the end of a line
@@ -145,17 +145,17 @@ def _jsonl(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, texts and numbers; anything else in a pickle could run code."""
+    """Reads only containers, strings and numbers. Anything else in a pickle could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("builtins", "set"), ("builtins", "frozenset")):
             return set if name == "set" else frozenset
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, but only containers, texts and numbers are read")
+        raise pickle.UnpicklingError(f"it has {module}.{name}, but only containers, strings and numbers are allowed")
 
 
 def _pickle(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     with open(file, "rb") as stream:
-        # Texts that Python 2 wrote are bytes, so the encoding matters here too.
+        # Strings that Python 2 pickled are bytes, so they need the encoding.
         content = _PlainUnpickler(stream, encoding=form.encoding.removesuffix("-sig")).load()
     return _entries(content, file)
 
@@ -166,7 +166,7 @@ def _lines(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 
 
 def _entries(content: Any, file: Path) -> Iterator[tuple[str, Record]]:
-    """Yield the entries of a list, or of a mapping with their keys."""
+    """Yield the entries of a list, or the entries of a mapping with their keys."""
     if isinstance(content, dict):
         yield from ((f"{file}: entry {key!r}", _record(value) | {KEY: key}) for key, value in content.items())
     elif isinstance(content, (list, tuple)):

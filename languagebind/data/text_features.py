@@ -1,8 +1,8 @@
 """Features of the frozen text tower, stored beside the shards so that training does not compute them at each step.
 
-`00000.tar` gets `00000.text-<first digits of the tower's fingerprint>.safetensors` with `captions`, the sorted 64-bit
-hashes of its captions, and `features`, (N, D) in float16. Features are looked up by the text of the caption, so they
-serve every way of drawing captions.
+The file of `00000.tar` is `00000.text-<first digits of the tower's fingerprint>.safetensors`. It has `captions` (sorted
+64-bit hashes of the captions) and `features` (N, D) in float16. A feature is looked up by the text of its caption, so
+the file serves every way of drawing captions.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ TextFeaturesMode = Literal["auto", "cached", "live"]
 
 
 def features_path(shard: str, fingerprint: str) -> Path | str:
-    """Return where one text tower's features of a shard are: a path, or a URL for a shard behind one."""
+    """Return the path of a text tower's features for a shard, or the URL if the shard is a URL."""
     path = f"{os.path.splitext(shard)[0]}.text-{fingerprint[:12]}.safetensors"
     return path if is_url(shard) else Path(path)
 
@@ -41,16 +41,16 @@ def features_path(shard: str, fingerprint: str) -> Path | str:
 def write_text_features(
     shard: str, source: str, fingerprint: str, encode: Callable[[list[str]], Tensor], batch_size: int = 256
 ) -> int | None:
-    """Encode the captions of one local shard that `source` may draw, and write them all at once.
+    """Encode the captions that `source` may draw from a local shard, and write their features in one file.
 
     Args:
-        encode: texts -> (B, D), unit norm.
+        encode: function from texts to unit-norm features (B, D).
 
     Returns:
-        The number of captions; None where an earlier run wrote them.
+        The number of captions, or None if an earlier run wrote their features.
 
     Raises:
-        UserError: the shard cannot be read, has no caption of this source, or the file cannot be written.
+        UserError: the shard cannot be read or has no caption of this source, or the file cannot be written.
     """
     path, sources = Path(features_path(shard, fingerprint)), set(source_names(source))
     if path.is_file():
@@ -77,13 +77,13 @@ def write_text_features(
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Looks up the features of captions. Loader workers take a copy."""
+    """Looks up the features of captions. Each loader worker has a copy."""
 
     fingerprint: str
-    """of the text tower that made them"""
+    """Fingerprint of the text tower that computed the features."""
 
     def find(self, shard: str, caption: str) -> Tensor:
-        """Return the feature (D,), float16, of a caption in a shard.
+        """Return the feature of a caption in a shard, (D,) in float16.
 
         Raises:
             UserError: the caption was not encoded.
@@ -93,20 +93,20 @@ class TextFeatures:
         key = _hash(caption)
         row = np.searchsorted(hashes, key)
         if row == len(hashes) or hashes[row] != key:
-            remedy = "was the shard made anew? Delete the file and run scripts/embed_text.py again"
-            raise UserError(f"{path} lacks the caption {caption[:80]!r}: {remedy}")
+            remedy = "if the shard has changed, delete the file and run scripts/embed_text.py again"
+            raise UserError(f"{path} lacks the caption {caption[:80]!r}; {remedy}")
         return features[row]
 
 
 def open_text_features(
     mode: TextFeaturesMode, shards: Iterable[str], source: str, fingerprint: str
 ) -> TextFeatures | None:
-    """Return the features beside the shards; None where the tower is to encode captions during training.
+    """Return the features beside the shards, or None if the tower should encode captions during training.
 
-    `auto` uses the features where every shard has them, and the tower where none has.
+    `auto` uses the features if every shard has them, and the tower if no shard has any.
 
     Raises:
-        UserError: some shards lack the features of this tower or this source, or a URL cannot be reached.
+        UserError: some shards lack features of this tower or this source, or a URL cannot be reached.
     """
     if mode == "live":
         return None
@@ -115,22 +115,22 @@ def open_text_features(
     others = sorted({name for shard in missing for name in _tables_beside(shard)})
     if mode == "auto" and len(missing) == len(paths) and not others:
         return None
-    problems = [f"{name} is of another text tower than this run's, {fingerprint[:12]}" for name in others]
-    problems += [f"{len(missing)} of {len(paths)} shards lack text features, {shard} for one" for shard in missing]
+    problems = [f"{name} belongs to another text tower than this run's, {fingerprint[:12]}" for name in others]
+    problems += [f"{len(missing)} of {len(paths)} shards lack text features, for example {shard}" for shard in missing]
     for path in () if problems else paths.values():
         if lacking := set(source_names(source)) - _sources(path, fingerprint):
             problems.append(f"{path} lacks captions of source {', '.join(sorted(lacking))}")
     if problems:
         remedy = "run scripts/embed_text.py for this tower, or train with --text-features live"
-        raise UserError(f"{problems[0]}: {remedy}")
+        raise UserError(f"{problems[0]}; {remedy}")
     return TextFeatures(fingerprint)
 
 
 def _captions_in(shard: str) -> Iterator[dict[str, Any]]:
-    """Yield the captions of each sample, by source."""
+    """Yield the captions of each sample, keyed by source."""
     try:
         for sample in stream_samples(shard, extensions=("json", "txt")):
-            with suppress(MissingCaption):  # training leaves this sample out, and counts it
+            with suppress(MissingCaption):  # training skips such samples and counts them
                 yield read_captions(sample)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"cannot read {shard}: {first_line(error)}") from error
@@ -141,27 +141,27 @@ def _exists(path: Path | str) -> bool:
 
 
 def _tables_beside(shard: str) -> list[str]:
-    """Return the names of the features of one shard, by any tower."""
+    """Return the names of a shard's feature files from any text tower."""
     folder, name = split_shard(shard)
     names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob("*.text-*"))
     return [other for other in names if other.startswith(os.path.splitext(name)[0] + ".text-")]
 
 
 def _sources(path: Path | str, fingerprint: str) -> set[str]:
-    """Return the caption sources of a table, after checking that it is of this text tower."""
+    """Return the caption sources of a feature file, and check that it belongs to this text tower."""
     with _reading(path):
         if isinstance(path, Path):
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
         else:
-            size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header, which holds the metadata
+            size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header with the metadata
             metadata = json.loads(read_url(path, 8, 8 + size)).get("__metadata__", {})
     if metadata.get("fingerprint") != fingerprint:
-        raise UserError(f"{path} is of another text tower than this one, {fingerprint[:12]}: delete it")
+        raise UserError(f"{path} belongs to another text tower than this one, {fingerprint[:12]}; delete it")
     return set(json.loads(metadata["sources"]))
 
 
-@lru_cache(256)  # tables stay open in each process: those of the shards with samples in the shuffle buffer
+@lru_cache(256)  # covers the shards with samples in the shuffle buffer of one process
 def _open_table(path: Path | str) -> tuple[np.ndarray, Tensor]:
     with _reading(path):
         # The file is memory-mapped: rows that are never looked up are never read.
@@ -174,7 +174,7 @@ def _reading(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged, delete it: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it") from error
 
 
 def _hash(caption: str) -> np.uint64:

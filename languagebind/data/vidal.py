@@ -1,4 +1,4 @@
-"""VIDAL-10M: its annotation file, where its media are, and which of a sample's captions to train on.
+"""Read VIDAL-10M's annotation file, locate its media, and draw captions to train on.
 
 An annotation is `{youtube_id: {"folder", "raw", "mplug", "polish_mplug", "sound_mplug", "ofa": [8 captions]}}`.
 """
@@ -14,14 +14,14 @@ from typing import Any, TextIO
 
 from ..config import UserError, first_line
 
-NUM_FRAMES = 8  # frames that VIDAL takes from each clip; `ofa` has one caption for each
+NUM_FRAMES = 8  # frames per clip in VIDAL; `ofa` has one caption per frame
 
-# The weight of each source in a `mix`, as in the original; `ofa` counts once for each of its frames.
+# The weight of each source in a `mix`, as in the original LanguageBind code. The weight of `ofa` is per frame.
 MIX_WEIGHTS = {"raw": 0.2, "mplug": 0.2, "polish_mplug": 0.2, "sound_mplug": 0.2, "ofa": 0.025}
 CAPTION_SOURCES = tuple(MIX_WEIGHTS)
 
-# Where the media of each modality are below the root; the first place that exists is used. `{clips}` is
-# `{folder}_resize256_skip15`. VIDAL never published a layout for audio, so that one is ours.
+# The locations of each modality's media below the root. The first one that exists is used. `{clips}` is
+# `{folder}_resize256_skip15`. VIDAL never published a layout for audio, so the layout here is ours.
 LAYOUTS = {
     "video": ("{clips}/{id}.mp4", "{clips}/{id}_resize256_folder/{frame}.jpg"),
     "depth": ("{folder}/{id}_depth_f8glpn_folder/{frame}.png",),
@@ -29,27 +29,27 @@ LAYOUTS = {
     "audio": tuple(f"{{folder}}_audio/{{id}}.{extension}" for extension in ("wav", "flac", "mp3", "ogg")),
 }
 
-_LONGEST = 2000  # characters of a caption; towers read far less, and tokenizers are slow on long texts
+_LONGEST = 2000  # characters per caption; text towers read far less, and tokenizers are slow on long texts
 _READ_SIZE = 1 << 20  # characters
-_LARGEST_ENTRY = 1 << 24  # characters; what does not parse within so many is damaged, not cut by a read
-_KEY = re.compile(r'[\s,{]*("(?:[^"\\]|\\.)*")\s*:\s*')  # of an entry, with what stands around it
+_LARGEST_ENTRY = 1 << 24  # characters; an entry that does not parse within this many is damaged
+_KEY = re.compile(r'[\s,{]*("(?:[^"\\]|\\.)*")\s*:\s*')  # the key of an entry, with the punctuation around it
 _END = re.compile(r"[\s,{]*\}")
 
-# Hashtags and title words about where a clip was posted, not what it shows: `#YouTubeShorts`, `viralvideos`.
+# Hashtags and title words that name the platform of a clip, not its content: `#YouTubeShorts`, `viralvideos`.
 _PLATFORM_WORDS = re.compile(r"\b(?:you\s?tube|yt|tik\s?tok|vira?l|shorts?|videos?)+s?\b")
 _NOT_IN_TITLE = re.compile(r"[^a-z0-9\s.,;:?!'\"|]")
 _NOT_IN_TAGS = re.compile(r"[^a-z0-9\s]")
 
 
 class MissingCaption(ValueError):
-    """A sample has no caption of the source asked for, or nothing is left of it after cleaning."""
+    """A sample has no caption of the requested source, or the caption is empty after cleaning."""
 
 
 def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random) -> tuple[str, int | None]:
-    """Draw a caption of one sample; return it with the frame that it describes, or None for the whole clip.
+    """Draw a caption of one sample; return the caption and the frame that it describes (None for the whole clip).
 
-    `source` is a key of `captions`, or `mix`: drawn by `MIX_WEIGHTS` from those that the sample has. From a list one
-    entry is drawn; in `ofa` its index is the frame. Titles (`raw`) are cleaned.
+    `source` is a key of `captions`, or `mix`, which draws from the sample's sources by `MIX_WEIGHTS`. If a source has a
+    list, one entry is drawn. For `ofa`, the index of the entry is the frame. Titles (`raw`) are cleaned.
 
     Raises:
         MissingCaption: the sample has no such source, or its text is empty.
@@ -71,17 +71,17 @@ def all_captions(captions: Mapping[str, Any], source: str) -> list[str]:
 
 
 def texts_of(value: Any) -> list[str]:
-    """Return the texts of a caption source, which holds one or a list."""
+    """Return the texts of a caption source, whose value is one text or a list."""
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 def source_names(source: str) -> tuple[str, ...]:
-    """Return the keys of a sample's captions that a source draws from."""
+    """Return the caption keys that a source draws from."""
     return CAPTION_SOURCES if source == "mix" else (source,)
 
 
 def clean_title(title: str) -> str:
-    """Return a video's title without platform words and symbols; hashtags follow as words after a comma.
+    """Return a video's title without platform words and symbols. Hashtags become words after a comma.
 
     >>> clean_title("Red ball so CLOSE! 😱 #Ball #YouTubeShorts #viral")
     'red ball so close!, ball'
@@ -93,7 +93,7 @@ def clean_title(title: str) -> str:
 
 
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (id, entry) from an annotation file, in file order, at most `limit` of them.
+    """Yield (id, entry) for the first `limit` entries of an annotation file, in file order.
 
     The file is parsed as a stream, so ten million entries need no more memory than one.
 
@@ -108,7 +108,7 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
 
 
 def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[list[Path]]:
-    """Return the places where a sample's media of one modality may be: each is one file, or eight frames.
+    """Return the possible locations of a sample's media. Each location is one file, or eight frames.
 
     Raises:
         UserError: VIDAL has no layout for this modality.
@@ -116,15 +116,15 @@ def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[
     if modality not in LAYOUTS:
         raise UserError(f"VIDAL has no layout for {modality!r}, only for {sorted(LAYOUTS)}; use csv or jsonl")
     clips = f"{'new_download' if folder.startswith('new_') else folder}_resize256_skip15"
-    places = []
+    locations = []
     for pattern in LAYOUTS[modality]:
         frames = range(NUM_FRAMES) if "{frame}" in pattern else (0,)
-        places.append([root / pattern.format(folder=folder, clips=clips, id=sample_id, frame=k) for k in frames])
-    return places
+        locations.append([root / pattern.format(folder=folder, clips=clips, id=sample_id, frame=k) for k in frames])
+    return locations
 
 
 def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None]]:
-    """Return the usable texts of one source, each with the frame that it describes."""
+    """Return the texts of one source that are not empty, each with the frame that it describes, or None."""
     value = captions.get(name)
     texts = [text if isinstance(text, str) else "" for text in (value if isinstance(value, list) else [value])]
     cleaned = [clean_title(text) if name == "raw" else text.strip() for text in texts]
@@ -132,17 +132,17 @@ def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None
 
 
 def _object_items(file: TextIO) -> Iterator[tuple[str, Any]]:
-    """Yield the (key, value) pairs of the JSON object in a text file as it is read."""
+    """Yield the (key, value) pairs of a JSON object while reading its file."""
     decoder, buffer, position = json.JSONDecoder(), "", 0
     while not _END.match(buffer, position):
         try:
             found = _KEY.match(buffer, position)
             key = json.loads(found[1]) if found else ""
             value, end = decoder.raw_decode(buffer, found.end() if found else len(buffer))
-        except json.JSONDecodeError as error:  # cut by a read, or damaged: more text tells
+        except json.JSONDecodeError as error:  # incomplete or damaged: read more text to find out
             more = file.read(_READ_SIZE)
             if not more or len(buffer) - position > _LARGEST_ENTRY:
-                raise ValueError(f"it is damaged or cut off near {buffer[position : position + 40]!r}") from error
+                raise ValueError(f"it is damaged or truncated near {buffer[position : position + 40]!r}") from error
             buffer, position = buffer[position:] + more, 0
         else:
             yield key, value

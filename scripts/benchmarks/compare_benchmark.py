@@ -1,8 +1,8 @@
-"""The original's package and this library on the same random weights, batch and recipe, in turn.
+"""Compare training steps of the original LanguageBind code and this library, on the same random weights and batch.
 
-LoRA training with a frozen text tower, as in the original's recipes. Captions are as each side's tokenizer gives them:
-the original pads to 77 tokens, ours cuts after the longest. Losses and gradients of both sides are compared first,
-without patch dropout. Then each measurement runs in a process of its own, and the variants take turns; the figures are
+The recipe is LoRA training with a frozen text tower, as in the original. Each side pads captions as its tokenizer does:
+the original to 77 tokens, ours to the longest caption. First, the losses and gradients of both sides are compared
+without patch dropout. Then the variants take turns, and each measurement runs in its own process. The figures are
 medians over the rounds.
 """
 
@@ -29,7 +29,7 @@ VARIANTS: dict[str, Row] = {
     "ours, amp_bf16, cached text": {"side": "ours", "precision": "amp_bf16", "cached_text": True},
 }
 RATIOS = {"step_ratio": "step_ms", "step_cpu_ratio": "step_cpu_ms", "memory_ratio": "above_start_mib"}
-TOLERANCE = 1e-3  # for losses, and for gradients as a share of their norm, in float32
+TOLERANCE = 1e-3  # in float32: absolute for the loss, relative to the norm for a gradient
 SIZES = {
     "width": 384, "depth": 12, "num_heads": 6, "patch_size": 14, "num_frames": 8, "image_size": 224, "text_width": 512,
     "text_depth": 12, "embed_dim": 512, "batch_size": 4, "rounds": 3, "steps": 3, "warmup_steps": 1,
@@ -38,19 +38,19 @@ SIZES = {
 
 def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add("--original-python", type=Path, required=True, help="the interpreter that scripts/setup_original.sh made")
+    add("--original-python", type=Path, required=True, help="Python interpreter from scripts/setup_original.sh")
     add("--case", choices=("video", "audio"), default="video")
     for name, default in SIZES.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=default, help="default %(default)s")
+        add(f"--{name.replace('_', '-')}", type=int, default=default, help="(default %(default)s)")
     add("--patch-dropout", type=float, default=0.5)
-    add("--original-attention", choices=("eager", "sdpa"), default="eager", help="eager is what it was written for")
-    add("--threads", type=int, help="threads of each process")
+    add("--original-attention", choices=("eager", "sdpa"), default="eager", help="(default %(default)s)")
+    add("--threads", type=int, help="PyTorch threads per process")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return the figures of each variant and their ratios to the original's."""
+    """Return the figures of each variant, and their ratios to the original's figures."""
     if not options.original_python.is_file():
-        raise UserError(f"no interpreter at {options.original_python}: run scripts/setup_original.sh to make one")
+        raise UserError(f"there is no interpreter at {options.original_python}; run scripts/setup_original.sh")
     rounds: dict[str, list[Row]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -70,22 +70,22 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def compare_gradients(options: argparse.Namespace, folder: Path) -> Row:
-    """Return the difference of the losses, and the largest of a gradient as a share of its norm."""
+    """Return the difference of the losses, and the largest difference of a gradient relative to its norm."""
     losses = [call(options, folder, "check", side)["loss"] for side in ("original", "ours")]
     theirs, ours = (torch.load(folder / f"{side}.gradients.pt") for side in ("original", "ours"))
     if theirs.keys() != ours.keys():
         raise UserError(f"only one side has gradients of {', '.join(sorted(theirs.keys() ^ ours.keys())[:5])}")
-    # Gradients that should vanish (of a key's bias) are rounding errors on both sides, so the largest sets the scale.
+    # The gradients of key biases are zero except for rounding errors, so the relative difference needs a minimum norm.
     least = 1e-6 * max(gradient.norm().item() for gradient in theirs.values())
     differences = [((ours[key] - theirs[key]).norm() / (theirs[key].norm() + least)).item() for key in theirs]
     found = {"loss_difference": abs(losses[0] - losses[1]), "gradient_difference": max(differences)}
     if max(found.values()) > TOLERANCE:
-        raise UserError(f"the two sides do not compute the same: {found}")
+        raise UserError(f"the original and this library do not compute the same: {found}")
     return found
 
 
 def call(options: argparse.Namespace, folder: Path, action: str, variant: str) -> Row:
-    """Run `compare_worker.py` in the variant's interpreter; return what it prints last."""
+    """Run `compare_worker.py` in the variant's interpreter, and return the JSON in its last line of output."""
     case = {key: value for key, value in vars(options).items() if key not in ("original_python", "output")}
     clip = (3, options.num_frames, options.image_size, options.image_size)
     case |= {"input_shape": clip if options.case == "video" else (3, 1, 112, 1036), **VARIANTS[variant]}

@@ -1,9 +1,9 @@
-"""One side of `benchmark.py compare`, in an interpreter and a process of its own; prints one line of JSON.
+"""Run one side of `benchmark.py compare` in its own process, and print one line of JSON.
 
     python compare_worker.py check|measure CASE
 
-CASE is JSON with sizes and recipe. The original's interpreter has the package `languagebind` 0.1.0, so only `Ours` may
-import from this repository. The original draws the weights; its `check`, which comes first, writes them for ours.
+CASE is JSON with sizes and recipe. In the interpreter of the original LanguageBind code, the package `languagebind` is
+the original's, so only `Ours` may import from this repository. The original runs `check` first and saves its weights.
 """
 
 import importlib
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
-ADAM: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}  # as ours by default
+ADAM: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}  # our defaults
 WEIGHTS = Path("weights.pt")
-# LoRA tuning; the two sides' gradients are compared by name.
+# Parts of the names of the parameters that LoRA tuning trains.
 TRAINED = (".lora_", "temporal_embedding", "temporal_layer_norm", "class_embedding", "post_layernorm",
            "visual_projection", "logit_scale")  # fmt: skip
 
@@ -50,18 +50,18 @@ class Original:
         self.parameters = {key.replace("base_model.model.", ""): value for key, value in self.model.named_parameters()}
         for key, parameter in self.parameters.items():
             parameter.requires_grad_(any(name in key for name in TRAINED))
-            if ".lora_B." in key:  # zero at first, which would make half of the gradients zero
+            if ".lora_B." in key:  # initially zero, which would make half of the gradients zero
                 nn.init.normal_(parameter, std=0.02)
         if not WEIGHTS.exists():
             torch.save({key: value.detach() for key, value in self.parameters.items()}, WEIGHTS)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], **ADAM)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the gradients of the last step by published names."""
+        """Return the gradients of the last step, keyed by published name."""
         return {key: value.grad for key, value in self.parameters.items() if value.grad is not None}
 
     def step(self, batch: dict[str, Tensor]) -> float:
-        """Take a training step; return the loss. Only clips have five dimensions."""
+        """Take a training step and return the loss. Audio inputs have no frame axis here."""
         inputs = batch["inputs"].squeeze(2) if self.audio else batch["inputs"]
         tokens = {key: batch[key] for key in ("input_ids", "attention_mask")}
         loss = self.model(pixel_values=inputs, **tokens, return_loss=True).loss
@@ -91,20 +91,20 @@ class Ours:
             parameter.data.copy_(weights[key])
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the gradients of the first step, which are dropped: AdamW's first average is a share of them."""
+        """Return the gradients of the first step. They are gone, but AdamW's first average is proportional to them."""
         state = self.state.engine.optimizer_state()
         return {key: value["exp_avg"] / (1 - ADAM["betas"][0]) for key, value in state.items()}
 
     def step(self, batch: dict[str, Tensor]) -> float:
-        """Take a training step; return the loss."""
+        """Take a training step and return the loss."""
         if self.cached_text:
             return self.take_step(self.state, batch["inputs"], {"features": batch["text_features"]})
-        ids = batch["input_ids"][:, : int(batch["attention_mask"].sum(dim=1).max())]  # as our tokenizer cuts
+        ids = batch["input_ids"][:, : int(batch["attention_mask"].sum(dim=1).max())]  # as our tokenizer pads
         return self.take_step(self.state, batch["inputs"], {"input_ids": ids, "caption": torch.arange(len(ids))})
 
 
 def import_original(modality: str) -> ModuleType:
-    """Import a modality of the original without its package's __init__, which needs a torchvision from before 2024."""
+    """Import a modality's module of the original without the package's __init__, which needs an old torchvision."""
     if "languagebind" not in sys.modules:
         package = sys.modules["languagebind"] = ModuleType("languagebind")
         package.__path__ = [f"{folder}/languagebind" for folder in sys.path]
@@ -112,26 +112,26 @@ def import_original(modality: str) -> ModuleType:
 
 
 def original_config(case: dict[str, Any], prefix: str = "", **more: object) -> dict[str, Any]:
-    """Return the sizes of a transformer in the original's terms."""
+    """Return the config of a transformer in the original's terms."""
     sizes = {"hidden_size": case[f"{prefix}width"], "intermediate_size": 4 * case[f"{prefix}width"], **more}
     sizes |= {"num_hidden_layers": case[f"{prefix}depth"], "num_attention_heads": case[f"{prefix}num_heads"]}
     return sizes | {"hidden_act": "gelu", "attention_dropout": 0.0}
 
 
 def random_batch(case: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the same batch on both sides: inputs, captions padded to 77 tokens, and features of captions."""
+    """Return the random batch of both sides: inputs, captions padded to 77 tokens, and features of captions."""
     torch.manual_seed(1)
-    size, places = case["batch_size"], torch.arange(77)
+    size, positions = case["batch_size"], torch.arange(77)
     lengths = torch.randint(8, 30, (size, 1))
-    ids = torch.randint(1, 49000, (size, 77)).masked_fill(places == 0, 49406)
-    ids = ids.masked_fill(places == lengths - 1, 49407).masked_fill(places >= lengths, 0)
+    ids = torch.randint(1, 49000, (size, 77)).masked_fill(positions == 0, 49406)
+    ids = ids.masked_fill(positions == lengths - 1, 49407).masked_fill(positions >= lengths, 0)
     inputs, features = torch.randn(size, *case["input_shape"]), torch.randn(size, case["embed_dim"])
     text = {"input_ids": ids, "attention_mask": (ids > 0).long(), "text_features": F.normalize(features, dim=-1)}
     return {"inputs": inputs, **text}
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Check or measure one side, with the case from the command line."""
     action, case = sys.argv[1], json.loads(sys.argv[2])
     if case["threads"]:
         torch.set_num_threads(case["threads"])

@@ -1,7 +1,7 @@
-"""From a file to a tensor: milliseconds per sample of files of one modality, and of clips by every decoder.
+"""Measure the decoding of files to tensors, in milliseconds per sample.
 
-A row each for the decoders of clips, and one for the frames of the same clips packed as JPEG files. A decoder that
-cannot be used gives its error.
+For clips, the table has a row per decoder, and a row for the same frames packed as JPEG files. If a decoder cannot be
+used, its row has the error.
 """
 
 import argparse
@@ -22,21 +22,21 @@ from .rows import MIB, Row, measure_rows, measure_steps
 
 def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add("--modality", choices=modality_names(), default="video", help="what the files are (default %(default)s)")
+    add("--modality", choices=modality_names(), default="video", help="modality of the files (default %(default)s)")
     add("--files", nargs="+", type=Path, required=True)
     add("--num-frames", type=int, default=8, help="frames sampled from a clip")
-    add("--rounds", type=int, default=3, help="timed passes over the files, after one that opens libraries")
+    add("--rounds", type=int, default=3, help="timed passes over the files, after a warm-up pass")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Measure a row for each decoder."""
+    """Return a row per decoder."""
     clips = hasattr(modality_class(options.modality), "video_backend")
     options.decoder = [*BACKENDS, "packed"] if clips else [options.modality]
     return measure_rows(options, ["decoder"], measure_row)
 
 
 def measure_row(options: argparse.Namespace) -> Row:
-    """Read the files several times."""
+    """Return the time per sample of one decoder."""
     kind: Any = modality_class(options.modality)
     data: list[Any] = [path.read_bytes() for path in options.files]
     if options.decoder in BACKENDS:

@@ -1,6 +1,6 @@
-"""The cost of `import languagebind` after `import torch`: seconds in new processes, the statements in turn.
+"""Measure the time of `import languagebind` after `import torch`, in new processes and with the statements in turn.
 
-`import_seconds` is wall time; `import_cpu_seconds` is CPU time, which other work on the machine hardly lengthens.
+`import_seconds` is wall-clock time. `import_cpu_seconds` is CPU time, which other processes hardly affect.
 """
 
 import argparse
@@ -26,11 +26,11 @@ STATEMENTS = ["import languagebind", "from languagebind import contrastive_loss"
 def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
     add("--statement", nargs="+", default=STATEMENTS, help="statements to time")
-    add("--rounds", type=int, default=5, help="processes for each statement")
+    add("--rounds", type=int, default=5, help="processes per statement")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return the medians of each statement; the first row is `import torch` itself."""
+    """Return a row with the median times per statement. The first row is `import torch` itself."""
     statements = [BASE, *options.statement]
     rounds = [[time_statement(statement) for statement in statements] for _ in range(options.rounds)]
     rows = []
@@ -43,6 +43,6 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def time_statement(statement: str) -> list[float]:
-    """Return the wall and CPU seconds that a statement takes in a new process."""
+    """Return the wall-clock and CPU seconds of a statement in a new process."""
     code = CODE.format(base="" if statement == BASE else BASE, statement=statement)
     return json.loads(subprocess.check_output([sys.executable, "-c", code]))

@@ -1,8 +1,8 @@
-"""Batches from shards, as training reads them: samples per second, waiting, and the memory of every process.
+"""Measure batches from shards, as training reads them: samples per second, waiting times and memory.
 
     python scripts/benchmark.py loader --workers 1 4 -- --config configs/depth.yaml --train-data /data/depth
 
-Training's own flags follow `--`. No model is built: a pause of --step-seconds stands for its step.
+Training's own flags follow `--`. No model is built; a pause of --step-seconds replaces its step.
 """
 
 import argparse
@@ -26,22 +26,22 @@ from .rows import MIB, Row, measure_rows
 
 def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add("--samples", type=int, default=2000, help="measured in each row, after --warmup-batches")
+    add("--samples", type=int, default=2000, help="samples to measure per row, after --warmup-batches")
     add("--warmup-batches", type=int, default=2)
-    add("--workers", type=int, nargs="+", help="one table row each (default: training's)")
-    add("--step-seconds", type=float, nargs="+", default=[0.0], help="time of the model's step; one table row each")
+    add("--workers", type=int, nargs="+", help="loader processes, one row per value (default: training's)")
+    add("--step-seconds", type=float, nargs="+", default=[0.0], help="seconds per training step, one row per value")
     add("training", nargs="+", metavar="-- FLAG", help="training's flags, after `--`")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Measure a row for each number of workers and step time."""
+    """Return a row per number of workers and step time."""
     options.config = parse_args(options.training)
     options.workers = options.workers or [options.config.data.workers]
     return measure_rows(options, ["workers", "step_seconds"], measure_row)
 
 
 def measure_row(options: argparse.Namespace) -> Row:
-    """Read batches, with captions as token ids; return the waiting times and the memory of the processes."""
+    """Read batches with tokenized captions. Return the speed, the waiting times and the memory."""
     config, data = options.config, dataclasses.replace(options.config.data, workers=options.workers)
     shards, steps_per_epoch = check_data(data, config.inputs, world_size=1)
     first, steps = options.warmup_batches, max(2, -(-options.samples // data.batch_size))
@@ -56,7 +56,7 @@ def measure_row(options: argparse.Namespace) -> Row:
         waited.append(time.perf_counter() - begin)
         skipped += len(batch.skipped)
         time.sleep(options.step_seconds)
-        seconds += time.perf_counter() - begin  # without reading the memory
+        seconds += time.perf_counter() - begin  # excludes reading the memory
         if number == steps - 1 or number % max(1, steps // 20) == 0:
             readings.append(read_memory())
     batches.close()  # ends the workers
@@ -72,9 +72,9 @@ def measure_row(options: argparse.Namespace) -> Row:
 
 
 def read_memory() -> Row:
-    """Return the MiB that this process and those below it hold.
+    """Return the memory of this process and its descendants in MiB.
 
-    `anonymous` memory is resident, and neither a file's nor shared: a page copied on writing does not add to it.
+    `anonymous_mib` is resident memory that is neither file-backed nor shared. Copy-on-write does not add to it.
     """
     main, workers = psutil.Process(), []
     for process in main.children(recursive=True):
@@ -90,7 +90,7 @@ def read_memory() -> Row:
 
 
 def memory_figures(readings: list[Row]) -> Row:
-    """Return the last reading, the peak, the growth from the first to the second half, and all readings."""
+    """Return the last reading, the peak, the growth between the halves, and all readings."""
     anonymous, half = [reading["anonymous_mib"] for reading in readings], len(readings) // 2
     return {
         **readings[-1],

@@ -1,7 +1,7 @@
-"""The contrastive loss, forward and backward, on one rank with a local batch among the features of all ranks.
+"""Measure the forward and backward pass of the contrastive loss on one of many ranks.
 
-The other ranks are PyTorch's fake process group, whose collectives return at once with copies of this rank's rows. So
-the arithmetic and the memory of one rank are measured, and communication is not.
+PyTorch's fake process group stands for the other ranks. Its collectives at once return copies of this rank's rows. So
+the benchmark measures the computation and the memory of one rank, but not the communication.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from .rows import MIB, Row, measure_rows, measure_steps
 
 def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add("--local-batch", type=int, nargs="+", default=[512], help="samples of this rank; one table row each")
-    add("--global-batch", type=int, nargs="+", default=[4096], help="samples of all ranks; one table row each")
+    add("--local-batch", type=int, nargs="+", default=[512], help="samples per rank, one row per value")
+    add("--global-batch", type=int, nargs="+", default=[4096], help="samples on all ranks, one row per value")
     add("--embed-dim", type=int, default=768)
-    add("--chunk-size", type=int, nargs="+", default=[0, 128], help="rows scored at a time, 0: all; one table row each")
+    add("--chunk-size", type=int, nargs="+", default=[0, 128], help="rows scored at a time (0: all), one row per value")
     add("--steps", type=int, default=5)
     add("--device", choices=("cuda", "cpu"))
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Measure a row for each local batch, global batch and chunk size."""
+    """Return a row per combination of local batch, global batch and chunk size."""
     for local, total in itertools.product(options.local_batch, options.global_batch):
         if total % local:
             raise UserError(f"--global-batch {total} is not a multiple of --local-batch {local}")
@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def measure_row(options: argparse.Namespace) -> Row:
-    """Return time and memory of the loss; this process becomes rank 0 of a world of fake ranks."""
+    """Return the time and memory of the loss. This process becomes rank 0, and the other ranks are fake."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     device, ranks = init_process(options.device).device, options.global_batch // options.local_batch

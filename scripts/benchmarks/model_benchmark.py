@@ -1,6 +1,6 @@
-"""Training steps of an encoder on random data: forward, loss, backward and optimizer, as in training.
+"""Measure training steps of an encoder on random data: forward pass, loss, backward pass and optimizer.
 
-One table row for each combination of --batch-size and --num-frames, each measured in a process of its own.
+The table has a row per combination of --batch-size and --num-frames. Each row is measured in its own process.
 """
 
 import argparse
@@ -40,26 +40,26 @@ PEAK_TFLOPS = {
 
 def add_options(add: Callable[..., object]) -> None:
     """Add the flags of this benchmark."""
-    add("--model", default="vit-l-14", help="a file of sizes in configs/model (default %(default)s)")
-    add("--input-shape", default="3,1,224,224", help="C,T,H,W (default %(default)s)")
-    add("--num-frames", type=int, nargs="+", help="T of the shape; one table row each")
-    add("--batch-size", type=int, nargs="+", default=[8], help="one table row each")
+    add("--model", default="vit-l-14", help="name of a model in configs/model (default %(default)s)")
+    add("--input-shape", default="3,1,224,224", help="shape C,T,H,W (default %(default)s)")
+    add("--num-frames", type=int, nargs="+", help="frames T instead of the shape's, one row per value")
+    add("--batch-size", type=int, nargs="+", default=[8], help="samples per step, one row per value")
     add("--temporal-attention", action="store_true", help="attend over frames")
     add("--tuning", choices=get_args(Tuning), default="lora")
     add("--patch-dropout", type=float, default=0.0)
     add("--grad-checkpointing", action="store_true")
     add("--precision", choices=get_args(Precision), default="amp_bf16")
-    add("--torchcompile", choices=("no", "encoder", "step"), default="no", help="as in training")
-    add("--text", choices=("cached", "live"), default="cached", help="features, or a tower that runs")
-    add("--text-width", type=int, default=768, help="of a tower of 12 blocks (default: ViT-L/14's)")
+    add("--torchcompile", choices=("no", "encoder", "step"), default="no", help="part to compile, as in training")
+    add("--text", choices=("cached", "live"), default="cached", help="features in the batch, or a text tower that runs")
+    add("--text-width", type=int, default=768, help="width of the text tower of 12 blocks (default: ViT-L/14's)")
     add("--steps", type=int, default=10, help="timed steps")
     add("--warmup-steps", type=int, default=3, help="steps before the timed ones")
     add("--device", choices=("cuda", "cpu"))
-    add("--peak-tflops", type=float, help="of the device, dense bfloat16, for the MFU (default: as listed)")
+    add("--peak-tflops", type=float, help="dense bfloat16 peak of the device, for the MFU (default: as listed)")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Measure a row for each batch size and number of frames."""
+    """Return a row per batch size and number of frames."""
     options.input_shape = tuple(map(int, options.input_shape.split(",")))
     options.num_frames = options.num_frames or [options.input_shape[1]]
     names = ("temporal_attention", "patch_dropout", "grad_checkpointing")
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def measure_row(options: argparse.Namespace) -> Row:
-    """Take the steps of one row in this process."""
+    """Take training steps in this process, and return their time, memory and FLOPs."""
     device, tower, size = init_process(options.device).device, options.tower, options.batch_size
     shape = (options.input_shape[0], options.num_frames, *options.input_shape[2:])
     flops = recipe_flops(shape, options.encoder, options.tuning, EMBED_DIM, tower)
@@ -95,7 +95,7 @@ def measure_row(options: argparse.Namespace) -> Row:
 
 
 def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> Any:
-    """Return what `train_step` uses of a `TrainState`, whose own import needs more than PyTorch."""
+    """Return the part of a `TrainState` that `train_step` uses. The class itself needs more packages than PyTorch."""
     torch.manual_seed(0)
     model = DualEncoder(shape, options.encoder, build_towers(options.tower, embed_dim))
     apply_tuning(model, TuningConfig(tuning=options.tuning))
@@ -105,13 +105,13 @@ def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> An
 
 
 def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:
-    """Take a training step; return the loss, for which the device must finish."""
+    """Take a training step and return the loss. Reading the loss waits for the device."""
     batch: Any = SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[])
     return train_step(state, [batch], OptimConfig(precision=state.engine.side.precision)).item()
 
 
 def read_sizes(name: str) -> dict[str, Any]:
-    """Read the `key: value` lines of configs/model/NAME.yaml without PyYAML, since PyTorch may be the only package."""
+    """Return the sizes in configs/model/NAME.yaml. Parse without PyYAML, since PyTorch may be the only package."""
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"no model {name!r} in configs/model: {', '.join(sorted(p.stem for p in MODELS.glob('*')))}")
@@ -120,7 +120,7 @@ def read_sizes(name: str) -> dict[str, Any]:
 
 
 def build_towers(text: ClipTextConfig | None, embed_dim: int) -> tuple[nn.Module, nn.Module, int]:
-    """Return what `DualEncoder` takes as its text tower; None stands for features that come with the batch."""
+    """Return the text model, its projection and the width for `DualEncoder`. Without `text`, the batch has features."""
     if text is None:
         return nn.Identity(), nn.Identity(), embed_dim
     return ClipText(text), nn.Linear(text.width, embed_dim, bias=False), embed_dim
@@ -129,7 +129,7 @@ def build_towers(text: ClipTextConfig | None, embed_dim: int) -> tuple[nn.Module
 def recipe_flops(
     shape: Shape, encoder: EncoderConfig, tuning: Tuning, embed_dim: int, text: ClipTextConfig | None = None
 ) -> dict[str, int]:
-    """Return the FLOPs of a forward pass and of a training step for one sample; a multiply-add counts as two.
+    """Return the FLOPs of a forward pass and of a training step per sample. A multiply-add counts as two.
 
     A step is 3 forward passes with full tuning (values, gradients of activations and of weights) and 2 with LoRA, whose
     frozen weights need no gradients and whose adapters are small. `partial` and `head` run their backward pass. A text

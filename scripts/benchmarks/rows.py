@@ -1,6 +1,6 @@
-"""The rows of a benchmark: measured each in a process of its own, printed as a table, written as JSON.
+"""Measure the rows of a benchmark in separate processes, print them as a table, and write them as JSON.
 
-`compare_worker.py` imports this file in the original's interpreter too, so it needs only PyTorch.
+The interpreter of the original LanguageBind code imports this file for `compare_worker.py`, so it needs only PyTorch.
 """
 
 import itertools
@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 def measure_rows(options: Namespace, names: list[str], measure_row: Callable[[Namespace], Row]) -> list[Row]:
-    """Measure a row for each combination of the options in `names`, which are lists, each in a new process."""
+    """Return a row per combination of the options in `names`, which are lists. Measure each in a new process."""
     rows = []
     for values in itertools.product(*(getattr(options, name) for name in names)):
         row: Row = dict(zip(names, values, strict=True))
@@ -33,16 +33,16 @@ def measure_rows(options: Namespace, names: list[str], measure_row: Callable[[Na
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
                 row |= pool.submit(measure_row, Namespace(**vars(options) | row)).result()
-            except (BrokenProcessPool, torch.OutOfMemoryError):  # the system killed it, or the GPU is full
+            except (BrokenProcessPool, torch.OutOfMemoryError):  # the system killed the process, or the GPU is full
                 row["error"] = "out of memory"
         rows.append(row)
     return rows
 
 
 def measure_steps(step: Callable[[], object], device: torch.device, steps: int, warmup_steps: int = 0) -> Row:
-    """Return the time of a step, which waits for the device, and the memory before the first and at the peak.
+    """Return the time of a step, the memory before the first step and the peak memory. `step` waits for the device.
 
-    On a GPU PyTorch counts its tensors. On a CPU it is the resident memory of the process, so measure in a new one.
+    On a GPU, memory is PyTorch's tensors. On a CPU, it is the resident memory of the process, so use a new process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -69,14 +69,14 @@ def _peak_memory(device: torch.device) -> float:
 
 
 def timed(function: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall and CPU seconds of a call; other work on the machine hardly lengthens the second."""
+    """Return the wall-clock and CPU seconds of a call. Other processes hardly affect the CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return the interquartile range in percent of the median; 0 for fewer than two values."""
+    """Return the interquartile range in percent of the median, or 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -84,7 +84,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def show(name: str, argv: Sequence[str], rows: list[Row], output: Path | None) -> None:
-    """Print the rows as a table; also write them to `output`, with the date, the machine and the versions."""
+    """Print the rows as a table, and write them to `output` with the date, the machine and the versions."""
     print(table(rows))
     if output is not None:
         content = {
@@ -102,7 +102,7 @@ def show(name: str, argv: Sequence[str], rows: list[Row], output: Path | None) -
 
 
 def table(rows: list[Row]) -> str:
-    """Return aligned columns, one for each key; lists and dictionaries appear only in the JSON file."""
+    """Return the rows as text with a column per key. Lists and dictionaries appear only in the JSON file."""
     keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, (dict, list))))
     lines = [[key.replace("_", " ") for key in keys], *([_cell(row.get(key)) for key in keys] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

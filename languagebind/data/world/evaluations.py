@@ -1,4 +1,4 @@
-"""The evaluations of the sample world: YAML files, and the manifests, class names and templates that they name."""
+"""Write the evaluations of the sample world: YAML files with their manifests, class names and templates."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 from .scenes import Scene, scene_files, seen_pairs, unseen_pairs
 from .words import REWORDED_TEMPLATES, TEMPLATES, class_name, retrieval_caption, reworded_class_name
 
-NUM_RETRIEVAL = 256  # samples in the retrieval evaluations
+NUM_RETRIEVAL = 256  # samples per retrieval evaluation
 
 
 def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Sequence[str], seed: int) -> None:
-    """Write `root/eval`: five YAML files for each modality, and the files they name."""
+    """Write `root/eval`: five YAML files per modality, and the files that they refer to."""
     folder = root / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / "templates.txt", TEMPLATES)
@@ -43,7 +43,7 @@ def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Se
 
 def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: random.Random) -> str:
     files = scene_files(root / split, scene, modality)
-    frame = len(files) // 2 if len(files) > 1 else None  # always the middle one
+    frame = len(files) // 2 if len(files) > 1 else None  # the middle frame
     line = {
         "path": os.path.relpath(files[frame or 0], root / "eval"),
         "label": " ".join(scene.pair(modality)),

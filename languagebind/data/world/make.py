@@ -1,10 +1,10 @@
-"""Write the sample world: a small VIDAL-10M of rendered scenes, for machines without other data.
+"""Write the sample world, a small data set of rendered scenes in the layout of VIDAL-10M.
 
     python -m languagebind.data.world --output DIR --num-train 2000 --num-test 512 --seed 0
 
-writes `DIR/train`, `DIR/test` and `DIR/unseen`, each a `vidal.json` with media in VIDAL's folders (H.264 mp4, 16 kHz
-WAV, 16-bit depth PNG in millimetres, infrared JPEG), and `DIR/eval` with the evaluations of each modality. The same
-seed gives the same bytes.
+writes `DIR/train`, `DIR/test` and `DIR/unseen`, each with a `vidal.json` and media in VIDAL's folders (H.264 mp4,
+16 kHz WAV, 16-bit depth PNG in millimetres, infrared JPEG). It also writes `DIR/eval` with the evaluations of each
+modality. The same seed gives the same bytes.
 """
 
 import io
@@ -33,26 +33,26 @@ from .words import captions_for
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """What to render, and where to write it."""
+    """Options of the sample world."""
 
     output: Path
-    """The folder for the splits and the evaluations."""
+    """Output folder for the splits and the evaluations."""
     num_train: int = 2000
-    """Scenes to train on."""
+    """Number of training scenes."""
     num_test: int = 512
-    """New scenes to test on. The unseen split has half as many, with attribute pairs that are never trained on."""
+    """Number of test scenes. The unseen split has half as many, with attribute pairs that are not in training."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Random seed."""
     modalities: tuple[str, ...] = tuple(CLASS_ATTRIBUTES)
-    """Media to render."""
+    """Modalities to render."""
     size: int = 96
-    """Width and height in pixels."""
+    """Width and height of the pictures in pixels."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Number of processes; the output does not depend on it."""
+    """Number of processes. The output does not depend on it."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the world that the command line asks for."""
+    """Write the sample world with the options of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_world(parse(WorldOptions, sys.argv[1:] if argv is None else argv, prog="languagebind.data.world"))
 
@@ -66,7 +66,7 @@ def make_world(options: WorldOptions) -> None:
     if unknown := set(options.modalities) - set(CLASS_ATTRIBUTES):
         raise UserError(f"scenes cannot be rendered as {min(unknown)!r}, only as {sorted(CLASS_ATTRIBUTES)}")
     if options.size < 32 or options.size % 2:
-        raise UserError(f"--size {options.size} should be even and at least 32")
+        raise UserError(f"--size should be even and at least 32, got {options.size}")
     started = time.monotonic()
     splits = draw_splits(options)
     for split, scenes in splits.items():
@@ -76,7 +76,7 @@ def make_world(options: WorldOptions) -> None:
 
 
 def draw_splits(options: WorldOptions) -> dict[str, list[Scene]]:
-    """Return the scenes of each split; no scene is in two."""
+    """Draw the scenes of each split. No scene is in two splits."""
     train = draw_scenes("train", options.num_train, options.seed)
     trained = frozenset(scene.contents() for scene in train)
     test = draw_scenes("test", options.num_test, options.seed, avoid=trained)

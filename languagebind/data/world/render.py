@@ -1,7 +1,7 @@
-"""Render what each sensor records of a scene: pictures and waveforms as arrays.
+"""Render the recordings of a scene by each sensor: pictures and waveforms as arrays.
 
-A sensor shows only what it can sense: colour and material in video, distance in depth, temperature in infrared, sound
-in audio. All pictures show shape, size, place and motion.
+Video shows colour and material, depth shows distance, infrared shows temperature, and audio has the sound. All pictures
+show shape, size, position and motion.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ _RADIUS = {"small": 0.38, "large": 0.58}  # in half picture widths, at two metre
 
 
 def video_frames(scene: Scene, size: int) -> np.ndarray:
-    """Return (T, H, W, 3) uint8, RGB."""
+    """Return the RGB frames (T, H, W, 3), uint8."""
     rng = np.random.default_rng([scene.seed, 0])
     u, v, cover = _object(scene, size, NUM_VIDEO_FRAMES)
     rows = np.linspace(-1, 1, size, dtype=np.float32)[:, None, None]
@@ -46,7 +46,7 @@ def video_frames(scene: Scene, size: int) -> np.ndarray:
 
 
 def depth_frames(scene: Scene, size: int) -> np.ndarray:
-    """Return (T, H, W) uint16, millimetres."""
+    """Return the depth frames (T, H, W), uint16, in millimetres."""
     rng = np.random.default_rng([scene.seed, 1])
     u, v, cover = _object(scene, size, NUM_FRAMES)
     columns = np.linspace(-1, 1, size, dtype=np.float32)
@@ -58,7 +58,7 @@ def depth_frames(scene: Scene, size: int) -> np.ndarray:
 
 
 def infrared_frames(scene: Scene, size: int) -> np.ndarray:
-    """Return (T, H, W) uint8, from the coldest to the hottest temperature that the camera can see."""
+    """Return the infrared frames (T, H, W), uint8: 0 for the camera's coldest temperature, 255 for the hottest."""
     rng = np.random.default_rng([scene.seed, 2])
     _, _, cover = _object(scene, size, NUM_FRAMES)
     columns = np.linspace(-1, 1, size, dtype=np.float32)
@@ -69,7 +69,7 @@ def infrared_frames(scene: Scene, size: int) -> np.ndarray:
 
 
 def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return coordinates (T, H, W) from the object's centre, in radii, and how far it covers each pixel, 0 to 1."""
+    """Return pixel coordinates u, v from the object's centre in radii, and coverage from 0 to 1, all (T, H, W)."""
     x, y = scene.place(np.arange(num_frames, dtype=np.float32) / num_frames)
     # The camera zooms in on distant objects: in true perspective they would be too small to see.
     radius = _RADIUS[scene.size] * (2 / scene.metres) ** 0.15
@@ -90,7 +90,7 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return radius * (np.cos(angle) * 0.75 + np.sin(angle) * 1.45) / 0.85
 
 
-# For each shape, a function that is 1 on its outline and less inside.
+# For each shape, a function that is 1 on the outline and less than 1 inside.
 _OUTLINES = {
     "ball": lambda u, v: np.hypot(u, v),
     "cube": lambda u, v: np.maximum(np.abs(u), np.abs(v)) / 0.85,
@@ -104,7 +104,7 @@ _OUTLINES = {
 
 
 def _material(material: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return the brightness of the surface: plastic is even, wood has grain, metal has a bright streak."""
+    """Return the brightness of the surface. Plastic is even, wood has grain, metal has a bright streak."""
     if material == "wooden":
         return (0.8 + 0.2 * np.sin(14 * v + 2 * np.sin(3 * u))).astype(np.float32)
     if material == "metal":
@@ -113,7 +113,7 @@ def _material(material: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def waveform(scene: Scene) -> np.ndarray:
-    """Return (samples,) int16."""
+    """Return the waveform (samples,), int16."""
     rng = np.random.default_rng([scene.seed, 3])
     time = np.arange(NUM_AUDIO_SAMPLES) / SAMPLE_RATE
     sound = _SOUNDS[scene.sound](time, rng) * _envelope(scene.rhythm, time, rng)
@@ -124,18 +124,18 @@ def waveform(scene: Scene) -> np.ndarray:
 
 
 def _envelope(rhythm: str, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return when the sound is on: always, about twice or seven times a second, or once for a moment."""
+    """Return the loudness over time: constant, on about twice or seven times per second, or on once."""
     if rhythm == "steady":
         return np.ones_like(time)
     if rhythm == "once":
         start = rng.uniform(0.3, 1.6)
         return _smooth((time > start) & (time < start + rng.uniform(0.35, 0.5)))
-    rate = rng.uniform(1.5, 2.0) if rhythm == "slow" else rng.uniform(6, 8)  # times a second
+    rate = rng.uniform(1.5, 2.0) if rhythm == "slow" else rng.uniform(6, 8)  # times per second
     return _smooth((rate * time + rng.uniform()) % 1 < 0.5)
 
 
 def _smooth(samples: np.ndarray, width: int = 161) -> np.ndarray:
-    """Blur samples. By default a gate takes 5 ms to open and to close, so that it does not click."""
+    """Smooth samples. By default, the sound takes 5 ms to start and to stop, so that there is no click."""
     window = np.hanning(width)
     return np.convolve(samples.astype(np.float64), window / window.sum(), mode="same")
 
@@ -153,12 +153,12 @@ def _siren(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _drum(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Beats of low noise, close together."""
+    """Return rapid beats of low-frequency noise."""
     return _smooth(rng.standard_normal(len(time)), 64) * np.exp(-8 * ((rng.uniform(14, 18) * time) % 1))
 
 
 def _chirp(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Quick rising sweeps from 2 to 5 kHz."""
+    """Return quick sweeps from 2 up to 5 kHz."""
     part = (rng.uniform(10, 13) * time + rng.uniform()) % 1
     return np.sin(2 * np.pi * np.cumsum(2000 + 3000 * part) / SAMPLE_RATE)
 

@@ -1,4 +1,4 @@
-"""The scenes of the sample world: their attributes, which pairs are never trained on, and how they are drawn."""
+"""Draw the scenes of the sample world. Some attribute pairs are held out of training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from ..vidal import NUM_FRAMES, media_paths
 
-FOLDER = "world"  # VIDAL's `folder` of every scene
+FOLDER = "world"  # the `folder` of every scene in the annotation
 
 VALUES = {
     "shape": ("ball", "cube", "pyramid", "ring", "star", "cross", "pole", "heart"),
@@ -23,10 +23,10 @@ VALUES = {
 }
 
 METRES = {"touching": 0.8, "near": 1.8, "midway": 4.0, "far": 8.0}
-REACH = 0.4  # of a moving object, in half picture widths
+REACH = 0.4  # the amplitude of a motion, in half picture widths
 CELSIUS = {"freezing": -30.0, "cool": 0.0, "warm": 50.0, "hot": 95.0}
 
-# The pair of attributes that defines the classes of each modality; it senses both.
+# The pair of attributes that defines the classes of each modality. The modality senses both.
 CLASS_ATTRIBUTES = {
     "depth": ("shape", "distance"),
     "infrared": ("shape", "temperature"),
@@ -34,7 +34,7 @@ CLASS_ATTRIBUTES = {
     "video": ("colour", "motion"),
 }
 
-# What each modality can sense of a scene; its retrieval captions describe this and nothing else.
+# The attributes that each modality senses. Its retrieval captions describe only these.
 SENSED = {
     "depth": ("shape", "distance", "size", "side"),
     "infrared": ("shape", "temperature", "size", "side"),
@@ -47,8 +47,8 @@ SENSED = {
 class Scene:
     """One object in a room, seen and heard for a few seconds.
 
-    `x`, `y` is its mean place in the picture, from -1 (left, top) to 1; `metres` is its distance, `celsius` its
-    temperature. `seed` draws everything without meaning: noise, background, phase.
+    `x` and `y` are the object's mean position in the picture, from -1 (left, top) to 1. `metres` is the distance and
+    `celsius` the temperature. `seed` determines the random details: noise, background and phase.
     """
 
     id: str
@@ -69,51 +69,51 @@ class Scene:
     seed: int
 
     def place(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the object's centre in the picture, (x, y) from -1 to 1, at times from 0 to 1 of the clip."""
+        """Return the object's centre (x, y) in the picture, -1 to 1, at times from 0 (start of the clip) to 1 (end)."""
         phase = 2 * np.pi * (time + (self.seed % 97) / 97)
         x = self.x + REACH * np.sin(phase) * (self.motion in ("sideways", "circling"))
         y = self.y + REACH * np.cos(phase) * (self.motion in ("bouncing", "circling"))
         return x, y
 
     def side(self, frame: int | None = None) -> str:
-        """Return `left`, `middle` or `right`, in one of the eight frames or on average."""
+        """Return the object's side (`left`, `middle` or `right`) in one of the eight frames, or on average."""
         x = self.x if frame is None else float(self.place(np.array(frame / NUM_FRAMES))[0])
         return "left" if x < -0.12 else "right" if x > 0.12 else "middle"
 
     def pair(self, modality: str) -> tuple[str, str]:
-        """Return the class of the scene for a modality, as two attribute values."""
+        """Return the scene's class for a modality, a pair of attribute values."""
         first, second = CLASS_ATTRIBUTES[modality]
         return getattr(self, first), getattr(self, second)
 
     def contents(self) -> tuple[str, ...]:
-        """Return all attribute values: two scenes with the same values differ only in noise."""
+        """Return all attribute values. Two scenes with the same values differ only in random details."""
         return tuple(getattr(self, attribute) for attribute in VALUES)
 
 
 def unseen_pairs(modality: str) -> list[tuple[str, str]]:
-    """Return the attribute pairs of a modality that no training scene has: one for each value of the first attribute.
+    """Return a modality's attribute pairs that are held out of training, one per value of the first attribute.
 
-    Every value is trained on in other pairs, so these pairs test composition and nothing else.
+    Training scenes have every value in other pairs, so these pairs test only composition.
     """
     first, second = (VALUES[attribute] for attribute in CLASS_ATTRIBUTES[modality])
-    shift = sorted(CLASS_ATTRIBUTES).index(modality)  # otherwise depth and infrared would leave out the same pairs
+    shift = sorted(CLASS_ATTRIBUTES).index(modality)  # otherwise depth and infrared would hold out the same pairs
     return [(value, second[(row + row // len(second) + shift) % len(second)]) for row, value in enumerate(first)]
 
 
 def seen_pairs(modality: str) -> list[tuple[str, str]]:
-    """Return the attribute pairs of a modality that training and test scenes have."""
+    """Return the attribute pairs of a modality that occur in training and test scenes."""
     first, second = (VALUES[attribute] for attribute in CLASS_ATTRIBUTES[modality])
     unseen = set(unseen_pairs(modality))
     return [(a, b) for a in first for b in second if (a, b) not in unseen]
 
 
 def scene_files(root: Path, scene: Scene, modality: str) -> list[Path]:
-    """Return the paths of a scene's media below the folder of its split: one file, or its frames."""
+    """Return the paths of a scene's media (one file, or all frames) below `root`, the folder of its split."""
     return media_paths(root, scene.id, FOLDER, modality)[0]
 
 
 def draw_scenes(split: str, count: int, seed: int, avoid: frozenset[tuple[str, ...]] = frozenset()) -> list[Scene]:
-    """Draw the scenes of a split; `unseen` has only pairs that no other split has. None has contents in `avoid`."""
+    """Draw the scenes of a split, none with contents in `avoid`. Only the split `unseen` has held-out pairs."""
     rng = np.random.default_rng([seed, *split.encode()])
     scenes: list[Scene] = []
     while len(scenes) < count:

@@ -1,7 +1,7 @@
-"""Describe scenes: captions for training, and prompts for evaluation in the same words or in other words.
+"""Describe scenes in captions for training, and in prompts for evaluation with the same or with other words.
 
-Captions vary in wording and order and mention only some of a scene's attributes, so that training matches attributes
-and not sentences with the frozen text encoder. `REWORDED` shares no word with any training caption.
+Captions vary in wording and order and mention only some of a scene's attributes, so that an encoder
+learns attributes, not sentences. `REWORDED` shares no word with any training caption.
 """
 
 import random
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..vidal import NUM_FRAMES
 from .scenes import CLASS_ATTRIBUTES, SENSED, Scene
 
-# Ways to say each attribute value. Nouns and adjectives follow "a"; clauses stand before or after them.
+# Phrases for each attribute value. Nouns and adjectives follow "a". Clauses come before or after them.
 NOUNS = {
     "ball": ("ball", "sphere", "globe", "round ball", "balloon"),
     "cube": ("cube", "box", "block", "square box", "square"),
@@ -21,7 +21,7 @@ NOUNS = {
     "pole": ("pole", "stick", "rod", "thin stick", "pillar"),
     "heart": ("heart", "heart shape", "love heart"),
 }
-THINGS = ("thing", "object")  # in place of a shape that is not mentioned
+THINGS = ("thing", "object")  # nouns for a shape that is not mentioned
 ADJECTIVES = {
     "red": ("red", "bright red", "scarlet", "ruby red"),
     "orange": ("orange", "bright orange", "apricot orange", "pumpkin colored"),
@@ -125,7 +125,7 @@ REWORDED = {
 TEMPLATES = ("{c}", "the {c}")
 REWORDED_TEMPLATES = ("{c}", "this {c}", "some {c}", "one {c}")
 
-PHRASINGS = 4  # captions in each source except the title
+PHRASINGS = 4  # captions per source, except for the title
 
 _VISIBLE = ("size", "temperature", "colour", "material", "distance", "motion", "side")
 _OPENINGS = ("", "", "there is ", "we see ", "in the video there is ")
@@ -133,10 +133,10 @@ _SOUND_OPENINGS = ("", "", "the sound of ", "you can hear ", "there is ")
 
 
 def captions_for(scene: Scene, rng: random.Random) -> dict[str, str | list[str]]:
-    """Return a scene's captions from every source of VIDAL.
+    """Return a scene's captions, keyed by VIDAL's sources.
 
-    `ofa` describes stills, `mplug` the clip, `polish_mplug` the clip in more detail, `sound_mplug` its sound; `raw` is
-    a title.
+    `raw` is a title. `ofa` describes stills, `mplug` the clip, `polish_mplug` the clip in more detail, and
+    `sound_mplug` the sound.
     """
     still = [name for name in _VISIBLE if name not in ("motion", "temperature")]
     return {
@@ -149,7 +149,7 @@ def captions_for(scene: Scene, rng: random.Random) -> dict[str, str | list[str]]
 
 
 def retrieval_caption(scene: Scene, modality: str, rng: random.Random, frame: int | None = None) -> str:
-    """Return a caption of everything that the modality senses of the scene, or of one of its frames."""
+    """Return a caption with every attribute that the modality senses in the scene, or in one frame."""
     sensed = SENSED[modality]
     if "sound" in sensed:
         return _sound_phrase(scene, ["rhythm", "loudness"], rng)
@@ -158,7 +158,7 @@ def retrieval_caption(scene: Scene, modality: str, rng: random.Random, frame: in
 
 
 def class_name(modality: str, pair: tuple[str, str]) -> str:
-    """Return the prompt for a class, in words that captions use."""
+    """Return the prompt for a class in words from the captions."""
     first, second = pair
     if "sound" in CLASS_ATTRIBUTES[modality]:
         return f"{SOUND_ADJECTIVES[second][0]} {SOUND_NOUNS[first][0]}"
@@ -170,7 +170,7 @@ def class_name(modality: str, pair: tuple[str, str]) -> str:
 
 
 def reworded_class_name(modality: str, pair: tuple[str, str]) -> str:
-    """Return the prompt for a class, in words that no caption uses."""
+    """Return the prompt for a class in words that no caption uses."""
     first, second = (REWORDED[value] for value in pair)
     if pair[0] in ADJECTIVES:
         return f"{first} item, {second}"
@@ -184,13 +184,13 @@ def _some(attributes: Sequence[str], least: int, most: int, rng: random.Random) 
 
 
 def _describe(scene: Scene, attributes: list[str], rng: random.Random, frame: int | None = None) -> str:
-    """Return a sentence with these attributes, in this order, and usually the shape."""
+    """Return a sentence with the attributes in this order, and usually with the shape."""
     noun = rng.choice(NOUNS[scene.shape] if rng.random() < 0.85 else THINGS)
     return _sentence(noun, _said(scene, attributes, rng, frame), rng)
 
 
 def _said(scene: Scene, attributes: list[str], rng: random.Random, frame: int | None) -> tuple[list[str], list[str]]:
-    """Return adjectives and clauses for these attributes of the scene, or of one of its frames."""
+    """Return the adjectives and the clauses for attributes of the scene, or of one frame."""
     values = {name: scene.side(frame) if name == "side" else getattr(scene, name) for name in attributes}
     adjectives = [rng.choice(ADJECTIVES[value]) for value in values.values() if value in ADJECTIVES]
     return adjectives, [rng.choice(CLAUSES[value]) for value in values.values() if value in CLAUSES]
@@ -232,5 +232,5 @@ def _title(scene: Scene, rng: random.Random) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """Return the phrase after `a` or `an`."""
+    """Return the phrase with `a` or `an` before it."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -184,6 +184,6 @@ def _fill(pattern: str, record: Record, where: str) -> str:
     try:
         return pattern.format_map(record)
     except KeyError as error:
-        raise UserError(f"{where}: no column {error}, it has {columns_of(record)}") from error
+        raise UserError(f"{where}: no column {error}, only {columns_of(record)}") from error
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{where}: cannot fill in {pattern!r}: {error}") from error
