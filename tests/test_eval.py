@@ -410,7 +410,7 @@ def test_bad_samples_stop_the_run_or_are_counted(world, tmp_path, workers, caplo
             run(manifest, task, workers=workers, data_root=str(world))
         with caplog.at_level(logging.WARNING):
             found = run(manifest, task, workers=workers, data_root=str(world), skip_bad=True, batch_size=4)
-        assert "2 of 45 samples cannot be read; the result covers the rest" in caplog.text
+        assert "2 of 45 samples cannot be read; the result leaves them out" in caplog.text
         assert (found["protocol"]["samples"], found["protocol"]["skipped_samples"]) == (43, 2)
         rest = run(write_jsonl(tmp_path / "rest.jsonl", rows[2:]), task, data_root=str(world))
         assert found["metrics"] == pytest.approx(rest["metrics"])
@@ -705,7 +705,7 @@ def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
         ),
         (flags(configs, checkpoint, configs, "first.yaml"), "folders does not exist"),
         (flags(world, configs / "none.pt", configs, "first.yaml"), "no checkpoint at .*none.pt"),
-        ([*flags(world, checkpoint, configs, "first.yaml"), "--overwrite", "--skip-existing"], "exclude each other"),
+        ([*flags(world, checkpoint, configs, "first.yaml"), "--overwrite", "--skip-existing"], "not both"),
         ([*flags(world, checkpoint, configs, "first.yaml"), "--device", "gpu"], "--device gpu"),
         ([*flags(world, checkpoint, configs, "first.yaml"), "--device", "meta"], "--device meta cannot be used here"),
         ([*flags(world, checkpoint, configs), "--config"], "--config needs a value"),

@@ -120,7 +120,7 @@ def test_a_dataset_that_fails_does_not_stop_the_others(world, tmp_path, caplog):
     (tmp_path / "bad" / "red" / "a.png").write_bytes(b"no picture")
     argv = flags(world, tmp_path / "out", f"--model={COLOURS}", "--config", str(tmp_path / "bad.yaml"))
     with pytest.raises(
-        UserError, match=r"(?s)1 of 2 evaluations failed, the others are written:\n  bad: .*not a picture"
+        UserError, match=r"(?s)1 of 2 evaluations failed; the others were written:\n  bad: .*not a picture"
     ):
         main([*argv, config(world)])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["here_colours-Colours.json"]
@@ -135,7 +135,7 @@ def test_each_model_scores_what_it_reads(world, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 1
     with pytest.raises(UserError, match="far is depth, but the model reads image"):
         main(flags(world, tmp_path / "b", f"--config={tmp_path}/far.yaml", f"--model={COLOURS}"))
-    with pytest.raises(UserError, match="far is depth; the models read image"):
+    with pytest.raises(UserError, match="far is depth, but the models read image"):
         main(
             flags(
                 world, tmp_path / "c", f"--config={tmp_path}/far.yaml", f"--model=a={COLOURS}", f"--model=b={COLOURS}"
@@ -224,7 +224,7 @@ def test_a_restart_with_two_modalities_and_with_views_of_the_paper_is_done(films
 
 def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(world, tmp_path, capsys):
     argv = flags(world, tmp_path / "out", "--config", config(world), "--model", "x=none.pt", f"a={COLOURS}")
-    with pytest.raises(UserError, match=r"(?s)1 of 2 evaluations failed, the others are written:\n  x: no checkpoint"):
+    with pytest.raises(UserError, match=r"(?s)1 of 2 evaluations failed; the others were written:\n  x: no checkpoint"):
         main(argv)
     assert " top1 " in capsys.readouterr().out
     with pytest.raises(UserError, match=r"2 of 2 evaluations failed:"):

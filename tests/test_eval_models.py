@@ -169,8 +169,8 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
     [
         ("no_such_module:f", "no_such_module cannot be imported: No module named 'no_such_module' .*PYTHONPATH"),
         ("languagebind.nothing:f", r"languagebind\.nothing cannot be imported: No module named"),
-        (f"{HERE}:nothing", "it should return an object with encode_text"),
-        (f"{HERE}:Mistakes.number", r"Mistakes\.number: it should return an object"),
+        (f"{HERE}:nothing", "should return an object with encode_text"),
+        (f"{HERE}:Mistakes.number", r"Mistakes\.number should return an object"),
         (f"{HERE}:Mistakes.nothing", "an object with encode_text, and with encode or encode_files"),
         (f"{HERE}:Mistakes.kind", "the modality should be one of audio, depth.*, not 'imu'"),
         (f"{HERE}:Mistakes.scale", "logit_scale should be one number"),
@@ -179,7 +179,7 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
         (f"{HERE}:Mistakes.rows", r"encode returns \(31, 3\), expected \(30, D\)"),
         (f"{HERE}:Mistakes.flat", r"encode returns \(30,\), expected \(30, D\)"),
         (f"{HERE}:Mistakes.nan", "returns NaN or infinity for 30 of 30 inputs"),
-        ("open_clip:ViT-B-32", "name an open_clip model with its weights"),
+        ("open_clip:ViT-B-32", "name an open_clip model and its weights"),
         ("open_clip:ViT-B-32/laion3b", "open_clip cannot load ViT-B-32 .*known tags: openai"),
         ("open_clip:ViT-B-33/openai", "cannot load ViT-B-33 .*there is no such model .near are ViT-B-32"),
         ("none.pt", "no checkpoint at none.pt"),
@@ -262,7 +262,7 @@ def test_pixels_are_as_the_open_clip_model_wants_them(tower, tmp_path, caplog):
 
 def test_open_clip_reads_what_it_is_told_to(tower):
     spec = f"open_clip:local-dir:{tower}"
-    with pytest.raises(UserError, match=r"name what it reads with --modality: .* one of audio, depth"):
+    with pytest.raises(UserError, match=r"needs --modality: .* one of audio, depth"):
         load_eval_model(spec, CPU)
     with pytest.raises(UserError, match="reads pictures of 8 x 8 pixels, which audio does not provide"):
         load_eval_model(spec, CPU, "audio")
@@ -326,7 +326,7 @@ def test_all_that_is_there(world, tmp_path, capsys):
     assert f"absent: gone ({world / 'gone'}); get it from: https://example.org/gone" in out
     assert "silent" not in out, "of another modality"
     main([*argv, f"{HERE}:Colours", "--skip-existing"])  # what is left is of another modality, which is no mistake
-    with pytest.raises(UserError, match=r"here is image, .*; the models read depth"):
+    with pytest.raises(UserError, match=r"here is image, .*, but the models read depth"):
         main(flags(world, tmp_path / "c", "--all", f"--configs={world / 'configs'}", f"--model={HERE}:Distant"))
     with pytest.raises(UserError, match=r"(?s)no datasets: .*absent: silent .*: https://example.org/silent"):
         main(flags(tmp_path, tmp_path / "b", "--all", "--configs", str(world / "configs"), "--model", f"{HERE}:Green"))

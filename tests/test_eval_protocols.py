@@ -373,7 +373,7 @@ def test_results_of_both_protocols_lie_side_by_side(films, model, tmp_path, clip
     names = [model_name(result) for result in read_results(tmp_path / "results")]
     assert sorted(names) == ["a", "a (paper protocol)"]
     write_result(ours, tmp_path / "results" / "twice.json")
-    with pytest.raises(UserError, match="are both of a on films"):
+    with pytest.raises(UserError, match="are both results of a on films"):
         read_results(tmp_path / "results")
 
 

@@ -259,14 +259,14 @@ def test_command_line(scenes, checkpoints, encoders, tmp_path, capsys):
     assert "depth+infrared, gallery to query" in (tmp_path / "page.html").read_text()
     for argv, message in (
         ([*models, *rest], "exists: --overwrite replaces it"),
-        ([*models, *rest[2:]], "give --model MODALITY=CHECKPOINT"),
-        (rest, "give --model MODALITY=CHECKPOINT"),
-        (["--model", "depth", *rest], "give --model MODALITY=CHECKPOINT"),
+        ([*models, *rest[2:]], "pass one --model MODALITY=CHECKPOINT"),
+        (rest, "pass one --model MODALITY=CHECKPOINT"),
+        (["--model", "depth", *rest], "pass one --model MODALITY=CHECKPOINT"),
         (["--model", f"infrared={checkpoints['depth']}", *rest, "--overwrite"], "is for depth, not infrared"),
     ):
         with pytest.raises(UserError, match=message):
             main(argv)
-    assert call("-m", "languagebind.eval.pairs", *rest, status=2).startswith("error: give --model")
+    assert call("-m", "languagebind.eval.pairs", *rest, status=2).startswith("error: pass one --model")
 
 
 def test_encoders_around_different_text_towers_are_refused(checkpoints, clip_folder, scenes, tmp_path):

@@ -176,7 +176,7 @@ def test_mistakes(world, tmp_path, capsys):
     (tmp_path / "retrieval.yaml").write_text("task: retrieval\ndata: x\n")
     (tmp_path / "clip.yaml").write_text("task: classification\ndata: x\nclip: [0, 2]\n")
     for more, message in (
-        ([f"--config={tmp_path / 'retrieval.yaml'}"], "a probe needs the task classification, not retrieval"),
+        ([f"--config={tmp_path / 'retrieval.yaml'}"], "a probe needs a dataset for classification, not retrieval"),
         (["--test=nowhere"], "nowhere does not exist"),
         ([f"--config={tmp_path / 'clip.yaml'}"], "for videos, not for depth"),
         (["--shots", "8", "--seeds=1"], r"train: class '\w+' has 8 training samples: 8 shots need at least one more"),

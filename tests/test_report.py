@@ -418,7 +418,7 @@ def test_mistakes_say_what_to_do(tmp_path):
         fails(words)
     for name in "ab":
         (tmp_path / f"{name}.json").write_text(json.dumps(good))
-    fails("a.json and .*b.json are both of m on d: move one")
+    fails("a.json and .*b.json are both results of m on d: move one")
     (tmp_path / "b.json").unlink()
     fails("no results below .*none", str(tmp_path / "none"))
     fails("none is not a folder", "--configs", str(tmp_path / "none"))

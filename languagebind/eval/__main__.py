@@ -1,4 +1,4 @@
-"""python -m languagebind.eval --model SPEC [SPEC ...] --config FILE.yaml [...] --data-root DIR --output results"""
+"""Evaluate models: python -m languagebind.eval --model SPEC ... --config FILE.yaml ... --data-root DIR"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = select_models(options)
     datasets, absent = select_datasets(options)
     failures: list[str] = []
-    modalities: set[str] = set()  # what the models read
+    modalities: set[str] = set()  # of the models
     with joined(options.encode.device) as process:
-        # Only the first rank looks for results, as only it writes them: other nodes may have other files
+        # Only the first rank looks for result files: it writes them, and other nodes may have other files
         jobs: list[Job] = on_main(process, lambda: plan_jobs(models, datasets, options))
         todo = [job for job in jobs if job.result is None]
         for name, group in groupby(todo, key=lambda job: job.model):
@@ -41,23 +41,23 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if dataset.modality in (None, *modalities):
                     print(describe_absent(dataset))
     if failures:
-        tried, written = len(failures) + len(made), ", the others are written" if made else ""
+        tried, written = len(failures) + len(made), "; the others were written" if made else ""
         head = [f"{len(failures)} of {tried} evaluations failed{written}:"] if tried > 1 else []
         raise UserError("\n  ".join([*head, *failures]))
     read = {job.dataset.name for job in jobs if job.result is not None}
     unread = [dataset for dataset in datasets if dataset.name not in read]
     if unread and (not options.all or not read):
         kinds = ", ".join(f"{dataset.name} is {dataset.modality}" for dataset in unread)
-        raise UserError(f"{kinds}; the models read {' or '.join(sorted(modalities))}")
+        raise UserError(f"{kinds}, but the models read {' or '.join(sorted(modalities))}: choose other datasets")
 
 
 @contextmanager
 def _noting_failure(failures: list[str], label: str) -> Iterator[None]:
-    """Note a `UserError` for the end, so that one failure does not stop the other jobs."""
+    """Add a `UserError` to `failures`, so that one failure does not stop the other jobs."""
     try:
         yield
     except UserError as error:
-        if world_size() > 1:  # perhaps on one rank only, and the others wait for it
+        if world_size() > 1:  # The error may be on one rank only, while the other ranks wait for it
             raise
         logging.error("%san evaluation failed; the reason follows at the end", label)
         failures.append(f"{label}{error}")
@@ -66,7 +66,7 @@ def _noting_failure(failures: list[str], label: str) -> Iterator[None]:
 def _evaluate_model(
     jobs: Sequence[Job], options: EvalOptions, process: Process, note: Callable[[], AbstractContextManager]
 ) -> str:
-    """Compute one model's results, write each as soon as it is there, and return the modality that the model reads."""
+    """Evaluate one model, write each result as soon as it is computed, and return the model's modality."""
     first = jobs[0]
     default = first.dataset.modality if len({job.dataset.modality for job in jobs}) == 1 else None
     model, kind = load_eval_model(first.spec, process.device, options.modality, options.num_frames, default)
@@ -87,7 +87,7 @@ def _evaluate_model(
 
 
 def _print(jobs: Sequence[Job], options: EvalOptions) -> None:
-    """Print one table of all models to compare, or one table for each model."""
+    """Print one table that compares all models, or one table per model."""
     results = [job.result for job in jobs if job.result is not None]
     if options.compare and results:
         order = [job.dataset.name for job in jobs]

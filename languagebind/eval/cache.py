@@ -1,8 +1,8 @@
-"""Features kept on disk: a killed run continues from them, and a repeated run encodes nothing.
+"""Cache features on disk, so that a killed run resumes and a repeated run encodes nothing.
 
-A folder holds the features of one combination of weights, options and rules, with a file for each batch that is written
-whole or not at all. A batch is found again only if it has the same files or texts in the same order: then its features
-are, bit for bit, those that encoding it would give.
+A folder holds the features of one combination of weights, options and rules, with one file per batch. Files are written
+atomically. A batch is found again only if it has the same files or texts in the same order. Its cached features are
+then bit for bit equal to newly computed features.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ CHECKSUM_BYTES = 32  # at the start of a file
 
 
 class FeatureCache:
-    """The features of batches, in the files of a folder `<prefix>-<hash>`; the same folder on all ranks.
+    """A folder `<prefix>-<hash>` with a file of features per batch. All ranks use the same folder.
 
-    The hash covers all that features depend on, beside the samples and prompts themselves.
+    The hash covers everything that features depend on, except the samples and prompts themselves.
     """
 
     def __init__(self, prefix: Path, model: Any, protocol: EvalProtocol, precision: str):
         versions = {"languagebind": __version__, "torch": torch.__version__}
-        for package in DECODERS:  # another version of a decoder may give other pixels
+        for package in DECODERS:  # Another version of a decoder may give other pixels
             with suppress(PackageNotFoundError):
                 versions[package] = version(package)
         facts = {
@@ -56,7 +56,7 @@ class FeatureCache:
         self.folder = Path(f"{prefix}-{gather_objects(digest(facts))[0][:32]}")
 
     def get(self, items: Sequence[Any]) -> Tensor | None:
-        """Return the features (B, D) of a batch, by what identifies its items; None if they are not there."""
+        """Return the features (B, D) of a batch, or None if they are not cached. `items` identify the batch."""
         path = self._path(items)
         if not path.is_file():
             return None
@@ -67,7 +67,7 @@ class FeatureCache:
         return load(data[CHECKSUM_BYTES:])["features"]
 
     def put(self, items: Sequence[Any], features: Tensor) -> None:
-        """Write the features of a batch. Raises `UserError` where that fails, as on a full disk."""
+        """Write the features of a batch. Raises `UserError` if writing fails, for example on a full disk."""
         data = save({"features": features.cpu().contiguous()})
         write_output(self._path(items), hashlib.sha256(data).digest() + data)
 
@@ -76,7 +76,7 @@ class FeatureCache:
 
 
 def identity(sample: Sample) -> list[Any]:
-    """Return place, size and time of each of a sample's files, which tell them from other and from changed files."""
+    """Return the path, size and modification time of each of a sample's files. A changed file has another identity."""
     found: list[Any] = []
     for source in sample.source if isinstance(sample.source, tuple) else (sample.source,):
         if source is not None:

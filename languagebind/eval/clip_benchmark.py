@@ -1,10 +1,10 @@
-"""CLIP_benchmark's names for metrics; run as a module, CLIP_benchmark itself with our models.
+"""CLIP_benchmark's names for our metrics, and a command that runs CLIP_benchmark with our models.
 
     python -m languagebind.eval.clip_benchmark eval --model_type languagebind --pretrained CHECKPOINT --dataset wds/NAME
 
-takes the flags of `clip_benchmark`. CHECKPOINT is what `python -m languagebind.eval --checkpoint` takes, or
-MODULE:FUNCTION. CLIP_benchmark reads 8-bit RGB pictures, so this works for encoders of images and infrared, and not for
-depth. Its folders:
+The flags are those of `clip_benchmark`. CHECKPOINT is a checkpoint as in `python -m languagebind.eval`, or
+MODULE:FUNCTION. CLIP_benchmark reads 8-bit RGB pictures, so this works for encoders of images and infrared, but not for
+depth. A dataset is a folder with these files:
 
 FOLDER/test/nshards.txt, FOLDER/test/0.tar, 1.tar, ...      (or another split)
 FOLDER/classnames.txt                                       in the order of the `.cls` labels
@@ -23,7 +23,7 @@ from ..modalities import DecodeError
 from .models import load_eval_model
 
 MODEL_TYPE = "languagebind"
-# CLIP_benchmark calls captions as queries image retrieval, whatever the modality
+# "Image retrieval" is CLIP_benchmark's name for retrieval with captions as queries, for every modality
 METRICS = {
     "acc1": "top1",
     "acc5": "top5",
@@ -35,7 +35,7 @@ METRICS = {
 
 
 def with_clip_benchmark_keys(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result with its metrics under CLIP_benchmark's names too."""
+    """Return a result with its metrics also under CLIP_benchmark's names."""
     metrics = result["metrics"]
     return result | {"metrics": metrics | {key: metrics[own] for key, own in METRICS.items() if own in metrics}}
 
@@ -43,13 +43,13 @@ def with_clip_benchmark_keys(result: dict[str, Any]) -> dict[str, Any]:
 def load_model(
     model_name: str = "", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[Any, Callable[[Any], Tensor], Callable[[list[str]], Any]]:
-    """Return model, transform of a PIL picture and tokenizer, as CLIP_benchmark's own loaders do.
+    """Return the model, the transform of PIL pictures and the tokenizer, like CLIP_benchmark's own loaders.
 
-    `pretrained` is the checkpoint. The others are CLIP_benchmark's, but `cache_dir` has no effect: the hub's own
-    variables set the folder for downloads.
+    `pretrained` is the checkpoint. CLIP_benchmark passes the other arguments. `cache_dir` has no effect, since the
+    hub's environment variables set the folder for downloads.
 
     Raises:
-        UserError: the checkpoint cannot be used, or does not read pictures.
+        UserError: the checkpoint cannot be loaded, or does not read pictures.
     """
     from PIL import Image
     from transformers import BatchEncoding
@@ -59,7 +59,7 @@ def load_model(
         modality.preprocess(Image.new("RGB", (32, 32)))
     except DecodeError as error:
         raise UserError(f"{pretrained} does not read the RGB pictures of CLIP_benchmark: {error}") from error
-    model.encode_image = model.encode  # the name in CLIP_benchmark
+    model.encode_image = model.encode  # the name that CLIP_benchmark calls
     return model, modality.preprocess, lambda texts: BatchEncoding(model.tokenize(texts))
 
 

@@ -1,4 +1,4 @@
-"""What the commands of evaluation share: their flags, the ranks, and results that are written and printed."""
+"""Shared code of the evaluation commands: parse the flags, run on all ranks, write and print the results."""
 
 import logging
 import os
@@ -28,14 +28,14 @@ class CommandOptions:
     output: Path = Path("results")
     """folder for the result files"""
     data_root: Path | None = None
-    """folder that the data paths in the configs start from; default: each config's own folder"""
+    """base folder for the data paths in the configs; default: each config's own folder"""
     overwrite: bool = False
     """replace existing result files"""
     encode: EncodeOptions = field(default_factory=EncodeOptions)
 
 
 def parse_command(cls: type[Options], argv: Sequence[str] | None, module: str, *lists: str) -> Options:
-    """Parse the flags of `python -m module` and set up logging. Flags in `lists` may be repeated."""
+    """Return the options of `python -m module` from its flags, and set up logging. Flags in `lists` may be repeated."""
     words = gather_flags(sys.argv[1:] if argv is None else argv, *lists)
     options = parse(cls, words, prog=f"python -m {module}", description=cls.__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -43,13 +43,9 @@ def parse_command(cls: type[Options], argv: Sequence[str] | None, module: str, *
 
 
 def check_output(paths: Sequence[Path], overwrite: bool) -> None:
-    """Check, before a model has seen every sample, that files can be written and replace nothing.
-
-    Raises:
-        UserError: two files are the same, one exists, or its folder cannot be written.
-    """
+    """Check that the files are distinct, do not exist, and can be written. Raises `UserError` if not."""
     if name := twice(map(str, paths)):
-        raise UserError(f"two results would be {name}: name the models, --model NAME=..., or the datasets, `name:`")
+        raise UserError(f"two results would be {name}: name the models (--model NAME=...) or the datasets (`name:`)")
     for path in paths:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: --overwrite replaces it, --output FOLDER writes elsewhere")
@@ -57,7 +53,7 @@ def check_output(paths: Sequence[Path], overwrite: bool) -> None:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise UserError(f"{folder} cannot be written: name another folder")
+            raise UserError(f"{folder} cannot be written: use another folder")
 
 
 def evaluate_each(
@@ -65,7 +61,7 @@ def evaluate_each(
     load: Callable[[torch.device], M],
     jobs: Sequence[tuple[Path, Callable[[M, EncodeOptions], Result]]],
 ) -> None:
-    """Load models once, do each job with them, write each result to the job's path, and print a table."""
+    """Load the models once, run each job with them, write its result to its path, and print a table."""
     check_output([path for path, _ in jobs], options.overwrite)
     with joined(options.encode.device) as process:
         models, results = load(process.device), []
@@ -77,7 +73,7 @@ def evaluate_each(
 
 
 def save(result: Result, path: Path, process: Process, overwrite: bool) -> None:
-    """Write a result on the first rank. Raises `UserError` on every rank where another run wrote the file meanwhile."""
+    """Write a result on the first rank. Raises `UserError` on all ranks if another run has written the file."""
 
     def write() -> None:
         check_output([path], overwrite)

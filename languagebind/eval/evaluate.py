@@ -23,18 +23,18 @@ from .score.zero_shot import classify, describe_classification, describe_multila
 
 log = logging.getLogger(__name__)
 
-PROBED_SAMPLES = 16  # enough to tell files of another modality from a damaged file
+PROBED_SAMPLES = 16  # enough to distinguish files of another modality from a damaged file
 
 
 @dataclass(frozen=True)
 class ListedDataset:
-    """A dataset and its samples. `check_dataset` lists them once, for any number of evaluations."""
+    """A dataset with its samples, which `check_dataset` lists once for any number of evaluations."""
 
     config: DatasetConfig
     samples: list[Sample]
 
 
-# What a task adds: metrics and protocol, a function that computes everything else, which takes longer, and the features
+# Metrics and protocol; a function that computes everything else, which takes longer; and the features
 _Found = tuple[dict[str, Any], Callable[[], dict[str, Any]], Features]
 
 
@@ -50,21 +50,21 @@ def evaluate(
 ) -> Result:
     """Evaluate a model on a dataset. The same model and data give the same result, bit for bit.
 
-    Where torch.distributed is initialised, every rank must call this. Each encodes its share, and all get the result.
+    If torch.distributed is initialised, every rank must call this. Each rank encodes its share, and all get the result.
 
     Args:
-        model: a `DualEncoder`, or any other `languagebind.eval.models.Model`; its mode is restored.
-        modality: how the model's inputs are read.
-        dataset: what to evaluate on. A `ListedDataset`, which `check_dataset` returns, is not listed again.
-        statistics: also compute intervals, classes, curves and examples, which training leaves out.
+        model: a `DualEncoder`, or any other `languagebind.eval.models.Model`. Its train or eval mode is restored.
+        modality: the modality that reads the model's inputs.
+        dataset: the dataset to evaluate on. The samples of a `ListedDataset` are not listed again.
+        statistics: also compute intervals, classes, curves and examples. Training leaves them out.
         dual_softmax: for retrieval, also compute the metrics of the dual softmax, named `dual_softmax/...`.
-        export: write the features to this file, .safetensors or .parquet, see `export_features`.
+        export: file for the features, .safetensors or .parquet, see `export_features`.
         **options: fields of `EncodeOptions`: batch_size, workers, precision, device, skip_bad, feature_cache.
 
     Returns:
         The contents of the result file: dataset, model, pretrained (None here), task, metrics, language and protocol.
-        `statistics` adds intervals and how they are made, ties and examples; classes for both kinds of classification;
-        confusion and calibration where each sample has one class; curves for retrieval.
+        `statistics` adds intervals and their settings, ties and examples. Both kinds of classification also get
+        classes, single-label classification gets confusion and calibration, and retrieval gets curves.
 
     Raises:
         UserError: the data is missing or incomplete, a label is not a class, a sample cannot be read, or the model
@@ -92,7 +92,7 @@ def check_dataset(dataset: DatasetConfig, modality: Modality) -> ListedDataset:
     """Return a dataset with its samples, for `evaluate`.
 
     Raises:
-        UserError: data is missing, a label is wrong, there are no captions, or the files are of another modality.
+        UserError: data is missing, a label is wrong, captions are missing, or the files are of another modality.
     """
     reader = _choose(dataset, modality).reader
     samples = read_samples(dataset, modality)
@@ -115,7 +115,7 @@ def _choose(dataset: DatasetConfig, modality: Modality) -> EvalProtocol:
 
 
 def _check_support(encoder: Encoder, dataset: DatasetConfig, dual_softmax: bool, export: Path | None) -> None:
-    """Raise `UserError` where the protocol or the model cannot do what is asked for."""
+    """Raise `UserError` if the protocol or the model does not support what the user asks for."""
     model, unit, reader = encoder.model, encoder.protocol.unit, encoder.protocol.reader
     takes_files, cached = getattr(model, "takes_files", False), encoder.cache is not None
     can_project = hasattr(model, "project")
@@ -123,8 +123,8 @@ def _check_support(encoder: Encoder, dataset: DatasetConfig, dual_softmax: bool,
     own_rule = type(reader) is not Reader or reader.clip is not None
     faults = {
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
-        "this protocol does not have one unit-norm feature a sample to export": export is not None and not one_each,
-        "this model has only unit-norm features, unlike the paper's similarity": not unit and not can_project,
+        "this protocol has no single unit-norm feature per sample to export": export is not None and not one_each,
+        "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
         "this model reads files itself, so the dataset's own reading rule cannot be used": takes_files and own_rule,
         "--feature-cache does not work with models that read files themselves": cached and takes_files,
         "--feature-cache: give the model a `fingerprint` that changes with its weights": (
@@ -139,8 +139,8 @@ def _check_support(encoder: Encoder, dataset: DatasetConfig, dual_softmax: bool,
 def _classification(encoder: Encoder, dataset: DatasetConfig, samples: Sequence[Sample]) -> _Found:
     classes = class_names(dataset)
     warn_of_count(dataset, "classes", len(classes))
-    # (N, K), and before anything is encoded, so that a wrong label stops the run at once
-    targets = label_targets(samples, classes, dataset.name)
+    # Before anything is encoded, so that a wrong label stops the run at once
+    targets = label_targets(samples, classes, dataset.name)  # (N, K)
     names = list(classes.values())
     if len(set(names)) < len(names):
         log.warning("%s: several classes have the same name, so they always tie", dataset.name)
@@ -148,7 +148,7 @@ def _classification(encoder: Encoder, dataset: DatasetConfig, samples: Sequence[
     seen = [samples[i] for i in kept]
     classifier = encoder.build_classifier(names, dataset.templates)
     scores, logits = encoder.protocol.class_scores(features, classifier, encoder.model.logit_scale)
-    targets = targets[kept].to(features.device)  # (N, K), as the scores
+    targets = targets[kept].to(features.device)  # (M, K), like the scores
     found = classify(scores, targets, dataset.task)
     prompts = class_prompts(names, dataset.templates)
     facts = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
@@ -175,7 +175,7 @@ def _retrieval(encoder: Encoder, samples: Sequence[Sample], dual_softmax: bool) 
 
 
 def _protocol(encoder: Encoder, dataset: DatasetConfig, identity: str) -> dict[str, Any]:
-    """Return what must agree before two results can be compared."""
+    """Return the settings that must agree before two results can be compared."""
     modality = encoder.protocol.reader.modality
     return {
         "split": dataset.split,

@@ -16,20 +16,20 @@ from .results import write_output
 
 @dataclass(frozen=True)
 class Features:
-    """What was compared; all features have unit norm."""
+    """The features that an evaluation compares, all of unit norm, and the samples and texts that they belong to."""
 
     features: Tensor  # (N, D), float32
     samples: Sequence[Sample]  # N
-    text_features: Tensor  # (U, D), float32: of classes, each the mean of its prompts, or of distinct captions
-    texts: Sequence[dict[str, Any]]  # U: `text`, and for a class its `label`
+    text_features: Tensor  # (U, D), float32: one per class (the mean over its prompts) or one per distinct caption
+    texts: Sequence[dict[str, Any]]  # U, each with `text`, and with `label` for a class
 
 
 def export_features(found: Features, path: Path) -> None:
-    """Write the features in the format of the path's extension. Raises `UserError` where that fails.
+    """Write the features in the format of the path's extension. Raises `UserError` if writing fails.
 
-    `.safetensors` holds the tensors `features` and `text_features`. Beside it, `.jsonl` has a line for each row:
+    A `.safetensors` file holds the tensors `features` and `text_features`. A `.jsonl` file describes each row:
     `{"tensor": "features", "row", "key", "labels", "captions"}` or `{"tensor": "text_features", "row", "text", ...}`.
-    `.parquet` holds these lines as a table, with the features in the column `vector`.
+    A `.parquet` file holds these lines as a table, with the features in the column `vector`.
     """
     lines = [
         {"tensor": "features", "row": row, "key": sample.key, "labels": sample.labels, "captions": sample.captions}
@@ -52,7 +52,7 @@ def _parquet(vectors: Tensor, lines: Sequence[dict[str, Any]]) -> bytes:
     texts = pyarrow.list_(pyarrow.string())
     kinds = {"tensor": pyarrow.string(), "row": pyarrow.int64(), "key": pyarrow.string(), "labels": texts,
              "captions": texts, "text": pyarrow.string(), "label": pyarrow.string()}  # fmt: skip
-    # Labels may be numbers or texts; a column has one type
+    # Labels may be numbers or text, but a column has one type
     rows = [line | {"labels": list(map(str, line["labels"]))} if "labels" in line else line for line in lines]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds.items()))
     flat = pyarrow.array(vectors.flatten().numpy())

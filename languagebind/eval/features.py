@@ -1,7 +1,7 @@
-"""Features of samples and texts: in a fixed order, in batches, shared out over the ranks.
+"""Encode samples and texts in a fixed order, in batches that are distributed over the ranks.
 
-The order, and so every bit of the result, does not depend on the number of workers. Nothing here draws a random number,
-so an evaluation in the middle of training leaves training as it was.
+The order does not depend on the number of workers, so neither does any bit of the result. Nothing here draws a random
+number, so an evaluation during training does not change the training.
 """
 
 import logging
@@ -40,15 +40,15 @@ class EncodeOptions:
     batch_size: int = 64
     """samples or prompts per batch, on each device"""
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
-    """processes that read samples (0: read in the main process)"""
+    """number of processes that read samples; 0: read in the main process"""
     precision: Precision = "fp32"
-    """precision of the encoders: amp is float16 autocast, amp_bf16 bfloat16; features are compared in float32"""
+    """precision of the encoders; amp: float16 autocast, amp_bf16: bfloat16 autocast; scores are always float32"""
     device: str | None = None
-    """PyTorch device; default: the first GPU, or the CPU (in Python: the model's device)"""
+    """PyTorch device to use; default: the first GPU, or else the CPU; in Python: the model's device"""
     skip_bad: bool = False
     """skip samples that cannot be read, and count them in the result"""
     feature_cache: Path | None = None
-    """folder that keeps features: a killed run continues from it, and a repeated run encodes nothing"""
+    """folder that caches features: a killed run resumes from the cache, and a repeated run encodes nothing"""
 
     def __post_init__(self):
         at_least(1, batch_size=self.batch_size)
@@ -60,14 +60,14 @@ class EncodeOptions:
 class Encoder:
     """A model that encodes samples and texts by the rules of a protocol.
 
-    Where the protocol compares features that are not normalised, the model's `project` and `project_text` are called in
-    place of `encode` and `encode_text`. The model's mode is restored after each batch.
+    If the protocol compares unnormalised features, `project` and `project_text` of the model are called in place of
+    `encode` and `encode_text`. The model's train or eval mode is restored after each batch.
 
     Args:
         model: a `languagebind.eval.models.Model`.
-        protocol: how samples are read, and whether features are normalised.
-        options: how to encode.
-        name: of the dataset; the folder of its cached features starts with it.
+        protocol: the rules for reading samples and for normalising features.
+        options: batch size, precision, device and so on.
+        name: name of the dataset, used as the start of the cache folder's name.
     """
 
     def __init__(self, model: Any, protocol: EvalProtocol, options: EncodeOptions, name: str = ""):
@@ -77,20 +77,20 @@ class Encoder:
         self.cache = FeatureCache(Path(folder) / name, model, protocol, options.precision) if folder else None
 
     def encode_samples(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
-        """Return features (M, D), float32, and the positions (M,) of the readable samples; the same on all ranks.
+        """Return float32 features (M, D) and the positions (M,) of the readable samples, the same on all ranks.
 
-        With a reader of several views that are not averaged, the features are (M, V, D). Batches with unreadable
-        samples are not cached.
+        If the reader returns several views and does not average them, the features are (M, V, D). Batches with
+        unreadable samples are not cached.
 
         Raises:
-            UserError: a sample cannot be read and `skip_bad` is off, none can, or the model returns NaN or infinity.
+            UserError: a sample cannot be read and `skip_bad` is off, no sample can be read, or a feature is not finite.
         """
         reader, views = self.protocol.reader, self.protocol.reader.views
         batches = _own_batches(len(samples), max(1, self.options.batch_size // views))
         parts: dict[int, Tensor] = {}
         names: dict[range, list[Any]] = {}
         if self.cache:
-            # Before anything is read: a file that changes meanwhile must not be stored under its new identity
+            # Before any file is read: a file that changes meanwhile must not be stored under its new identity
             names = {batch: [identity(samples[i]) for i in batch] for batch in batches}
             parts = {batch[0]: x for batch in batches if (x := self.cache.get(names[batch])) is not None}
         missing = [batch for batch in batches if batch[0] not in parts]
@@ -100,7 +100,7 @@ class Encoder:
             sampler=missing,
             num_workers=self.options.workers if missing else 0,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader would draw its workers' seed from the global generator
+            generator=torch.Generator(),  # so that the workers' seed does not come from the global generator
         )
         bad: dict[int, str] = {}
         encode = self.model.encode if self.protocol.unit else self.model.project
@@ -112,7 +112,7 @@ class Encoder:
             parts[batch[0]] = features
             if self.cache and not unreadable:
                 self.cache.put(names[batch], features)
-        # Shared before any rank stops, so that every rank stops
+        # Gathered before any rank stops, so that every rank stops
         bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
         _check_bad(bad, len(samples), self.options.skip_bad)
         kept = [i for i in range(len(samples)) if i not in bad]
@@ -125,10 +125,10 @@ class Encoder:
         return F.normalize(features.mean(dim=1), dim=-1) if reader.pooled else features, kept
 
     def encode_texts(self, texts: Iterable[str]) -> tuple[Tensor, list[int]]:
-        """Return features (U, D), float32, of the distinct texts, and the row of each text in them.
+        """Return float32 features (U, D) of the distinct texts, and the row of each text in the features.
 
         A repeated text is encoded once, so that its copies have exactly the same features and scores. Raises
-        `UserError` where the model returns NaN or infinity.
+        `UserError` if the model returns NaN or infinity.
         """
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]
@@ -146,13 +146,13 @@ class Encoder:
         return self._gather(parts, distinct), positions
 
     def build_classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Return one unit-norm vector for each class, (K, D): the mean of the unit-norm features of its prompts."""
+        """Return one unit-norm vector per class (K, D): the mean of the unit-norm features of the class's prompts."""
         features, rows = self.encode_texts(class_prompts(names, templates))
         per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
         return F.normalize(per_class.mean(dim=1), dim=-1)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result's protocol says about how features were made."""
+        """Return the settings of the encoder that a result's protocol records."""
         return {
             "precision": self.options.precision,
             "batch_size": self.options.batch_size,
@@ -161,23 +161,23 @@ class Encoder:
         }
 
     def _run(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
-        """Return the features (B, D) of a batch, float32, in evaluation mode and without gradients."""
+        """Return the float32 features (B, D) of a batch, encoded in eval mode and without gradients."""
         training = self.model.training
         self.model.eval()
         try:
-            # no_grad, not inference_mode: what a model caches here may be used in training
+            # no_grad, not inference_mode: tensors that a model caches here may be used in training
             with torch.no_grad(), autocast(self.device, self.options.precision):
                 x = encode(_to(inputs, self.device)).float()
         finally:
             self.model.train(training)
         if not self.protocol.unit:
             return x
-        # A norm that overflows float32 gives NaN, which is an error, and not zeros
+        # A norm that overflows float32 gives NaN, which is reported as an error, and not silent zeros
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / norm.masked_fill(norm.isinf(), torch.nan).clamp_min(1e-12)
 
     def _gather(self, own: dict[int, Tensor], names: Sequence[str]) -> Tensor:
-        """Return the features (N, D) of all ranks' batches, by position of the first row. `names` are the N inputs'."""
+        """Return the features (N, D) of all ranks, from each batch's features by first row. `names` name the inputs."""
         parts: dict[int, Tensor] = {}
         for part in gather_objects({start: features.cpu() for start, features in own.items()}):
             parts |= part
@@ -190,14 +190,14 @@ class Encoder:
 
 
 def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Return every template filled in with the first class, then with the second, ..."""
+    """Return the prompts: every template filled in with the first class, then with the second class, ..."""
     return [template.replace("{c}", name) for name in names for template in templates]
 
 
 class _Batches(Dataset):
-    """Yields (B * V, C, T, H, W), or B files, of a batch's readable samples, and why the others cannot be read.
+    """Reads batches: the inputs (B * V, C, T, H, W), or B files, and the reason why each unreadable sample failed.
 
-    Reasons are values, since exceptions do not travel well between processes.
+    Reasons are returned as text, since exceptions do not pickle well between processes.
     """
 
     def __init__(self, samples: Sequence[Sample], reader: Reader, as_files: bool):
@@ -219,7 +219,7 @@ class _Batches(Dataset):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Read as loader workers do, on one thread: the number of threads changes how sums are rounded."""
+    """Use one thread, as loader workers do, because the number of threads changes how sums are rounded."""
     threads = torch.get_num_threads()
     if get_worker_info() is None:
         torch.set_num_threads(1)
@@ -230,7 +230,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _progress(batches: Any, unit: str) -> Iterable[Any]:
-    """Iterate with a progress bar on a terminal, and otherwise a line now and then; on the first rank only."""
+    """Iterate with a progress bar on a terminal, or else a line now and then. Only the first rank prints."""
     terminal = sys.stderr.isatty()
     seconds = 0.1 if terminal else SECONDS_BETWEEN_LINES
     line = None if terminal else "{desc}: {n_fmt} of {total_fmt} batches, about {remaining} left\n"
@@ -241,20 +241,20 @@ def _progress(batches: Any, unit: str) -> Iterable[Any]:
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    """Move tensors; leave lists of files or texts where they are."""
+    """Return a value with its tensors moved to a device; files and texts stay as they are."""
     if isinstance(value, Mapping):
         return {key: _to(each, device) for key, each in value.items()}
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def _own_batches(total: int, size: int) -> list[range]:
-    """Return this rank's batches. Batches, and so bits, do not depend on the number of ranks."""
+    """Return this rank's batches. A batch's contents, and so its bits, do not depend on the number of ranks."""
     batches = [range(start, min(start + size, total)) for start in range(0, total, size)]
     return batches[rank() :: world_size()]
 
 
 def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
-    """Stop or warn where samples could not be read: results on fewer samples must not pass for the real ones."""
+    """Raise or, with `skip_bad`, warn if samples are unreadable. A result must not leave samples out silently."""
     if not bad:
         return
     reasons = [bad[i] for i in sorted(bad)][:BAD_SAMPLES_LISTED]
@@ -262,4 +262,4 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     found, listed = f"{len(bad)} of {total} samples cannot be read", "\n  ".join(["", *reasons, *more])
     if not skip_bad or len(bad) == total:
         raise UserError(f"{found} (--skip-bad continues without them):{listed}")
-    log.warning("%s; the result covers the rest:%s", found, listed)
+    log.warning("%s; the result leaves them out:%s", found, listed)

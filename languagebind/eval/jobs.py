@@ -1,4 +1,4 @@
-"""What the command line of evaluation asks for: models, datasets, and the results to compute."""
+"""Options of `python -m languagebind.eval`, and the models, datasets and jobs that they select."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from .results import Result, read_result, result_path
 
 log = logging.getLogger(__name__)
 
-# The fields of a dataset that a result depends on, beside the files
+# The fields of a dataset's config that a result depends on
 ASKED = ("task", "data", "templates", "caption_source", "limit", "clip", "clips", "crops", "protocol", "paper", "split")
 
 
@@ -32,58 +32,58 @@ class EvalOptions(CommandOptions):
     checkpoint: str | None = None
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     model: tuple[str, ...] = ()
-    """one or more models instead of --checkpoint: what it takes, open_clip:NAME/TAG, or MODULE:FUNCTION, see
-    languagebind/eval/models.py; NAME=... in front names the model's results"""
+    """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG or MODULE:FUNCTION (see
+    languagebind/eval/models.py); prefix NAME= to name the model's results"""
     modality: str | None = None
-    """what an open_clip model reads; default: the modality of the datasets, if all have the same"""
+    """modality to use with an open_clip model; default: the modality of the datasets, if all have the same"""
     num_frames: int | None = None
-    """frames of a clip, instead of the number the model was trained with"""
+    """frames per clip, instead of the number that the model was trained with"""
     data: tuple[Path, ...] = ()
-    """webdataset folders of CLIP_benchmark, which need no config"""
+    """webdataset folders in CLIP_benchmark's layout, which need no config"""
     all: bool = False
-    """evaluate on every dataset of --configs that has the model's modality and whose data is there; list the others"""
+    """evaluate on every dataset in --configs that has the model's modality; list the datasets whose data is absent"""
     configs: Path = Path("configs/eval")
     """folder of configs for --all"""
     skip_existing: bool = False
-    """skip datasets whose result file exists; a result of another checkpoint or other options is an error"""
+    """skip datasets whose result file exists; fail if that result is of another checkpoint or other options"""
     compare: bool = False
-    """print one table with a column for each model, including results that --skip-existing skipped"""
+    """print one table with a column per model, including results that --skip-existing skipped"""
     protocol: Literal["ours", "paper"] | None = None
-    """paper: evaluate as the original did, to reproduce its numbers; default: as each config says, or ours"""
+    """paper: evaluate as the original LanguageBind code does; default: the protocol in each config, or ours"""
     templates: str | None = None
-    """file of prompts, one a line with {c} for the class, instead of the datasets' own"""
+    """file of prompts, one per line with {c} for the class, instead of the datasets' own prompts"""
     clips: int | None = None
-    """clips of each video, whose features are averaged; default: as each config says, or 1"""
+    """clips per video, whose features are averaged; default: the number in each config, or 1"""
     crops: int | None = None
-    """crops of each clip along the longer side, whose features are averaged; default: as each config says, or 1"""
+    """crops per clip along the longer side, whose features are averaged; default: the number in each config, or 1"""
     dual_softmax: bool = False
     """for retrieval, add dual-softmax metrics, named dual_softmax/...; they need all queries at once"""
     export_features: Path | None = None
-    """write features to this folder: <dataset>_<model>.safetensors, and .jsonl that describes each row"""
+    """folder for the features: <dataset>_<model>.safetensors, and a .jsonl file that describes each row"""
     export_format: Literal["safetensors", "parquet"] = "safetensors"
-    """parquet: write features and descriptions to one table, <dataset>_<model>.parquet"""
+    """format of the features; parquet: one table, <dataset>_<model>.parquet, with features and descriptions"""
     clip_benchmark_keys: bool = False
-    """add CLIP_benchmark's names of metrics (acc1, image_retrieval_recall@5, ...) to the results"""
+    """add the metrics to the results under CLIP_benchmark's names too (acc1, image_retrieval_recall@5, ...)"""
 
 
 @dataclass
 class Job:
-    """One model on one dataset."""
+    """The evaluation of one model on one dataset."""
 
-    model: str  # name
+    model: str  # name of the model in the results
     spec: str  # specification of the model
     dataset: DatasetConfig
-    path: Path  # of the result
-    export: Path | None  # of the features
-    asked: dict[str, Any]  # what the result depends on, as the result file holds it
-    result: Result | None = None  # known from the start where --skip-existing finds it
+    path: Path  # result file
+    export: Path | None  # features file
+    asked: dict[str, Any]  # what the result depends on, as the result file stores it
+    result: Result | None = None  # set from the start if --skip-existing finds the file
 
 
 def select_models(options: EvalOptions) -> list[tuple[str, str]]:
-    """Return (name, specification) of each model. Raises `UserError` for flags that do not go together."""
+    """Return each model's name and specification. Raises `UserError` if the flags contradict each other."""
     faults = {
-        "name what to evaluate, with either --checkpoint or --model": bool(options.checkpoint) == bool(options.model),
-        "--overwrite and --skip-existing exclude each other": options.overwrite and options.skip_existing,
+        "pass either --checkpoint or --model": bool(options.checkpoint) == bool(options.model),
+        "use either --overwrite or --skip-existing, not both": options.overwrite and options.skip_existing,
         "with --all, leave out --config and --data": options.all and bool(options.config or options.data),
         "--export-format parquet needs the package pyarrow: pip install pyarrow": (
             options.export_format == "parquet" and find_spec("pyarrow") is None
@@ -95,10 +95,9 @@ def select_models(options: EvalOptions) -> list[tuple[str, str]]:
 
 
 def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[DatasetConfig]]:
-    """Return the datasets to evaluate on, with the values of flags, and those of --configs whose data is absent.
+    """Return the datasets to evaluate on, with the flags applied, and the datasets in --configs whose data is absent.
 
-    Raises:
-        UserError: there are none, a config is wrong, or the data of a named one is absent.
+    Raises `UserError` if there are no datasets, a config is wrong, or the data of a dataset named by a flag is absent.
     """
     datasets, absent = _all_configs(options) if options.all else ([], [])
     datasets += [load_dataset_config(file, options.data_root) for file in options.config]
@@ -116,15 +115,14 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
 
 
 def describe_absent(dataset: DatasetConfig) -> str:
-    """Say that data is absent and where to get it."""
+    """Return a line that says that a dataset's data is absent and where to get it."""
     return f"absent: {dataset.name} ({dataset.data}); get it from: {(dataset.source or 'unknown').strip()}"
 
 
 def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfig], options: EvalOptions) -> list[Job]:
     """Return a job for every model on every dataset.
 
-    Raises:
-        UserError: an output file exists or cannot be written, or was made with other options.
+    Raises `UserError` if an output file exists, cannot be written, or was made with other options.
     """
     jobs, folder = [], options.export_features
     for (name, spec), dataset in product(models, datasets):
@@ -133,7 +131,7 @@ def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfi
         jobs.append(Job(name, spec, dataset, path, export, _asked(spec, dataset, options)))
     exports = [job.export for job in jobs if job.export]
     files = [*(job.path for job in jobs), *exports, *(export.with_suffix(".jsonl") for export in exports)]
-    # With --skip-existing, features without a result are those of a run that was stopped
+    # With --skip-existing, a features file without a result comes from a run that was stopped
     check_output(files, options.overwrite or options.skip_existing)
     for job in jobs:
         if options.skip_existing and job.path.exists():
@@ -143,7 +141,7 @@ def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfi
 
 
 def _all_configs(options: EvalOptions) -> tuple[list[DatasetConfig], list[DatasetConfig]]:
-    """Return the datasets of --configs whose data is there, and the others."""
+    """Return the datasets in --configs whose data is present, and the datasets whose data is absent."""
     datasets, absent = [], []
     for file in sorted(options.configs.glob("[!.]*.yaml")):
         config = load_dataset_config(file, options.data_root, prepared=False)
@@ -154,13 +152,13 @@ def _all_configs(options: EvalOptions) -> tuple[list[DatasetConfig], list[Datase
             check_data(config)
         except UserError:
             absent.append(config)
-        else:  # again, with the class names that come with the data
+        else:  # Load again, with the class names that come with the data
             datasets.append(load_dataset_config(file, options.data_root))
     return datasets, absent
 
 
 def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str, Any]:
-    """Return what a result depends on, as plain values that JSON does not change."""
+    """Return the settings that a result depends on, as plain values that JSON does not change."""
     checkpoint = Path(checkpoint_of(spec))
     asked = {
         "checkpoint": str(checkpoint),
@@ -175,14 +173,14 @@ def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str,
 
 
 def _read_same(path: Path, asked: Mapping[str, Any]) -> Result:
-    """Return a result. Raises `UserError` where it is for another checkpoint, or was made with other options."""
+    """Return the result in a file. Raises `UserError` if it is of another checkpoint or was made with other options."""
     result = read_result(path)
     made = result.get("asked")
     if not isinstance(made, dict):
-        log.warning("%s does not say how it was made: is it for the same checkpoint and options?", path)
+        log.warning("%s does not say how it was made: check that the checkpoint and the options are the same", path)
         return result
     for key, value in asked.items():
-        if made.get(key) != value and not (value is False and made.get(key) is True):  # has more than asked for
+        if made.get(key) != value and not (value is False and made.get(key) is True):  # True: more than was asked for
             what = f"is for {made.get(key)}, not {value}" if key == "checkpoint" else f"was made with another {key}"
-            raise UserError(f"{path} {what}: --overwrite replaces it, --model NAME=... adds another")
+            raise UserError(f"{path} {what}: --overwrite replaces it, --model NAME=... writes another file")
     return result

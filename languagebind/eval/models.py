@@ -1,12 +1,12 @@
-"""What `evaluate` needs of a model, and adapters for models from outside this library.
+"""The interface of the models that `evaluate` takes, and adapters for models from outside this library.
 
-A model is named by a specification:
+A specification names a model:
 
     a training checkpoint, a run's folder, a folder in the published layout, or a hub id
     open_clip:NAME/TAG         an open_clip model; TAG is a pretrained tag or a file of weights (NAME//abs/file.pt)
-    open_clip:local-dir:FOLDER and open_clip:hf-hub:ORG/NAME, which come with weights
-    MODULE:FUNCTION            a Python callable, called once without arguments, that returns an `External`
-    NAME=...                   any of these, with a name for its results
+    open_clip:local-dir:FOLDER or open_clip:hf-hub:ORG/NAME, which come with weights
+    MODULE:FUNCTION            a Python function without arguments that returns an `External`
+    NAME=...                   any of these, with a name for the model's results
 """
 
 import importlib
@@ -35,50 +35,50 @@ OPEN_CLIP = "open_clip:"
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 CALLABLE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 LOGIT_SCALE = math.log(100)  # CLIP's, at the end of training
-MAX_LOGIT_SCALE = 20.0  # above all models'; its exponential times a cosine is still finite
+MAX_LOGIT_SCALE = 20.0  # larger than in any real model; its exponential times a cosine is still finite
 
 
 class Model(Protocol):
-    """What `evaluate` needs of a module; `DualEncoder` has it. Features may have any norm and any float type."""
+    """The methods of a module that `evaluate` calls. `DualEncoder` has them. Features may have any norm and dtype."""
 
-    logit_scale: Tensor  # scalar, log-space; its device is the model's
+    logit_scale: Tensor  # scalar in log space, on the model's device
 
     def tokenize(self, texts: list[str]) -> dict[str, Any]:
-        """Return what `encode_text` takes: tensors on the CPU, or lists, which are not moved."""
+        """Return the tokens for `encode_text`, as tensors on the CPU or as lists, which stay where they are."""
 
     def encode_text(self, tokens: dict[str, Any]) -> Tensor:
-        """Return (N, D) for N texts."""
+        """Return the features (N, D) of N texts."""
 
     def encode(self, inputs: Any) -> Tensor:
-        """Return (B, D) for (B, C, T, H, W), or for a list of B files if the model has a true `takes_files`."""
+        """Return the features (B, D) of inputs (B, C, T, H, W), or of a list of B files if `takes_files` is true."""
 
     def text_fingerprint(self) -> str:
         """Return a string that is unique to the text tower's weights."""
 
 
 class External(Protocol):
-    """What a callable named as MODULE:FUNCTION returns. Features are tensors or arrays, of any norm.
+    """The object that a MODULE:FUNCTION returns. Its features are tensors or arrays of any norm.
 
-    It has either `encode(batch)`, (B, C, T, H, W) -> (B, D), or `encode_files(list)`, which gets B files: each a Path,
-    bytes (from a shard), or a list of these (frames). It may have `logit_scale`, log-space (default: ln 100), and
-    `fingerprint`, a string that names its text tower's weights (default: the specification).
+    It has either `encode(batch)`, (B, C, T, H, W) -> (B, D), or `encode_files(list)` -> (B, D). A file in the list is a
+    Path, bytes (from a shard), or a list of these (frames). The object may also have `logit_scale` in log space
+    (default: ln 100) and `fingerprint`, a string that names the text tower's weights (default: the specification).
     """
 
     modality: str | Modality
-    """what it reads: the name of a modality, with its default options, or a modality with other options"""
+    """modality of the inputs: a name, for a modality with default options, or a `Modality` with other options"""
 
     def encode_text(self, texts: list[str]) -> Any:
-        """Return (N, D) for N texts."""
+        """Return the features (N, D) of N texts."""
 
 
 def split_name(spec: str) -> tuple[str, str]:
-    """Return the name that a specification has in results, and the specification without it."""
+    """Split NAME=SPEC into the model's name in results and the specification. The default name is `model_name`."""
     match = NAMED.fullmatch(spec) if not Path(spec).exists() else None
     return (match[1], match[2]) if match else (model_name(spec), spec)
 
 
 def model_name(spec: str) -> str:
-    """Return a short name for a specification, for the names of result files."""
+    """Return a short name for the model of a specification, for use in the names of result files."""
     if spec.startswith(OPEN_CLIP):
         name, tag = _open_clip_parts(spec)
         if tag is None:
@@ -88,7 +88,7 @@ def model_name(spec: str) -> str:
 
 
 def checkpoint_of(spec: str) -> str:
-    """Return what a specification means now: for a run's folder, its last checkpoint."""
+    """Return the path of the checkpoint: the last one for a run's folder. Other specifications are returned as is."""
     path = Path(spec)
     return str((latest_checkpoint(path / "checkpoints") or path).resolve()) if path.exists() else spec
 
@@ -100,17 +100,17 @@ def load_eval_model(
     num_frames: int | None = None,
     default_modality: str | None = None,
 ) -> tuple[Any, Modality]:
-    """Return the model of a specification, a `Model` in evaluation mode, and its modality.
+    """Return a `Model` in eval mode, and its modality.
 
     Args:
-        spec: as in the module's docstring.
-        device: where to put the model.
-        modality: what an open_clip model is to read; what other models must read, None for any.
-        num_frames: frames of a clip, instead of the model's own number.
-        default_modality: what an open_clip model reads where `modality` is None.
+        spec: specification of the model, see the module's docstring.
+        device: device for the model.
+        modality: the modality to use with an open_clip model. Other models must have this modality; None: any.
+        num_frames: frames per clip, instead of the model's own number.
+        default_modality: the modality to use with an open_clip model if `modality` is None.
 
     Raises:
-        UserError: it cannot be used, or reads another modality.
+        UserError: the model cannot be loaded, or has another modality.
     """
     model: nn.Module
     kind: Any
@@ -130,7 +130,7 @@ def load_eval_model(
 
 
 class OpenClipModel(nn.Module):
-    """An open_clip model for (B, 3, T, H, W): a clip's features are the mean of its frames' unit-norm features."""
+    """An open_clip model for inputs (B, 3, T, H, W). It averages the unit-norm features of a clip's frames."""
 
     def __init__(self, model: Any, config: TextConfig):
         super().__init__()
@@ -153,7 +153,7 @@ class OpenClipModel(nn.Module):
 
 
 class ExternalModel(nn.Module):
-    """An `External` as a `Model`."""
+    """An adapter that turns an `External` into a `Model`."""
 
     def __init__(self, external: Any, spec: str):
         super().__init__()
@@ -164,7 +164,7 @@ class ExternalModel(nn.Module):
             expected = f"one number, the logarithm of the scale (CLIP's is ln 100, {LOGIT_SCALE:.2f})"
             raise UserError(f"{spec}: logit_scale should be {expected}, not {scale.tolist()}")
         self.logit_scale = nn.Buffer(scale.reshape(()))
-        # Without either, other weights behind the same name could not be told apart
+        # Otherwise nothing distinguishes different weights behind the same name
         self.known = isinstance(external, nn.Module) or hasattr(external, "fingerprint")
 
     def tokenize(self, texts: list[str]) -> dict[str, list[str]]:
@@ -192,7 +192,7 @@ class ExternalModel(nn.Module):
 
 def _load_open_clip(spec: str, modality: str | None) -> tuple[OpenClipModel, Modality]:
     name, tag = _open_clip_parts(spec)
-    kind: Any = _modality(f"{spec}: name what it reads with --modality", modality)
+    kind: Any = _modality(f"{spec} needs --modality", modality)
     model = OpenClipModel(open_clip_model(name, tag), TextConfig(name, tag))
     size = model.model.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
@@ -206,12 +206,12 @@ def _open_clip_parts(spec: str) -> tuple[str, str | None]:
     if name.startswith(("local-dir:", "hf-hub:")):
         return name + slash + tag, None
     if not name or not tag:
-        raise UserError(f"{spec}: name an open_clip model with its weights, {OPEN_CLIP}ViT-B-32/TAG or .../FILE")
+        raise UserError(f"{spec}: name an open_clip model and its weights: {OPEN_CLIP}ViT-B-32/TAG or .../FILE")
     return name, tag
 
 
 def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return shift and scale, (3, 1, 1) each, from pixels with CLIP's normalisation to the model's own."""
+    """Return the shift and scale that turn CLIP's pixel normalisation into the model's own, (3, 1, 1) each."""
     for key, usual in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
         if config.get(key, usual) != usual:
             log.warning("the model was trained with %s %r, but pictures are resized with %r", key, config[key], usual)
@@ -229,13 +229,13 @@ def _load_external(spec: str, module: str, function: str) -> tuple[ExternalModel
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"{spec}: {module} cannot be imported: {error} (its folder should be in PYTHONPATH)") from error
+        raise UserError(f"{spec}: {module} cannot be imported: {error} (put its folder on PYTHONPATH)") from error
     for name in function.split("."):
         found = getattr(found, name, None)
     external = found() if callable(found) else None
     text, *inputs = (callable(getattr(external, name, None)) for name in ("encode_text", "encode", "encode_files"))
     if not (text and any(inputs)):
-        raise UserError(f"{spec}: it should return an object with encode_text, and with encode or encode_files")
+        raise UserError(f"{spec} should return an object with encode_text, and with encode or encode_files")
     return ExternalModel(external, spec), _modality(spec, getattr(external, "modality", None))
 
 

@@ -1,4 +1,4 @@
-"""Depth and infrared classification as tasks of mteb, and our encoders as its models; needs `pip install mteb`.
+"""Depth and infrared classification as mteb tasks, and our encoders as mteb models; needs `pip install mteb`.
 
     import languagebind, mteb
     from languagebind.eval.mteb_tasks import MtebEncoder, mteb_task
@@ -6,8 +6,8 @@
     model = MtebEncoder(languagebind.load("LanguageBind_Depth"))
     mteb.evaluate(model, mteb_task("configs/eval/nyu_v2.yaml", "/data"))
 
-mteb has no such modalities: it treats them as pictures and passes them on as the files hold them. It uses one prompt
-for each class, so its numbers differ from those of the templates in the configs.
+mteb lacks these modalities, so it treats the files as pictures and passes them on unchanged. It uses one prompt per
+class, so its numbers differ from those with the templates in the configs.
 """
 
 from collections.abc import Iterable
@@ -33,30 +33,30 @@ PICTURE = AbsTaskZeroShotClassification.input_column_name
 
 
 class FolderTask(AbsTaskZeroShotClassification):
-    """Zero-shot classification of one of our datasets, whose samples are picture files; made by `mteb_task`.
+    """Zero-shot classification of one of our datasets of picture files. Use `mteb_task` to make one.
 
     Args:
-        config: what to evaluate on.
-        template: prompt for a class, with {c}.
+        config: the dataset.
+        template: prompt with {c} for the class.
     """
 
     def __init__(self, config: DatasetConfig, template: str):
         if config.task != "classification" or config.modality is None or "{c}" not in template:
-            needs = f"needs a classification with a modality, and {{c}} in the template {template!r}"
+            needs = f"needs a classification dataset with a modality, and {{c}} in the template {template!r}"
             raise UserError(f"{config.name}: mteb's task {needs}")
         self.config, self.template = config, template
         self.data_loaded = False
         super().__init__()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
-        """List the files and their classes; mteb reads a file when it needs it."""
+        """List the files and their classes. mteb reads the files later."""
         if self.data_loaded:
             return
         samples = read_samples(self.config, modality_class(str(self.config.modality))())
         targets = label_targets(samples, class_names(self.config), self.config.name)
         files = [sample.source for sample in samples]
         if not all(isinstance(file, Path) and file.is_file() for file in files):
-            raise UserError(f"{self.config.name}: mteb's task needs a file for each sample, not shards or frames")
+            raise UserError(f"{self.config.name}: mteb's task needs one file per sample, not shards or frames")
         columns = {PICTURE: list(map(str, files)), self.label_column_name: single_labels(targets).tolist()}
         split = Dataset.from_dict(columns).cast_column(PICTURE, Image())
         self.dataset, self.data_loaded = DatasetDict({self.config.split: split}), True
@@ -66,11 +66,11 @@ class FolderTask(AbsTaskZeroShotClassification):
 
 
 class MtebEncoder(AbsEncoder):
-    """An encoder of pictures (depth, infrared, ...) and texts, as mteb calls its models.
+    """An adapter that lets mteb call our encoders of pictures (depth, infrared, ...) and texts.
 
     Args:
         encoders: encoders of a single modality.
-        name: ORGANISATION/NAME in mteb's results.
+        name: the model's name in mteb's results, ORGANISATION/NAME.
     """
 
     def __init__(self, encoders: Encoders, name: str = "languagebind/encoder"):
@@ -79,7 +79,7 @@ class MtebEncoder(AbsEncoder):
         self.mteb_model_meta = ModelMeta.create_empty({"name": name, "modalities": [TEXT, PICTURE]})
 
     def encode(self, inputs: Iterable[dict[str, Any]], **_: Any) -> np.ndarray:
-        """Return (N, D), unit norm, for batches with one of two columns: texts, or pictures as PIL images."""
+        """Return the unit-norm features (N, D) of batches. Each batch has a column of texts or of PIL images."""
         found: list[Any] = []
         for batch in inputs:
             key, own = (PICTURE, self.modality) if PICTURE in batch else (TEXT, TEXT)
@@ -91,9 +91,9 @@ class MtebEncoder(AbsEncoder):
 def mteb_task(
     config: str | Path, data_root: str | Path | None = None, template: str = "a photo of a {c}."
 ) -> FolderTask:
-    """Return the task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
+    """Return the mteb task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
 
-    Raises `UserError` where the config is wrong or not a classification, or its class names are missing.
+    Raises `UserError` if the config is wrong, its task is not classification, or its class names are missing.
     """
     dataset = load_dataset_config(Path(config), Path(data_root) if data_root else None)
     metadata = TaskMetadata(
@@ -108,5 +108,5 @@ def mteb_task(
         eval_langs=["eng-Latn"],
         main_score="accuracy",
     )
-    # mteb takes the metadata from the class, and returns to it when the data is unloaded
+    # mteb reads the metadata from the class, also when it unloads the data
     return type(metadata.name, (FolderTask,), {"metadata": metadata})(dataset, template)

@@ -1,7 +1,7 @@
 """Evaluate between modalities: python -m languagebind.eval.pairs --model depth=PATH infrared=PATH --config FILE.yaml
 
-Retrieval between modalities that were trained with text only, never with each other, and fusions of several modalities
-of a sample. `data/pairing.py` describes the YAML file.
+The modalities were trained with text only, never with each other. A query or gallery may also fuse several modalities
+of each sample. `data/pairing.py` describes the YAML file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,19 +36,19 @@ class PairsOptions(CommandOptions):
     """Evaluate checkpoints on comparisons between modalities."""
 
     model: tuple[str, ...] = ()
-    """MODALITY=CHECKPOINT for each modality; a checkpoint as for `python -m languagebind.eval --checkpoint`"""
+    """one MODALITY=CHECKPOINT per modality; `python -m languagebind.eval --checkpoint` takes the same checkpoints"""
     config: tuple[Path, ...] = ()
     """YAML files that describe comparisons, see configs/eval/pairs/"""
 
 
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> Result:
-    """Evaluate encoders on a comparison. Where torch.distributed is initialised, every rank must call this.
+    """Evaluate encoders on a comparison. If torch.distributed is initialised, every rank must call this.
 
     Returns:
-        The contents of the result file, with the keys of an evaluation's.
+        The contents of the result file, with the same keys as the result of `evaluate`.
 
     Raises:
-        UserError: an encoder is missing, the data does not fit together, or a sample cannot be read.
+        UserError: an encoder is missing, the modalities' samples do not match, or a sample cannot be read.
     """
     models = {name: encoders.encoders[name] for name in config.used if name in encoders.encoders}
     if absent := config.used.keys() - models.keys() - {TEXT}:
@@ -83,7 +83,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
 def _encode(
     used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]]
 ) -> tuple[dict[str, Tensor], dict[str, list[Sample]], list[int]]:
-    """Return features (N, D) and samples by modality, and the positions (N,) of what all modalities can read."""
+    """Return features (N, D) and samples per modality, and the positions (N,) of the samples that all can read."""
     features: dict[str, Tensor] = {}
     rows: dict[str, dict[int, int]] = {}  # position among the matched samples -> row of the features
     for name, samples in matched.items():
@@ -99,7 +99,7 @@ def _encode(
 
 
 def _encode_captions(encoder: Encoder, samples: Sequence[Sample]) -> Tensor:
-    """Return (N, D): the mean of the unit-norm features of each sample's captions, normalised again."""
+    """Return the normalised mean of the unit-norm features of each sample's captions (N, D)."""
     texts, rows = encoder.encode_texts(caption for sample in samples for caption in sample.captions)
     counts = torch.tensor([len(sample.captions) for sample in samples])
     owners = torch.arange(len(samples)).repeat_interleave(counts).to(texts.device)
@@ -110,11 +110,11 @@ def _encode_captions(encoder: Encoder, samples: Sequence[Sample]) -> Tensor:
 def _retrieval(
     config: PairsConfig, query: Tensor, gallery: Tensor, samples: Mapping[str, list[Sample]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return metrics and protocol of both directions, and everything else in the result."""
+    """Return the metrics and protocol of both directions, and the other statistics of the result."""
     rows = torch.arange(len(query), device=query.device)
     compared = Captioned(gallery, query, rows, rows)
     found, ranked = retrieve(compared)
-    # Examples show the gallery's first modality that has files, and name the query by its key
+    # Examples show the first modality of the gallery that has files, and name the query by its key
     shown = samples[next((name for name in config.gallery if name != TEXT), next(iter(config.gallery)))]
     first = next(iter(config.query))
     in_shard = bool(list_shards(config.data[first].data))
@@ -128,13 +128,13 @@ def _classification(
     config: PairsConfig, query: Tensor, targets: Tensor, used: Mapping[str, Encoder],
     samples: Mapping[str, list[Sample]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Return metrics and protocol, and everything else in the result."""
+    """Return the metrics and protocol, and the other statistics of the result."""
     first, encoder = next(iter(used.items()))
     classes = config.class_names or {}
     names = list(classes.values())
     classifier = encoder.build_classifier(names, config.templates)
     scores, logits = encoder.protocol.class_scores(query, classifier, encoder.model.logit_scale)
-    targets = targets.to(query.device)  # (N, K), as the scores
+    targets = targets.to(query.device)  # (N, K), like the scores
     found = classify(scores, targets, "classification")
     prompts = {"templates": list(config.templates), "prompts_sha256": digest(class_prompts(names, config.templates))}
     found["protocol"] |= prompts | {"labels": config.labels, "logit_scale": first}
@@ -142,7 +142,7 @@ def _classification(
 
 
 def _protocol(config: PairsConfig, used: Mapping[str, Encoder], identity: str) -> dict[str, Any]:
-    """Return what must agree before two results can be compared."""
+    """Return the settings that must agree before two results can be compared."""
     sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
     modalities = {name: encoder.protocol.reader.modality for name, encoder in used.items()}
     return {
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(PairsOptions, argv, "languagebind.eval.pairs", "--model", "--config")
     checkpoints = dict(word.split("=", 1) for word in options.model if "=" in word)
     if not options.config or not options.model or len(checkpoints) < len(options.model):
-        raise UserError("give --model MODALITY=CHECKPOINT, once for each modality, and --config FILE.yaml")
+        raise UserError("pass one --model MODALITY=CHECKPOINT per modality, and --config FILE.yaml")
 
     def evaluate(
         config: PairsConfig, name: str, used: dict[str, str], encoders: Encoders, encode: EncodeOptions

@@ -1,6 +1,6 @@
 """Linear probe and few-shot: python -m languagebind.eval.probe --model PATH --config FILE.yaml --train A --test B
 
-`score/linear.py` says how the probe is fitted.
+`score/linear.py` describes how the probe is fitted.
 """
 
 import os
@@ -25,33 +25,33 @@ from .score.zero_shot import label_targets, single_labels
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(CommandOptions):
-    """Fit a linear classifier to a checkpoint's features of labelled data."""
+    """Fit a linear classifier to the features of a checkpoint on labelled data."""
 
     model: str
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     config: Path
-    """YAML file of an evaluation, task classification; its class names are used, its data is not read"""
+    """YAML file of a classification dataset, for its class names; its `data` is not read"""
     train: str
-    """the data to fit to: class folders, a manifest or shards"""
+    """data to fit the probe to: class folders, a manifest or shards"""
     test: str
-    """the data to score"""
+    """data to score, of the same kinds"""
     shots: tuple[int, ...] = ()
-    """also fit to this many samples of each class"""
+    """numbers of samples per class for additional few-shot probes"""
     seeds: int = 3
     """number of random draws of the shots and of the held-out part"""
     data_root: Path | None = None
-    """folder where the paths in a manifest are looked for, after the manifest's own folder"""
+    """second folder for the paths in a manifest, after the manifest's own folder"""
 
     def __post_init__(self):
         at_least(1, seeds=self.seeds, shots=min(self.shots, default=None))
         if os.path.realpath(self.train) == os.path.realpath(self.test):
-            raise UserError(f"--train and --test are both {self.train}")
+            raise UserError(f"--train and --test are both {self.train}: use different data to test on")
 
 
 def evaluate_probe(
     model: Model, modality: Modality, parts: Mapping[str, DatasetConfig], options: ProbeOptions, encode: EncodeOptions
 ) -> Result:
-    """Return the contents of the result file for the data in `parts`, train and test. Every rank must call this.
+    """Return the contents of the result file. `parts` has the keys train and test. Every rank must call this.
 
     Raises:
         UserError: the data is wrong, a sample cannot be read, or there are too few samples for the shots.
@@ -62,7 +62,7 @@ def evaluate_probe(
     labels = {name: single_labels(target).numpy() for name, target in targets.items()}
     with naming(parts["train"].data):
         check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
-    test = parts["test"]  # the other part is read in the same way
+    test = parts["test"]  # the training part is read in the same way
     encoder = Encoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
     data, facts = {}, {}
     for name, part in parts.items():
@@ -93,10 +93,10 @@ def evaluate_probe(
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(ProbeOptions, argv, "languagebind.eval.probe")
-    logistic_regression()  # before the model has seen every sample
+    logistic_regression()  # fail before encoding if scikit-learn is missing
     dataset = load_dataset_config(options.config, options.data_root)
     if dataset.task != "classification":
-        raise UserError(f"{options.config}: a probe needs the task classification, not {dataset.task}")
+        raise UserError(f"{options.config}: a probe needs a dataset for classification, not {dataset.task}")
     dataset = replace(dataset, data_root=str(options.data_root) if options.data_root else None, expect={})
     parts = {"train": replace(dataset, data=options.train, limit=None), "test": replace(dataset, data=options.test)}
     for part in parts.values():

@@ -1,4 +1,4 @@
-"""Result files: written, read and checked; and the tables that the command line prints of them."""
+"""Write, read and check result files, and print them as tables."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ from .score.statistics import interval, overlaps, settings
 
 log = logging.getLogger(__name__)
 
-# Settings of a protocol: two results that differ in one are not of the same samples and task
+# Settings of a protocol: results that differ in one of them are not of the same samples and task
 COMPARED = ("samples", "limit", "split", "data_sha256", "caption_source", "classes", "protocol", "clip", "query",
             "gallery", "labels")  # fmt: skip
 Result = dict[str, Any]
 
-LARGEST = 1e15  # no count, rank or share is larger
+LARGEST = 1e15  # more than any count, rank or share
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
@@ -60,7 +60,7 @@ class ResultFile(BaseModel):
 
 
 def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str, Any] | None) -> Result:
-    """Return the contents of a result file. `found` has metrics and protocol; `details`, if any, other statistics."""
+    """Return the contents of a result file. `found` holds metrics and protocol, `details` the other statistics."""
     result = {
         "dataset": config.name,
         "model": model,
@@ -78,10 +78,10 @@ class NotAResult(UserError):
 
 
 def read_result(file: Path) -> Result:
-    """Return the result that a file holds.
+    """Return the result in a file.
 
     Raises:
-        NotAResult: the file holds something else.
+        NotAResult: the file is not a result.
         UserError: the file cannot be read, or one of its values is wrong.
     """
     try:
@@ -99,9 +99,9 @@ def read_result(file: Path) -> Result:
 
 
 def read_results(*folders: Path) -> list[Result]:
-    """Return every result in some folders and below them, sorted by dataset and model.
+    """Return all results below some folders, sorted by dataset and model.
 
-    Hidden files and JSON files of other kinds are passed over.
+    Hidden files and other JSON files are skipped.
 
     Raises:
         UserError: a folder holds no result, a file is damaged, or two results have the same model and dataset.
@@ -115,40 +115,40 @@ def read_results(*folders: Path) -> list[Result]:
             try:
                 result = read_result(file)
             except NotAResult as error:
-                log.info("passed over: %s", error)
+                log.info("skipped: %s", error)
                 continue
             some, key = True, (result["dataset"], model_name(result))
             known = found.setdefault(key, (file, result))[0]
             if known.resolve() != file.resolve():
-                raise UserError(f"{known} and {file} are both of {key[1]} on {key[0]}: move one away")
+                raise UserError(f"{known} and {file} are both results of {key[1]} on {key[0]}: move one away")
         if not some:
-            raise UserError(f"no results below {folder}: `python -m languagebind.eval --output {folder}` makes some")
+            raise UserError(f"no results below {folder}: run `python -m languagebind.eval --output {folder}` first")
     return [result for _, (_, result) in sorted(found.items(), key=lambda item: item[0])]
 
 
 def model_name(result: Result) -> str:
-    """Return the checkpoint's name, else the modality; and the protocol, if it is the paper's."""
+    """Return the name of the checkpoint, or else the modality. The paper's protocol is added in parentheses."""
     name = result.get("pretrained") or result["model"]
     return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
 
 
 def setting_name(key: str) -> str:
-    """Return what a setting of `COMPARED` is called in a sentence."""
+    """Return the name of a setting in `COMPARED` for use in a sentence."""
     return key.removesuffix("_sha256").replace("_", " ")
 
 
 def shown_metrics(result: Result) -> dict[str, float | None]:
-    """Return the metrics without `chance`, which each of them is compared with."""
+    """Return the metrics without `chance`, which tables show in a column of its own."""
     return {metric: value for metric, value in result["metrics"].items() if metric != "chance"}
 
 
 def result_path(output: Path, dataset: str, model: str) -> Path:
-    """Return where the result of a model on a dataset is written."""
+    """Return the path of the result file of a model on a dataset."""
     return Path(output) / f"{dataset}_{model}.json"
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file atomically, and its folder if there is none. Raises `UserError` where that fails."""
+    """Write a file atomically, and create its folder if needed. Raises `UserError` if writing fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
@@ -157,7 +157,7 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write a result, or raise `UserError`. An infinite metric or bound becomes null, as JSON has no infinity."""
+    """Write a result. An infinite metric or bound becomes null. Raises `UserError` if writing fails."""
     numbers = json.dumps({key: result[key] for key in ("metrics", "intervals") if key in result})
     finite = json.loads(numbers, parse_constant=lambda infinity: None)
     text = json.dumps(result | finite, indent=2, ensure_ascii=False, allow_nan=False)
@@ -165,7 +165,7 @@ def write_result(result: Result, path: Path) -> None:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return a plain-text table with a row for each metric: its value, interval and chance."""
+    """Return a plain-text table with a row per metric: value, interval and chance."""
     rows = [("dataset", "task", "samples", "metric", "value", "95 % interval", "chance")]
     for result in results:
         chance = result["protocol"]["chance"]
@@ -176,7 +176,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Return the rows as lines with columns of equal width, the first `left` of them aligned to the left."""
+    """Return the rows as lines with aligned columns: the first `left` columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows)
     return ["  ".join(cells).rstrip() for cells in padded]
@@ -187,12 +187,12 @@ def _number(value: float | None) -> str:
 
 
 def _cell(result: Result, metric: str) -> tuple[str, str]:
-    """Return a metric's value and interval, as far as the result has them."""
+    """Return a metric's value and interval as text; empty if the result lacks them."""
     return _number(result["metrics"].get(metric)), " to ".join(map(_number, interval(result, metric) or ()))
 
 
 def comparison(results: Sequence[Result]) -> str:
-    """Return a table with a column for each model, and warnings of other settings and of intervals that overlap."""
+    """Return a table with a column per model, with warnings about different settings and overlapping intervals."""
     models = list(dict.fromkeys(map(model_name, results)))
     datasets: dict[str, dict[str, Result]] = {}
     for result in results:
@@ -212,5 +212,5 @@ def comparison(results: Sequence[Result]) -> str:
         for one, other in combinations(found, 2):
             if metrics := overlaps(found[one], found[other]):
                 overlap = f"the intervals of {one} and {other} overlap in {', '.join(metrics)}"
-                warnings.append(f"{dataset}: {overlap}: there neither is shown to be better")
+                warnings.append(f"{dataset}: {overlap}, so neither is shown to be better there")
     return "\n".join([*_aligned(rows, left=2), *(f"warning: {text}" for text in warnings)])

@@ -1,1 +1,1 @@
-"""From features to figures: metrics, intervals, zero-shot, retrieval, probes."""
+"""Turn features into numbers: metrics, intervals, zero-shot classification, retrieval and probes."""

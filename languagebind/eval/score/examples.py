@@ -1,4 +1,4 @@
-"""The samples or queries that a model does best and worst on, for a person to look at."""
+"""Pick the samples or queries with a model's best and worst results, for a person to look at."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,14 +11,14 @@ from ..data.samples import Sample
 from ..data.shards import Member
 
 EXAMPLES = 12
-# The last bits of features depend on batch size and number of ranks; the order of examples should not
+# The last bits of features depend on the batch size and the number of ranks, but the order of examples must not
 DIGITS = 5
 
 
 def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[int], dict[str, Any]]) -> dict:
-    """Return the best of those ranked first, by score, and the worst of the others, by rank; at most EXAMPLES each.
+    """Return at most EXAMPLES `best` queries (rank 1, highest score first) and `worst` queries (highest rank first).
 
-    Takes the rank (Q,) of the best right item of each query, its score (Q,), and what returns the other facts of one.
+    `ranks` and `scores` (Q,) belong to each query's best right item. `describe` returns the other facts of a query.
     """
     places, values = ranks.cpu().numpy(), scores.double().cpu().numpy().round(DIGITS)
     order = np.lexsort((-values, places)).tolist()
@@ -33,7 +33,7 @@ def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[int], dict[
 
 
 def media(sample: Sample) -> dict[str, Any]:
-    """Return a sample's key, and the path of each of its files or its place in a shard."""
+    """Return a sample's key, and the path or the place in a shard of each of its files."""
     sources: Sequence[Any] = sample.source if isinstance(sample.source, tuple) else (sample.source,)
     places = [
         asdict(source) | {"shard": str(source.shard)} if isinstance(source, Member) else str(source)

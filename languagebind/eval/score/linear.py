@@ -1,11 +1,11 @@
 """A logistic regression (L-BFGS, L2) on the unit-norm features of one encoder, as in CLIP's paper (section A.3).
 
-The inverse penalty C is chosen on a held-out part of the training data, never on the test data, and the probe is then
+The inverse penalty C is chosen on a held-out part of the training data, never on the test data. The probe is then
 fitted to all the training data. The search for C starts on the grid 1e-6, 1e-4, ... 1e6 and refines the best value in
-steps of 1, 1/2, 1/4 and 1/8 of a decade. Of equally good values the smallest wins: it gives the simplest probe.
+steps of 1, 1/2, 1/4 and 1/8 of a decade. Of equally good values the smallest wins, as it gives the simplest probe.
 
-The held-out part is a fifth of each class, and nothing of a class with one sample. With k shots the probe is fitted to
-k samples of each class, and C is chosen on min(k, 4) others, as in CoOp (Zhou et al., 2022).
+The held-out part is a fifth of each class. A class with one sample has no held-out part. With k shots, the probe is
+fitted to k samples per class, and C is chosen on min(k, 4) other samples, as in CoOp (Zhou et al., 2022).
 """
 
 import logging
@@ -43,13 +43,13 @@ class Labelled:
 def probe(
     train: Labelled, test: Labelled, num_classes: int, shots: Sequence[int] = (), seeds: int = 3
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit probes; return metrics with protocol, and intervals.
+    """Fit probes and return the metrics with the protocol, and the intervals.
 
-    `top1`, `top5`, `mean_per_class` and their intervals are those of the probe of all the training data with the first
-    seed. `full/...` and `shots_<k>/...` are mean and standard deviation (n - 1; 0 for one seed) over the seeds. Raises
-    `UserError` where a class has too few samples for the shots.
+    `top1`, `top5`, `mean_per_class` and their intervals belong to the probe on all the training data with the first
+    seed. `full/...` and `shots_<k>/...` are the mean and the sample standard deviation (0 for one seed) over the seeds.
+    Raises `UserError` if a class has too few samples for the shots.
     """
-    check_shots(train.labels, shots, range(num_classes))  # again: some samples may have been unreadable
+    check_shots(train.labels, shots, range(num_classes))  # again, as some samples may have been unreadable
     labels = torch.from_numpy(test.labels)
     metrics: dict[str, float] = {}
     found_c: dict[str, list[float]] = {}
@@ -75,16 +75,16 @@ def probe(
 
 
 def check_shots(labels: np.ndarray, shots: Sequence[int], names: Sequence[Any]) -> None:
-    """Raise `UserError` where a class that has samples has too few of them."""
+    """Raise `UserError` if a class has samples, but too few for the shots."""
     most = max(shots, default=0)
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count <= most:
             found = f"class {names[label]} has {count} training samples"
-            raise UserError(f"{found}: {most} shots need at least one more, to choose C on")
+            raise UserError(f"{found}: {most} shots need at least one more, to choose C")
 
 
 def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
-    """Return the C that, fitted to the samples `fit`, scores best on the samples `held_out`."""
+    """Return the C whose probe, fitted to the samples `fit`, scores best on the samples `held_out`."""
 
     @cache
     def score(c: float) -> float:
@@ -99,7 +99,7 @@ def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
 
 
 def logistic_regression() -> type:
-    """Return scikit-learn's class. Raises `UserError` where scikit-learn is not installed."""
+    """Return scikit-learn's `LogisticRegression`. Raises `UserError` if scikit-learn is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
@@ -108,7 +108,7 @@ def logistic_regression() -> type:
 
 
 def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions to fit to and the positions held out, both in order; some of each class."""
+    """Return the positions of the samples to fit to and of the held-out samples, both in order."""
     fit, held_out = [], []
     for label in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == label))
@@ -121,7 +121,7 @@ def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> t
 
 def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
     with warnings.catch_warnings():
-        # The first is expected with one shot. A C that needs more iterations is still judged by its score
+        # The first warning is expected with one shot. A C that needs more iterations is still judged by its score
         warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
         warnings.filterwarnings("ignore", "lbfgs failed to converge", UserWarning)
         estimator = logistic_regression()(C=strength, max_iter=MAX_ITERATIONS)
@@ -129,7 +129,7 @@ def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
 
 
 def _scores(train: Labelled, rows: np.ndarray, strength: float, features: np.ndarray, num_classes: int) -> Tensor:
-    """Return (N, K) log-probabilities: -inf for a class without training samples, whose samples count as wrong."""
+    """Return log-probabilities (N, K), -inf for classes without training samples, so that their samples are wrong."""
     fitted = _fitted(train, rows, strength)
     if fitted.n_iter_.max() >= MAX_ITERATIONS:
         log.warning("the probe with C %.3g did not converge in %d iterations", strength, MAX_ITERATIONS)

@@ -1,7 +1,7 @@
-"""Metrics as pure functions of tensors: fractions, not percent; ties count against the model.
+"""Metrics as pure functions of tensors. They are fractions, not percentages.
 
-Ties count against the model so that a collapsed encoder, which scores everything alike, does not look perfect. A NaN
-score is an error, never a metric.
+Ties count against the model, so that a collapsed encoder, which scores everything alike, does not look perfect. A NaN
+score is an error.
 """
 
 import math
@@ -22,7 +22,7 @@ def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
 
     Args:
         scores: (Q, G) similarity of each query to each gallery item.
-        relevant: (Q, G) bool, at least one True in each row.
+        relevant: (Q, G) bool, at least one True per row.
 
     Raises:
         ValueError: the scores hold NaN, the shapes differ, or a query has no relevant item.
@@ -36,15 +36,15 @@ def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
 class Ranked(NamedTuple):
     """The outcome of each query."""
 
-    ranks: Tensor  # (Q,) from 1: 1 + the number of wrong items that score at least as high as the best right item
+    ranks: Tensor  # (Q,) 1 + the number of wrong items that score at least as high as the best right item
     tied: Tensor  # (Q,) bool: a wrong item scores exactly as high as the best right item
     best: Tensor  # (Q,) the score of the best right item
 
 
 def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
-    """Return the ranks for scores (Q, G) without NaN, where items (P,) are right for queries (P,).
+    """Return the ranks for scores (Q, G) without NaN, where `items[p]` is right for `queries[p]`, (P,) each.
 
-    Every query occurs in `queries`. Pairs need no (Q, G) mask.
+    Every query must occur in `queries`. Pairs avoid a mask (Q, G).
     """
     right = scores[queries, items]
     best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, queries, right, "amax")  # (Q,)
@@ -56,13 +56,13 @@ def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
 
 
 def rank_metrics(ranks: Tensor) -> dict[str, float]:
-    """Return the retrieval metrics of ranks (Q,). With an even count the median is the mean of the two middle ranks."""
+    """Return the retrieval metrics of ranks (Q,). For an even count, the median is the mean of the two middle ranks."""
     recalls = {f"R@{k}": _mean(ranks <= k) for k in RECALL_AT}
     return {**recalls, "median_rank": float(np.median(ranks.cpu())), "mean_rank": _mean(ranks)}
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return top1, top5 (from five classes on) and mean_per_class: top1 averaged over the classes that occur.
+    """Return top1, top5 (only for five or more classes) and mean_per_class (top1 averaged over the classes present).
 
     Args:
         logits: (N, K).
@@ -84,11 +84,11 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return mAP, mAUC and d_prime over the classes where they are defined.
+    """Return mAP, mAUC and d_prime over the classes for which they are defined.
 
-    A class without positive samples is left out; a class without negative samples is left out of mAUC. d_prime is that
-    of the mean AUC, as in AudioSet's own evaluation, and infinite where the mean is 1. mAUC and d_prime are left out
-    where no class has both kinds of sample.
+    A class without positive samples is left out. A class without negative samples is left out of mAUC only. d_prime is
+    computed from the mean AUC, as in AudioSet's own evaluation, and is infinite if the mean is 1. mAUC and d_prime are
+    missing if no class has both positive and negative samples.
 
     Args:
         scores: (N, K), any monotonic score.
@@ -100,7 +100,7 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
     targets = targets.bool()
     _check(scores, targets)
     if not targets.any():
-        raise UserError("no class has a positive sample: none of the samples that can be read has a label")
+        raise UserError("no class has a positive sample, since none of the readable samples has a label")
     precisions, areas = (values[:, 0] for values in precisions_and_areas(scores, targets))  # (K,)
     metrics = {"mAP": precisions.nanmean().item()}
     if not areas.isnan().all():
@@ -110,15 +110,15 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def d_prime(area: Tensor) -> Tensor:
-    """Return the distance of two unit-variance normal distributions with this area under the ROC curve."""
+    """Return the distance between two unit-variance normal distributions whose area under the ROC curve is `area`."""
     return math.sqrt(2) * torch.special.ndtri(area)
 
 
 def precisions_and_areas(scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return average precision and area under the ROC curve, (K, B) float64 each; NaN where they are not defined.
+    """Return the average precision and the area under the ROC curve, (K, B) float64 each, NaN where undefined.
 
-    Scores and targets are (N, K). `weights` (N, B) says how often each sample occurs in each of B resamples; default:
-    once, with B = 1. They are whole numbers, which float32 sums exactly.
+    Scores and targets are (N, K). `weights` (N, B) says how often each sample occurs in each of B resamples. By default
+    there is one resample, the data itself. Weights are whole numbers, which float32 sums exactly.
     """
     if weights is None:
         weights = torch.ones(len(scores), 1, device=scores.device)
@@ -130,8 +130,8 @@ def precisions_and_areas(scores: Tensor, targets: Tensor, weights: Tensor | None
 def calibration(logits: Tensor, right: Tensor, bins: int = 15) -> dict[str, Any]:
     """Return the expected calibration error of the softmax of logits (N, K) (Guo et al., 2017).
 
-    `right` (N,) says whether the predicted class is right. `ece` is the error over bins of equal width; `bins` has mean
-    confidence, accuracy and number of samples of each bin that is not empty.
+    `right` (N,) says whether the predicted class is right. In the result, `ece` is the error over `bins` bins of equal
+    width, and the key `bins` lists [mean confidence, accuracy, number of samples] of each non-empty bin.
     """
     confidence = logits.softmax(dim=1).amax(dim=1).double().cpu()  # a sum on a GPU has no fixed order
     places = (confidence * bins).long().clamp(max=bins - 1)
@@ -142,37 +142,37 @@ def calibration(logits: Tensor, right: Tensor, bins: int = 15) -> dict[str, Any]
 
 
 def best_thresholds(scores: Tensor, targets: Tensor) -> list[float | None]:
-    """Return the lowest score to accept in each class for the best F1, for scores and targets (N, K).
+    """Return the threshold with the best F1 for each class, for scores and targets (N, K).
 
-    Of equally good thresholds the highest is returned; None for a class without positive samples.
+    Of equally good thresholds the highest wins. The threshold is None for a class without positive samples.
     """
     ordered, order = scores.sort(dim=0, descending=True)
     hits = targets.gather(0, order).double().cumsum(0)  # (N, K)
     accepted = torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
     f1 = 2 * hits / (accepted + hits[-1])
-    # A threshold accepts all samples of equal score or none.
+    # A threshold accepts all samples of equal score or none
     f1[:-1][ordered[:-1] == ordered[1:]] = -1
     found = ordered.gather(0, f1.argmax(dim=0, keepdim=True))[0].tolist()
     return [score if occurs else None for score, occurs in zip(found, targets.any(dim=0).tolist(), strict=True)]
 
 
 def chance_at(k: int, gallery: int, positives: Sequence[int]) -> float:
-    """Return the expected R@k of a random order of `gallery` items, for queries with `positives` relevant items."""
+    """Return the expected R@k for a random order of `gallery` items. `positives` counts each query's relevant items."""
     draws = range(min(k, gallery))
     misses = [math.prod(max(gallery - count - j, 0) / (gallery - j) for j in draws) for count in positives]
     return 1 - sum(misses) / len(misses)
 
 
 def chance_of_class(num_classes: int) -> dict[str, float]:
-    """Return the expected `classification_metrics` of a random order of the classes."""
+    """Return the expected `classification_metrics` for a random order of the classes."""
     top5 = {"top5": 5 / num_classes} if num_classes >= 5 else {}
     return {"top1": 1 / num_classes, **top5, "mean_per_class": 1 / num_classes}
 
 
 def chance_of_precision(positives: Tensor, samples: int) -> float:
-    """Return the expected mAP of random orders of the samples, for classes with `positives` (K,) of them.
+    """Return the expected mAP for a random order of the samples. `positives` (K,) counts each class's positive samples.
 
-    Classes without positives are left out. For a rare class it is well above the class's share (Bestgen, 2015).
+    Classes without positives are left out. For a rare class, the value is well above the class's share (Bestgen, 2015).
     """
     positives = positives[positives > 0].double()
     first = (1 / torch.arange(1, samples + 1, dtype=torch.float64)).mean().item()  # a class with one positive
@@ -180,9 +180,9 @@ def chance_of_precision(positives: Tensor, samples: int) -> float:
 
 
 def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `precisions_and_areas` of one class, (B,) each. Samples of equal score form one step.
+    """Return the average precisions and the areas of one class, (B,) each. Samples of equal score form one step.
 
-    Only scores of positive samples are steps. Everything between two steps is summed at once, so that a thousand
+    Only the scores of positive samples are steps. All samples between two steps are summed at once, so that a thousand
     resamples of hundreds of classes take seconds.
     """
     ordered, order = scores.sort(descending=True)
@@ -190,7 +190,7 @@ def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tup
     if not len(steps):
         nothing = torch.full_like(weights[0], torch.nan, dtype=torch.float64)
         return nothing, nothing
-    # The ordered samples in 2 M + 1 runs: those above each step and those on it, alternating
+    # The ordered samples form 2 M + 1 runs: alternately the samples above a step and the samples on the step
     bounds = torch.stack([torch.searchsorted(-ordered, -steps), torch.searchsorted(-ordered, -steps, right=True)], 1)
     starts = torch.cat([bounds.new_zeros(1), bounds.flatten()])
     seen = F.embedding_bag(order, weights, starts, mode="sum").double().cumsum(0)  # (2 M + 1, B)
@@ -199,7 +199,7 @@ def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tup
     new_hits = torch.zeros_like(until).index_add(0, places, weights[targets].double())  # (M, B)
     hits = new_hits.cumsum(0)
     precision = (new_hits * (hits / until).nan_to_num()).sum(0) / hits[-1]
-    # Each positive sample counts the negatives below it, and half of those it ties with
+    # Each positive sample counts the negatives below it, and half of the negatives that it ties with
     wrong = everything - hits[-1]
     wrong_above = before - (hits - new_hits)
     wrong_until = until - hits
@@ -216,7 +216,7 @@ def _check(scores: Tensor, mask: Tensor | None = None) -> None:
 
 
 def _count(mask: Tensor) -> Tensor:
-    """Count the True values of each row. On a CPU NumPy is ten times as fast as PyTorch."""
+    """Count the True values per row. On a CPU, NumPy is ten times as fast as PyTorch."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
     return mask.count_nonzero(dim=1)

@@ -1,7 +1,7 @@
 """Retrieval in both directions: from captions to samples, and from samples to captions.
 
-A caption is relevant to its own sample only. Where two samples share a caption, each copy counts as wrong for the other
-sample. No model can rank such a pair, so the protocol says how often it occurs.
+A caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for the other
+sample. No model can tell such copies apart, so the protocol records their number.
 """
 
 from collections import Counter
@@ -18,15 +18,15 @@ from .examples import media, pick_examples
 from .metrics import Ranked, chance_at, rank_metrics, rank_pairs
 from .statistics import rank_intervals
 
-SCORES_AT_A_TIME = 2**24  # 64 MiB of scores: memory stays flat however large the gallery is
+SCORES_AT_A_TIME = 2**24  # 64 MiB of scores, so that memory does not grow with the gallery
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """Features of samples and of their captions, on one device; unit norm for cosine similarity.
+    """Features of samples and of their captions on one device, with unit norm for cosine similarity.
 
     Raises:
-        ValueError: features hold NaN or infinity. Their products would be NaN, which would rank first.
+        ValueError: the features hold NaN or infinity, whose products would be NaN and rank first.
     """
 
     features: Tensor  # (N, D) of the samples
@@ -50,13 +50,13 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Direction:
-    """Queries against a gallery, scored a block of queries at a time."""
+    """The queries and the gallery of one direction, scored in blocks of queries."""
 
     scores: Callable[[Tensor], Tensor]  # (q,) queries -> (q, G) similarities
     num_queries: int
     gallery: int
-    queries: Tensor  # (P,) query of each pair that belongs together
-    items: Tensor  # (P,) item of each pair
+    queries: Tensor  # (P,) query of each relevant pair
+    items: Tensor  # (P,) gallery item of each relevant pair
 
     def ranks(self, adjust: Callable[[Tensor], Tensor] | None = None) -> Ranked:
         """Return the ranks of all queries, on the CPU. `adjust` maps similarities (q, G) to other scores."""
@@ -72,16 +72,16 @@ class Direction:
         return found
 
     def ranks_of_dual_softmax(self, logit_scale: Tensor) -> Ranked:
-        """Rank by the product of two softmaxes of the logits: over the gallery and over the queries (CAMoE, 2021).
+        """Return the ranks by the product of two softmaxes of the logits, over gallery and over queries (CAMoE, 2021).
 
-        The second softmax favours items that no other query matches as well. It needs all queries at once, so it says
-        nothing about a search with one query and is never compared with plain cosine.
+        The softmax over queries favours items that no other query matches as well. It needs all queries at once, so the
+        metrics say nothing about a search with one query and must not be compared with those of the plain cosine.
         """
         scale = logit_scale.detach().float().exp()
         over_queries = torch.full((self.gallery,), -torch.inf, device=self.items.device)
         for block in self.blocks():
             over_queries = torch.logaddexp(over_queries, (scale * self.scores(block)).logsumexp(dim=0))
-        # Log space; the denominator of the first softmax is the same for all items of a query
+        # In log space. The denominator of the softmax over the gallery is left out: it is the same for all items
         return self.ranks(lambda scores: scores.mul_(2 * scale).sub_(over_queries))
 
     def blocks(self) -> Sequence[Tensor]:
@@ -91,10 +91,10 @@ class Direction:
 
 
 def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[dict[str, Any], dict[str, Ranked]]:
-    """Return metrics and protocol of retrieval in both directions, and the ranks behind each group of metrics.
+    """Return the metrics and protocol of retrieval in both directions, and the ranks per direction.
 
-    For a sample with several captions the best-ranked caption counts. `dual_softmax` is the log-space logit scale, and
-    adds the metrics of the dual softmax.
+    For a sample with several captions, the best-ranked caption counts. If `dual_softmax`, a logit scale in log space,
+    is given, the metrics of the dual softmax are added.
     """
     directions = {name: captioned.direction(name) for name in DIRECTIONS}
     ranked = {name: direction.ranks() for name, direction in directions.items()}
@@ -122,7 +122,7 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
 def describe_retrieval(
     captioned: Captioned, ranked: dict[str, Ranked], samples: Sequence[Sample], captions: Sequence[str]
 ) -> dict[str, Any]:
-    """Return intervals, ties, recall curves, and examples with captions as queries, for what `retrieve` returned."""
+    """Return the intervals, ties, recall curves and examples of `retrieve`. The examples have captions as queries."""
     samples_of = {"text_to_modality": captioned.owners.cpu(), "modality_to_text": torch.arange(len(samples))}
     intervals = {
         f"{name}/{key}": interval
@@ -149,6 +149,6 @@ def describe_retrieval(
 
 
 def _curve(ranks: Tensor, gallery: int) -> list[list[float]]:
-    """Return [k, recall] for k = 1, 2, 3, 5, 10, 20, 50, 100, ... and the size of the gallery."""
+    """Return pairs [k, recall] for k = 1, 2, 3, 5, 10, 20, 50, 100, ... and k = the size of the gallery."""
     steps = {1, 2, 3, 5, gallery} | {digit * 10**power for power in range(1, 12) for digit in (1, 2, 5)}
     return [[k, (ranks <= k).double().mean().item()] for k in sorted(steps) if k <= gallery]

@@ -1,11 +1,11 @@
-"""Bootstrap intervals of metrics: what another test set of the same size and kind could have given.
+"""Bootstrap intervals of metrics: the values to expect on other test sets of the same size and kind.
 
-A resample draws as many samples as there are, with replacement, and the metric is computed on it again. The interval
-leaves out the same number of sorted resamples at both ends, which assumes no normal distribution. The seed is fixed, so
-neither ranks nor workers matter, and two models on the same data get the same resamples. An interval says nothing about
-another training run.
+A resample draws as many samples as the data has, with replacement, and the metric is computed again on the resample.
+The interval leaves out the same number of sorted values at both ends, which assumes no normal distribution. The seed is
+fixed, so ranks and workers have no effect, and two models on the same data get the same resamples. An interval does not
+cover the variation between training runs.
 
-Where all samples are hits, or none is, all resamples agree. Such a share has the exact Clopper-Pearson interval.
+If all samples are hits, or none is, all resamples agree. Such a share gets the exact Clopper-Pearson interval.
 """
 
 import math
@@ -29,15 +29,15 @@ Intervals = dict[str, list[float]]
 
 
 def settings() -> dict[str, Any]:
-    """Return how the intervals are made, for the result."""
+    """Return the settings of the intervals, for the result file."""
     return {"bootstrap": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE, "shares_of_0_and_1": "Clopper-Pearson"}
 
 
 def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
-    """Return intervals of `rank_metrics` for the ranks (Q,) of queries of `samples` (Q,), from 0, in a fixed gallery.
+    """Return the intervals of `rank_metrics` for the ranks (Q,) of queries against a gallery of fixed size.
 
-    Samples are resampled with all of their queries. The captions of one sample are found or missed together, so
-    drawing single captions would make the intervals too narrow.
+    `samples` (Q,) holds the index of each query's sample. A resample draws samples with all of their queries. Captions
+    of one sample tend to be found or missed together, so drawing single captions would make the intervals too narrow.
     """
     order = np.argsort(ranks.numpy(), kind="stable")
     ordered, owners = ranks.numpy()[order], samples.numpy()[order]
@@ -45,7 +45,7 @@ def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
         weights = _occurrences(indices)[:, owners]  # (draws, Q)
-        seen = np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))  # among the 0, 1, ... Q lowest ranks
+        seen = np.pad(weights.cumsum(axis=1), ((0, 0), (1, 0)))  # queries among the 0, 1, ... Q lowest ranks
         total = seen[:, -1]
         found = {key: seen[:, count] / total for key, count in within.items()}
         low, high = (
@@ -55,16 +55,16 @@ def rank_intervals(ranks: Tensor, samples: Tensor, gallery: int) -> Intervals:
         return found | {"median_rank": (ordered[low] + ordered[high]) / 2, "mean_rank": weights @ ordered / total}
 
     count = int(samples.max()) + 1
-    shares = [f"R@{k}" for k in RECALL_AT if k < gallery]  # for a larger k the share is always 1
+    shares = [f"R@{k}" for k in RECALL_AT if k < gallery]  # for a larger k, the share is always 1
     return _intervals(_bootstrap(metrics, count, len(ranks)), shares, count)
 
 
 def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) -> Intervals:
-    """Return intervals of `classification_metrics` for the ranks (N,) of the right classes `labels` (N,).
+    """Return the intervals of `classification_metrics` for the ranks (N,) of the right classes `labels` (N,).
 
     top1 and top5 resample all samples. mean_per_class resamples within each class, since a small class would otherwise
-    be absent from many resamples. It has no interval where a class has one sample, whose share cannot vary, or where
-    no class's share varies.
+    be absent from many resamples. mean_per_class has no interval if some class has only one sample, or if no class's
+    share of hits varies.
     """
     tops = {"top1": 1, "top5": 5} if num_classes >= 5 else {"top1": 1}
 
@@ -85,13 +85,13 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
 
 
 def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
-    """Return intervals of `multilabel_metrics`, with arguments as there.
+    """Return the intervals of `multilabel_metrics` for the same arguments.
 
-    A class that a resample lacks is left out of the resample's mean. A positive sample that is drawn twice raises the
-    precision at its own rank. So resamples have a higher mAP than the data, by more than the width of the interval
-    where classes are rare. They are shifted to have the data's mAP as their mean.
+    A class that a resample lacks is left out of that resample's mean. A positive sample that is drawn twice raises the
+    precision at its own rank, so resamples have a higher mAP than the data. If classes are rare, the difference is
+    larger than the interval. The resampled values are therefore shifted so that their mean is the data's mAP.
 
-    A metric has no interval where it is not defined for some resample.
+    A metric has no interval if it is undefined for some resample.
     """
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,9 +108,9 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
-    """Return the metrics of two results whose intervals overlap, where neither model is shown to be better.
+    """Return the metrics whose intervals overlap in two results, so that neither model is shown to be better.
 
-    Raises `UserError` where the results are for different data or different samples.
+    Raises `UserError` if the results are for different data or different samples.
     """
     for key in ("dataset", "data_sha256", "samples"):
         a, b = ((result["protocol"] | {"dataset": result["dataset"]}).get(key) for result in (result_a, result_b))
@@ -125,11 +125,11 @@ def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
 
 
 def interval(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
-    """Return the ends of a metric's interval, if the result has one. A result file stores an infinite end as null."""
+    """Return the ends of a metric's interval, or None if the result has none. A null end in a file is infinite."""
     if metric not in result.get("intervals", {}):
         return None
     low, high = result["intervals"][metric]
-    # A single infinite end has a known sign. Two are positive: the AUC is 1
+    # A single infinite end has a known sign. If both ends are infinite, they are positive: the AUC is 1
     if low is None:
         low = math.inf if high is None else -math.inf
     return low, math.inf if high is None else high
@@ -138,7 +138,7 @@ def interval(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
 def _bootstrap(
     metrics: Callable[[np.ndarray], dict[str, np.ndarray]], count: int, width: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return the values (RESAMPLES,) of metrics of (draws, count) indices; a draw takes up to `width` values."""
+    """Return RESAMPLES values per metric. `metrics` takes indices (draws, count) and uses `width` values per draw."""
     generator = np.random.default_rng(SEED)
     size = max(1, DRAWS_AT_A_TIME // max(count, width))
     blocks = [
@@ -149,14 +149,14 @@ def _bootstrap(
 
 
 def _occurrences(indices: np.ndarray) -> np.ndarray:
-    """Return how often each index occurs in each row of (draws, count) indices; same shape."""
+    """Return the number of times that each index occurs in each row of indices (draws, count), in the same shape."""
     draws, count = indices.shape
     places = indices + count * np.arange(draws)[:, None]
     return np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
 
 
 def _intervals(values: dict[str, np.ndarray], shares: Container[str], count: int) -> Intervals:
-    """Return the intervals of metrics; those in `shares` are fractions of `count` samples."""
+    """Return the intervals of metrics. The metrics in `shares` are fractions of `count` samples."""
     from scipy.stats import binomtest  # takes a second to import
 
     found = {key: _ends(value) for key, value in values.items()}
@@ -168,7 +168,7 @@ def _intervals(values: dict[str, np.ndarray], shares: Container[str], count: int
 
 
 def _ends(values: np.ndarray) -> list[float]:
-    """Return the sorted values that leave out as many on either side: of 1000 values the 26th from either end."""
+    """Return the ends of the interval: of 1000 values, the 26th from the bottom and the 26th from the top."""
     left_out = round(len(values) * (1 - CONFIDENCE) / 2)
     ordered = np.sort(values)
     return [float(ordered[left_out]), float(ordered[-1 - left_out])]

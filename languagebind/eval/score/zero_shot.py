@@ -1,4 +1,4 @@
-"""Zero-shot classification: the classes are texts, and a sample belongs to the closest ones."""
+"""Zero-shot classification: classes are texts, and a sample belongs to the class with the closest text."""
 
 import difflib
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: str) -> Tensor:
-    """Return whether each of N samples has each of K `classes`, label -> name in prompts: (N, K) bool.
+    """Return the targets (N, K), bool: which sample has which class. `classes` maps labels to names in prompts.
 
     Raises:
         UserError: a label is not a class, or is a number that names one class and is the index of another.
@@ -42,7 +42,7 @@ def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: s
 
 
 def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
-    """Return the class with this label. A number, or a numeric text where no label is numeric, is a class index."""
+    """Return the index of a label's class. A number, or numeric text if no class has a numeric label, is an index."""
     if isinstance(label, str):
         if label in positions:
             return positions[label]
@@ -53,11 +53,11 @@ def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
 
 
 def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
-    """Return metrics and protocol for scores and targets (N, K); for `classification` each row has one target."""
+    """Return the metrics and protocol for scores and targets (N, K). For `classification`, each row has one target."""
     present = int(targets.any(dim=0).sum())
     protocol = {"classes": targets.shape[1], "classes_with_samples": present}
     if present < targets.shape[1]:
-        log.warning("%d of %d classes have no sample", targets.shape[1] - present, targets.shape[1])
+        log.warning("%d of %d classes have no samples", targets.shape[1] - present, targets.shape[1])
     if task == "multilabel":
         chance = {"mAP": metrics.chance_of_precision(targets.sum(dim=0), len(targets)), "mAUC": 0.5, "d_prime": 0.0}
         return {"metrics": metrics.multilabel_metrics(scores, targets), "protocol": protocol | {"chance": chance}}
@@ -69,10 +69,10 @@ def classify(scores: Tensor, targets: Tensor, task: str) -> dict[str, Any]:
 def describe_classification(
     scores: Tensor, targets: Tensor, logits: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    """Return intervals, ties, classes, confusion, calibration and examples.
+    """Return the intervals, ties, classes, confusion, calibration and examples.
 
-    A sample is predicted right only if its class scores above all others; else the best of the others is predicted.
-    `targets` (N, K) has one True in each row. The softmax of `logits` (N, K) is the confidence of the predictions.
+    A sample is predicted right only if its class scores above all others. Otherwise the best other class is predicted.
+    `targets` (N, K) has one True per row. The softmax of `logits` (N, K) is the confidence of the predictions.
     """
     labels = single_labels(targets)
     ranked = rank_pairs(scores, torch.arange(len(scores), device=scores.device), labels)
@@ -96,10 +96,10 @@ def describe_classification(
 def describe_multilabel(
     scores: Tensor, targets: Tensor, classes: Mapping[str, str], samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    """Return intervals, ties, classes with the threshold that gives the best F1 here, and examples.
+    """Return the intervals, ties, classes (each with the threshold of its best F1) and examples.
 
-    Ties and examples cover samples with a label. Arguments as in `describe_classification`; `targets` may have any
-    number of True in a row.
+    Ties and examples cover the samples with a label. Arguments are as in `describe_classification`, but a row of
+    `targets` may have any number of True values.
     """
     counts = targets.sum(dim=0).tolist()
     columns = zip(*precisions_and_areas(scores, targets), metrics.best_thresholds(scores, targets), strict=True)
@@ -110,7 +110,7 @@ def describe_multilabel(
     labelled = targets.any(dim=1)
     own, own_targets = scores[labelled], targets[labelled]
     ranked = rank_pairs(own, *own_targets.nonzero(as_tuple=True))
-    # The class ranked first: a right one where the rank is 1
+    # The class that ranks first: a right class if the rank is 1, else a wrong class
     allowed = own_targets == (ranked.ranks == 1)[:, None]
     found = own.masked_fill(~allowed, -torch.inf).argmax(dim=1).tolist()
     labelled_samples = [samples[i] for i in labelled.nonzero()[:, 0].tolist()]
@@ -123,7 +123,7 @@ def describe_multilabel(
 
 
 def single_labels(targets: Tensor) -> Tensor:
-    """Return the column (N,) of the only True in each row of (N, K)."""
+    """Return the column (N,) of the only True value in each row of targets (N, K)."""
     return targets.byte().argmax(dim=1)
 
 
