@@ -181,7 +181,7 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
         (f"{HERE}:Mistakes.nan", "returns NaN or infinity for 30 of 30 inputs"),
         ("open_clip:ViT-B-32", "name an open_clip model and its weights"),
         ("open_clip:ViT-B-32/laion3b", "open_clip cannot load ViT-B-32 .*known tags: openai"),
-        ("open_clip:ViT-B-33/openai", "cannot load ViT-B-33 .*there is no such model .near are ViT-B-32"),
+        ("open_clip:ViT-B-33/openai", "cannot load ViT-B-33 .*there is no such model .did you mean ViT-B-32"),
         ("none.pt", "no checkpoint at none.pt"),
     ],
 )
@@ -452,8 +452,8 @@ def test_mistakes_on_the_command_line(world, tmp_path):
     config = ["--config", str(world / "configs" / "here.yaml")]
     colours = f"{HERE}:Colours"
     cases = [
-        (config, "with either --checkpoint or --model"),
-        ([*config, "--checkpoint", "a.pt", "--model", colours], "with either --checkpoint or --model"),
+        (config, "pass either --checkpoint or --model"),
+        ([*config, "--checkpoint", "a.pt", "--model", colours], "pass either --checkpoint or --model"),
         ([*config, "--model", colours, colours], f"two results would be .*here_{HERE}-Colours.json"),
         ([*config, "--model", colours, "--modality", "depth"], "is for image, not depth"),
         (["--model", colours], "no datasets: name some with --config"),
