@@ -34,7 +34,7 @@ class PackOptions:
     """Options for checking media files and for storing videos as frames."""
 
     verify: Literal["header", "decode"] = "header"
-    """How to check a media file: `header` reads its signature, `decode` decodes the whole file."""
+    """Check of each media file: `header` compares its signature, `decode` decodes the whole file."""
     frames: int | None = None
     """Store N evenly spaced JPEG frames of each video instead of the file. They are much faster to read."""
     frame_size: int = 256

@@ -66,7 +66,7 @@ def make_world(options: WorldOptions) -> None:
     if unknown := set(options.modalities) - set(CLASS_ATTRIBUTES):
         raise UserError(f"scenes cannot be rendered as {min(unknown)!r}, only as {sorted(CLASS_ATTRIBUTES)}")
     if options.size < 32 or options.size % 2:
-        raise UserError(f"--size should be even and at least 32, got {options.size}")
+        raise UserError(f"--size {options.size} is odd or too small; use an even size of at least 32")
     started = time.monotonic()
     splits = draw_splits(options)
     for split, scenes in splits.items():
