@@ -46,7 +46,8 @@ def _position(label: str | int, positions: Mapping[str, int]) -> int | None:
     if isinstance(label, str):
         if label in positions:
             return positions[label]
-        if not label.isdecimal() or any(name.isdecimal() for name in positions):
+        # Python does not read a number of thousands of digits
+        if not label.isdecimal() or len(label) > 18 or any(name.isdecimal() for name in positions):
             return None
         label = int(label)
     return label if 0 <= label < len(positions) else None
