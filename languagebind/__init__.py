@@ -1,6 +1,6 @@
 """LanguageBind: encoders for video, audio, depth, infrared and images, bound to language.
 
-Names are imported when they are first used, so that `import languagebind` costs next to nothing.
+Each name is imported when it is first used, so `import languagebind` is fast.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Register the published models with Hugging Face's Auto classes, without importing transformers before it is used."""
+"""Register the published models with Hugging Face's Auto classes without importing transformers early."""
 
 import sys
 from importlib import import_module
@@ -6,7 +6,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Each of transformers' Auto modules -> its Auto class, and the module and name of our table for it
+# Auto module of transformers -> its Auto class, and the module in `hub` and name of the table to register with it
 TABLES = {
     "transformers.models.auto.configuration_auto": ("AutoConfig", "config", "CONFIGS"),
     "transformers.models.auto.modeling_auto": ("AutoModel", "published", "MODELS"),
@@ -16,7 +16,7 @@ TABLES = {
 
 
 def install() -> None:
-    """Register the models with the Auto modules that are imported already, and with the others upon their import."""
+    """Register the models with every Auto module: now if it is imported already, otherwise after its import."""
     for name in sorted(TABLES.keys() & sys.modules.keys()):
         register(sys.modules[name])
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
@@ -24,7 +24,7 @@ def install() -> None:
 
 
 class AfterImport(MetaPathFinder):
-    """Calls `register` on each Auto module after its import."""
+    """Import hook that calls `register` on each Auto module after its import."""
 
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in TABLES:

@@ -1,4 +1,4 @@
-"""The YAML loader of config files. It is not in `config`, so that PyYAML is imported only if a file is read."""
+"""The YAML loader for config files, kept out of `config` so that PyYAML is imported only when a file is read."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from .files import twice
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Reads booleans and nulls, and keeps numbers and dates as text. Refuses a key that is given twice."""
+    """YAML loader that reads booleans and nulls, keeps numbers and dates as text, and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if key := twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            raise yaml.YAMLError(f"{key} is given twice")
+            raise yaml.YAMLError(f"the key {key} is given twice")
         return super().construct_mapping(node, deep)
 
 

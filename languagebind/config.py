@@ -1,7 +1,7 @@
-"""Options are frozen dataclasses, from which flags are made; a YAML file is a saved command line.
+"""Options are fields of frozen dataclasses. Each field is a flag, and a YAML file is a saved command line.
 
-`lr: 5e-4` in a file means `--lr=5e-4` in front of the user's own flags, and the last one wins. Values are parsed as
-flags, so `5e-4` is a number although YAML reads a string, and an unknown key is refused with the nearest name.
+`lr: 5e-4` in a file means `--lr=5e-4` before the user's own flags, and the last flag wins. Values are parsed as flags,
+so `5e-4` becomes a number although YAML reads a string. The error for an unknown key suggests the nearest name.
 """
 
 import dataclasses
@@ -23,33 +23,34 @@ class UserError(ValueError):
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:
-    """Fill the dataclass `cls` from flags. A wrong flag ends the program with status 2 and the nearest name."""
+    """Return a `cls` filled from flags. A wrong flag ends the program with status 2 and suggests the nearest name."""
     import tyro
 
     if clash := twice(_option_names(cls)):
-        raise UserError(f"two options of {cls.__name__} are both named {clash}: rename one of them")
-    # OmitArgPrefixes: `--lr`, not `--optim.lr`. Sections of the dataclass only group the help.
+        raise UserError(f"two options of {cls.__name__} are both named {clash}; rename one of them")
+    # OmitArgPrefixes: `--lr`, not `--optim.lr`. Nested dataclasses only group the help.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     return tyro.cli(cls, args=list(argv), prog=prog, description=description, config=options)
 
 
 def at_least(least: float, **options: float | None) -> None:
-    """Raise `UserError` unless each option is a finite number, at least `least`; None passes."""
+    """Raise `UserError` unless each option is None or a finite number of at least `least`."""
     for name, value in options.items():
         if value is not None and not least <= value < math.inf:
-            raise UserError(f"{name} should be a number, at least {least}; got {value}")
+            raise UserError(f"{name} should be a number of at least {least}, got {value}")
 
 
 def expand_config(argv: Sequence[str]) -> list[str]:
-    """Replace each `--config FILE` with the flags in the file, in front of all others."""
+    """Return the flags in each `--config FILE`, followed by all other flags."""
     files, rest = take_flag(argv, "--config")
     return [flag for file in files for flag in yaml_to_argv(Path(file))] + rest
 
 
 def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[list[str], list[str]]:
-    """Return all values of a flag (`--flag a`, `--flag=a`, and with `several` `--flag a b`), and the other arguments.
+    """Return all values of a flag, and the other arguments.
 
-    Some flags decide which others exist (`--config`, `--modality`), so they are read before the rest is parsed.
+    Accepts `--flag a`, `--flag=a` and, if `several`, `--flag a b`. Some flags, such as `--config` and `--modality`,
+    decide which other flags exist, so they are read before the rest is parsed.
     """
     values: list[str] = []
     rest: list[str] = []
@@ -70,7 +71,7 @@ def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[li
 
 
 def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
-    """Gather the values of a flag that is given several times, of which a parser would take only the last."""
+    """Merge repeated uses of each flag into one, because the parser would keep only the last."""
     rest = list(argv)
     for flag in flags:
         values, rest = take_flag(rest, flag, several=True)
@@ -79,7 +80,7 @@ def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def yaml_to_argv(path: Path) -> list[str]:
-    """Return the flags in a YAML file. Nested sections only group keys for the reader."""
+    """Return the flags in a YAML file. Nested sections only group keys."""
     argv: list[str] = []
     values = list(_leaves(load_yaml(path)))
     if key := twice(key for key, _ in values):
@@ -99,7 +100,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; numbers and dates stay strings.
 
     Raises:
-        UserError: the file is missing, is not YAML, or does not hold a mapping.
+        UserError: the file is missing, is not YAML, or is not a mapping.
     """
     import yaml  # only when needed: models and losses need only PyTorch
 
@@ -112,25 +113,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, KeyError) as error:  # KeyError: `!!bool` before another word
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} should hold `key: value` lines")
+        raise UserError(f"{path} should contain `key: value` lines")
     return content
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a dataclass as plain values that YAML, JSON and a weights-only checkpoint can hold."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # tuples become lists, and paths text
+    """Return a dataclass as plain values that YAML, JSON and a weights-only checkpoint can store."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # tuples become lists, paths become strings
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of plain values, written as JSON."""
+    """Return the SHA-256 of a plain value's JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """Return the dataclass that `to_dict` turned into `values`.
+    """Rebuild a dataclass from the values that `to_dict` returned.
 
     Raises:
-        UserError: the class does not have an option of that name.
+        UserError: a key of `values` is not an option of the class.
     """
     hints, known = get_type_hints(cls), {}
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
@@ -149,7 +150,7 @@ def first_line(error: Exception) -> str:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call `main` for a command line: a `UserError` becomes one line on standard error and status 2."""
+    """Call `main`, and turn a `UserError` into one line on standard error and exit status 2."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Ranks under torchrun, the collectives that training and evaluation share, and precision."""
+"""Process groups under torchrun or srun, the collectives of training and evaluation, and precision."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from .config import UserError, first_line
 
-# Evaluation and checkpoints on slow storage keep ranks apart for minutes; a dead rank must still end the run.
+# Long enough for ranks that wait for evaluation or slow storage, and short enough for a dead rank to end the run.
 TIMEOUT = timedelta(minutes=30)
 
 Precision = Literal["amp_bf16", "amp", "fp32"]
@@ -34,10 +34,10 @@ class Process:
 
 
 def init_process(device: str | None = None) -> Process:
-    """Join the process group that torchrun or srun set up (NCCL on GPUs, gloo on CPUs); a single process needs none.
+    """Join the process group of torchrun or srun (NCCL on GPUs, gloo on CPUs), unless this is the only process.
 
     Args:
-        device: as in torch; by default this rank's GPU, or the CPU if there is none.
+        device: name of a torch device; by default this rank's GPU, or the CPU if there is no GPU.
     """
     _adopt_slurm_variables()
     try:
@@ -56,11 +56,11 @@ def init_process(device: str | None = None) -> Process:
 
 
 def _adopt_slurm_variables() -> None:
-    """Set torchrun's variables from srun's, if srun started the tasks."""
+    """Set torchrun's environment variables from srun's if srun started several tasks."""
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in os.environ:
         return
     if "MASTER_ADDR" not in os.environ:
-        raise UserError("srun started several tasks: set MASTER_ADDR to the first node, as in scripts/slurm.sh")
+        raise UserError("srun started several tasks; set MASTER_ADDR to the first node, as in scripts/slurm.sh")
     os.environ["RANK"], os.environ["WORLD_SIZE"] = os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
     os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
     os.environ.setdefault("MASTER_PORT", "29500")
@@ -68,7 +68,7 @@ def _adopt_slurm_variables() -> None:
 
 @contextmanager
 def joined(device: str | None = None) -> Iterator[Process]:
-    """Join the process group for the length of a block; only rank 0 logs progress."""
+    """Join the process group within a `with` block; only rank 0 logs progress."""
     process = init_process(device)
     if not process.is_main:
         logging.getLogger().setLevel(logging.WARNING)
@@ -99,7 +99,7 @@ def _initialized() -> bool:
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a tensor over all ranks, bitwise equal on each."""
+    """Return the mean of a tensor over all ranks, bitwise equal on every rank."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -108,7 +108,7 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the picklable values of all ranks, in rank order."""
+    """Return the picklable value of every rank, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -117,18 +117,18 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Return, for each flag, whether at least one rank has set it."""
+    """Return one bool per flag: True if at least one rank has set it."""
     return mean_over_ranks(torch.tensor([float(flag) for flag in flags], device=device)).gt(0).tolist()
 
 
 def fail_together(failure: str | None, device: torch.device) -> None:
-    """Raise the same `UserError` on all ranks if any rank has a failure. Otherwise it costs one small reduction."""
+    """Raise the same `UserError` on all ranks if any rank has failed. Costs one small reduction."""
     if on_any_rank([failure is not None], device)[0]:
         raise UserError(next(message for message in gather_objects(failure) if message))
 
 
 def on_main(process: Process, make: Callable[[], T]) -> T:
-    """Return on every rank what the main rank makes; if that fails, every rank raises the same `UserError`."""
+    """Return the main rank's result of `make` on every rank; if it fails, raise the same `UserError` on every rank."""
     made, failure = None, None
     if process.is_main:
         try:
@@ -140,13 +140,13 @@ def on_main(process: Process, make: Callable[[], T]) -> T:
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Return whether a collective failed because another process has died or does not answer."""
+    """Tell whether a collective failed because another process died or does not answer."""
     kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
     return isinstance(error, kinds) or any(sign in str(error) for sign in signs)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """Return autocast to bfloat16 (amp_bf16) or float16 (amp); a context that does nothing for fp32."""
+    """Return an autocast context for bfloat16 (amp_bf16) or float16 (amp), which does nothing for fp32."""
     dtype = torch.float16 if precision == "amp" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")

@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and readers of text, JSON and folders."""
+"""Atomic writes and locks, and functions that read text, JSON and folders."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name only when all of it is on the disk, and that an exception removes."""
+    """Open a file under a temporary name. Rename it once it is on the disk, or delete it after an exception."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -29,20 +29,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or a power cut could undo the rename
+        os.fsync(folder)  # otherwise a power cut could undo the rename
     finally:
         os.close(folder)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees all of it or nothing."""
+    """Write a file so that readers see all of it or nothing, even after a crash."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which replaces `path` at the end; an exception inside removes it."""
+    """Yield a temporary folder that replaces `path` at the end; an exception deletes it."""
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -57,10 +57,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system releases when this process ends in any way; forked processes do not inherit it.
+    """Hold a file lock. The system releases it however this process ends, and forked processes do not inherit it.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
     """
     with open(path, "w") as file:
         try:
@@ -68,25 +68,25 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, error.strerror, str(path)) from error
-            log.warning("cannot lock %s (%s): nothing prevents a second run", path, error.strerror)
+            log.warning("cannot lock %s (%s), so nothing prevents a second run", path, error.strerror)
         yield
 
 
 def is_plain(text: str) -> bool:
-    """Tell whether a text can be a file name in UTF-8: without NUL and lone surrogates."""
+    """Tell whether a string can be a file name in UTF-8: no NUL and no lone surrogates."""
     return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
 
 
 def text_lines(data: bytes) -> list[str]:
-    """Return the stripped lines of UTF-8; unlike in `str.splitlines`, U+2028 and form feed do not end a line."""
+    """Return the stripped lines of UTF-8 text. Unlike `str.splitlines`, do not split at U+2028 or form feed."""
     return [line.strip() for line in data.decode("utf-8-sig").split("\n")]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text.
+    """Return the value of a JSON document.
 
     Raises:
-        ValueError: the text is not JSON, is nested too deeply, or has a key twice (Python would keep only the last).
+        ValueError: the text is not JSON, is nested too deeply, or repeats a key (Python would keep the last value).
     """
     try:
         return json.loads(text, object_pairs_hook=_no_twins)
@@ -97,7 +97,7 @@ def parse_json(text: str | bytes) -> Any:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {twice(name for name, _ in pairs)!r} is there twice")
+        raise ValueError(f"the key {twice(name for name, _ in pairs)!r} is given twice")
     return found
 
 
@@ -112,17 +112,17 @@ def twice(names: Iterable[str]) -> str | None:
 
 
 def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield every file below a folder, sorted by name, a folder's own files first; links are followed.
+    """Yield every file below a folder, sorted by name, with a folder's own files before its subfolders.
 
-    Hidden files and folders are skipped, and so are links to a folder that contains them, which would never end.
-    `above` holds the real paths of the folders that led here.
+    Links are followed, except a link to a folder that contains it, which would never end. Hidden files and folders are
+    skipped. `above` holds the real paths of the parent folders.
     """
     real = os.path.realpath(folder)
     if any(os.path.commonpath([real, known]) == real for known in above):
         return
     with os.scandir(folder) as listing:
         shown = [entry for entry in listing if not entry.name.startswith(".")]
-    # os.path.isdir: entry.is_dir() would raise for a link to itself.
+    # os.path.isdir, because entry.is_dir() raises for a link to itself.
     entries = sorted((os.path.isdir(entry) if entry.is_symlink() else entry.is_dir(), entry.name) for entry in shown)
     for is_folder, name in entries:
         if is_folder:
@@ -132,5 +132,5 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the path at which a file is written before it gets its name."""
+    """Return the temporary path that a file is written to before it is renamed to `path`."""
     return path.with_name(f".{path.name}.tmp")

@@ -9,25 +9,25 @@ from torch.nn import functional as F
 
 from .config import UserError
 
-# A sum of unit vectors this short is rounding error without a direction
+# A shorter sum of unit vectors is rounding error and has no direction
 SHORTEST = 1e-4
 
 
 def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the weighted sum of unit-norm features, normalised again: (N, D), float32.
 
-    A weight may be negative: a picture + "day" - "night" is the feature of that picture by day.
+    A weight may be negative: image + "day" - "night" approximates the features of the same scene by day.
 
     Args:
-        features: (N, D) by name; each row is normalised first, so that weights mean the same for all.
-        weights: weights of one or more of the features, by name.
+        features: name -> features (N, D). Each row is normalised first, so that the weights are comparable.
+        weights: name -> weight, for one or more of the features.
 
     Raises:
-        UserError: there are no weights, a weight is 0 or not finite, a name or shape does not fit, or a sum is 0.
+        UserError: there are no weights, a weight is 0 or not finite, a name is unknown, shapes differ, or a sum is 0.
     """
     unknown = weights.keys() - features.keys()
     if not weights or unknown or not all(weight and math.isfinite(weight) for weight in weights.values()):
-        raise UserError(f"weights should be finite numbers other than 0 for some of {list(features)}, not {weights}")
+        raise UserError(f"weights should be finite, non-zero numbers for some of {list(features)}, got {weights}")
     units = [F.normalize(features[name].float(), dim=-1) for name in weights]
     if len({unit.shape for unit in units}) > 1:
         raise UserError(f"features of different shapes cannot be added: {[tuple(unit.shape) for unit in units]}")
@@ -36,5 +36,5 @@ def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor
         total = total + weight * unit
     short = (total.norm(dim=-1) < SHORTEST * max(map(abs, weights.values()))).nonzero()
     if len(short):
-        raise UserError(f"the features of {' and '.join(weights)} cancel out, first at row {int(short[0, 0])}")
+        raise UserError(f"the features of {' and '.join(weights)} cancel out; the first such row is {int(short[0, 0])}")
     return F.normalize(total, dim=-1)

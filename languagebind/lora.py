@@ -1,4 +1,4 @@
-"""LoRA adapters on the encoder's attention: PEFT injects them for training; merged into the weights for use."""
+"""LoRA adapters on the encoder's attention. PEFT injects them for training, and they are merged before use."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,12 @@ from .config import UserError
 
 
 def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
-    """Put adapters on the four attention projections of every block: over frames if it has them, else over tokens.
+    """Add LoRA adapters to the attention projections of every block: over frames if present, else over tokens.
 
     Args:
         encoder: the `Transformer` of a vision encoder, changed in place.
-        rank: rank of the adapters, whose output is scaled by alpha / rank.
+        rank: rank of the adapters.
+        alpha: the output of the adapters is scaled by alpha / rank.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -23,19 +24,19 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
 
     temporal = any(name.endswith("temporal_attn") for name, _ in encoder.named_modules())
     targets = rf".*\.{'temporal' if temporal else 'self'}_attn\.(q|k|v|out)_proj"
-    # PEFT annotates lora_alpha as int, but scales by any number.
+    # PEFT annotates lora_alpha as int, but accepts any number.
     sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     inject_adapter_in_model(LoraConfig(**sizes, target_modules=targets), encoder)
 
 
 def merge_lora(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Merge every adapter into its weight: W + alpha / rank * B @ A. A state without adapters is returned as it is.
+    """Return the state with every adapter merged into its weight: W + alpha / rank * B @ A.
 
-    Reads the names of PEFT before version 0.7 (`q_proj.weight` beside `q_proj.lora_A…`) and since
-    (`q_proj.base_layer.weight`).
+    A state without adapters is returned unchanged. The names may be those of PEFT before version 0.7 (`q_proj.weight`
+    beside `q_proj.lora_A…`) or those of later versions (`q_proj.base_layer.weight`).
 
     Raises:
-        ValueError: an adapter lacks a half or its weight, or the shapes do not fit.
+        ValueError: an adapter lacks lora_A, lora_B or its weight, or the shapes do not fit.
     """
     merged = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
     adapters = sorted({key.partition(".lora_")[0] for key in state if ".lora_" in key})
@@ -44,7 +45,7 @@ def merge_lora(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         a, b = halves.pop(f"{name}.lora_A.weight", None), halves.pop(f"{name}.lora_B.weight", None)
         weight = merged.get(f"{name}.weight")
         if a is None or b is None or weight is None:
-            raise ValueError(f"the LoRA adapter {name} is not whole: it needs lora_A, lora_B and its weight")
+            raise ValueError(f"the LoRA adapter {name} is incomplete: it needs lora_A, lora_B and its weight")
         if a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != weight.shape:
             shapes = f"lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}, weight {tuple(weight.shape)}"
             raise ValueError(f"the LoRA adapter {name} does not fit: {shapes}")

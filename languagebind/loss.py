@@ -1,7 +1,7 @@
 """Contrastive losses over the batches of all ranks: InfoNCE as in CLIP, and SigLIP's sigmoid loss.
 
-Both compute gradients in the forward pass, a chunk of rows at a time, so memory for scores does not grow with the
-batch. Shapes: B samples of this rank, G = B * world_size of all ranks, D width of the shared space.
+Both compute gradients in the forward pass, one chunk of rows at a time, so the memory for scores does not grow with
+the batch. Shapes: B samples per rank, G = B * world_size samples on all ranks, D width of the shared space.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .distributed import rank, world_size
 
-# Scores per chunk, unless the caller gives a number of rows: 16 MB, held a few times.
+# Scores per chunk unless the caller sets `chunk_size`: 16 MB, in a few copies.
 SCORES = 2**22
 
 
@@ -25,20 +25,20 @@ def contrastive_loss(
 ) -> Tensor:
     """Return the mean of modality-to-text and text-to-modality cross entropy.
 
-    Each rank scores its own B rows against the G columns of all ranks. The mean over ranks, of losses and of gradients,
-    equals that of one process with the whole batch.
+    Each rank scores its own B rows against the G columns of all ranks. Averaged over ranks, the losses and gradients
+    equal those of one process with the whole batch.
 
     Args:
         features: (B, D), unit norm, this rank's samples.
         text_features: (B, D), unit norm, their captions.
         logit_scale: scalar, already exponentiated.
-        groups: (B,) integers; rows with the same number match, and each match has an equal share of the target. By
-            default row i matches only row i.
-        chunk_size: rows scored at a time; by default as many as fit 16 MB of scores.
+        groups: (B,) integers. Rows with the same number match and share the target equally. By default, row i matches
+            only row i.
+        chunk_size: rows scored at a time; by default as many as fit in 16 MB of scores.
     """
     groups = _own_rows(features) if groups is None else groups
     all_groups = gather(groups)
-    with torch.autocast(features.device.type, enabled=False):  # in half precision a scale of 100 leaves two digits
+    with torch.autocast(features.device.type, enabled=False):  # at a scale of 100, half precision keeps two digits
         features, text_features, logit_scale = features.float(), text_features.float(), logit_scale.float()
         losses = [
             _CrossEntropy.apply(queries, gather(keys), logit_scale, groups, all_groups, chunk_size)
@@ -55,9 +55,9 @@ def sigmoid_loss(
     groups: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Return SigLIP's loss (arXiv 2303.15343): a binary loss for each of B * G pairs, summed and divided by B.
+    """Return SigLIP's loss (arXiv 2303.15343): the sum of the binary losses of B * G pairs, divided by B.
 
-    The texts travel around the ranks in a ring, so no rank holds all of them. Arguments as for `contrastive_loss`.
+    Texts are passed around the ranks in a ring, so no rank holds all of them. See `contrastive_loss` for the arguments.
 
     Args:
         logit_bias: scalar, added to every logit.
@@ -69,7 +69,7 @@ def sigmoid_loss(
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate (B, ...) of all ranks in rank order: (G, ...). Gradients flow back to the rank that owns the rows."""
+    """Return the rows of all ranks (G, ...), in rank order. Gradients flow back to the rank that owns the rows."""
     if world_size() == 1:
         return x
     return _AllGather.apply(x) if x.requires_grad else _all_gather(x)
@@ -96,7 +96,7 @@ def _all_gather(x: Tensor) -> Tensor:
 
 
 class _GradientsInForward(torch.autograd.Function):
-    """A scalar whose `forward` already computes the gradients and keeps them in `ctx.grads`, one per argument."""
+    """A scalar loss whose `forward` computes the gradients and keeps them in `ctx.grads`, one per argument."""
 
     @staticmethod
     @once_differentiable
@@ -108,12 +108,12 @@ class _GradientsInForward(torch.autograd.Function):
 
 
 class _CrossEntropy(_GradientsInForward):
-    """Cross entropy of (B, D) queries against all (G, D) keys, mean over queries."""
+    """Mean cross entropy of queries (B, D) against all keys (G, D)."""
 
     @staticmethod
     def forward(ctx, queries, keys, logit_scale, groups, key_groups, chunk_size):
         needs_queries, needs_keys, needs_scale = ctx.needs_input_grad[:3]
-        # The gradient of the scale follows from that of the queries or the keys, so one of the two is computed.
+        # The scale's gradient follows from the gradient of the queries or of the keys, so one is always computed.
         grad_queries = torch.empty_like(queries) if needs_queries or (needs_scale and not needs_keys) else None
         grad_keys = torch.zeros_like(keys) if needs_keys else None
         loss = queries.new_zeros(())
@@ -147,13 +147,13 @@ class _CrossEntropy(_GradientsInForward):
 
 
 class _SigmoidRing(_GradientsInForward):
-    """Sigmoid loss of this rank's (B, D) features against the texts of all ranks, one rank's texts at a time."""
+    """Sigmoid loss of this rank's features (B, D) against the texts of all ranks, one rank's texts at a time."""
 
     @staticmethod
     def forward(ctx, features, text_features, logit_scale, logit_bias, groups, chunk_size):
         grad_features = torch.zeros_like(features)
         grad_bias, loss = features.new_zeros(()), features.new_zeros(())
-        # The texts' gradients travel with the texts, and are back home when every rank has added its part.
+        # The texts' gradients travel with the texts and return to their own rank after every rank has added its part.
         texts, text_groups, grad_texts = text_features, groups, torch.zeros_like(text_features)
         for turn in range(world_size()):
             for rows in _chunks(len(features), len(texts), chunk_size):
@@ -183,7 +183,7 @@ def _chunks(rows: int, columns: int, chunk_size: int | None) -> list[slice]:
 
 
 def _pass_on(x: Tensor) -> Tensor:
-    """Send `x` to the next rank and return what the previous rank sent."""
+    """Send `x` to the next rank and return the tensor that the previous rank sent."""
     x, received = x.contiguous(), torch.empty_like(x)
     after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
     exchange = [dist.P2POp(dist.isend, x, after), dist.P2POp(dist.irecv, received, before)]
@@ -193,5 +193,5 @@ def _pass_on(x: Tensor) -> Tensor:
 
 
 def _own_rows(features: Tensor) -> Tensor:
-    """Return a different number for each sample of all ranks."""
+    """Return one number per sample, unique over all ranks."""
     return torch.arange(len(features), device=features.device) + rank() * len(features)

@@ -20,16 +20,16 @@ TEXT_PREFIXES = ("text_model.", "text_projection.")
 
 @dataclass(frozen=True)
 class InitConfig:
-    """The weights that the encoder starts from."""
+    """Initial weights of the encoder."""
 
     encoder_pretrained: str | None = None
     """file with CLIP vision weights, open_clip's pretrained tag for --encoder-tower, or `none` for random weights"""
     encoder_tower: str | None = None
-    """open_clip model name that the tag belongs to"""
+    """open_clip model name for the pretrained tag"""
     init_temperature: float = 0.07
-    """initial temperature, whose inverse the logits are scaled by; 0 keeps the pretrained logit scale"""
+    """initial temperature, the inverse of the logit scale; 0 keeps the pretrained logit scale"""
     init_logit_bias: float | None = None
-    """initial value of a trained bias on the logits; SigLIP's loss needs one"""
+    """initial value of a learned bias on the logits, which SigLIP's loss needs"""
     allow_partial: bool = False
     """continue if only some of the weights fit the encoder"""
 
@@ -67,7 +67,7 @@ class DualEncoder(nn.Module):
         input_shape: (C, T, H, W) of one sample.
         encoder: sizes of the encoder.
         text: the frozen tower, its projection and the size D of the shared space, from `build_text`.
-        logit_bias: initial value of a trained bias on the logits, for SigLIP's loss; None for no bias.
+        logit_bias: initial value of a learned bias on the logits, for SigLIP's loss; None for no bias.
     """
 
     def __init__(
@@ -89,20 +89,20 @@ class DualEncoder(nn.Module):
         self.train(self.training)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, D), unit norm, float32."""
+        """Return the features (B, D) of inputs (B, C, T, H, W): unit norm, float32."""
         return F.normalize(self.project(inputs).float(), dim=-1)
 
     def project(self, inputs: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, D), not normalised. Inputs are cast to the weights' dtype."""
+        """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), which are cast to the weights' dtype."""
         return self.visual_projection(self.vision_model(inputs.to(self.visual_projection.weight.dtype)))
 
     @torch.no_grad()
     def project_text(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Token ids -> (B, D), not normalised, never with a gradient."""
+        """Return the unnormalised text features (B, D) of token ids, without gradients."""
         return self.text_projection(self.text_model(**tokens))
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Token ids -> (B, D), unit norm, float32, never with a gradient."""
+        """Return the text features (B, D) of token ids: unit norm, float32, without gradients."""
         return encode_text(self.text_model, self.text_projection, tokens)
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ class DualEncoder(nn.Module):
         return cast(Tokenizer, self.text_model.tokenizer)(texts)
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Set the mode, but keep the text tower in evaluation mode: its dropout would be noise in the targets."""
+        """Set the training mode, but keep the text tower in evaluation mode, as dropout would change the targets."""
         super().train(mode)
         self.text_model.eval()
         self.text_projection.eval()
@@ -141,11 +141,11 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
         try:
             init_encoder(model.vision_model, model.visual_projection, state, init.allow_partial)
         except WeightsError as error:
-            raise WeightsError(f"{error}\nuse --allow-partial to continue with what fits") from error
+            raise WeightsError(f"{error}\nuse --allow-partial to load the weights that fit") from error
     if init.init_temperature:
         model.logit_scale.data.fill_(math.log(1 / init.init_temperature))
     elif state is None or "logit_scale" not in state:
-        raise UserError("--init-temperature 0 keeps the pretrained logit scale, but the weights have none")
+        raise UserError("--init-temperature 0 keeps the pretrained logit scale, but there is none; set it above 0")
     else:
         model.logit_scale.data.copy_(state["logit_scale"])
     return model
@@ -154,21 +154,19 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
 def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     pretrained, tower = config.init.encoder_pretrained, config.init.encoder_tower
     if pretrained is None:
-        advice = (
-            "open_clip's --encoder-tower NAME --encoder-pretrained TAG, or --encoder-pretrained none (random weights)"
-        )
-        raise UserError(f"choose initial weights: --encoder-pretrained FILE, {advice}")
+        advice = "--encoder-tower NAME --encoder-pretrained TAG (open_clip), or --encoder-pretrained none (random)"
+        raise UserError(f"no initial weights are given; use --encoder-pretrained FILE, {advice}")
     if pretrained == "none":
         return None
     if Path(pretrained).exists():
         return read_state(pretrained)
     if tower is None:
-        raise UserError(f"--encoder-pretrained {pretrained} is not a file; a tag needs --encoder-tower as well")
+        raise UserError(f"--encoder-pretrained {pretrained} is not a file; for an open_clip tag, add --encoder-tower")
     clip = open_clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
     blocks = getattr(getattr(clip.visual, "transformer", None), "resblocks", None)
     if not blocks:
-        raise UserError(f"--encoder-tower {tower} is not a plain vision transformer")
+        raise UserError(f"--encoder-tower {tower} is not a plain vision transformer; choose another")
     activation = activation_of(blocks[0])
     if activation != config.encoder.activation:
-        raise UserError(f"{tower} {pretrained} was trained with {activation}: set --activation {activation}")
+        raise UserError(f"{tower} {pretrained} was trained with {activation}; set --activation {activation}")
     return published_names(clip.state_dict())

@@ -1,8 +1,8 @@
-"""Files behind URLs (s3://, gs://, hf://, memory://, ...), through fsspec: list, read, and copy them to the disk.
+"""List, read and download files behind URLs (s3://, gs://, hf://, memory://, ...) with fsspec.
 
-Each call looks up its file system again: fsspec keeps one per process and thread, so a forked loader worker never uses
-its parent's connections. All functions raise `MissingFile` if there is no such object, and another `UserError` if the
-store cannot be reached.
+Each call looks up its file system again. fsspec keeps one per process and thread, so a forked loader worker never uses
+its parent's connections. All functions raise `MissingFile` if the object does not exist, and another `UserError` if
+the store cannot be reached.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "gs": {"requests_timeout": 20},
 }
 
-# Fields that change with the object: the ETag of s3 and http, gs's generation, the hub's blob_id, else size and time.
+# Fields that change with the object: ETag (s3, http), generation (gs), blob_id (hf), otherwise size and time.
 _VERSION = ("ETag", "generation", "blob_id", "size", "mtime", "created")
 
 # Read-ahead in bytes: shards are read from start to end.
@@ -34,21 +34,21 @@ _BLOCK = 8 * 2**20
 
 
 class MissingFile(UserError):
-    """A URL that leads to no object."""
+    """There is no object at the URL."""
 
 
 def is_url(name: str | os.PathLike) -> bool:
-    """Return whether a name is `scheme://...`; `pipe:` commands are not URLs."""
+    """Tell whether a name is a URL, `scheme://...`; `pipe:` commands are not URLs."""
     return _URL.match(os.fspath(name)) is not None
 
 
 def join(folder: str, *names: str) -> str:
-    """Return a name below a folder or a URL."""
+    """Return the path or URL of a name below a folder."""
     return "/".join([folder.rstrip("/"), *names])
 
 
 def locate(url: str):
-    """Return the fsspec file system of a URL, and the path in it.
+    """Return the fsspec file system of a URL, and the path in that file system.
 
     Raises:
         UserError: the protocol is unknown or needs a package that is not installed.
@@ -63,7 +63,7 @@ def locate(url: str):
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Turn any error of a store into a `UserError`: each store has exceptions of its own."""
+    """Turn any error of a store into a `UserError`, since each store has its own exceptions."""
     try:
         yield
     except UserError:
@@ -75,23 +75,23 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def open_url(url: str) -> IO[bytes]:
-    """Open a seekable file for reading. Reads may raise the store's own exceptions."""
+    """Open a seekable remote file for reading. Later reads may raise the store's own exceptions."""
     fs, path = locate(url)
     with reaching(url):
         return fs.open(path, "rb", block_size=_BLOCK)
 
 
 def read_url(url: str, begin: int | None = None, end: int | None = None) -> bytes:
-    """Return the bytes from `begin` up to `end`, by default all."""
+    """Return the bytes of a remote file from `begin` up to `end`, by default all of them."""
     fs, path = locate(url)
     with reaching(url):
         return fs.cat_file(path, start=begin, end=end)
 
 
 def folder_sizes(url: str) -> dict[str, int]:
-    """Return the size in bytes of each file directly in a folder, by name; empty if there is no such folder.
+    """Return name -> size in bytes of the files directly in a folder; empty if the folder does not exist.
 
-    fsspec keeps the listing, so each process asks the store once.
+    fsspec caches the listing, so each process asks the store once.
     """
     fs, path = locate(url)
     with reaching(url):
@@ -105,7 +105,7 @@ def folder_sizes(url: str) -> dict[str, int]:
 def file_size(url: str) -> int | None:
     """Return the size of a file in bytes, or None if there is no such file."""
     folder, _, name = url.rpartition("/")
-    if url.startswith(("http://", "https://")):  # a web page that links to its files does not list their sizes
+    if url.startswith(("http://", "https://")):  # an HTTP listing does not give file sizes
         fs, path = locate(url)
         with reaching(url):
             return fs.info(path)["size"] if fs.exists(path) else None
@@ -113,7 +113,7 @@ def file_size(url: str) -> int | None:
 
 
 def find_files(url: str, suffix: str) -> list[str]:
-    """Return the files that a URL names, sorted: a glob, a file, or a folder, of which those that end with `suffix`."""
+    """Return the sorted files of a URL: the matches of a glob, one file, or a folder's files that end with `suffix`."""
     if _GLOB.search(url.partition("://")[2]):
         fs, path = locate(url)
         with reaching(url):
@@ -128,7 +128,7 @@ def find_files(url: str, suffix: str) -> list[str]:
 
 
 def download(url: str, path: Path) -> None:
-    """Copy an object to a file. It gets its name when it is complete, so a killed process leaves no partial file."""
+    """Download an object to `path`. The file is renamed once complete, so a killed process leaves no partial file."""
     fs, source = locate(url)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder, reaching(url):
         part = Path(folder) / path.name
@@ -138,7 +138,7 @@ def download(url: str, path: Path) -> None:
 
 @contextmanager
 def fetched(name: str) -> Iterator[Path]:
-    """Yield a temporary copy of the file behind a URL; a local file is yielded as it is."""
+    """Yield the path of a local file, or of a temporary copy of the file behind a URL."""
     if not is_url(name):
         yield Path(name)
         return
@@ -150,9 +150,9 @@ def fetched(name: str) -> Iterator[Path]:
 
 @lru_cache(4096)
 def local_copy(url: str) -> Path:
-    """Return a copy of a file in ~/.cache/languagebind, made once and shared by all processes of this machine.
+    """Return the path of a copy in ~/.cache/languagebind, downloaded once for all processes of this machine.
 
-    fsspec's own file cache would download to the final name, where another rank could read half a file.
+    fsspec's own file cache downloads straight to the final name, so another rank could read half a file.
     """
     fs, path = locate(url)
     with reaching(url):

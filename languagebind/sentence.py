@@ -1,4 +1,4 @@
-"""A module for sentence-transformers: `SentenceTransformer(folder).encode(...)` for texts, images, sounds and clips.
+"""A sentence-transformers module: `SentenceTransformer(folder).encode(...)` for text, images, audio and video.
 
     from sentence_transformers import SentenceTransformer
     from languagebind.sentence import LanguageBindModule
@@ -6,10 +6,10 @@
     model = SentenceTransformer(modules=[LanguageBindModule({"image": "models/image", "audio": "models/audio"})])
     model.save("folder")
     model = SentenceTransformer("folder", trust_remote_code=True)
-    model.similarity(model.encode(["a dog"]), model.encode(["photo.jpg"]))  # one modality a call
+    model.similarity(model.encode(["a dog"]), model.encode(["photo.jpg"]))  # one modality per call
 
-sentence-transformers finds the modality of an input by its type: text, image, audio or video. It takes a path to a
-missing file for a text.
+sentence-transformers infers the modality of an input from its type: text, image, audio or video. A path to a missing
+file counts as text.
 """
 
 import json
@@ -29,10 +29,10 @@ from .hub.published import build_published
 
 
 class LanguageBindModule(InputModule):
-    """Encoders of images, audio or video with one text tower.
+    """Encoders of images, audio or video that share one text tower.
 
     Args:
-        sources: modality -> a source for `languagebind.load`.
+        sources: modality -> path or hub id, as in `languagebind.load`.
         dtype: dtype of the weights, as in `languagebind.load`.
     """
 
@@ -42,7 +42,7 @@ class LanguageBindModule(InputModule):
     def __init__(self, sources: Mapping[str, str | Path], dtype: str | torch.dtype | None = None):
         super().__init__()
         if unnamed := sorted(set(sources) - set(MULTIMODAL_DICT_KEYS)):
-            raise UserError(f"sentence-transformers has no name for {unnamed[0]}: use languagebind.load")
+            raise UserError(f"sentence-transformers does not support {unnamed[0]}; use languagebind.load")
         self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
         self.tokenizer: Any = self.encoders.model(TEXT).text_model.tokenizer
@@ -59,14 +59,14 @@ class LanguageBindModule(InputModule):
         return self.encoders.model(TEXT).embed_dim
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """Return token ids or inputs, and the name of their modality.
+        """Return the token ids or preprocessed inputs of a batch, and the name of its modality.
 
         Raises:
-            ValueError: the inputs have several modalities, or one that is not loaded.
+            ValueError: the inputs have several modalities, or a modality that is not loaded.
         """
         name = str(infer_batch_modality(list(inputs), supported_modalities=self.modalities))
         if name not in self.modalities:
-            raise ValueError(f"cannot encode {name!r} inputs: give one of {', '.join(self.modalities)} at a time")
+            raise ValueError(f"cannot encode {name!r} inputs; pass inputs of one of {', '.join(self.modalities)}")
         inputs = [item[name] if isinstance(item, dict) and name in item else item for item in inputs]
         if name == TEXT:
             return self.tokenizer(self._prepend_prompt(inputs, prompt) if prompt else inputs) | {"modality": name}
@@ -74,7 +74,7 @@ class LanguageBindModule(InputModule):
         return {"inputs": torch.stack([modality.preprocess(_in_memory(x)) for x in inputs]), "modality": name}
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Add `sentence_embedding` (B, D), unit norm."""
+        """Return the features with the `sentence_embedding` (B, D), unit norm, added."""
         model = self.encoders.model(features["modality"])
         if features["modality"] == TEXT:
             embedding = model.encode_text({"input_ids": features["input_ids"]})
@@ -92,7 +92,7 @@ class LanguageBindModule(InputModule):
     def load(  # type: ignore[override]  # options by name only
         cls, model_name_or_path: str, subfolder: str = "", **options: Any
     ) -> "LanguageBindModule":
-        """Load what `save` wrote, from a folder or a hub id."""
+        """Load a saved module from a folder or a hub id."""
         hub: dict[str, Any] = {k: options.get(k) for k in ("token", "cache_folder", "revision", "local_files_only")}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, config_filename=cls.config_file_name, **hub)
         folder = Path(str(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **hub)))
@@ -102,7 +102,7 @@ class LanguageBindModule(InputModule):
 
 
 def _in_memory(item: Any) -> Any:
-    """Convert sentence-transformers' dictionaries of arrays for our modalities."""
+    """Return the array, or the array and its sampling rate, of a sentence-transformers dictionary."""
     if isinstance(item, dict) and "sampling_rate" in item:
         return torch.as_tensor(item["array"]).float(), item["sampling_rate"]
     return item["array"] if isinstance(item, dict) and "array" in item else item

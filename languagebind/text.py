@@ -1,6 +1,6 @@
 """Frozen text towers: CLIP's, with the published parameter names, and any other tower of open_clip.
 
-A tower is a module `(B, L) token ids -> (B, D)` with a `tokenizer`; a projection into the shared space follows it.
+A tower maps token ids (B, L) to (B, D) and has a `tokenizer`. A projection into the shared space follows it.
 Shapes: B batch, L tokens, D width.
 """
 
@@ -20,7 +20,7 @@ from .config import UserError
 from .transformer import LAYER_NORM_EPS, Transformer
 from .weights import clip_text_state, hash_tensor, load_strict, open_clip_model
 
-# The fingerprint covers what the tokenizer does to these: case, accents, punctuation, entities, an over-long text.
+# The fingerprint covers the token ids of these texts: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
 
 Encode = Callable[[list[str]], Tensor]  # texts -> (B, context length) ids, as open_clip's tokenizers give them
@@ -33,19 +33,19 @@ class TextConfig:
 
     text_tower: str = "ViT-L-14"
     """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, hf:FOLDER_OR_NAME of a
-    sentence encoder (mean pooled), or package:MODULE/FOLDER of one inside an installed Python package"""
+    sentence encoder (mean pooled), or package:MODULE/FOLDER of a sentence encoder in a Python package"""
     text_pretrained: str | None = None
     """open_clip's pretrained tag, or a file with the CLIP weights; needed with an open_clip model name"""
     cache_dir: str | None = None
-    """where downloaded weights are kept"""
+    """folder for downloaded weights"""
 
 
 class Tokenizer:
-    """Turns texts into token ids, cut after the longest text of the batch. Holds no weights, so workers can copy it.
+    """Turns texts into token ids, trimmed to the longest text of the batch. Has no weights, so workers can copy it.
 
     Args:
         encode: `list[str] -> (B, context length)` ids.
-        pad_id: the id of the padding; None for CLIP's tokens, where the text ends at the largest id.
+        pad_id: the padding id; None for CLIP's tokenizer, where the largest id marks the end of the text.
         cut: False keeps the full context length, for towers whose features depend on the padding.
     """
 
@@ -53,7 +53,7 @@ class Tokenizer:
         self.encode, self.pad_id, self.cut = encode, pad_id, cut
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return `{"input_ids": (B, L)}`."""
+        """Return the token ids of texts as `{"input_ids": (B, L)}`."""
         ids = self.encode(list(texts))
         if len(ids) and self.cut:
             lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
@@ -92,16 +92,16 @@ class ClipText(nn.Module):
         return self.pool(self.final_layer_norm(x), input_ids)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """(B, L) -> (B, L, D), the input of the first block."""
+        """Return the first block's input (B, L, D) for token ids (B, L)."""
         length = input_ids.shape[1]
         if length > self.sizes.context_length:
-            raise UserError(f"{length} tokens: the text tower takes {self.sizes.context_length} at most")
+            raise UserError(f"the text has {length} tokens, more than the tower's limit of {self.sizes.context_length}")
         positions = self.embeddings["position_embedding"](torch.arange(length, device=input_ids.device))  # (L, D)
         return self.embeddings["token_embedding"](input_ids) + positions
 
     def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
-        """(B, L, D) -> (B, D), the token at the end of each text."""
-        # The end-of-text token has the largest id; padding repeats it or is smaller, and argmax takes the first.
+        """Return the token at the end of each text: (B, L, D) -> (B, D)."""
+        # The end-of-text token has the largest id. Padding ids are equal or smaller, and argmax takes the first.
         return x[torch.arange(len(x), device=x.device), input_ids.int().argmax(dim=1)]
 
 
@@ -129,10 +129,10 @@ def build_text(config: TextConfig) -> TextSide:
 
 
 def open_clip_text(model: Any, config: TextConfig) -> TextSide:
-    """Return the text side of the open_clip model that the config names, as `build_text` does.
+    """Return the text side of the config's open_clip model, in the form of `build_text`.
 
     Raises:
-        UserError: the model has no text tower of its own.
+        UserError: the model does not have a separate text tower.
     """
     encode, tower = text_tokens(config), _text_side(model)
     if sizes := _clip_sizes(tower):
@@ -141,7 +141,7 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
     if hf_config is None and tower is model:
         raise UserError(f"open_clip's {config.text_tower} does not have a separate text tower; choose another")
     width = model.encode_text(encode(["a"])).shape[1]
-    # Only Hugging Face's towers mask their padding; in the others, cutting it off would change the features.
+    # Only Hugging Face's towers mask the padding. In other towers, trimming the padding would change the features.
     tokenizer = Tokenizer(encode, cut=False) if hf_config is None else Tokenizer(encode, hf_config.pad_token_id)
     return OpenClipText(tower, tokenizer), nn.Identity(), width
 
@@ -160,12 +160,12 @@ def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
 
 @torch.no_grad()
 def encode_text(text_model: nn.Module, text_projection: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
-    """Token ids -> (B, D), unit norm, float32, never with a gradient."""
+    """Return the text features (B, D) of token ids: unit norm, float32, without gradients."""
     return F.normalize(text_projection(text_model(**tokens)).float(), dim=-1)
 
 
 def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
-    """Return the SHA-256 of a text tower's weights and of the ids that its tokenizer gives for a few texts."""
+    """Return the SHA-256 of a text tower's weights and of the token ids of a few texts."""
     digest = hashlib.sha256()
     for module in (text_model, text_projection):
         for name, parameter in sorted(module.named_parameters()):  # buffers vary with the version of transformers
@@ -191,7 +191,7 @@ def is_clip_tokens(encode: Encode) -> bool:
 
 
 def text_tokens(config: TextConfig) -> Encode:
-    """Return the tokenizer of a tower, without reading weights; raise `UserError` if the tower is not found."""
+    """Return a tower's tokenizer without reading weights, or raise `UserError` if the tower is not found."""
     from open_clip import get_tokenizer
     from open_clip.tokenizer import HFTokenizer
 
@@ -202,15 +202,12 @@ def text_tokens(config: TextConfig) -> Encode:
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return CLIP's tokens and merges, which are part of open_clip."""
+    """Return CLIP's vocabulary (token -> id) and merges, both taken from open_clip."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
-    tokens = [
-        *list(tokenizer.encoder)[:-2],
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]  # open_clip names these two differently
+    # open_clip has other names for the last two tokens
+    tokens = [*list(tokenizer.encoder)[:-2], "<|startoftext|>", "<|endoftext|>"]
     return {token: i for i, token in enumerate(tokens)}, list(tokenizer.bpe_ranks)
 
 
@@ -227,7 +224,7 @@ def _text_side(model: Any) -> Any:
 
 
 def _clip_sizes(tower: Any) -> ClipTextConfig | None:
-    """Return the sizes of an open_clip text tower; None if it is not CLIP's own, causal and pooled at the end."""
+    """Return the sizes of an open_clip text tower; None unless it is CLIP's own, causal and pooled at the end."""
     if not hasattr(tower, "transformer") or not hasattr(tower.transformer, "resblocks"):
         return None
     pool_type = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
@@ -284,7 +281,7 @@ def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
 
 @contextmanager
 def _sentence_encoder_config(folder: str) -> Iterator[Any]:
-    """Yield the config of a sentence encoder; errors while reading it or its files become a `UserError`."""
+    """Yield the config of a sentence encoder; turn errors while reading the encoder's files into a `UserError`."""
     from transformers import AutoConfig
 
     try:

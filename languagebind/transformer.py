@@ -1,4 +1,4 @@
-"""The pre-norm transformer of both towers; parameter names are those of the published checkpoints.
+"""The pre-norm transformer of both towers, with the parameter names of the published checkpoints.
 
 Shapes: B batch, T frames, L tokens, D width.
 """
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-LAYER_NORM_EPS = 1e-5  # of every CLIP checkpoint
+LAYER_NORM_EPS = 1e-5  # the value in every CLIP checkpoint
 
 
 class QuickGELU(nn.Module):
@@ -25,7 +25,7 @@ class Attention(nn.Module):
     """Multi-head self-attention, (B, L, D) -> (B, L, D).
 
     Attributes:
-        eager: compute the plain products instead of calling PyTorch's fused kernel.
+        eager: compute plain matrix products instead of calling PyTorch's fused kernel.
     """
 
     def __init__(self, width: int, num_heads: int):
@@ -40,10 +40,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None, num_queries: int | None = None
     ) -> Tensor:
-        """Let each token, or the first `num_queries`, attend to all; append the (B, heads, L, L) weights to a list."""
+        """Return the outputs of all tokens or of the first `num_queries`; append the weights (B, heads, L, L)."""
         q = self._split(self.q_proj(x[:, :num_queries]))
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
-        # In bfloat16, PyTorch's fused kernel for the CPU is 3 to 9 times slower than the plain products
+        # In bfloat16, PyTorch's fused kernel for the CPU is 3 to 9 times slower than plain products
         if self.eager or attentions is not None or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
             weights = _attention_weights(q, k, is_causal)
             if attentions is not None:
@@ -79,7 +79,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over the frames of a clip with several, attention over tokens, and an MLP, each with a residual."""
+    """Attention over frames (if there are several), attention over tokens, and an MLP, each with a residual."""
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
         super().__init__()
@@ -96,7 +96,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None, num_outputs: int | None = None
     ) -> Tensor:
-        """(B*T, L, D) -> (B*T, L, D), or the first `num_outputs` tokens; the T frames of a clip lie side by side."""
+        """Return all tokens (B*T, L, D) or the first `num_outputs`. The T frames of a clip are consecutive rows."""
         if self.num_frames > 1:
             x = self._attend_over_frames(x)
         y = self.self_attn(self.layer_norm1(x), is_causal, attentions, num_outputs)
@@ -104,7 +104,7 @@ class Block(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
     def init_weights(self, depth: int) -> None:
-        """Initialise as CLIP does: smaller in wide layers, and in those that write to the residual stream."""
+        """Initialise as CLIP does: smaller in wide layers and in layers that write to the residual stream."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear):
                 std = self.layer_norm1.weight.numel() ** -0.5
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
     def _attend_over_frames(self, x: Tensor) -> Tensor:
         x = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, T, D)
-        # Every block adds it to the residual stream itself, as the published weights expect
+        # The published weights expect that every block adds the embedding to the residual stream
         x = x + self.temporal_embedding
         y = self.temporal_attn(self.temporal_layer_norm1(x).flatten(0, 1))  # (B*L, T, D)
         return (x + y.view_as(x)).transpose(1, 2).flatten(0, 1)
@@ -127,7 +127,7 @@ class Transformer(nn.Module):
     """A stack of blocks.
 
     Attributes:
-        checkpointed: recompute the activations of this many blocks, the first ones, in the backward pass.
+        checkpointed: number of blocks, from the first, whose activations are recomputed in the backward pass.
     """
 
     def __init__(self, depth: int, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
@@ -146,9 +146,9 @@ class Transformer(nn.Module):
         attentions: list[Tensor] | None = None,
         num_outputs: int | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or the first `num_outputs` tokens, the only ones that the last block then computes.
+        """Return all tokens (B, L, D), or the first `num_outputs`, so that the last block computes no others.
 
-        Append each block's input and the last one's output to `hidden_states`, and its weights to `attentions`.
+        Append each block's input and the last block's output to `hidden_states`, and all weights to `attentions`.
         """
         for number, block in enumerate(self.layers):
             if hidden_states is not None:

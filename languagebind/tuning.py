@@ -1,13 +1,14 @@
-"""Choose which parameters train. The text tower never does; position and patch embeddings only in full tuning.
+"""Choose the parameters to train. The text tower is frozen; only full tuning trains position and patch embeddings.
 
 | mode    | in the encoder's blocks                                             | elsewhere in the encoder            |
 |---------|---------------------------------------------------------------------|-------------------------------------|
-| lora    | adapters; over frames also the temporal embedding and its norm      | class token, post norm, projection  |
+| lora    | adapters; with frames, also the temporal embedding and its norm     | class token, post norm, projection  |
 | partial | attention over frames (all of it), else attention over tokens       | class token, post norm, projection  |
 | full    | everything                                                          | everything                          |
 | head    | nothing                                                             | post norm, projection               |
 
-The logit scale trains in every mode unless `learn_temperature` is off. The original calls `partial` full tuning.
+The logit scale trains in every mode unless `learn_temperature` is off. The original LanguageBind code calls the
+`partial` mode full tuning.
 """
 
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ class TuningConfig:
     """Which parameters train."""
 
     tuning: Literal["lora", "partial", "full", "head"] = "lora"
-    """what trains: LoRA adapters, only attention (the original's "full"), the whole encoder, or only the projection"""
+    """parts to train: LoRA adapters, attention ("full" in the original code), the whole encoder, or the projection"""
     lora_rank: int = 16
     """rank of the LoRA adapters"""
     lora_alpha: float = 16.0
-    """LoRA adapters are scaled by lora_alpha / lora_rank"""
+    """scale of the LoRA adapters, divided by lora_rank"""
     lora_dropout: float = 0.0
     """dropout on the inputs of LoRA adapters"""
     learn_temperature: bool = True

@@ -1,7 +1,7 @@
-"""The one encoder of every modality: a CLIP vision transformer over (B, C, T, H, W).
+"""The encoder of every modality: a CLIP vision transformer for inputs (B, C, T, H, W).
 
 Parameter names are those of the published checkpoints (`pre_layrnorm` is CLIP's own spelling).
-Shapes: B batch, C channels, T frames, H, W, N patches, D width.
+Shapes: B batch, C channels, T frames, H height, W width, N patches, D size of a token.
 """
 
 import logging
@@ -30,15 +30,15 @@ class EncoderConfig:
     depth: int = 24
     """number of transformer blocks"""
     num_heads: int = 16
-    """attention heads of a block"""
+    """attention heads per block"""
     mlp_dim: int = 4096
-    """hidden size of a block's MLP"""
+    """hidden size of the MLP in each block"""
     activation: Activation = "gelu"
     """activation of the MLP; OpenAI's CLIP weights need quick_gelu"""
     temporal_attention: bool = False
     """attend over the frames of a clip in every block"""
     patch_embedding: Literal["2d", "3d"] = "2d"
-    """3d: a 3-D convolution, and a class token for each frame, as in the V1.5 checkpoints"""
+    """patch convolution; 3d also gives each frame a class token, as in the V1.5 checkpoints"""
     patch_dropout: float = 0.0
     """fraction of the patches dropped in training"""
     grad_checkpointing: bool = False
@@ -57,10 +57,10 @@ class EncoderConfig:
 
 
 class VisionTransformer(nn.Module):
-    """(B, C, T, H, W) -> (B, D): patches, transformer, class token of each frame, mean over frames.
+    """Vision transformer from (B, C, T, H, W) to (B, D), the mean over frames of each frame's class token.
 
     Args:
-        input_shape: (C, T, H, W) of one sample, the only shape that is accepted.
+        input_shape: (C, T, H, W) of one sample, the only accepted shape.
         config: sizes and options.
     """
 
@@ -81,7 +81,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.embeddings.position_embedding.weight, std=config.width**-0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the pooled tokens, before the projection into the shared space.
+        """Return the features (B, D) before the projection into the shared space.
 
         Raises:
             ValueError: the inputs are not (B, *input_shape).
@@ -89,19 +89,19 @@ class VisionTransformer(nn.Module):
         return self.pool(self.encoder(self.embed(inputs), num_outputs=1))
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B*T, 1 + N, D), the input of the first block."""
+        """Return the first block's input (B*T, 1 + N, D) for inputs (B, C, T, H, W)."""
         if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
         return self.pre_layrnorm(self.patch_dropout(self.embeddings(inputs), inputs.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
-        """(B*T, 1 + N, D), the output of the last block -> (B, D): the class tokens' mean over frames."""
+        """Return the mean over frames of the class tokens in the last block's output: (B*T, 1 + N, D) -> (B, D)."""
         return self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1])).mean(dim=1)
 
 
 class PatchEmbeddings(nn.Module):
-    """(B, C, T, H, W) -> (B*T, 1 + N, D): a class token and the patches of each frame, with positions added."""
+    """Embeddings of a class token and the patches of each frame, with positions: (B, C, T, H, W) -> (B*T, 1 + N, D)."""
 
     def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
         super().__init__()
@@ -129,7 +129,7 @@ class PatchEmbeddings(nn.Module):
         else:
             patches = self.patch_embedding(inputs.transpose(1, 2).flatten(0, 1))
         patches = patches.flatten(2).transpose(1, 2)  # (B*T, N, D), row by row
-        class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all frames, or one each
+        class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all, or one per frame
         class_tokens = class_tokens.repeat(len(inputs), 1).unsqueeze(1)  # (B*T, 1, D)
         return torch.cat([class_tokens.to(patches.dtype), patches], dim=1) + self.position_embedding.weight
 
@@ -142,7 +142,7 @@ class PatchDropout(nn.Module):
         self.fraction = fraction
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """(B*T, 1 + N, D) -> (B*T, 1 + kept, D); the class token always stays."""
+        """Return the class tokens and the kept patches: (B*T, 1 + N, D) -> (B*T, 1 + kept, D)."""
         if not self.training or not self.fraction:
             return x
         patches = x.shape[1] - 1

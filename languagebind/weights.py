@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-# Parts of open_clip's names in a tower -> ours. Its packed in_proj is split.
+# Part of an open_clip parameter name -> part of the published name. The packed in_proj is split separately.
 TOWER_NAMES = {
     "transformer.resblocks.": "encoder.layers.",
     ".ln_1.": ".layer_norm1.",
@@ -49,15 +49,15 @@ class WeightsError(UserError):
 
 
 def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool = False, assign: bool = False) -> None:
-    """Load `state` into `module`; the keys and shapes must be exactly the module's.
+    """Load `state` into `module`, which must have exactly the same keys and shapes.
 
     Args:
-        what: what to call the module in the error.
+        what: name of the module in the error message.
         allow_partial: load the weights that fit and log the others, instead of raising.
         assign: use the tensors of `state` themselves instead of copies.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape.
+        WeightsError: keys are missing or unexpected, or shapes differ.
     """
     own = module.state_dict()
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -76,10 +76,10 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the dtype with any of its names (`float16`, `torch.float16`, `fp16`); None for `auto`, the file's dtype.
+    """Return the dtype of a name (`float16`, `torch.float16` or `fp16`), or None for `auto`, the dtype in the file.
 
     Raises:
-        UserError: this is not a floating-point dtype.
+        UserError: the name is not a floating-point dtype.
     """
     if name is None or name == "auto":
         return None
@@ -96,7 +96,7 @@ def read_state(path: str | Path) -> State:
     code never runs.
 
     Raises:
-        UserError: the file is missing or damaged, or holds something other than tensors.
+        UserError: the file is missing or damaged, or contains anything but tensors.
     """
     content = read_file(path)
     if isinstance(content, dict) and "text_fingerprint" in content:
@@ -109,7 +109,7 @@ def read_file(path: str | Path) -> Any:
     """Return the content of a `.safetensors`, `.bin`, `.pt` or `.pth` file, memory-mapped if the format allows it.
 
     Raises:
-        UserError: the file is missing or damaged, or holds something other than tensors and plain values.
+        UserError: the file is missing or damaged, or contains anything but tensors and plain values.
     """
     try:
         if Path(path).suffix == ".safetensors":
@@ -120,38 +120,38 @@ def read_file(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files of PyTorch before 1.6 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files
+    except Exception as error:  # torch and safetensors raise many kinds of errors for damaged files
         raise unreadable(path, error) from error
 
 
 def tensors_of(content: Any, path: str | Path) -> State:
-    """Return the state dict in a file's content (itself, or its `model` or `state_dict`), or raise `UserError`."""
+    """Return the state dict in a file's content, which may be under `model` or `state_dict`, or raise `UserError`."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not content or not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise UserError(f"{path} does not hold a state dict of tensors")
+        raise UserError(f"{path} does not contain a state dict of tensors")
     return content
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
-    """Return the error for an unreadable file of weights, without torch's advice to run the code in it."""
+    """Return the error for an unreadable weights file, without torch's advice to run the code in the file."""
     if isinstance(error, OSError):
         return UserError(f"cannot read {path}: {error.strerror or error}")
     if isinstance(error, pickle.UnpicklingError):
-        return UserError(f"{path} holds something other than tensors and plain values, so it is not loaded")
-    return UserError(f"{path} is damaged, or not a file of weights: {first_line(error)}")
+        return UserError(f"{path} contains something other than tensors and plain values; save only a state dict")
+    return UserError(f"{path} is damaged or is not a weights file: {first_line(error)}")
 
 
-def hash_tensor(total: Any, name: str, tensor: Tensor) -> None:
-    """Add the name, type, shape and values of a tensor to a hash of `hashlib`."""
+def hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    """Update a `hashlib` hash with the name, dtype, shape and values of a tensor."""
     tensor = tensor.detach().cpu().contiguous()
-    total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def published_names(state: State) -> State:
-    """Rename the keys of DDP, PEFT, Hugging Face and open_clip to the published ones; drop `position_ids`."""
+    """Rename the keys of DDP, PEFT, Hugging Face and open_clip to the published names; drop `position_ids`."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if "visual.conv1.weight" in state:
         state = _from_open_clip(state)
@@ -189,10 +189,10 @@ def open_clip_model(
 def init_encoder(
     vision_model: VisionTransformer, visual_projection: nn.Module, state: State, allow_partial: bool = False
 ) -> None:
-    """Initialise a vision encoder and its projection from the vision weights of a CLIP.
+    """Initialise a vision encoder and its projection from a CLIP model's vision weights.
 
-    Positions are resized to the encoder's grid. Attention over frames starts as a copy of the attention over tokens; a
-    3-D patch embedding and a class token per frame start as copies of the 2-D ones.
+    Positions are resized to the encoder's grid. Attention over frames starts as a copy of the attention over tokens. A
+    3-D patch embedding and class tokens per frame start as copies of the 2-D embedding and the single class token.
     """
     encoder = nn.ModuleDict({"vision_model": vision_model, "visual_projection": visual_projection})
     state = {key: value for key, value in state.items() if key.startswith(("vision_model.", "visual_projection."))}
@@ -211,14 +211,14 @@ def init_encoder(
 
 
 def interpolate_frames(state: State, num_frames: int) -> State:
-    """Resize the frame embeddings, and the class tokens if each frame has one, to another number of frames.
+    """Resize the frame embeddings, and any class tokens per frame, to another number of frames.
 
     Raises:
         UserError: the encoder has no attention over frames, or `num_frames` is below 2.
     """
     at_least(2, num_frames=num_frames)  # a single frame has nothing to attend to
     if not any(key.endswith("temporal_embedding") for key in state):
-        raise UserError(f"num_frames {num_frames}: this encoder has no attention over frames")
+        raise UserError(f"num_frames cannot be {num_frames}: this encoder has no attention over frames")
     state = dict(state)
     for key, value in state.items():
         if key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2):
@@ -229,7 +229,7 @@ def interpolate_frames(state: State, num_frames: int) -> State:
 
 
 def clip_text_state(state: State) -> State:
-    """Rename the text tower of an open_clip CLIP; `text_projection.weight` is (D, width)."""
+    """Rename the text weights of an open_clip CLIP to the published names; transpose the text projection."""
     renamed = _rename_tower({key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))})
     renamed = {f"text_model.{key}": value for key, value in renamed.items()}
     return renamed | {"text_projection.weight": state["text_projection"].T.contiguous()}
@@ -260,12 +260,12 @@ def _rename_tower(state: State) -> State:
 
 
 def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1 + N, D) of a square grid to (1 + rows * columns, D); the class token's position stays."""
+    """Resize the positions (1 + N, D) of a square grid to (1 + rows * columns, D); keep the class token's position."""
     side = int((len(positions) - 1) ** 0.5)
     if positions.shape == like.shape or side * side != len(positions) - 1:
         return positions  # without a square grid, the strict load reports the two shapes
     square = positions[1:].float().T.reshape(1, -1, side, side)
-    # As in the original; another interpolation gives other initial weights
+    # As in the original LanguageBind code; another interpolation gives other initial weights
     square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
 

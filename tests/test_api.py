@@ -109,13 +109,13 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (ValueError, "takes lists by modality: audio, depth, image, infrared, video or text", {}),
         (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
         (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
-        (ValueError, "truncate_dim should be a number, at least 1; got 0", {"text": ["a"], "truncate_dim": 0}),
+        (ValueError, "truncate_dim should be a number of at least 1, got 0", {"text": ["a"], "truncate_dim": 0}),
         (TypeError, r"takes a list: depth=\[...\], not one str", {"depth": files["depth"][0]}),
         (TypeError, "", {"text": [1]}),
-        (ValueError, "batch_size should be a number, at least 1", {"text": ["a"], "batch_size": -1}),
+        (ValueError, "batch_size should be a number of at least 1", {"text": ["a"], "batch_size": -1}),
         (TypeError, "", {"text": ["a"], "batch_size": 1.5}),
         (ValueError, "the original's thermal is infrared here", {"thermal": files["thermal"]}),
-        (DecodeError, "floats are metres, divide millimetres by 1000", {"depth": [np.full((60, 80), 900.0)]}),
+        (DecodeError, "divide millimetres by 1000", {"depth": [np.full((60, 80), 900.0)]}),
         (DecodeError, "complex numbers", {"depth": [np.full((60, 80), 1j)]}),
         (DecodeError, "No such file", {"depth": ["none.png"]}),
     ):
@@ -321,7 +321,7 @@ def test_sentence_transformers_encodes_what_it_can_name(toys, files, tmp_path):
     for model in (half, saved.half()):
         assert model.dtype == torch.float16
         close(torch.from_numpy(model.encode(files["image"])), own.encode(image=files["image"]), 1e-2)
-    with pytest.raises(UserError, match="sentence-transformers has no name for depth"):
+    with pytest.raises(UserError, match="sentence-transformers does not support depth"):
         LanguageBindModule({"depth": toys / "depth"})
 
 

@@ -736,7 +736,7 @@ def test_names_of_checkpoints(tmp_path):
 
 
 def test_options_that_make_no_sense():
-    with pytest.raises(UserError, match="workers should be a number, at least 0"):
+    with pytest.raises(UserError, match="workers should be a number of at least 0"):
         EncodeOptions(workers=-1)
     with pytest.raises(UserError, match="amp_bf16, amp, fp32, not fp8"):
         EncodeOptions(precision="fp8")

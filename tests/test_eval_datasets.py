@@ -491,7 +491,7 @@ def test_bad_options(sounds, tmp_path, options, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.json", '{"a": {"text": "x"}, "a": {"text": "y"}}', r"the key 'a' is there twice"),
+        ("l.json", '{"a": {"text": "x"}, "a": {"text": "y"}}', r"the key 'a' is given twice"),
         ("l.json", '[{"id": "a", "text": "x"},\n{"id": "b" "text": "y"}]', r"cannot read .*l.json as json: .*line 2"),
         ("l.json", '[{"id": "a", "text": []}]', r"entry 1: text is empty"),
         ("l.json", '[{"id": "a", "text": ["x", " "]}]', r"entry 1: text is empty"),

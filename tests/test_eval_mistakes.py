@@ -116,7 +116,7 @@ def test_a_csv_loses_no_rows_and_cells(tmp_path, text, message):
 
 
 BROKEN = [
-    ('{"label": "cat", "label": "dog"}', "the key 'label' is there twice"),
+    ('{"label": "cat", "label": "dog"}', "the key 'label' is given twice"),
     ("[" * 100_000, "nested too deeply"),
     ('{"label": ' + "9" * 5000 + "}", "Exceeds the limit"),
 ]

@@ -92,7 +92,7 @@ def test_quality_and_size_are_options_that_are_kept(media, packed, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--frames=0"], "frames should be a number, at least 1"),
+        (["--frames=0"], "frames should be a number of at least 1"),
         (["--frames=8", "--frame-quality=96"], "--frame-quality is 96; use 1 to 95"),
         (["--frames=8", "--shard-size=1000"], "--shard-size cannot be combined"),
         (["--frames=8", "--modality=depth"], "--frames needs a modality with frames"),

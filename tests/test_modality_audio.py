@@ -187,7 +187,7 @@ def test_hours_in_a_small_file_are_not_decoded():
         for _ in range(90):
             writer.write(np.zeros(8_000 * 60, np.int16))
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DecodeError, match="more than --max-seconds 600"):
+    with pytest.raises(DecodeError, match=r"exceeds? --max-seconds 600"):
         Audio().decode(file.getvalue())
     assert time.perf_counter() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kilobytes
@@ -196,7 +196,7 @@ def test_hours_in_a_small_file_are_not_decoded():
 @pytest.mark.parametrize("name", ["wav", "m4a"])
 def test_the_length_limit_is_an_option(files, name):
     Audio(max_seconds=3.5).decode(files[name])
-    with pytest.raises(DecodeError, match=r"more than --max-seconds 2\.5"):
+    with pytest.raises(DecodeError, match=r"exceeds? --max-seconds 2\.5"):
         Audio(max_seconds=2.5).decode(files[name])
 
 
@@ -208,7 +208,7 @@ def test_the_length_limit_is_an_option(files, name):
         ((np.full(9000, np.nan, np.float32), RATE), "NaN"),
         ((np.array([0.1] * 9000 + [np.inf]), RATE), "NaN"),
         ((np.zeros(9000, np.uint8), RATE), "expected floats"),
-        ((np.zeros(9000, object), RATE), "cannot use"),
+        ((np.zeros(9000, object), RATE), "not supported"),
         ((np.zeros((1, 1, 9000)), RATE), "pair with a waveform that is an array"),
         (([0.0] * 9000, RATE), "pair with a waveform that is an array"),
         ((np.zeros(9000), 0), "rate"),

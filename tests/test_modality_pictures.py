@@ -245,7 +245,7 @@ def test_pixels_that_are_not_finite_are_holes():
     ("file", "reason"),
     [
         (encode(photo()), "one channel"),
-        (encode(photo()[..., 0]), "8 bits"),
+        (encode(photo()[..., 0]), "8-bit"),
         (encode(photo(), "JPEG"), "one channel"),
         (npy(np.ones((2, 3, 4, 5))), "expected"),
         (npy(np.zeros((0, 3))), "expected"),

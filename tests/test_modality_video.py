@@ -82,7 +82,7 @@ def cut_by_edit_list(file: bytes) -> bytes:
 def test_frames_hidden_by_an_edit_list_are_not_counted(clips, backend):
     trimmed = cut_by_edit_list(clips["mp4"])
     if backend == "decord":  # it counts and misplaces them: an error is better than wrong frames
-        with pytest.raises(DecodeError, match="decord: it sees 60 frames where 40 are shown"):
+        with pytest.raises(DecodeError, match="decord: found 60 frames, expected 40"):
             Video(video_backend=backend).decode(trimmed)
     else:
         frames = Video(num_frames=5, video_backend=backend).decode(trimmed)
@@ -114,7 +114,7 @@ def test_a_lost_end_is_an_error(clips, backend, name, damage):
 
 @pytest.mark.parametrize("share", [0.8, 0.95, 0.99])
 def test_mp4_that_lacks_only_its_last_frames_is_an_error(clips, share):
-    with pytest.raises(DecodeError, match="cut off"):
+    with pytest.raises(DecodeError, match="truncated"):
         Video().decode(clips["mp4"][: int(len(clips["mp4"]) * share)])
 
 
@@ -136,7 +136,7 @@ def test_files_without_moving_pictures_are_refused():
 def test_limits_hold_before_decoding(clips):
     with pytest.raises(DecodeError, match=r"128x64 pixels .* --max-pixels 8000"):
         Video(image_size=32, max_pixels=8000).decode(clips["mp4"])
-    with pytest.raises(DecodeError, match="more than --max-seconds 2"):
+    with pytest.raises(DecodeError, match="exceeds --max-seconds 2"):
         Video(max_seconds=2.0).decode(clips["mp4"])
 
 

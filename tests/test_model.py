@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(config, clip, tmp_pat
     ("init", "message"),
     [
         (InitConfig(), "--encoder-pretrained FILE"),
-        (InitConfig(encoder_pretrained="laion400m_e32"), "needs --encoder-tower"),
+        (InitConfig(encoder_pretrained="laion400m_e32"), "add --encoder-tower"),
         (InitConfig(encoder_pretrained="no_such_tag", encoder_tower=VIT), "no_such_tag"),
         (InitConfig(encoder_pretrained="none", init_temperature=0), "keeps the pretrained logit scale"),
     ],
@@ -252,7 +252,7 @@ def test_merged_adapters_give_the_same_outputs(old_names):
 
 def test_half_an_adapter_is_refused():
     state = {"q_proj.weight": torch.zeros(4, 4), "q_proj.lora_A.default.weight": torch.zeros(2, 4)}
-    with pytest.raises(ValueError, match="q_proj is not whole"):
+    with pytest.raises(ValueError, match="q_proj is incomplete"):
         merge_lora(state, 16)
     state["q_proj.lora_B.default.weight"] = torch.zeros(4, 3)
     with pytest.raises(ValueError, match="does not fit"):

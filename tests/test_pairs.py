@@ -300,11 +300,15 @@ def test_fuse_adds_directions_not_lengths():
 @pytest.mark.parametrize(
     ("features", "weights", "message"),
     [
-        ({"a": torch.ones(2, 3), "b": 2 * torch.ones(2, 3)}, {"a": 1, "b": -1}, "a and b cancel out, first at row 0"),
+        (
+            {"a": torch.ones(2, 3), "b": 2 * torch.ones(2, 3)},
+            {"a": 1, "b": -1},
+            "a and b cancel out; the first such row is 0",
+        ),
         ({"a": torch.ones(2, 3), "b": torch.ones(3, 3)}, {"a": 1, "b": 1}, "different shapes"),
-        ({"a": torch.ones(2, 3)}, {"b": 1}, r"finite numbers other than 0 for some of \['a'\], not {'b': 1}"),
-        ({"a": torch.ones(2, 3)}, {"a": float("nan")}, "other than 0 .* {'a': nan}"),
-        ({"a": torch.ones(2, 3)}, {"a": 0}, "other than 0"),
+        ({"a": torch.ones(2, 3)}, {"b": 1}, r"finite, non-zero numbers for some of \['a'\], got {'b': 1}"),
+        ({"a": torch.ones(2, 3)}, {"a": float("nan")}, "non-zero .* {'a': nan}"),
+        ({"a": torch.ones(2, 3)}, {"a": 0}, "non-zero"),
         ({"a": torch.ones(2, 3)}, {}, "weights should be"),
     ],
 )

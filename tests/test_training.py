@@ -207,7 +207,7 @@ MISTAKES = {
     "no shards": (["--train-data=/no/such/folder"], "no such shard or folder: /no/such/folder"),
     "too few shards": (["--workers=9"], "4 shards are too few for 9 workers x 1 ranks = 9 readers"),
     "too few samples": (["--batch-size=500"], "96 samples do not fill one batch of --batch-size 500 x 1 ranks = 500"),
-    "no modality": (["--modality=smell"], "unknown modality 'smell', expected one of"),
+    "no modality": (["--modality=smell"], "unknown modality 'smell'; choose from"),
     "another modality's shards": (["--modality=audio"], "no member is named wav"),
     "no model": (["--model=vit-giant"], "no model 'vit-giant'"),
     "no start": (["--encoder-pretrained=nowhere.pt"], "nowhere.pt is not a file"),

@@ -1,8 +1,8 @@
-"""A modality is a function from the content of a file to a tensor, plus its options.
+"""A modality turns the content of a file into a tensor. The options are the fields of its class.
 
-To add one, put `modalities/imu.py` with a frozen dataclass `class Imu(Modality)` here: `--modality imu` then
-exists, its fields are flags, and training and evaluation need no other change. A modality imports no model, no
-other modality, and its decoders only when it decodes.
+To add one, write `modalities/imu.py` with a frozen dataclass `class Imu(Modality)`. Then `--modality imu` exists, its
+fields are flags, and training and evaluation need no other change. A modality does not import models or other
+modalities, and it imports its decoders only when it decodes.
 """
 
 import importlib
@@ -29,18 +29,18 @@ class Modality(ABC):
     This is all that the encoder, the loader and the evaluation know about a modality.
     """
 
-    # The member of a shard with this modality is the first `<key>.<extension>` that exists. A member
-    # `<key>.<k>.<extension>` is frame k: a modality with T > 1 takes all frames, others the caption's or a random one.
+    # In a shard, a sample's member for this modality is the first `<key>.<extension>` that exists. A member
+    # `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a random one.
     extensions: ClassVar[tuple[str, ...]]
 
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of one preprocessed sample; the encoder is built for exactly this."""
+        """Shape (C, T, H, W) of one preprocessed sample, the only shape that the encoder accepts."""
 
     @abstractmethod
     def decode(self, source: Any) -> Any:
-        """Decode a file (path or bytes; a sequence of them if frames are files) into the raw signal.
+        """Decode a file (path or bytes), or a sequence of files that are frames, into the raw signal.
 
         Raises:
             DecodeError: the file cannot be used; a damaged signal is never returned.
@@ -51,18 +51,17 @@ class Modality(ABC):
         """Turn a PIL image, array, tensor or waveform into the raw signal that `decode` returns.
 
         Raises:
-            DecodeError: the value is empty, or has a shape or type that this modality cannot take.
+            DecodeError: the value is empty, or this modality does not support its shape or type.
         """
 
     @abstractmethod
     def transform(self, raw: Any, rng: torch.Generator | None = None) -> Tensor:
-        """Turn the raw signal into (C, T, H, W), float32. Augments only if given a generator to draw from."""
+        """Turn the raw signal into a float32 tensor (C, T, H, W). Augment it only if a generator is given."""
 
     def picture(self, raw: Any) -> tuple[Tensor, str]:
-        """Draw the raw signal for people: return (3, H, W) bytes, and what the colours mean ("" if that is obvious).
+        """Return a picture of the raw signal, (3, H, W) bytes, and a caption that explains the colours or is empty.
 
-        By default, draw the encoder's input (the middle one of several frames) from its least value (black) to its
-        greatest (white).
+        By default, show the encoder's input (its middle frame) from the minimum (black) to the maximum (white).
         """
         from ._pictures import stretched, to_bytes
 
@@ -71,9 +70,9 @@ class Modality(ABC):
         return to_bytes(shown if len(shown) == 3 else shown[:1]), f"{low:.3g} (black) to {high:.3g} (white)"
 
     def preprocess(self, value: Any, rng: torch.Generator | None = None) -> Tensor:
-        """A path, http(s) address, bytes or in-memory form -> (C, T, H, W).
+        """Return the encoder's input (C, T, H, W) for a path, http(s) address, bytes or in-memory value.
 
-        Without `rng` (evaluation), the result is the same to the bit every time.
+        Without `rng` (evaluation), the result is bitwise the same every time.
 
         Raises:
             DecodeError: `value` cannot be used.
@@ -81,7 +80,7 @@ class Modality(ABC):
         raw = self.decode(fetch(value)) if is_source(value) else self.from_memory(value)
         x = self.transform(raw, rng)
         if tuple(x.shape) != self.input_shape:
-            raise RuntimeError(f"{type(self).__name__} made {tuple(x.shape)}, but declares {self.input_shape}")
+            raise RuntimeError(f"{type(self).__name__} returned shape {tuple(x.shape)}, not {self.input_shape}")
         return x
 
 
@@ -94,32 +93,32 @@ def modality_class(name: str) -> type[Modality]:
     """Return the class of a modality: `depth` is `Depth` in `depth.py`.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such modality.
     """
     if name not in modality_names():
-        raise UserError(f"unknown modality {name!r}, expected one of {modality_names()}")
+        raise UserError(f"unknown modality {name!r}; choose from {', '.join(modality_names())}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name.title().replace("_", ""))
 
 
 def modality_name(modality: Modality) -> str:
-    """Return the file name of a modality, which is its name on the command line."""
+    """Return a modality's name on the command line, which is its file name."""
     return type(modality).__module__.rpartition(".")[2]
 
 
 def check_options(options: Any, *positive: str) -> None:
-    """Raise `UserError` if one of the named fields is not above 0, or a `Literal` field has an unknown value."""
+    """Raise `UserError` if a field in `positive` is not above 0, or a `Literal` field has an unknown value."""
     for name, kind in get_type_hints(type(options)).items():
         value, choices = getattr(options, name), get_args(kind) if get_origin(kind) is Literal else ()
         if (name in positive and not value > 0) or (choices and value not in choices):
             advice = f"choose from {', '.join(choices)}" if choices else "set it above 0"
-            raise UserError(f"--{name.replace('_', '-')} is {value!r}, {advice}")
+            raise UserError(f"--{name.replace('_', '-')} is {value!r}; {advice}")
 
 
 def to_tensor(array: np.ndarray | Tensor) -> Tensor:
-    """Copy a numpy array of any byte order into a tensor, or raise `DecodeError`; return a tensor as it is."""
+    """Copy a NumPy array of any byte order to a tensor, or raise `DecodeError`. Return tensors unchanged."""
     if isinstance(array, Tensor):
         return array
     try:
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     except TypeError as error:
-        raise DecodeError(array, f"cannot use an array of {array.dtype}") from error
+        raise DecodeError(array, f"arrays of {array.dtype} are not supported") from error

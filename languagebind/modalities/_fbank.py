@@ -1,7 +1,7 @@
-"""Kaldi's log-mel filter bank (hanning window, no dither, no energy), with its tables computed once.
+"""Kaldi's log-mel filter bank (Hann window, no dither, no energy), with cached tables.
 
-Up to the Fourier transform, the operations and their order are those of `torchaudio.compliance.kaldi.fbank`: if a quiet
-band lies beside a loud one, other rounding shows in its logarithm.
+Up to the Fourier transform, the operations and their order are those of `torchaudio.compliance.kaldi.fbank`. Other
+rounding would show in the logarithm of a quiet band beside a loud band.
 """
 
 import functools
@@ -18,14 +18,14 @@ ROWS = 256  # frames computed at a time, few enough to stay in a core's cache
 
 
 def split_frames(waveform: Tensor, sample_rate: int) -> Tensor:
-    """(..., samples) -> overlapping frames of 25 ms, one every 10 ms: (..., frames, window), a view."""
-    window, shift = (int(sample_rate * length * 0.001) for length in (FRAME_MS, SHIFT_MS))  # truncated, as Kaldi does
+    """Return a view of overlapping 25 ms frames, one every 10 ms: (..., samples) -> (..., frames, window)."""
+    window, shift = (int(sample_rate * length * 0.001) for length in (FRAME_MS, SHIFT_MS))  # rounded down, as in Kaldi
     return waveform.unfold(-1, window, shift)
 
 
 @torch.no_grad()
 def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
-    """Frames of any number of waveforms, (N, window) float32 -> log-mel values (N, num_mel_bins), no gradients."""
+    """Return the log-mel values (N, num_mel_bins) of float32 frames (N, window), without gradients."""
     window = _hanning(frames.shape[1], frames.device)
     size = 2 ** (frames.shape[1] - 1).bit_length()
     bands = _mel_bands(num_mel_bins, size, sample_rate, frames.device)
@@ -33,7 +33,7 @@ def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
     padded = frames.new_zeros(min(ROWS, len(frames)), size)
     for rows, out in zip(frames.split(ROWS), mel.split(ROWS), strict=True):
         rows, x = rows - rows.mean(dim=1, keepdim=True), padded[: len(rows)]
-        # The window is 0 at the first sample, whose pre-emphasis would need the sample before it
+        # The window is 0 at the first sample, so its pre-emphasis, which needs an earlier sample, is left out
         emphasised = x[:, 1 : rows.shape[1]]
         torch.mul(rows[:, :-1], PREEMPHASIS, out=emphasised)
         torch.sub(rows[:, 1:], emphasised, out=emphasised)
@@ -50,7 +50,7 @@ def _hanning(length: int, device: torch.device) -> Tensor:
 
 @functools.cache
 def _mel_bands(num_mel_bins: int, size: int, sample_rate: int, device: torch.device) -> Tensor:
-    """Triangles that overlap by half and are equally wide in mel: (size // 2 + 1, num_mel_bins)."""
+    """Return triangles (size // 2 + 1, num_mel_bins) that overlap by half and have equal widths in mel."""
     low, high = (1127.0 * math.log(1.0 + hertz / 700.0) for hertz in (LOWEST, sample_rate / 2))
     width = (high - low) / (num_mel_bins + 1)
     left = low + torch.arange(num_mel_bins) * width

@@ -1,8 +1,8 @@
-"""What the modalities made of pictures share: options, opening a file, fitting it to the encoder.
+"""Base class of all modalities made of pictures: options, file reading, and resizing to the encoder's input.
 
-Resizing is the original's: float tensors without antialiasing, the short side to `image_size`, the long one rounded
-down, then a square crop. Published weights expect exactly this (torchvision's antialiasing, on by default since 0.17,
-gives other features).
+Pictures are resized as in the original LanguageBind code: as floats, without antialiasing, the short side to
+`image_size`, the long side rounded down, then a square crop. The published weights expect exactly this. torchvision's
+antialiasing, the default since 0.17, gives other features.
 """
 
 import io
@@ -25,30 +25,30 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-# PIL's errors for broken files, depending on the format and on the place of the damage
+# PIL's errors for damaged files, which depend on the format and the place of the damage
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
 class ImageModality(Modality):
-    """A modality whose sample is one or more pictures; makes (3, T, image_size, image_size)."""
+    """A modality whose samples are one or more pictures; the input is (3, T, image_size, image_size)."""
 
     image_size: int = 224
     """Height and width of the encoder's input, in pixels."""
     max_pixels: int = 50_000_000
-    """Refuse pictures and frames with more pixels, before decoding them."""
+    """Maximum number of pixels in a picture or frame, checked before decoding."""
     hflip: float = 0.0
     """Probability of a left-right flip; training only."""
     random_crop: bool = False
-    """Crop the square at a random place instead of the centre; training only."""
+    """Crop at a random place instead of the centre; training only."""
     fast_resize: bool = False
-    """Resize bytes instead of floats if pictures hold bytes; training only. Faster; differs by rounding, and at hard
-    edges where cubic weights overshoot."""
+    """Resize 8-bit pictures as bytes instead of floats; training only. Faster, but values are rounded, and clipped at
+    hard edges where cubic weights overshoot."""
 
     def __post_init__(self):
         check_options(self, "image_size", "max_pixels")
         if not 0 <= self.hflip <= 1:
-            raise UserError(f"--hflip is {self.hflip}, set a probability from 0 to 1")
+            raise UserError(f"--hflip is {self.hflip}; set a probability from 0 to 1")
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -61,32 +61,32 @@ class ImageModality(Modality):
         return self.check(self.pixels(value), value)
 
     def check(self, x: Tensor, source: Any) -> Tensor:
-        """Convert (C, H, W), C 1 or 3, of any number type to the raw signal; by default (3, H, W), bytes or 0..1."""
+        """Return the raw signal of pixels (C, H, W), C 1 or 3, of any dtype; by default (3, H, W), bytes or 0..1."""
         if x.dtype == torch.uint16:
             x = x.float() / 65535
         elif x.is_floating_point():
             x = x.float()
         if x.dtype != torch.uint8 and not (
             x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())
-        ):  # NaN is neither
-            raise DecodeError(source, f"expected 8- or 16-bit values, or finite floats in 0..1, got {x.dtype}")
+        ):  # NaN fails both
+            raise DecodeError(source, f"expected 8- or 16-bit integers or finite floats in 0..1, got {x.dtype}")
         return x.expand(3, -1, -1)
 
     def open_picture(self, source: Source, upright: bool = True) -> Any:
-        """Load a picture file as a PIL image, by default `upright`, with its EXIF orientation applied.
+        """Return a picture file as a PIL image; if `upright`, apply the EXIF orientation.
 
         Raises:
-            DecodeError: this is not a picture, it is cut off, or its header states more pixels than `max_pixels`.
+            DecodeError: the file is not a picture, is truncated, or has more than `max_pixels` pixels.
         """
         from PIL import Image, ImageOps
 
-        # 16 bytes a pixel is twice the size of any of the formats uncompressed; 1 MB is for metadata
+        # 16 bytes per pixel are twice the uncompressed size of any format; 1 MB is for metadata
         data = read(source, 16 * self.max_pixels + 2**20)
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self.check_size(source, *image.size)
             if image.format == "PNG":
-                image.verify()  # checksums, which loading ignores; the file has to be opened again
+                image.verify()  # check the checksums, which load() ignores; then the file must be reopened
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
             if upright:
@@ -97,19 +97,19 @@ class ImageModality(Modality):
             reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
             raise DecodeError(source, reason or type(error).__name__) from error
         if is_cut(data):
-            raise DecodeError(source, "the picture's data ends early")
+            raise DecodeError(source, "the picture is truncated")
         return image
 
     def check_size(self, source: Any, width: int, height: int) -> None:
         """Raise `DecodeError` if a picture is empty, or has too many pixels before or after resizing."""
         short, long = sorted((width, height))
-        resized = self.image_size**2 * long // max(short, 1)  # a 1x1000000 strip grows
+        resized = self.image_size**2 * long // max(short, 1)  # a strip of 1x1000000 grows
         if short < 1 or max(width * height, resized) > self.max_pixels:
-            reason = f"{width}x{height} pixels ({resized} once resized), expected 1 to --max-pixels {self.max_pixels}"
+            reason = f"{width}x{height} pixels ({resized} resized), expected 1 to --max-pixels {self.max_pixels}"
             raise DecodeError(source, reason)
 
     def pixels(self, value: Any) -> Tensor:
-        """A PIL image, array or tensor -> (C, H, W), C 1 or 3, in its own number type.
+        """Return the pixels (C, H, W), C 1 or 3, of a PIL image, array or tensor, with the dtype unchanged.
 
         Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
         """
@@ -125,7 +125,7 @@ class ImageModality(Modality):
         return x[:3]
 
     def fit(self, frames: Tensor, rng: torch.Generator | None, mode: str = "bicubic") -> Tensor:
-        """(T, C, H, W), C 1 or 3, bytes or floats from 0 to 1 -> normalised (3, T, image_size, image_size)."""
+        """Resize, crop and normalise frames (T, C, H, W), C 1 or 3, bytes or floats in 0..1."""
         size = self.image_size
         height, width = frames.shape[-2:]
         resized = (size * height // min(height, width), size * width // min(height, width))
@@ -138,7 +138,7 @@ class ImageModality(Modality):
         fitted = []
         for frame in frames.split(1):
             if frame.dtype == torch.uint8 and not stay_bytes:
-                frame = floats.copy_(frame).div_(255)  # in place: new memory costs more than the division
+                frame = floats.copy_(frame).div_(255)  # in place, because new memory costs more than the division
             x = F.interpolate(frame, resized, mode=mode)[0, :, top : top + size, left : left + size]
             x = x.float() / 255 if x.dtype == torch.uint8 else x
             fitted.append((x - mean).div_(std))  # a single channel becomes three
@@ -154,7 +154,7 @@ class ImageModality(Modality):
 
 
 def as_tensor(value: Any) -> Tensor:
-    """Convert a PIL image or an array, in its own layout and number type; PIL modes become (H, W) or (H, W, 3)."""
+    """Convert a PIL image or array to a tensor of the same layout and dtype. PIL images become (H, W[, 3])."""
     from PIL import Image
 
     if isinstance(value, Image.Image):
@@ -165,7 +165,7 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def plain_mode(image: Any) -> Any:
-    """Convert a PIL image to one channel of any depth (L, I;16, I, F) or to RGB: no palette, alpha, CMYK or bilevel."""
+    """Convert a PIL image to one channel of any depth (L, I;16, I, F) or to RGB, without palette or alpha."""
     if image.mode in ("L", "F") or image.mode.startswith("I"):
         return image
     if image.mode in ("1", "LA", "La"):
@@ -176,7 +176,7 @@ def plain_mode(image: Any) -> Any:
 
 
 def is_cut(data: bytes) -> bool:
-    """Tell whether the end of a picture is missing or zeros, as after a broken download; PIL fills it in with grey."""
+    """Tell whether a picture's end is missing or zeros, as after a broken download. PIL would fill it with grey."""
     if data.startswith(b"\xff\xd8"):  # JPEG: no end marker after the last scan
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     return data.startswith(b"RIFF") and data.endswith(bytes(64))  # WebP

@@ -1,4 +1,4 @@
-"""Where a sample comes from: a path, bytes, or a sequence of them if each frame is a file."""
+"""Sources of samples: a path, bytes, or a sequence of them if each frame is a file."""
 
 import math
 import os
@@ -12,7 +12,7 @@ DOWNLOAD_SECONDS = 60
 
 
 class DecodeError(ValueError):
-    """A file or value cannot be used: it is unreadable, empty, cut off, of the wrong kind, or above the limits."""
+    """A file or value cannot be used: it is unreadable, empty, truncated, of the wrong kind, or above the limits."""
 
     def __init__(self, source: Any, reason: str):
         super().__init__(f"{describe(source)}: {reason}")
@@ -20,11 +20,11 @@ class DecodeError(ValueError):
         self.source = describe(source)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.reason)  # the default pickles the message alone
+        return type(self), (self.source, self.reason)  # by default, only the message would be pickled
 
 
 def describe(value: Any) -> str:
-    """Return a source's path or number of bytes, or the type and shape of data in memory, for errors."""
+    """Return a short description of a value for errors: its path, number of bytes, or type and shape."""
     if isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     if isinstance(value, bytes):
@@ -36,16 +36,16 @@ def describe(value: Any) -> str:
 
 
 def is_source(value: Any) -> bool:
-    """Tell whether a value stands for a file, or for files that are frames, rather than for decoded data."""
+    """Tell whether a value is a file, or a sequence of files that are frames, and not decoded data."""
     items = value if isinstance(value, (list, tuple)) and value else [value]
     return all(isinstance(item, (str, os.PathLike, bytes)) for item in items)
 
 
 def file_size(source: Source | Sequence[Source]) -> int:
-    """Return the number of bytes of a source, without reading it.
+    """Return the size of a source in bytes, without reading it.
 
     Raises:
-        DecodeError: the source is not one regular file, or it is empty.
+        DecodeError: the source is not a single regular file, or it is empty.
     """
     if not isinstance(source, Source):
         raise DecodeError(source, "expected one file, not several frames")
@@ -55,19 +55,19 @@ def file_size(source: Source | Sequence[Source]) -> int:
         raise DecodeError(source, getattr(error, "strerror", None) or str(error)) from error
     regular = isinstance(source, bytes) or os.path.isfile(source)
     if not size or not regular:  # a pipe may have no end
-        raise DecodeError(source, "the file is empty" if regular else "not a file")
+        raise DecodeError(source, "the file is empty" if regular else "the path is not a file")
     return size
 
 
 def read(source: Source, max_bytes: float = math.inf, first: int | None = None) -> bytes:
-    """Return the content of a file, or its `first` bytes; a file larger than `max_bytes` is not read at all.
+    """Return the content of a file, or the first `first` bytes. Do not read a file larger than `max_bytes`.
 
     Raises:
-        DecodeError: the source is not one regular file, is empty or too large, or cannot be read.
+        DecodeError: the source is not a single regular file, is empty or too large, or cannot be read.
     """
     size = file_size(source)
     if size > max_bytes:
-        raise DecodeError(source, f"{size} bytes; nothing within the limits is larger than {max_bytes}")
+        raise DecodeError(source, f"the file has {size} bytes, more than the limit of {max_bytes}")
     if isinstance(source, bytes):
         return source[:first]
     try:
@@ -78,7 +78,7 @@ def read(source: Source, max_bytes: float = math.inf, first: int | None = None) 
 
 
 def fetch(source: Any) -> Any:
-    """Return the bytes behind an http(s) address, or raise `DecodeError`; return anything else as it is."""
+    """Return the bytes behind an http(s) address, or raise `DecodeError`; return any other value unchanged."""
     if not (isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))):
         return source
     from http.client import HTTPException
@@ -88,7 +88,7 @@ def fetch(source: Any) -> Any:
         with urlopen(source, timeout=DOWNLOAD_SECONDS) as answer:
             data = answer.read(LARGEST_DOWNLOAD + 1)
     except (OSError, ValueError, HTTPException) as error:
-        raise DecodeError(source, f"cannot be downloaded: {error}") from error
+        raise DecodeError(source, f"the file cannot be downloaded: {error}") from error
     if len(data) > LARGEST_DOWNLOAD:
-        raise DecodeError(source, f"more than {LARGEST_DOWNLOAD} bytes")
+        raise DecodeError(source, f"the file has more than {LARGEST_DOWNLOAD} bytes")
     return data

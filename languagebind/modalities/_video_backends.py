@@ -1,7 +1,7 @@
-"""Four decoders behind one function: frames by index, in RGB, the same from each.
+"""Four video decoders behind one function. All return the same RGB frames for the same indices.
 
 A backend is a function (source, sorted indices, number of frames) -> K frames, (H, W, 3) bytes each. It opens the file,
-decodes on one thread and closes it; nothing is kept from one sample to the next.
+decodes on one thread and closes the file. Nothing is kept between samples.
 """
 
 import functools
@@ -26,7 +26,7 @@ Frames = Sequence[np.ndarray] | np.ndarray
 
 
 def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -> Tensor:
-    """Return frames `indices` of a video of `count` frames, in this order and with repetitions: (T, 3, H, W), uint8.
+    """Return the frames (T, 3, H, W), uint8, at `indices` of a video of `count` frames. Indices may repeat.
 
     Raises:
         DecodeError: a frame cannot be decoded, or the backend counts the frames differently.
@@ -50,7 +50,7 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
 
 @functools.cache
 def resolve(backend: str) -> str:
-    """Return the backend for a `--video-backend`: `auto` is the first one that can be imported."""
+    """Return the name of the backend to use; `auto` stands for the first backend that can be imported."""
     names = list(BACKENDS) if backend == "auto" else [backend]
     reasons = []
     for name in names:
@@ -89,7 +89,7 @@ def _pyav(source: Source, indices: list[int], count: int) -> Frames:
     with open_stream(source, "video") as (container, stream):
         for i, frame in enumerate(container.decode(stream)):
             if i in indices:
-                # rotation: degrees to turn the picture counterclockwise; the other backends do this by themselves
+                # rotation is in degrees counterclockwise; the other backends rotate the picture themselves
                 frames.append(np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), frame.rotation // 90))
             if i == indices[-1]:
                 break
@@ -101,14 +101,14 @@ def _opencv(source: Source, indices: list[int], count: int) -> Frames:
 
     frames = []
     with open_capture(source) as capture:
-        # In order from the start: in some codecs, setting a position leads to the wrong frame
+        # In order from the start, because seeking finds the wrong frame in some codecs
         for i in range(indices[-1] + 1):
             found = capture.grab()
             if found and i in indices:
                 found, frame = capture.retrieve()
                 frames += [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)] if found else []
             if not found:
-                break  # `read_frames` counts them
+                break  # `read_frames` reports the missing frames
     return frames
 
 
@@ -117,7 +117,7 @@ def open_capture(source: Source) -> Iterator[Any]:
     """Open a file with OpenCV's `VideoCapture`, on one thread.
 
     Raises:
-        DecodeError: the file cannot be opened, or is interlaced: OpenCV 5 decodes it to noise without an error.
+        DecodeError: the file cannot be opened, or is interlaced, which OpenCV 5 decodes to noise without an error.
     """
     import cv2
 
@@ -140,12 +140,12 @@ def open_capture(source: Source) -> Iterator[Any]:
 
 
 def _same_count(found: int, count: int) -> None:
-    # decord counts and misplaces the frames that an edit list hides
+    # decord also counts the frames that an edit list hides, and misplaces the others
     if found != count:
-        raise RuntimeError(f"it sees {found} frames where {count} are shown; try another --video-backend")
+        raise RuntimeError(f"found {found} frames, expected {count}; try another --video-backend")
 
 
-# In the order in which `auto` tries them: exact and maintained, fast, always installed (it reads the headers), and slow
+# In the order that `auto` tries: exact and maintained; fast; always installed, since it reads the headers; slow
 BACKENDS: dict[str, tuple[str, Callable[[Source, list[int], int], Frames]]] = {
     "torchcodec": ("torchcodec.decoders", _torchcodec),
     "decord": ("decord", _decord),

@@ -1,4 +1,4 @@
-"""Sound, as three mel spectrograms from the front, middle and back of a clip."""
+"""Audio, as three mel spectrograms from the start, middle and end of a clip."""
 
 import math
 from dataclasses import dataclass
@@ -23,39 +23,39 @@ PICTURE_COLUMNS, PICTURE_ROWS = 240, 112
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """Kaldi's log-mel filter bank in frames of 10 ms, as (3, 1, num_mel_bins, target_length).
+    """Log-mel spectrograms from Kaldi's filter bank, one frame per 10 ms: (3, 1, num_mel_bins, target_length).
 
-    A clip with more than `target_length` frames gives three crops, which in evaluation start at the first frame of each
-    third of the possible starts; the original meant this, but drew at random in evaluation, too. A shorter clip is
-    repeated until it is long enough, and the three channels are equal.
+    A clip with more than `target_length` frames gives three crops. In evaluation, each starts at the first frame of a
+    third of the possible starts. (The original LanguageBind code intended this, but drew at random in evaluation, too.)
+    A shorter clip is repeated until it is long enough, and the three channels are equal.
 
-    Raw form: ((channels, samples) float32, rate). In memory: such a pair, with an array or tensor of one or two
-    dimensions, of floats or of 16- or 32-bit integers.
+    Raw form: ((channels, samples) float32, rate). In memory: such a pair, where the samples are a 1-D or 2-D array or
+    tensor of floats or of 16- or 32-bit integers.
     """
 
     extensions = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
 
     num_mel_bins: int = 112
-    """Mel bands, the height of the input: 112 in the published Audio_FT, 126 in the published LoRA model."""
+    """Number of mel bands, the input height: 112 in the published Audio_FT, 126 in the published LoRA model."""
     target_length: int = 1036
-    """Frames of 10 ms, the width of the input."""
+    """Number of 10 ms frames, the input width."""
     sample_rate: int = 16_000
-    """Hz; other rates are resampled."""
+    """Sample rate in Hz; other rates are resampled."""
     audio_mean: float = -4.2677393
     """Mean of the log-mel values."""
     audio_std: float = 4.5689974
-    """Standard deviation of the log-mel values, which are divided by twice this."""
+    """Standard deviation of the log-mel values, which are divided by twice this number."""
     channels: Literal["mix", "first"] = "mix"
-    """Mean of the channels, or the first channel, as in the original."""
+    """Waveform to use: the mean of the channels, or the first channel, as in the original code."""
     random_crop: bool = True
     """Crop long clips at random places instead of fixed ones; training only."""
     max_seconds: float = 600.0
-    """Refuse longer sounds, before decoding them."""
+    """Maximum length in seconds, checked before decoding."""
 
     def __post_init__(self):
         check_options(self, "num_mel_bins", "target_length", "audio_std", "max_seconds")
         if self.sample_rate not in RATES:
-            raise UserError(f"--sample-rate is {self.sample_rate}, set whole Hz from {RATES[0]} to {RATES[-1]}")
+            raise UserError(f"--sample-rate is {self.sample_rate}; set whole Hz from {RATES[0]} to {RATES[-1]}")
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -71,7 +71,7 @@ class Audio(Modality):
             raise DecodeError(waveform, f"expected a path, bytes or a (waveform, rate) pair with {form}")
         x = to_tensor(waveform)
         x = x[None] if x.ndim == 1 else x
-        if x.shape[0] > x.shape[1]:  # (samples, channels), as soundfile gives
+        if x.shape[0] > x.shape[1]:  # (samples, channels), as from soundfile
             x = x.T
         return self._checked(x, rate, waveform)
 
@@ -90,19 +90,19 @@ class Audio(Modality):
         return ((x - self.audio_mean) / (2 * self.audio_std))[:, None]
 
     def picture(self, raw: tuple[Tensor, int]) -> tuple[Tensor, str]:
-        """Show the spectrogram of the whole clip, low tones at the bottom; a column is the mean of several frames."""
+        """Draw the spectrogram of the whole clip, low frequencies at the bottom. Each column is a mean over frames."""
         mel = log_mel(self._frames(raw), self.sample_rate, self.num_mel_bins).T.flip(0)  # (num_mel_bins, frames)
         columns = min(PICTURE_COLUMNS, mel.shape[1])
         mel = F.adaptive_avg_pool2d(mel[None], (min(PICTURE_ROWS, len(mel)), columns))[0]
         shown, low, high = stretched(mel)
-        tones = f"{LOWEST:.0f} Hz (bottom) to {self.sample_rate / 2000:g} kHz (top)"
+        bands = f"{LOWEST:.0f} Hz (bottom) to {self.sample_rate / 2000:g} kHz (top)"
         seconds = raw[0].shape[1] / raw[1]
-        return coloured(shown), f"{seconds:.1f} s, {tones}, log energy {low:.1f} (dark) to {high:.1f} (bright)"
+        return coloured(shown), f"{seconds:.1f} s, {bands}, log energy {low:.1f} (dark) to {high:.1f} (bright)"
 
     def _frames(self, raw: tuple[Tensor, int]) -> Tensor:
-        """Mix down, resample to `sample_rate` and split into frames of 25 ms: (frames, window)."""
+        """Resample, subtract the mean, reduce to one channel and split into 25 ms frames (frames, window)."""
         waveform = self._resample(*raw)
-        # In float32, the mean of a long clip, and so its quiet bands, would depend on the number of threads
+        # A float32 mean of a long clip would depend on the number of threads, which would show in quiet bands
         waveform = waveform - waveform.mean(dtype=torch.float64)
         waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
         return split_frames(waveform, self.sample_rate)
@@ -113,12 +113,12 @@ class Audio(Modality):
         if not x.is_floating_point():
             raise DecodeError(source, f"expected floats or 16- or 32-bit integers, got {x.dtype}")
         if rate not in RATES:
-            raise DecodeError(source, f"a rate of {rate} Hz, expected whole {RATES[0]} to {RATES[-1]}")
+            raise DecodeError(source, f"the rate is {rate} Hz, expected whole Hz from {RATES[0]} to {RATES[-1]}")
         if x.shape[1] < FRAME_MS / 1000 * rate:
             raise DecodeError(source, f"{x.shape[1]} samples at {rate} Hz are shorter than one frame of 25 ms")
         check_seconds(source, x.shape[1] / rate, self.max_seconds)
         if not bool(x.isfinite().all()):
-            raise DecodeError(source, "holds NaN or infinity")
+            raise DecodeError(source, "the samples contain NaN or infinity")
         return x.float(), int(rate)
 
     def _resample(self, waveform: Tensor, rate: int) -> Tensor:
@@ -126,14 +126,14 @@ class Audio(Modality):
             return waveform
         import torchaudio.functional
 
-        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate without a usable divisor is rounded
-        # to a multiple of ten, which changes the pitch by 0.06 % at most from 8 kHz on.
+        # The filter has rate * sample_rate / gcd^2 taps: 3 GB at 44,101 Hz. A rate with a small common divisor is
+        # rounded to a multiple of ten, which changes the pitch by at most 0.06 % from 8 kHz up.
         if math.gcd(rate, self.sample_rate) < 10:
             rate = round(rate, -1)
         return torchaudio.functional.resample(waveform, rate, self.sample_rate)
 
     def _starts(self, count: int, rng: torch.Generator | None) -> list[int]:
-        """Choose three of `count` possible starts, one in each third; an empty third gives 0."""
+        """Return three of `count` possible starts, one in each third; an empty third gives 0."""
         thirds = [part if len(part) else np.zeros(1, int) for part in np.array_split(np.arange(count), 3)]
         if rng is None or not self.random_crop:
             return [int(third[0]) for third in thirds]

@@ -19,11 +19,11 @@ NPY_MAGIC = b"\x93NUMPY"
 
 @dataclass(frozen=True)
 class Depth(ImageModality):
-    """Distance in one channel, clipped to 0.01 m .. `max_depth`, scaled to 0..1 and repeated in three channels.
+    """Depth maps clipped to 0.01 m .. `max_depth`, scaled to 0..1 and repeated in three channels.
 
-    Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres. 8-bit values are refused: they hold a
-    picture of depth, not depth. A pixel that is not finite or is negative is a hole, like 0 in a PNG, and becomes the
-    least depth. Maps without a finite pixel are refused, and so are floats all above 100, which must be millimetres.
+    Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres. 8-bit values are refused, because they
+    are a picture of depth, not depth. A negative or non-finite pixel is a hole, like 0 in a PNG, and gets the minimum
+    depth. Maps without a finite pixel are refused, and so are float maps entirely above 100, which must be millimetres.
 
     Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
     """
@@ -31,14 +31,14 @@ class Depth(ImageModality):
     extensions = ("depth.png", "depth.npy", "png", "npy", "tiff")
 
     max_depth: float = 10.0
-    """Metres; farther points are clipped. 0 scales each map by its own maximum."""
+    """Maximum depth in metres; farther points are clipped. 0 scales each map by its own maximum."""
     sun_rgbd: bool = False
     """Undo the bit rotation in SUN RGB-D's PNGs."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.max_depth >= 0:
-            raise UserError(f"--max-depth is {self.max_depth}, set metres, or 0 to scale by each map's maximum")
+            raise UserError(f"--max-depth is {self.max_depth}; set metres, or 0 to scale each map by its maximum")
 
     def decode(self, source: Source) -> Tensor:
         if read(source, first=len(NPY_MAGIC)) == NPY_MAGIC:
@@ -62,12 +62,12 @@ class Depth(ImageModality):
         return shown, f"{low:.2f} m (dark) to {high:.2f} m (bright){holes}"
 
     def check(self, x: Tensor, source: Any) -> Tensor:
-        """(1, H, W) of any number type -> (H, W) metres."""
+        """Return the depth (H, W) in metres of pixels (1, H, W) of any dtype."""
         if x.shape[0] != 1 or x.is_complex():
             kind = "complex numbers" if x.is_complex() else f"{x.shape[0]} channels"
-            raise DecodeError(source, f"depth has one channel of real numbers, this has {kind}")
+            raise DecodeError(source, f"depth should have one channel of real numbers, got {kind}")
         if x.dtype in (torch.uint8, torch.int8, torch.bool):
-            raise DecodeError(source, "8 bits cannot hold millimetres; this is a picture of depth")
+            raise DecodeError(source, "8-bit values are a picture of depth; use 16-bit millimetres or floats")
         depth = x[0]
         if depth.is_floating_point():
             depth = depth.float()
@@ -75,7 +75,7 @@ class Depth(ImageModality):
                 raise DecodeError(source, "no pixel is finite")
             depth = depth.nan_to_num(0.0, 0.0, 0.0)
             if bool((depth > 0).any()) and depth[depth > 0].min() > 100:  # metres
-                raise DecodeError(source, "nothing is nearer than 100 m: floats are metres, divide millimetres by 1000")
+                raise DecodeError(source, "all points are beyond 100 m; divide millimetres by 1000")
             return depth
         if self.sun_rgbd:
             depth = depth.long() & 0xFFFF
@@ -89,5 +89,5 @@ class Depth(ImageModality):
         except (ValueError, EOFError, MemoryError, tokenize.TokenError) as error:
             raise DecodeError(source, f"not a usable .npy file: {error}") from error
         if array.dtype.kind not in "iuf" or array.ndim not in (2, 3):
-            raise DecodeError(source, f"expected (H, W) numbers, got {array.shape} of {array.dtype}")
+            raise DecodeError(source, f"expected real numbers (H, W), got {array.shape} of {array.dtype}")
         return self.pixels(array)

@@ -1,4 +1,4 @@
-"""Pictures, as the published image encoder expects them."""
+"""RGB pictures, preprocessed for the published image encoder."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from ._pictures import to_bytes
 class Image(ImageModality):
     """RGB pictures: short side resized bicubically, centre crop, CLIP's normalisation; no augmentation by default.
 
-    Greyscale, palette, alpha (dropped), CMYK and 16-bit pictures become RGB, and EXIF orientation is applied. The
-    original did neither; for the upright RGB files that it could read, the result is the same.
+    Greyscale, palette, CMYK and 16-bit pictures become RGB, alpha is dropped, and EXIF orientation is applied. The
+    original LanguageBind code did none of this; the result is the same for upright RGB files.
 
     Raw form: (3, H, W), uint8, or float32 in 0..1. In memory: a PIL image, or an array or tensor, (H, W), (H, W, C)
     or (C, H, W), of bytes, 16-bit values or floats in 0..1.

@@ -1,4 +1,4 @@
-"""Infrared (thermal) pictures. The original's public classes say Thermal."""
+"""Infrared pictures. The class names of the original LanguageBind code say Thermal."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from ._sources import DecodeError
 
 @dataclass(frozen=True)
 class Infrared(ImageModality):
-    """Infrared pictures of one or three channels: 8 bits as in the original, or raw counts or temperatures.
+    """Infrared pictures of one or three channels: 8-bit as in the original code, or raw counts or temperatures.
 
     Raw form: (C, H, W) with C 1 or 3: uint8, or float32 counts or temperatures. In memory: a PIL image, or an array
     or tensor, (H, W), (H, W, C) or (C, H, W), of bytes, wider integers or floats.
@@ -22,7 +22,7 @@ class Infrared(ImageModality):
     extensions = ("infrared.jpg", "infrared.png", "jpg", "png", "tiff")
 
     infrared_range: Literal["minmax", "full"] = "minmax"
-    """Range of values with more than 8 bits: each picture's minimum to maximum, or all 16 bits (floats: 0 to 1)."""
+    """Input range of values above 8 bits: each picture's minimum to maximum, or full 16 bits (floats: 0 to 1)."""
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(self._unit_range(raw)[None], rng)
@@ -39,11 +39,11 @@ class Infrared(ImageModality):
         wide = torch.float32 if x.is_floating_point() else torch.float64
         values = x.to(wide)
         if not bool(values.isfinite().all()):
-            raise DecodeError(source, "holds NaN or infinity")
+            raise DecodeError(source, "the picture contains NaN or infinity")
         if self.infrared_range == "full":
             values = values if x.is_floating_point() else values / 65535
             if not bool(((values >= 0) & (values <= 1)).all()):
-                raise DecodeError(source, "values exceed 16 bits (floats: 0..1); use --infrared-range minmax")
+                raise DecodeError(source, "values are not 16 bits or floats in 0..1; use --infrared-range minmax")
         return values.float()
 
     def _unit_range(self, raw: Tensor) -> Tensor:

@@ -20,28 +20,28 @@ from ._video_backends import read_frames
 
 @dataclass(frozen=True)
 class Video(ImageModality):
-    """`num_frames` frames spread evenly from the first to the last of a clip; a shorter clip repeats frames.
+    """`num_frames` frames, spread evenly from the first to the last frame of a clip. Short clips repeat frames.
 
-    The original flipped at random in evaluation, too, so its features changed from run to run.
+    The original LanguageBind code also flipped at random in evaluation, so its features changed from run to run.
 
     A source is a video file, or a sequence of picture files that are the clip's frames in order. Raw form:
     (num_frames, 3, H, W), uint8. In memory: (T, H, W, 3) or (T, 3, H, W) arrays or tensors of bytes or of floats in
     0..1, or a list of PIL images, of any length T.
     """
 
-    # Frames extracted beforehand are members `<key>.<k>.jpg`, and come as a sequence
+    # Frames extracted beforehand are shard members `<key>.<k>.jpg`, passed as a sequence
     extensions = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png")
 
     num_frames: int = 8
-    """Frames taken from a clip."""
+    """Number of frames taken from each clip."""
     video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
-    """Decoder; all give the same frames. auto: the first in this order that is installed."""
+    """Video decoder; all give the same frames. auto uses the first of the listed decoders that is installed."""
     max_seconds: float = 3600.0
-    """Refuse longer videos, before decoding them."""
+    """Maximum length in seconds, checked before decoding."""
     hflip: float = 0.5
     """Probability of a left-right flip; training only."""
     random_crop: bool = True
-    """Crop the square at a random place instead of the centre; training only."""
+    """Crop at a random place instead of the centre; training only."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,7 +54,7 @@ class Video(ImageModality):
     def decode(self, source: Source | Sequence[Source]) -> Tensor:
         if not isinstance(source, Source):
             return self._pick(source, self.open_picture)
-        if self.num_frames == 1 and is_picture(source):  # one frame, drawn from a sample's frames
+        if self.num_frames == 1 and is_picture(source):  # one of a sample's frames
             return self._pick([source], self.open_picture)
         count = count_frames(
             source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
@@ -62,10 +62,10 @@ class Video(ImageModality):
         return read_frames(source, self.frame_indices(count), count, self.video_backend)
 
     def inspect(self, source: Source, count: bool = True) -> tuple[int, Fraction, float]:
-        """Return a video file's number of frames (0 without `count`), mean frame rate, and seconds by its header.
+        """Return a video's number of frames (0 without `count`), mean frame rate, and length in seconds by its header.
 
         Raises:
-            DecodeError: this is not a video, is larger or longer than the limits, or, if counted, is cut off.
+            DecodeError: the file is not a video, exceeds the limits, or, with `count`, is truncated.
         """
         with open_stream(source, "video") as (container, stream):
             self.check_size(source, stream.codec_context.width, stream.codec_context.height)
@@ -82,24 +82,24 @@ class Video(ImageModality):
         return self.fit(raw, rng, mode="bilinear")
 
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
-        """Show four frames, one from the middle of each quarter of the clip; with fewer than four, the middle frame."""
+        """Draw the middle frames of the four quarters of the clip, or one middle frame of a clip below four frames."""
         count = len(raw)
         if count < 4:
             return to_bytes(raw[count // 2]), f"frame {count // 2 + 1} of {count}"
         chosen = [(2 * quarter + 1) * count // 8 for quarter in range(4)]
-        gap = max(1, raw.shape[3] // 60)  # a grey line between them
+        gap = max(1, raw.shape[3] // 60)  # a grey line between the frames
         frames = [F.pad(to_bytes(raw[i]), (0, gap, 0, gap), value=128) for i in chosen]
         grid = torch.cat([torch.cat(frames[:2], dim=2), torch.cat(frames[2:], dim=2)], dim=1)
         return grid[:, :-gap, :-gap], f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
 
     def frame_indices(self, count: int) -> np.ndarray:
-        """Return the indices of the frames taken from a clip of `count` frames, as in the original."""
+        """Return the indices of the frames taken from a clip of `count` frames, as in the original code."""
         return np.linspace(0, count - 1, self.num_frames, dtype=int)
 
     def _pick(self, frames: Any, load: Callable[[Any], Any]) -> Tensor:
-        """Take (T, 3, H, W) from a sequence or array of frames, loading only those needed."""
+        """Return the chosen frames (num_frames, 3, H, W) of a sequence or array; load no others."""
         if len(frames) == 0:
-            raise DecodeError(frames, "no frames")
+            raise DecodeError(frames, "the clip has no frames")
         indices = self.frame_indices(len(frames)).tolist()
         loaded = {i: self.check(self.pixels(load(frames[i])), frames).permute(1, 2, 0) for i in sorted(set(indices))}
         sizes = {tuple(frame.shape) for frame in loaded.values()}
