@@ -136,7 +136,7 @@ def test_seconds_leaves_zeros_where_a_file_is_cut_off(tmp_path):
     with pytest.raises(DecodeError):
         whole.read(tmp_path / "junk.mp4")
     long = Video(image_size=16, max_seconds=2)
-    with pytest.raises(DecodeError, match="more than --max-seconds 2"):
+    with pytest.raises(DecodeError, match="exceeds --max-seconds 2"):
         choose_protocol("paper", RETRIEVAL, None, long).reader.read(video(tmp_path / "b.mp4", 30, "10"))
 
 
