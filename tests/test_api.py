@@ -106,15 +106,15 @@ def test_urls_are_fetched(encoders, files, tmp_path):
 
 def test_mistakes_are_named(encoders, toys, files, tmp_path):
     for error, message, arguments in (
-        (ValueError, "takes lists by modality: audio, depth, image, infrared, video or text", {}),
+        (ValueError, "one list per modality: audio, depth, image, infrared, video or text", {}),
         (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
         (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
         (ValueError, "truncate_dim should be a number of at least 1, got 0", {"text": ["a"], "truncate_dim": 0}),
-        (TypeError, r"takes a list: depth=\[...\], not one str", {"depth": files["depth"][0]}),
+        (TypeError, r"a list, depth=\[...\], not a single str", {"depth": files["depth"][0]}),
         (TypeError, "", {"text": [1]}),
         (ValueError, "batch_size should be a number of at least 1", {"text": ["a"], "batch_size": -1}),
         (TypeError, "", {"text": ["a"], "batch_size": 1.5}),
-        (ValueError, "the original's thermal is infrared here", {"thermal": files["thermal"]}),
+        (ValueError, "use 'infrared' for thermal images", {"thermal": files["thermal"]}),
         (DecodeError, "divide millimetres by 1000", {"depth": [np.full((60, 80), 900.0)]}),
         (DecodeError, "complex numbers", {"depth": [np.full((60, 80), 1j)]}),
         (DecodeError, "No such file", {"depth": ["none.png"]}),
@@ -129,9 +129,9 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         load()
     for source, message in (
         (tmp_path, "no checkpoint at"),
-        (toys / "depth" / "model.safetensors", "holds weights alone: name its folder"),
-        ([toys / "depth"], "load takes paths and hub ids"),
-        ({"thermal": toys / "thermal"}, r"is for infrared \(the original's thermal\), not thermal"),
+        (toys / "depth" / "model.safetensors", "contains only weights: pass its folder"),
+        ([toys / "depth"], r"pass load\(\) paths or hub ids"),
+        ({"thermal": toys / "thermal"}, r"is for infrared \(called thermal in the original code\), not thermal"),
         (tmp_path / "nothing" / "here", "there is no folder .*here$"),
         ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth"),
     ):
@@ -139,7 +139,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
             load(source)
     with pytest.raises(UserError, match="dtype 'int8'"):
         load(toys / "depth", dtype="int8")
-    with pytest.raises(UserError, match="there is no folder nobody/nothing here, and the Hugging Face hub"):
+    with pytest.raises(UserError, match="there is no folder nobody/nothing, and its download from the hub"):
         load("nobody/nothing")
 
 
@@ -180,7 +180,7 @@ def test_encoders_of_another_text_tower_are_refused(toys, tmp_path):
     model = LanguageBindDepth.from_pretrained(toys / "depth")
     torch.nn.init.normal_(model.text_projection.weight)
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has another text tower than those before it"):
+    with pytest.raises(UserError, match="differs from the one loaded before"):
         load(toys / "audio", tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_the_verbs_of_open_clip(toys, trained, files):
     x = torch.randn(1, 3, 1, 56, 56, requires_grad=True)
     languagebind.create_model(toys / "depth").encode_depth(x).sum().backward()
     assert x.grad.abs().sum() > 0
-    with pytest.raises(UserError, match="pretrained 'laion2b': leave it out"):
+    with pytest.raises(UserError, match="omit pretrained='laion2b'"):
         languagebind.create_model(toys / "depth", "laion2b")
     assert "LanguageBind_Video_FT" in languagebind.list_models()
     assert ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth") in languagebind.list_pretrained()
@@ -250,7 +250,7 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
         with pytest.raises(UserError, match="exists and is not an empty folder"):
             export([f"--checkpoint={tmp_path / 'run'}", f"--output={taken}"])
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
-    with pytest.raises(UserError, match="no place for sun_rgbd True of depth"):
+    with pytest.raises(UserError, match="cannot store sun_rgbd=True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
     known = to_published(*languagebind.load_checkpoint(tmp_path / "run"))[0]  # with the tower that was built
     assert languagebind.LanguageBindDepthConfig.from_pretrained(tmp_path / "run").to_dict() == known.to_dict()
@@ -283,9 +283,9 @@ def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_pa
 
 
 def test_what_the_published_layout_cannot_hold_is_not_exported(trained):
-    with pytest.raises(UserError, match=r"share its checkpoint file, which languagebind\.load takes"):
+    with pytest.raises(UserError, match=r"share its checkpoint file, which languagebind\.load can read"):
         LanguageBindDepth.from_pretrained(trained)
-    with pytest.raises(UserError, match=r"another text tower than CLIP's: languagebind\.get_tokenizer"):
+    with pytest.raises(UserError, match=r"is not CLIP's: use languagebind\.get_tokenizer"):
         languagebind.LanguageBindDepthTokenizer.from_pretrained(trained)
 
 

@@ -51,8 +51,8 @@ def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--engine=fsdp"], "start it with torchrun"),
-        (["--engine=deepspeed"], "start it with torchrun"),
+        (["--engine=fsdp"], "start training with torchrun"),
+        (["--engine=deepspeed"], "start training with torchrun"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_path):
@@ -62,7 +62,7 @@ def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_p
 
 def test_a_deepspeed_config_cannot_decide_what_flags_decide(tmp_path):
     (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
-    with pytest.raises(UserError, match="sets bf16: use this library's own flags"):
+    with pytest.raises(UserError, match="sets bf16: use the flags of training"):
         read_options(tmp_path / "own.json")
     for path in sorted((ROOT / "configs/deepspeed").glob("*.json")):
         assert read_options(path)["zero_optimization"]["stage"] in (1, 2, 3)

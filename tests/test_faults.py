@@ -261,11 +261,13 @@ def test_what_changed_under_a_run_is_said(tmp_path):
     for said in (
         "batch_size, what the shards hold changed since", "skipping an unreadable line",
         "has a moving average of the weights, which is dropped",
-        "the global batch was 8 and is 4: the 4 steps that are done, 0.67 epochs of samples, count as 0.33 of 2 epochs."
-        " --epochs 2 ends after 2 epochs of samples",
+        "the global batch size changed from 8 to 4: 4 steps have used 0.67 epochs of samples, but count as 0.33 of 2"
+        " epochs. To use 2 epochs of samples, pass --epochs 2",
     ):  # fmt: skip
         assert said in log
-    with pytest.raises(UserError, match=r"the global batch was 4 and is 16: .* count as 8.00 of 3 epochs. --epochs 9 "):
+    with pytest.raises(
+        UserError, match=r"batch size changed from 4 to 16: .* count as 8.00 of 3 epochs. .* --epochs 9"
+    ):
         main(train_flags(shards, logs, *flags[:2], "--epochs=3", "--batch-size=16", "--resume=latest"))
 
 

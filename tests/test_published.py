@@ -172,7 +172,7 @@ def test_a_variant_of_the_weights(toys, tmp_path):
     LanguageBindDepth.from_pretrained(toys / "depth", dtype="float16").save_pretrained(tmp_path, variant="fp16")
     found = LanguageBindDepth.from_pretrained(pretrained_model_name_or_path=tmp_path, variant="fp16")
     assert found.dtype == torch.float16
-    with pytest.raises(UserError, match=r"holds no weights: none of model\.safetensors"):
+    with pytest.raises(UserError, match=r"has no weights file: expected one of model\.safetensors"):
         LanguageBindDepth.from_pretrained(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_weights_of_several_types_become_one(toys, tmp_path, files):
     assert languagebind.load(mixed).encode(depth=files["depth"]).shape == (2, 16)
     whole = resaved(toys, tmp_path / "whole", lambda state: state.update({name: state[name].int()}))
     for load in (LanguageBindDepth.from_pretrained, languagebind.load):
-        with pytest.raises(WeightsError, match=r"has integers for weights: visual_projection.weight torch.int32"):
+        with pytest.raises(WeightsError, match=r"has integer weights: visual_projection.weight torch.int32"):
             load(whole)
 
 
@@ -207,11 +207,11 @@ def test_a_sharded_bin_loads(toys, tmp_path):
     found = LanguageBindDepth.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(value, found[key]) for key, value in state.items())
     (tmp_path / "b.bin").unlink()
-    with pytest.raises(UserError, match=r"names b.bin, which is not there"):
+    with pytest.raises(UserError, match=r"lists b.bin, which does not exist"):
         LanguageBindDepth.from_pretrained(tmp_path)
     for text in ("[]", '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": null}}'):
         (tmp_path / "pytorch_model.bin.index.json").write_text(text)
-        with pytest.raises(UserError, match=r"pytorch_model.bin.index.json is not an index"):
+        with pytest.raises(UserError, match=r"pytorch_model.bin.index.json is not a valid index"):
             LanguageBindDepth.from_pretrained(tmp_path)
 
 
@@ -242,9 +242,9 @@ def test_configs_that_do_not_fit(toys, tmp_path):
         (config | {"vision_config": config["vision_config"] | {"image_size": [56, 56, 56]}}, "the config of"),
         (
             config | {"vision_config": config["vision_config"] | {"num_frames": 0}},
-            r"cannot be \(3, 0, 56, 56\)",
+            r"does not support inputs .* \(3, 0, 56, 56\)",
         ),
-        (config | {"vision_config": config["vision_config"] | {"num_mel_bins": 28, "target_length": 56}}, "cannot be"),
+        (config | {"vision_config": config["vision_config"] | {"num_mel_bins": 28, "target_length": 56}}, "inputs"),
         (config | {"projection_dim": 0}, "projection_dim"),
     ):
         (tmp_path / "config.json").write_text(damaged if damaged == "{" else json.dumps(damaged))
@@ -252,7 +252,7 @@ def test_configs_that_do_not_fit(toys, tmp_path):
             with pytest.raises(UserError, match=message):
                 load(tmp_path)
     (tmp_path / "config.json").write_text((toys / "depth" / "config.json").read_text())
-    with pytest.raises(UserError, match=r"holds no weights: none of model\.safetensors, "):
+    with pytest.raises(UserError, match=r"has no weights file: expected one of model\.safetensors, "):
         LanguageBindDepth.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(UserError, match="is damaged or is not a weights file"):
@@ -363,7 +363,7 @@ def test_options_of_transformers(toys):
     assert not info["missing_keys"]
     with pytest.raises(TypeError, match="state_dict"):
         LanguageBindDepth.from_pretrained(toys / "depth", state_dict={})
-    with pytest.raises(UserError, match="give input_ids and pixel_values"):
+    with pytest.raises(UserError, match="pass both input_ids and pixel_values"):
         model(pixel_values=torch.zeros(1, 3, 56, 56))
     with pytest.raises(UserError, match="200 tokens, more than the tower's limit of 77"):
         model.get_text_features(torch.ones(1, 200, dtype=torch.long))
@@ -432,13 +432,13 @@ def test_processors_take_files_and_what_is_in_memory(toys, files, name):
     assert torch.equal(copied(files[name], return_tensors="pt")["pixel_values"], both)
     for arguments, message in (
         ((None, []), "no texts"),
-        ((None, "a", 200), "context_length 200: the text tower takes 77 tokens at most"),
+        ((None, "a", 200), "context_length 200 exceeds the text tower's limit of 77 tokens"),
     ):
         with pytest.raises(UserError, match=message):
             processor(*arguments)
     with pytest.raises(DecodeError, match="cannot be downloaded"):
         processor(["HTTP://127.0.0.1:1/a.png"])
-    with pytest.raises(ValueError, match="give texts, images, or both"):
+    with pytest.raises(ValueError, match="pass texts, images, or both"):
         processor()
     assert processor.decode(processor(text="a dog")["input_ids"], skip_special_tokens=True).strip() == "a dog"
 
@@ -462,7 +462,7 @@ def test_tokenizers_mend_texts_in_every_place_and_are_shared_by_threads(toys, tm
     broken, right = "it\u00e2\u20ac\u2122s", "it's"
     assert tokenizer.encode(broken) == tokenizer.encode(right) == tokenizer(right)["input_ids"]
     assert tokenizer("x", broken)["input_ids"] == tokenizer("x", right)["input_ids"]
-    with pytest.raises(TypeError, match="takes a text or a list of texts, not 3"):
+    with pytest.raises(TypeError, match="a text or a list of texts, not 3"):
         tokenizer(3)
 
     def length(i):
@@ -473,7 +473,7 @@ def test_tokenizers_mend_texts_in_every_place_and_are_shared_by_threads(toys, tm
         assert all(pool.map(length, range(300)))
     shutil.copytree(toys / "image", tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"the tokenizer's files in .* cannot be used"):
+    with pytest.raises(UserError, match="cannot read the tokenizer files of"):
         TOKENIZERS["image"].from_pretrained(tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_a_shard_of_another_size_than_its_index_says_is_refused(shards, s3, tmp_
     s3.copy("data/depth/index.json", "data/cut/index.json")
     s3.pipe_file("data/cut/00000.tar", s3.cat_file("data/depth/00000.tar")[:-2000])
     s3.copy("data/depth/00001.tar", "data/cut/00001.tar")
-    with pytest.raises(UserError, match=r"s3://data/cut/00000.tar has \d+ bytes, its index.json says"):
+    with pytest.raises(UserError, match=r"s3://data/cut/00000.tar has \d+ bytes, but its index.json says"):
         main(train_flags("s3://data/cut", tmp_path))
 
 
@@ -306,7 +306,7 @@ def test_a_store_out_of_reach_neither_stops_nor_holds_up_a_run(tmp_path, monkeyp
     flags = ["--name=run", "--remote-sync=s3://data/runs", "--remote-sync-frequency=1"]
     output = call("-m", "training.main", *train_flags(shards[0], tmp_path, *flags))
     assert len(losses(tmp_path / "run")) == 4
-    assert "s3://data/runs/run lacks what came last: cannot reach s3://data/runs/run" in output
+    assert "s3://data/runs/run lacks the last changes: cannot reach s3://data/runs/run" in output
     assert output.count("trying again") == 1
 
 
@@ -317,7 +317,7 @@ def test_a_store_that_never_answers_is_left_at_the_end(tmp_path, caplog):
     begin = time.monotonic()
     sync.stop(wait=0.2)
     assert time.monotonic() - begin < 2
-    assert "is not done after 0" in caplog.text
+    assert "did not finish in 0" in caplog.text
 
 
 def test_other_stores_and_their_packages(tmp_path):

@@ -334,7 +334,7 @@ def test_a_new_modality_is_one_file(depth_shards, run, tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_written_over(run, depth_shards):
-    with pytest.raises(UserError, match="exists: choose another --name, or continue it with --resume latest"):
+    with pytest.raises(UserError, match="exists: use another --name, or continue the run with --resume latest"):
         main(train_flags(depth_shards, run, "--name=run"))
 
 

@@ -1,1 +1,1 @@
-"""`python -m training.main`: fits a modality's encoder to a frozen text tower."""
+"""Train a modality's encoder against a frozen text tower: `python -m training.main`."""

@@ -1,4 +1,4 @@
-"""What training reads, and what it gets: the data options, the plan of a rank's steps, and a batch."""
+"""Data options, the plan of a rank's steps, and batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,27 +15,27 @@ class DataConfig:
     """Training data."""
 
     train_data: str | None = None
-    """shards: a brace pattern, a glob or a folder, on disk or at a URL (s3://...); join several with `::`"""
+    """training shards: a brace pattern, a glob or a folder, on disk or at a URL (s3://...); join several with `::`"""
     train_num_samples: int | None = None
-    """samples per epoch; by default the number in the index beside the shards"""
+    """samples per epoch; by default the total of the index beside the shards"""
     batch_size: int = 64
     """samples per step on each rank"""
     workers: int = 1
-    """loader processes per rank; 0: load in the training process"""
+    """loader processes per rank; 0 loads in the training process"""
     dataset_resampled: bool = False
     """draw shards with replacement instead of reading each once per epoch"""
     caption_source: str = "mix"
-    """raw, mplug, polish_mplug, sound_mplug, ofa, another key of the samples' captions, or `mix` of VIDAL's"""
+    """source of the captions: raw, mplug, polish_mplug, sound_mplug, ofa, another name, or VIDAL's `mix`"""
     text_features: TextFeaturesMode = "auto"
-    """`cached`: read the features that scripts/embed_text.py wrote beside the shards; `live`: encode the captions of
-    each batch; `auto`: cached if there are any"""
+    """text features: read the files of scripts/embed_text.py beside the shards (cached), encode the captions of each
+    batch (live), or use the files if they exist (auto)"""
     shuffle_buffer: int = 1000
-    """samples in each worker's shuffle buffer; 0: keep the order of the shards"""
+    """size of each worker's shuffle buffer; 0 keeps the order of the shards"""
     positives: Literal["pair", "caption", "id"] = "pair"
-    """which texts match a sample: only its own caption (pair), or also those of samples with the same caption or id.
-    `caption` changes only siglip: a softmax gives equal captions equal shares anyway"""
+    """texts that match a sample: its own caption (pair), or also the captions of samples with the same caption or id.
+    `caption` only changes siglip, since a softmax always treats equal captions equally"""
     max_bad_share: float = 0.1
-    """stop if more than this share of the samples cannot be used"""
+    """share of unusable samples above which training stops"""
 
     def __post_init__(self):
         at_least(1, batch_size=self.batch_size, train_num_samples=self.train_num_samples)
@@ -46,7 +46,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps that this rank's loader fills. A step is one batch: with --accum-freq, one micro-batch."""
+    """The steps of this rank's loader. Each step is one batch; with --accum-freq, one micro-batch."""
 
     seed: int
     rank: int
@@ -55,7 +55,7 @@ class Plan:
     total_steps: int
     first_step: int = 0
     drawn: dict[int, int] = field(default_factory=dict)
-    """samples that each worker has already drawn in the epoch of `first_step`"""
+    """number of samples that each worker has already drawn in the epoch of `first_step`"""
 
 
 class Skipped(NamedTuple):
@@ -68,29 +68,29 @@ class Skipped(NamedTuple):
 
 @dataclass
 class Batch:
-    """What a loader worker sends to the trainer for one step."""
+    """The inputs and texts of one step, with the loader worker's progress."""
 
     inputs: torch.Tensor
     """(B, C, T, H, W)"""
     text: dict[str, torch.Tensor]
-    """token ids of the distinct captions, (U, L), and `caption`, (B,), the caption of each sample; or `features` of the
-    text tower, (B, D)"""
+    """token ids (U, L) of the distinct captions and the index `caption` (B,) of each sample's caption; or text
+    `features` (B, D)"""
     groups: torch.Tensor | None
-    """(B,): samples with the same number match; None: each matches only itself"""
+    """group numbers (B,): samples with the same number match; None: each sample matches only its own caption"""
     keys: list[str]
     skipped: list[Skipped]
-    """samples skipped since the worker's previous batch"""
+    """samples skipped since the previous batch of the worker"""
     worker: int
     epoch: int
     drawn: int
-    """samples that the worker has drawn in this epoch"""
+    """number of samples that the worker has drawn in this epoch"""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device; from pinned memory without waiting for the copy."""
+        """Return the batch on a device. The copy from pinned memory is asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def tensors(self) -> list[torch.Tensor]:

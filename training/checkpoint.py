@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how a run resumes from it. Loading never runs pickled code."""
+"""Collect the content of a checkpoint, and resume from it. Loading never runs pickled code."""
 
 import logging
 import math
@@ -18,60 +18,60 @@ from .rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
 
-# Options of the model and its inputs that may change on resume: the weights keep their meaning.
+# Options of the model and its inputs that may change on resume, because the weights keep their meaning.
 MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize")
 
-# Packages whose versions a checkpoint records: they may change what the text tower computes.
+# Packages whose versions are recorded, because they may change the output of the text tower.
 PACKAGES = ("torch", "open_clip_torch", "transformers")
 
-# Data options that do not change the order of the samples.
+# Data options that do not affect the order of the samples.
 SAME_SAMPLES = ("text_features", "max_bad_share", "positives")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints: when they are saved, which are kept, and which one to resume from."""
+    """Options for saving, keeping and resuming checkpoints."""
 
     logs: Path = Path("logs")
-    """folder that holds a folder per run"""
+    """base folder of all runs, each in its own folder"""
     name: str | None = None
     """name of the run; by default the time, the modality and the tuning"""
     save_every_n_steps: int = 1000
-    """save a checkpoint every N steps and at the end; 0: only at the end"""
+    """save a checkpoint every N steps and at the end; 0: save only at the end"""
     save_every_minutes: float = 0.0
-    """also save every N minutes; 0: off"""
+    """also save every N minutes; 0: never"""
     keep_last: int | None = None
-    """keep the newest N checkpoints and the best; by default all"""
+    """number of newest checkpoints to keep, besides the best one; by default all"""
     keep_best: str | None = None
-    """keep the checkpoint with the best value of this metric, e.g. nyu_v2/top1, as checkpoints/best.pt"""
+    """metric, e.g. nyu_v2/top1, whose best checkpoint is kept as checkpoints/best.pt"""
     resume: str | None = None
-    """`latest` (of the run --name), or the path or URL of a checkpoint"""
+    """path or URL of the checkpoint to resume from, or `latest` for the last one of the run --name"""
 
     def __post_init__(self):
         at_least(0, save_every_n_steps=self.save_every_n_steps, save_every_minutes=self.save_every_minutes)
         at_least(1, keep_last=self.keep_last)
         if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..")):
-            raise UserError(f"--name becomes a folder in --logs, so it cannot be {self.name!r}")
+            raise UserError(f"--name {self.name!r} cannot be used as a folder name: use another --name")
 
 
 @dataclass
 class TrainState:
-    """What a step changes: everything that a checkpoint must hold to resume the run."""
+    """The state that steps change and that a run needs to resume."""
 
     engine: Engine
     ema: Ema | None = None
     step: int = 0
-    """optimizer steps done"""
+    """number of optimizer steps taken"""
     skipped: int = 0
-    """samples that this rank has skipped"""
+    """number of samples that this rank has skipped"""
     drawn: dict[int, int] = field(default_factory=dict)
-    """samples that each loader worker of this rank has drawn in this epoch"""
+    """number of samples that each loader worker of this rank has drawn in this epoch"""
 
 
 def checkpoint_content(
     state: TrainState, config: dict[str, Any], text_fingerprint: str, shards_digest: str
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds. Every rank must call it."""
+    """Return the content of a checkpoint. All ranks must call this function."""
     content = {
         "model": state.engine.model_state(),
         "optimizer": state.engine.optimizer_state(),
@@ -84,7 +84,7 @@ def checkpoint_content(
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
     }
     if state.ema is not None:
-        with state.ema.applied():  # cloned: after this block these tensors are the weights again
+        with state.ema.applied():  # cloned: after this block the tensors hold the weights again
             averages = state.engine.model_state()
             content["ema"] = {name: averages[name].clone() for name in state.ema.averages}
         content["ema_steps"] = state.ema.steps
@@ -92,12 +92,12 @@ def checkpoint_content(
 
 
 def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
-    """Read a checkpoint, from a path or URL, that a run with these options and this text tower can resume from."""
+    """Read a checkpoint from a path or URL, and check that a run with these options can resume from it."""
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
-        raise UserError(f"cannot resume from {path}: it has no optimizer state")
+        raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
     if checkpoint["text_fingerprint"] != text_fingerprint:
-        raise UserError(f"{path} was trained with another text tower than --text-tower")
+        raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
     before, now = _fixed_options(checkpoint["config"]), _fixed_options(config)
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
@@ -107,14 +107,14 @@ def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: s
 
 
 def _fixed_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that give weights and optimizer states their meaning."""
+    """Return the options that must not change on resume."""
     options = {"modality": config["modality"], "precision": config["optim"]["precision"], **config["inputs"]}
     options |= config["model"]["encoder"] | config["model"]["tuning"]
     return {name: value for name, value in options.items() if name not in MAY_CHANGE}
 
 
 def _sample_order(config: dict[str, Any], shards_digest: str, ranks: int) -> dict[str, Any]:
-    """Return what decides the order of the samples."""
+    """Return the options and facts that determine the order of the samples."""
     options = {name: value for name, value in config["data"].items() if name not in SAME_SAMPLES}
     options |= {"seed": config["seed"], "accum_freq": config["optim"]["accum_freq"]}
     return options | {"what the shards hold": shards_digest, "number of ranks": ranks}
@@ -123,47 +123,44 @@ def _sample_order(config: dict[str, Any], shards_digest: str, ranks: int) -> dic
 def restore(
     path: Path | str, checkpoint: dict[str, Any], state: TrainState, config: dict[str, Any], shards_digest: str
 ) -> None:
-    """Load everything except the weights into `state`. Options that differ from the checkpoint's keep the new value."""
+    """Restore everything except the weights. Options keep their new values where they differ from the checkpoint."""
     before, rank = checkpoint["config"], state.engine.process.rank
     warn = log.warning if rank == 0 else log.debug
     if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
         state.engine.load_optimizer_state(checkpoint["optimizer"])
     else:
-        warn("--optimizer changed since %s: the optimizer starts anew", path)
+        warn("--optimizer changed since %s: the optimizer starts without state", path)
     state.engine.scaler.load_state_dict(checkpoint["scaler"])
     if state.ema is not None and "ema" in checkpoint:
         state.ema.load(checkpoint["ema"], checkpoint["ema_steps"])
     elif "ema" in checkpoint:
-        warn("%s has a moving average of the weights, which is dropped: there is no --ema-decay", path)
+        warn("%s has a moving average of the weights, which is dropped: pass --ema-decay to keep it", path)
     elif state.ema is not None:
-        warn("%s has no moving average of the weights: it starts here", path)
+        warn("%s has no moving average of the weights: the average starts now", path)
     state.step = checkpoint["step"]
-    # Rank 0 carries the sum: the number of ranks may have changed.
+    # Rank 0 takes the total, because the number of ranks may have changed.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
     order = _sample_order(before, checkpoint.get("shards", shards_digest), len(checkpoint["ranks"]))
     now = _sample_order(config, shards_digest, world_size())
     if changed := [name for name in order if order[name] != now.get(name)]:
-        warn(
-            "%s changed since %s: this epoch starts anew, so some of its samples come twice and others not at all, and"
-            " other patches are dropped",
-            ", ".join(changed), path,
-        )  # fmt: skip
+        what = ", ".join(changed)
+        warn("%s changed since %s: the epoch restarts, so some samples come twice and others not at all", what, path)
         return
     state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
     set_rng_state(checkpoint["ranks"][rank]["rng"])
 
 
 def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per_epoch: int) -> str | None:
-    """Return a warning if the global batch has changed: progress is counted in steps, not in samples."""
+    """Return a warning if the global batch size changed, because progress is counted in steps, not in samples."""
     before = _global_batch(checkpoint["config"], len(checkpoint["ranks"]))
     now, step, epochs = _global_batch(config, world_size()), checkpoint["step"], config["optim"]["epochs"]
     if before == now:
         return None
     counted, done = step / steps_per_epoch, step * before / (steps_per_epoch * now)
     message = (
-        f"the global batch was {before} and is {now}: the {step} steps that are done, {done:.2f} epochs of samples,"
-        f" count as {counted:.2f} of {epochs} epochs. --epochs {math.ceil(counted + max(0, epochs - done))} ends after"
-        f" {epochs} epochs of samples"
+        f"the global batch size changed from {before} to {now}: {step} steps have used {done:.2f} epochs of samples,"
+        f" but count as {counted:.2f} of {epochs} epochs. To use {epochs} epochs of samples, pass --epochs"
+        f" {math.ceil(counted + max(0, epochs - done))}"
     )
     if done < epochs <= counted:
         raise UserError(message)

@@ -1,4 +1,4 @@
-"""The checkpoint files of a run: write them, set outdated ones aside, keep the best, find damage."""
+"""Write, rename and check the checkpoint files of a run."""
 
 import itertools
 import json
@@ -24,13 +24,13 @@ BEST = "best.pt"
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any], keep_last: int | None) -> None:
-    """Write a checkpoint, which has its name only when it is complete; then remove all but the newest `keep_last`."""
+    """Write a checkpoint atomically; then remove all checkpoints except the newest `keep_last`."""
     path = checkpoint_path(folder, content["step"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise UserError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
     if keep_last is not None:
         for old in checkpoints_by_step(folder)[:-keep_last]:
@@ -44,17 +44,17 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def set_aside_later(folder: Path, step: int) -> None:
-    """Rename the checkpoints after the step that a run resumes from: damaged ones, or ones of an abandoned course."""
+    """Rename the checkpoints of later steps than `step`, from which a run resumes, and update the best one."""
     for path in checkpoints_by_step(folder):
         if (checkpoint_step(path.name) or 0) > step:
-            log.warning("renamed %s, of a later step than this run resumes from, to %s", path, _set_aside(path).name)
+            log.warning("renamed %s to %s because the run resumes from an earlier step", path, _set_aside(path).name)
     record = folder / "best.json"
     best = json.loads(record.read_bytes()) if record.exists() else {"step": 0}
     if best["step"] > step:
         record.unlink()
         if (folder / BEST).exists():
             _set_aside(folder / BEST)
-        for row in read_rows(folder.parent / "metrics.jsonl"):  # the best of those that are left
+        for row in read_rows(folder.parent / "metrics.jsonl"):  # find the best of the remaining checkpoints
             if best["metric"] in row and row["step"] <= step and checkpoint_path(folder, row["step"]).exists():
                 note_best(folder, row["step"], best["metric"], row)
 
@@ -65,7 +65,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -> None:
-    """Keep the checkpoint of this step as the best one, if it is."""
+    """Save the checkpoint of a step as best.pt if its metric is the best so far."""
     record, value = folder / "best.json", metrics[metric]
     sign = -1 if "rank" in metric.rpartition("/")[2] else 1  # a lower rank is better
     before = json.loads(record.read_bytes()) if record.exists() else {}
@@ -85,7 +85,7 @@ def note_best(folder: Path, step: int, metric: str, metrics: dict[str, float]) -
 
 
 def latest_undamaged(folder: Path, notes: list[str]) -> Path | None:
-    """Return the newest checkpoint that is not damaged; note the damaged ones after it."""
+    """Return the newest undamaged checkpoint, or None; append a note about each damaged one to `notes`."""
     for path in reversed(checkpoints_by_step(folder)):
         if (fault := damage(path)) is None:
             return path
@@ -94,13 +94,13 @@ def latest_undamaged(folder: Path, notes: list[str]) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint file; None if all its checksums hold, which PyTorch does not verify."""
+    """Return the fault of a checkpoint file, or None. PyTorch itself does not verify the checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
             return f"the checksum of {broken} is wrong"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # it reads the directory in its own way
-    except Exception as error:  # a wrong bit in the directory can raise anything
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # PyTorch has its own zip parser
+    except Exception as error:  # a damaged zip directory raises errors of any type
         return first_line(error)
     return None

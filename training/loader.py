@@ -1,10 +1,10 @@
-"""Batches from webdataset shards, in an order that depends only on the seed, the epoch and the rank.
+"""Load batches from webdataset shards, in an order that depends only on the seed, the epoch and the rank.
 
     shards of the epoch -> share of this rank and worker -> shuffle -> input and caption -> batch
 
-If the samples are counted, an epoch is one pass: each worker reads as many samples as its batches hold. Bad samples or
-uncounted shards may leave a worker short; it then starts its share again, so that no rank waits for another that has
-run out. A sample that cannot be used is skipped, counted, and replaced by the next one.
+If the number of samples is known, an epoch is one pass: each worker reads as many samples as its batches need. With bad
+samples or uncounted shards, a worker may run out; it then repeats its share, so that no rank waits for another.
+A sample that cannot be used is skipped, counted, and replaced by the next one.
 """
 
 import atexit
@@ -36,7 +36,7 @@ def train_batches(batches: ShardBatches) -> Generator[Batch]:
         num_workers=batches.config.workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=partial(_outlive_signals, closing),
-        # The loader draws a seed for its workers, which ours do not use: leave the trainer's generator untouched.
+        # The loader draws a seed that our workers do not use. Leave the trainer's generator untouched.
         generator=torch.Generator(),
     )
     try:
@@ -50,10 +50,7 @@ def train_batches(batches: ShardBatches) -> Generator[Batch]:
 
 
 def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield each batch on the GPU, copied from pinned memory during the step before; on a CPU, yield it as it is.
-
-    Two batches are on the GPU at once.
-    """
+    """Yield each batch on the GPU, copied during the previous step, with two batches there; on a CPU, as it is."""
     if device.type != "cuda":
         yield from batches
         return
@@ -68,7 +65,7 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """Wait for the copy, and keep its memory until the step is done with it."""
+    """Return the batch after its copy, with its memory kept until the step ends."""
     stream = torch.cuda.current_stream(batch.inputs.device)
     stream.wait_event(copied)
     for tensor in batch.tensors():
@@ -77,7 +74,7 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 
 def _outlive_signals(closing: Any, worker: int) -> None:
-    """Ignore the signals of a scheduler, which go to all processes of a job: the trainer still needs batches."""
+    """Ignore a scheduler's signals, which all processes of a job receive, because the trainer still needs batches."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a run writes to read: console and out.log, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Write the logs of a run: console, out.log, metrics.jsonl, skipped.jsonl, TensorBoard, Weights & Biases."""
 
 import json
 import logging
@@ -17,24 +17,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Logging."""
+    """Logging options."""
 
     log_every_n_steps: int = 100
-    """log every N steps"""
+    """steps between log lines"""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """where to log besides metrics.jsonl"""
+    """services that get the metrics, besides metrics.jsonl"""
     wandb_project_name: str = "languagebind"
-    """project in Weights & Biases"""
+    """name of the Weights & Biases project"""
 
     def __post_init__(self):
         at_least(1, log_every_n_steps=self.log_every_n_steps)
 
 
 class Logger:
-    """Writes metrics on the main rank; does nothing on the others. A resumed run replaces rows of later steps.
+    """Writes metrics on the main rank; does nothing on other ranks.
 
     Args:
-        folder: the run's folder; None on the other ranks.
+        folder: the run's folder; None on other ranks.
         config: the run's resolved options, for Weights & Biases.
         first_step: the step that the run resumes from; rows of later steps are removed.
     """
@@ -55,7 +55,7 @@ class Logger:
             self.wandb = _start_wandb(folder, options.wandb_project_name, config)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Append a row to metrics.jsonl, and log the values elsewhere."""
+        """Append a row to metrics.jsonl, and send the values to the services of --report-to."""
         if self.folder is None:
             return
         # JSON has no NaN.
@@ -68,7 +68,7 @@ class Logger:
             self.wandb.log({"step": step, **values})
 
     def evaluated(self, step: int, datasets: Sequence[str]) -> bool:
-        """Return whether metrics.jsonl has an evaluation of each dataset at a step; True on the other ranks."""
+        """Return True if metrics.jsonl has an evaluation of each dataset at a step, or on other ranks."""
         if self.folder is None:
             return True
         rows = read_rows(self.folder / "metrics.jsonl")
@@ -92,7 +92,7 @@ class Logger:
 def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
     import wandb
 
-    # The id is kept in the folder, so that a resumed run continues the same charts.
+    # The folder keeps the id, so that a resumed run continues the same charts.
     kept = folder / "wandb_id"
     if not kept.exists():
         kept.write_text(secrets.token_hex(4))
@@ -101,19 +101,19 @@ def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
         run = wandb.init(**options, config=config, resume="allow")
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         log.warning(
-            "cannot reach Weights & Biases (%s): its log stays in %s, upload it with wandb sync",
+            "cannot reach Weights & Biases (%s): upload the log in %s later with wandb sync",
             first_line(error), folder / "wandb",
         )  # fmt: skip
-        wandb.teardown()  # else the name of the run would still be taken
+        wandb.teardown()  # or the run's name would still be taken
         run = wandb.init(**options, config=config, mode="offline")
     run.define_metric("*", step_metric="step")
     return run
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a .jsonl file of a run; none if there is no such file.
+    """Return the rows of a .jsonl file of a run, or an empty list without a file.
 
-    Unreadable lines are skipped with a warning: a kill truncates the last one, a power cut may leave anything.
+    Unreadable lines, which a kill or a power cut may leave, are skipped with a warning.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -133,19 +133,19 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def log_to_file(error: Exception) -> None:
-    """Write the error that ended the run to its out.log; the command line prints it on the console."""
+    """Write an error only to out.log, because the command line prints it on the console."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
 
 
 def setup_logging(folder: Path | None) -> None:
-    """Log to the console and to `folder`/out.log; without a folder (other ranks), only warnings to the console."""
+    """Log to the console and to out.log in `folder`; without a folder (other ranks), log only warnings."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if folder:
         handlers.append(logging.FileHandler(folder / "out.log"))
     for handler in handlers:
-        # open_clip and others log their progress to the root logger itself.
+        # open_clip and others log progress to the root logger.
         handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
     level, pattern = logging.INFO if folder else logging.WARNING, "%(asctime)s | %(levelname)s | %(message)s"
     logging.basicConfig(level=level, format=pattern, datefmt="%Y-%m-%d,%H:%M:%S", handlers=handlers, force=True)

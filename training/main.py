@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _known_failure(error: Exception, process: Process) -> UserError | None:
-    """Return what an error of PyTorch means to a user; None if it is unknown, or a `UserError` already."""
+    """Return a `UserError` that explains an error of PyTorch, or None for other errors."""
     if not isinstance(error, RuntimeError):
         return None
     if process.world_size > 1 and is_lost_rank(error):
@@ -79,14 +79,14 @@ def _known_failure(error: Exception, process: Process) -> UserError | None:
         )
     if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
         return UserError(
-            f"{first_line(error)} The system does that when memory runs out: use fewer --workers or a smaller"
-            " --shuffle-buffer, and continue with --resume latest"
+            f"{first_line(error)} This happens when memory runs out: use fewer --workers or a smaller --shuffle-buffer,"
+            " and continue with --resume latest"
         )
     return None
 
 
 def fit(config: TrainConfig, process: Process) -> None:
-    """Train as the config says."""
+    """Train an encoder with these options."""
     with interrupts() as signals, ExitStack() as held:
         shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
         total_steps = steps_per_epoch * config.optim.epochs
@@ -97,11 +97,11 @@ def fit(config: TrainConfig, process: Process) -> None:
         features = open_text_features(config.data.text_features, list(shards), config.data.caption_source, fingerprint)
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
         report_start(run, model, shards)
-        log.info("text features: %s", "encoded at each step" if features is None else "from beside the shards")
+        log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")
         state = start(run, model, resume, steps_per_epoch)
         if state.step >= total_steps and process.is_main:
-            log.warning("nothing to do: %d steps are done, and these options make %d", state.step, total_steps)
-        if process.is_main:  # only now, when the checkpoint was accepted: its options are replaced
+            log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
+        if process.is_main:  # only now: an accepted checkpoint's options may be replaced
             set_aside_later(folder / "checkpoints", state.step)
             write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
         logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
@@ -110,11 +110,11 @@ def fit(config: TrainConfig, process: Process) -> None:
         plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
         tokenizer = cast(Tokenizer, model.text_model.tokenizer)
         loaded = train_batches(ShardBatches(shards, config.inputs, tokenizer, config.data, plan, features))
-        # Micro-batches stay in host memory until their turn.
+        # With accumulation, micro-batches stay in host memory until they are used.
         batches = copied_ahead(loaded, process.device) if k == 1 else loaded
         url = config.remote.url(folder.name) if process.is_main else None
         with RemoteSync(folder, url, config.remote.remote_sync_frequency) if url else nullcontext(), closing(loaded):
-            run.make_up(state, logger)
+            run.evaluate_missed(state, logger)
             for _ in train(state, batches, config, steps_per_epoch, logger):
                 if run.after_step(state, logger, signals):
                     break
@@ -122,11 +122,11 @@ def fit(config: TrainConfig, process: Process) -> None:
 
 
 def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
-    """Return the evaluation datasets with their samples."""
+    """Return the evaluation datasets and their samples."""
     datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
-        raise UserError(f"two of --val-config are named {max(names, key=names.count)}: their metrics would mix")
+        raise UserError(f"two --val-config files have the name {max(names, key=names.count)}: use different names")
     metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in METRICS[dataset.task]]
     best = config.checkpoint.keep_best
     if best is not None and best not in metrics:
@@ -135,7 +135,7 @@ def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
 
 
 def new_model(config: TrainConfig) -> DualEncoder:
-    """Return the model with its initial weights, the same on every rank; parameters that train require gradients."""
+    """Return a model with the same initial weights on every rank. Trained parameters require gradients."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, config.inputs.input_shape)
     apply_tuning(model, config.model.tuning)
@@ -143,7 +143,7 @@ def new_model(config: TrainConfig) -> DualEncoder:
 
 
 def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epoch: int) -> TrainState:
-    """Return the state of a new run, or of the checkpoint to resume from."""
+    """Return the state of a new run, or the state restored from the checkpoint `resume`."""
     config, process, resolved = run.config, run.process, to_dict(run.config)
     checkpoint = read_resumable(resume, resolved, run.fingerprint) if resume else None
     if checkpoint:
@@ -152,10 +152,10 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
             log.warning(note)
         model.load_state_dict(checkpoint["model"] | text_state(model))
     decay = config.optim.ema_decay
-    averages = 2 if decay is None else 3  # AdamW keeps two per trained weight
+    averages = 2 if decay is None else 3  # AdamW keeps two averages per trained weight
     check_disk(run.folder, model, averages, run.new_checkpoints(checkpoint["step"] if checkpoint else 0))
     engine = make_engine(model, config.optim, process, config.engine)
-    torch.manual_seed(config.seed + process.rank)  # each rank drops other patches
+    torch.manual_seed(config.seed + process.rank)  # each rank drops different patches
     state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay))
     if resume and checkpoint:
         restore(resume, checkpoint, state, resolved, run.shards_digest)
@@ -164,7 +164,7 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
 
 
 def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) -> None:
-    """Log what a reader of the log asks first."""
+    """Log the versions, devices, data, weights, number of trained parameters and batch size of a run."""
     init, optim = run.config.model.init, run.config.optim
     ranks, batch = run.process.world_size, run.config.data.batch_size
     versions = f"languagebind {languagebind.__version__}, torch {torch.__version__}"
@@ -172,8 +172,8 @@ def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) ->
     counts = [count for count in shards.values() if count is not None]
     samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
     names = [name for name in (init.encoder_tower, init.encoder_pretrained) if name]
-    weights = "random weights" if "none" in names else " ".join(names)
-    log.info("%s samples in %d shards; the encoder starts from %s", samples, len(shards), weights)
+    weights = "random" if "none" in names else " ".join(names)
+    log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     trained, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     log.info("%s tuning trains %.2f M of %.2f M parameters", run.config.model.tuning.tuning, trained, everything)

@@ -1,4 +1,4 @@
-"""The optimizer with its parameter groups, and the learning rate schedule."""
+"""Build the optimizer with its parameter groups, and set learning rates."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from torch import nn
 from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import Precision
 
-# No weight decay, as in the original; neither for 1-D parameters.
+# Parameters without weight decay, as in the original LanguageBind code. 1-D parameters have none either.
 NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")
 BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
 
@@ -24,7 +24,7 @@ class OptimConfig:
     epochs: int = 1
     """passes over the training data"""
     accum_freq: int = 1
-    """micro-batches per step, scored as one batch (GradCache: memory of one batch, one extra forward pass)"""
+    """micro-batches per step, which form one contrastive batch (GradCache, with a second forward pass)"""
     optimizer: str = "adamw"
     """adamw, adamw8bit (from bitsandbytes), or timm/NAME"""
     lr: float = 5e-4
@@ -32,27 +32,27 @@ class OptimConfig:
     coef_lr: float = 1.0
     """factor on the learning rate of all parameters except LoRA adapters"""
     layer_decay: float = 1.0
-    """factor on the learning rate per block, from the last block down"""
+    """factor on the learning rate for each block below the head"""
     beta1: float = 0.9
-    """Adam's beta1"""
+    """beta1 of Adam"""
     beta2: float = 0.98
-    """Adam's beta2"""
+    """beta2 of Adam"""
     eps: float = 1e-6
-    """Adam's epsilon"""
+    """epsilon of Adam"""
     wd: float = 0.2
     """weight decay"""
     warmup: int = 2000
     """steps of linear warmup"""
     lr_scheduler: Literal["cosine", "const"] = "cosine"
-    """learning rate after warmup"""
+    """learning rate schedule after warmup"""
     grad_clip_norm: float | None = None
-    """clip the global gradient norm to this value"""
+    """maximum global gradient norm; by default no clipping"""
     ema_decay: float | None = None
-    """keep an exponential moving average of the weights, e.g. 0.9999; evaluation and loading then use it"""
+    """decay of a moving average of the weights, e.g. 0.9999; evaluation and loading then use the average"""
     loss: Literal["clip", "siglip"] = "clip"
-    """softmax over the batch, or SigLIP's sigmoid per pair (with --init-logit-bias -10 --init-temperature 0.1)"""
+    """softmax over the batch (clip), or sigmoid per pair (siglip, with --init-logit-bias -10 --init-temperature 0.1)"""
     precision: Precision = "amp_bf16"
-    """autocast to bfloat16 (amp_bf16), to float16 with loss scaling (amp), or none (fp32)"""
+    """autocast to bfloat16 (amp_bf16), autocast to float16 with loss scaling (amp), or no autocast (fp32)"""
 
     def __post_init__(self):
         at_least(1, epochs=self.epochs, accum_freq=self.accum_freq)
@@ -64,7 +64,7 @@ class OptimConfig:
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """Return an optimizer of named parameters, with one group per learning rate and weight decay, and its `base_lr`."""
+    """Return an optimizer with a parameter group, and its `base_lr`, per learning rate and weight decay."""
     blocks = 1 + max((int(match[1]) for match in map(BLOCK.search, parameters) if match), default=-1)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -100,19 +100,19 @@ def _timm_optimizer(options: list[dict], config: OptimConfig) -> torch.optim.Opt
             return create_optimizer_v2(options, opt=name, **common, **own)  # type: ignore[arg-type]  # timm's kwargs
         except (TypeError, IndexError, ValueError):  # some optimizers have no eps, or not two betas
             return create_optimizer_v2(options, opt=name, **common)  # type: ignore[arg-type]
-    except Exception as error:  # some need packages or a GPU, which timm reports with an AssertionError
+    except Exception as error:  # a missing package or GPU may raise any type
         raise UserError(f"--optimizer {config.optimizer} cannot be made here: {first_line(error)}") from error
 
 
 def _blocks_above(name: str, blocks: int) -> int:
-    """Return how many steps a parameter lies below the head, for --layer-decay: 0 for what follows the blocks."""
+    """Return the number of layers from a parameter to the head, for --layer-decay; 0 after the last block."""
     if block := BLOCK.search(name):
         return blocks - int(block[1])
     return blocks + 1 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm.")) else 0
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], config: OptimConfig, step: int, total_steps: int) -> None:
-    """Set the learning rate of every group for a step, from 0: its `base_lr` times the factor of the schedule."""
+    """Set the learning rate of each group to its `base_lr` times the schedule's factor. The first step is 0."""
     factor = 1.0
     if step < config.warmup:
         factor = (step + 1) / config.warmup

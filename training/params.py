@@ -1,4 +1,4 @@
-"""The command line of training: `--config` and `--model` files first, then flags; the last one wins."""
+"""Parse the command line of training. Flags override the --config file, which overrides the --model file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,11 +30,11 @@ class ValidationConfig:
     val_config: tuple[Path, ...] = ()
     """YAML files of evaluation datasets"""
     val_data_root: Path | None = None
-    """folder that relative paths of the datasets start from"""
+    """base folder for relative paths in the evaluation configs"""
     val_every_n_steps: int = 0
-    """evaluate every N steps and at the end; 0: only at the end"""
+    """evaluate every N steps and at the end; 0: evaluate only at the end"""
     val_batch_size: int = 64
-    """samples per batch in evaluation"""
+    """batch size in evaluation"""
 
     def __post_init__(self):
         at_least(1, val_batch_size=self.val_batch_size)
@@ -43,10 +43,10 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[M]):
-    """Train an encoder against a frozen text tower. Give --modality first: it decides which flags there are."""
+    """Train an encoder against a frozen text tower. Pass --modality, which determines the available flags."""
 
     modality: str
-    """a file name in languagebind/modalities"""
+    """modality to train: the name of a module in languagebind/modalities"""
     inputs: M
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -57,16 +57,16 @@ class TrainConfig(Generic[M]):
     eval: ValidationConfig = field(default_factory=ValidationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
-    """seed of the sample order, the augmentations and the random weights"""
+    """seed of the sample order, the augmentations and the initial weights"""
     device: Literal["cuda", "cpu"] | None = None
-    """by default the GPU if there is one"""
+    """device to train on; by default the GPU if there is one"""
 
     def __post_init__(self):
         at_least(0, seed=self.seed)
 
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:
-    """Return the options of a run."""
+    """Return the options of a run from its command line."""
     argv = expand_config(argv)
     models, argv = take_flag(argv, "--model")
     if models:
@@ -75,16 +75,16 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     if not names:
         raise UserError("--modality is required, on the command line or in the --config file")
     modality = modality_class(names[-1])
-    kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class is known only now
+    kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class depends on --modality
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
-        raise UserError("--loss siglip and --init-logit-bias belong together (SigLIP: -10, and --init-temperature 0.1)")
+        raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
     return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
 
 
 def with_absolute_paths(text: TextConfig) -> TextConfig:
-    """Return the text tower's options with absolute paths, so that the run loads from any working directory."""
+    """Return the text options with absolute paths, so that checkpoints load from any working directory."""
     schema, _, folder = text.text_tower.partition(":")
     if schema in ("local-dir", "hf") and Path(folder).is_dir():
         text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
@@ -94,9 +94,9 @@ def with_absolute_paths(text: TextConfig) -> TextConfig:
 
 
 def model_file(name: str) -> Path:
-    """Return the YAML file of a model's sizes, from a path or a name in configs/model."""
+    """Return the YAML file of a model, given as a path or a name in configs/model."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else MODEL_FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in MODEL_FOLDER.glob("*.yaml")))
-        raise UserError(f"no model {name!r}: give a YAML file, or one of {known}")
+        raise UserError(f"no model {name!r}: pass a YAML file or one of {known}")
     return path

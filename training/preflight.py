@@ -1,4 +1,4 @@
-"""Checks before the first step: shards, samples, and disk space."""
+"""Check shards, samples and disk space before the first step."""
 
 import os
 import shutil
@@ -18,9 +18,9 @@ from .worker import ShardBatches, WorkerStream
 def check_data(
     config: DataConfig, modality: Modality, world_size: int, accum_freq: int = 1
 ) -> tuple[dict[str, int | None], int]:
-    """Return the shards with their number of samples (None if unknown), and the steps per epoch."""
+    """Return the number of samples per shard (None if unknown), and the steps per epoch."""
     if not config.train_data:
-        raise UserError("--train-data is required: shards, as a pattern or a folder")
+        raise UserError("--train-data is required: pass a pattern or a folder of shards")
     shards = expand_shards(config.train_data)
     readers = max(1, config.workers) * world_size
     if not config.dataset_resampled and len(shards) < readers:
@@ -34,8 +34,8 @@ def check_data(
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown and not config.train_num_samples:
         raise UserError(
-            f"no index.json or sizes.json counts the samples of {len(unknown)} of {len(counts)} shards, such as"
-            f" {unknown[0]}: give --train-num-samples, or write an index with scripts/check_shards.py --write-index"
+            f"index.json and sizes.json lack the number of samples of {len(unknown)} of {len(counts)} shards, such as"
+            f" {unknown[0]}: pass --train-num-samples, or write an index with scripts/check_shards.py --write-index"
         )
     num_samples = config.train_num_samples or sum(count or 0 for count in counts.values())
     batch = config.batch_size * accum_freq * world_size
@@ -50,37 +50,37 @@ def check_data(
 
 
 def shards_digest(shards: dict[str, int | None]) -> str:
-    """Return a hash of the names and counts of shards, which tells a resumed run that its samples are the same."""
+    """Return a hash of the names and sample counts of shards. A resumed run compares it with the checkpoint's."""
     return digest([[split_shard(name)[1], count] for name, count in shards.items()])
 
 
 def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int) -> None:
-    """Check that so many checkpoints, with so many averages of each trained weight, fit on the disk."""
+    """Check that the disk has space for `checkpoints` checkpoints, with `averages` values per trained weight."""
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     size = sum(value.nbytes for value in model.encoder_state().values()) + averages * trained
     free = shutil.disk_usage(folder).free
     if free < size * checkpoints:
         raise UserError(
-            f"{folder} has {free / 1e9:.2f} GB free, but {checkpoints} checkpoints of {size / 1e9:.3f} GB take"
-            f" {size * checkpoints / 1e9:.2f} GB: raise --save-every-n-steps, or set --keep-last"
+            f"{folder} has {free / 1e9:.2f} GB free, but {checkpoints} checkpoints of {size / 1e9:.3f} GB need"
+            f" {size * checkpoints / 1e9:.2f} GB: increase --save-every-n-steps or pass --keep-last"
         )
 
 
 def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
-    """Compare sizes with the index: a tar file cut off between two members reads like a complete one."""
+    """Compare sizes with the index, because a tar file truncated between members looks complete."""
     for shard, info in index.items():
         if info is None or shard.startswith("pipe:"):
             continue
         size = file_size(shard) if is_url(shard) else os.path.getsize(shard)
         if size is not None and size != info.bytes:
             raise UserError(
-                f"{shard} has {size} bytes, its index.json says {info.bytes}: it is cut off or was changed;"
-                " scripts/check_shards.py tells more"
+                f"{shard} has {size} bytes, but its index.json says {info.bytes}: it is truncated or was changed."
+                " Check it with scripts/check_shards.py"
             )
 
 
 def _check_samples(shards: dict[str, int | None], modality: Modality, config: DataConfig) -> None:
-    """Check that a sample can be used: this tells a wrong folder or option before the workers start."""
+    """Check that a sample can be used, to report a wrong folder or option before the workers start."""
     config = replace(config, shuffle_buffer=0, dataset_resampled=False, positives="pair")
     probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1))
     next(WorkerStream(probe, epoch=0, worker=0, workers=1, drawn=0).samples)

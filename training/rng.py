@@ -1,4 +1,4 @@
-"""The random generators that a step draws from."""
+"""Save and restore the random generators that a step uses."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: checkpoints, evaluation, and signals."""
+"""Save checkpoints, evaluate, and handle signals between the steps of a run."""
 
 import logging
 import signal
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def interrupts() -> Iterator[list[str]]:
-    """Collect the names of SIGTERM and SIGUSR1 signals, which do not kill the process inside the block."""
+    """Yield a list that collects the names of SIGTERM and SIGUSR1 signals, which do not kill the process."""
     received: list[str] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -39,31 +39,31 @@ def interrupts() -> Iterator[list[str]]:
 
 @dataclass
 class Run:
-    """A run between its steps: saves, evaluates, and stops when a scheduler says so."""
+    """A run, which saves and evaluates between its steps, and stops when it receives a signal."""
 
     config: TrainConfig
     process: Process
     folder: Path
     fingerprint: str
-    """of the text tower"""
+    """hash of the text tower"""
     shards_digest: str
     val_datasets: list[ListedDataset]
     total_steps: int
     saved_at: float = field(default_factory=time.monotonic)
 
     def new_checkpoints(self, first_step: int) -> int:
-        """Return how many new checkpoints are on the disk at once, at most, without those of --save-every-minutes."""
+        """Return the maximum number of new checkpoints on disk, without those of --save-every-minutes."""
         planned = sum(self._saves_at(step) for step in range(first_step + 1, self.total_steps + 1)) or 1
         keep = self.config.checkpoint.keep_last
-        kept = planned if keep is None else min(planned, keep + 1)  # the oldest goes when the newest is written
+        kept = planned if keep is None else min(planned, keep + 1)  # the oldest is removed after the newest is written
         return kept + (self.config.checkpoint.keep_best is not None)
 
     def after_step(self, state: TrainState, logger: Logger, signals: list[str]) -> bool:
-        """Save and evaluate if it is time to; return whether to stop here."""
+        """Save and evaluate if they are due; return True if the run must stop."""
         minutes = self.config.checkpoint.save_every_minutes
         late = self.process.is_main and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
         stop, late = on_any_rank([bool(signals), late], self.process.device)
-        # The checkpoint comes first: if the evaluation fails, nothing is lost.
+        # Save first, so that nothing is lost if the evaluation fails.
         if self._saves_at(state.step) or stop or late:
             self.save(state, last=stop or state.step == self.total_steps)
         if stop and state.step < self.total_steps:
@@ -75,8 +75,8 @@ class Run:
             self.validate(state, logger)
         return False
 
-    def make_up(self, state: TrainState, logger: Logger) -> None:
-        """Run the evaluation that was missed before the restart."""
+    def evaluate_missed(self, state: TrainState, logger: Logger) -> None:
+        """Run the evaluation that was due when the run was stopped."""
         names = [dataset.config.name for dataset in self.val_datasets]
         missed = state.step > 0 and self._evaluates_at(state.step) and not logger.evaluated(state.step, names)
         if on_any_rank([self.process.is_main and missed], self.process.device)[0]:
@@ -84,21 +84,21 @@ class Run:
             self.validate(state, logger)
 
     def save(self, state: TrainState, last: bool) -> None:
-        """Write a checkpoint. If it is the last one, check that the text tower, which is frozen, has not changed."""
+        """Write a checkpoint. Before the last one, check that the frozen text tower has not changed."""
         content = checkpoint_content(state, to_dict(self.config), self.fingerprint, self.shards_digest)
 
         def write() -> None:
             if last and state.engine.model.text_fingerprint() != self.fingerprint:
                 raise UserError("the frozen text tower has changed: no checkpoint was written")
             if not all(x.isfinite().all() for x in content["model"].values()):
-                raise UserError(f"weights are not finite after step {state.step}: no checkpoint was written")
+                raise UserError(f"some weights are not finite after step {state.step}: no checkpoint was written")
             write_checkpoint(self.folder / "checkpoints", content, self.config.checkpoint.keep_last)
 
         on_main(self.process, write)
         self.saved_at = time.monotonic()
 
     def validate(self, state: TrainState, logger: Logger) -> None:
-        """Evaluate on every dataset, and keep the checkpoint of this step if it is the best one."""
+        """Evaluate on every dataset, and update the best checkpoint."""
         metrics: dict[str, float] = {}
         with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
             for dataset in self.val_datasets:
@@ -118,7 +118,7 @@ class Run:
         best = self.config.checkpoint.keep_best
         if best is not None:
             on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, best, metrics))
-        # Last: a run killed before this evaluates the step again, and so repairs an unfinished best.pt.
+        # Last: a run that is killed earlier evaluates this step again, which also repairs an unfinished best.pt.
         logger.metrics(state.step, metrics)
 
     def _evaluates_at(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Open a run's folder, and find the checkpoint that the run resumes from."""
+"""Open the folder of a run, and find the checkpoint to resume from."""
 
 import logging
 import time
@@ -17,19 +17,15 @@ from .remote_sync import fetch_run, remote_checkpoints
 
 log = logging.getLogger(__name__)
 
-EXISTS = "exists: choose another --name, or continue it with --resume latest"
+EXISTS = "exists: use another --name, or continue the run with --resume latest"
 
 
 def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
-    """Make and lock the run's folder, start logging into it, and find the checkpoint to resume from.
-
-    Args:
-        held: keeps the lock until it is closed.
-    """
+    """Create the run's folder, lock it until `held` closes, start logging, and find the checkpoint to resume from."""
     folder, resume = on_main(process, lambda: _open(config, held))  # all ranks resume from the same checkpoint
     failure = None
     if isinstance(resume, Path) and not resume.is_file():
-        failure = f"rank {process.rank} finds no {resume}: --logs should be a folder that all nodes share"
+        failure = f"rank {process.rank} cannot find {resume}: use a folder that all nodes share for --logs"
     fail_together(failure, process.device)
     if not process.is_main:
         setup_logging(None)
@@ -37,7 +33,6 @@ def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Pa
 
 
 def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None]:
-    """Do the part of the main rank."""
     options = config.checkpoint
     resume: Path | str | None = options.resume
     notes: list[str] = []
@@ -49,7 +44,7 @@ def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None
     try:
         held.enter_context(locked(folder / ".lock"))
     except BlockingIOError as error:
-        busy = f"another process trains in {folder}: {folder / '.lock'} is locked. Choose another --name"
+        busy = f"another process trains in {folder}, so {folder / '.lock'} is locked: use another --name"
         raise UserError(busy) from error
     if options.resume == "latest":
         resume = latest_undamaged(folder / "checkpoints", notes)
@@ -59,7 +54,7 @@ def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None
             notes.append(f"no checkpoint in {folder}: starting from step 0")
     elif options.resume and not is_url(options.resume):
         resume = Path(options.resume)
-    setup_logging(folder)  # only now: out.log may have come from the store
+    setup_logging(folder)  # only now: out.log may have been downloaded
     log.info("run %s", folder)
     for note in notes:
         log.warning(note)
@@ -67,10 +62,10 @@ def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None
 
 
 def _conflict(config: TrainConfig, folder: Path) -> str | None:
-    """Return why a run with these options cannot start in this folder; None if it can."""
+    """Return the reason why a run cannot start in the folder with these options, or None."""
     options, url, own = config.checkpoint, config.remote.url(folder.name), folder / "checkpoints"
     if options.resume == "latest":
-        return "--resume latest needs --name: the run to resume" if options.name is None else None
+        return "--resume latest needs --name, the name of the run to resume" if options.name is None else None
     if options.resume and is_url(options.resume):
         return f"no checkpoint at {options.resume}" if file_size(options.resume) is None else None
     if options.resume:
@@ -78,7 +73,7 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
         if not path.is_file():
             return f"no checkpoint at {path}"
         if own.exists() and any(own.iterdir()) and path.absolute().parent != own.absolute():
-            return f"{folder} exists, and {path} does not belong to it: choose another --name"
+            return f"{folder} exists, and {path} does not belong to it: use another --name"
         fault = damage(path)
         return fault and f"{path} is damaged: {fault}"
     if own.exists() or (folder / "metrics.jsonl").exists():
@@ -86,6 +81,6 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
     try:
         if url is not None and remote_checkpoints(url):
             return f"{url} {EXISTS}"
-    except UserError as error:  # the store may be back when there is something to copy
+    except UserError as error:  # the storage may be available again for the first copy
         log.warning("%s", error)
     return None

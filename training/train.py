@@ -1,4 +1,4 @@
-"""The step loop."""
+"""Take the training steps and log their metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from languagebind.model import DualEncoder
 from .optim import OptimConfig, set_lr
 from .rng import rng_state, set_rng_state
 
-if TYPE_CHECKING:  # a step needs only PyTorch, not what reads data or writes logs
+if TYPE_CHECKING:  # a step needs only PyTorch, no data readers or loggers
     from .batch import Batch, Skipped
     from .checkpoint import TrainState
     from .engines.base import Engine
@@ -33,14 +33,14 @@ if TYPE_CHECKING:  # a step needs only PyTorch, not what reads data or writes lo
 log = logging.getLogger(__name__)
 
 MAX_LOG_SCALE = math.log(100)  # as in CLIP
-# --max-bad-share applies from this many samples on.
+# --max-bad-share applies after this number of samples.
 BUDGET_FROM = 100
 
 
 def train(
     state: TrainState, batches: Iterator[Batch], config: TrainConfig, steps_per_epoch: int, logger: Logger
 ) -> Iterator[int]:
-    """Take the steps, and yield the step count after each, for what happens between them."""
+    """Take the training steps, and yield the step count after each, so that the caller can save and evaluate."""
     engine, optim, meter = state.engine, config.optim, Meter(state, config, steps_per_epoch, logger)
     engine.side.train()
     for micro_batches in _together(batches, optim.accum_freq, meter, engine.process.device):
@@ -58,13 +58,13 @@ def train(
 
 
 def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> Tensor:
-    """Update the weights once, with one batch or with micro-batches scored as one; return the loss, mean over ranks."""
+    """Update the weights with one batch, or with micro-batches as one; return the mean loss over ranks."""
     engine = state.engine
     device = engine.process.device
     targets = _targets(engine.model, batches, optim.precision, device)
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, mean over ranks, and the gradient of the features; the logit scale keeps its own."""
+        """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
         loss = _loss(engine.model, features, *targets, optim.loss)
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
@@ -80,7 +80,7 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
         mean_loss = _accumulate(engine, batches, score)
     stepped = engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
     if engine.scaler.is_enabled() and engine.scaler.get_scale() < 1:
-        raise UserError(f"float16 gradients overflow at step {state.step} at every scale: use --precision amp_bf16")
+        raise UserError(f"float16 gradients overflow at step {state.step} with any scale: use --precision amp_bf16")
     with torch.no_grad():
         engine.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
     if stepped and state.ema is not None:
@@ -89,9 +89,9 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
 
 
 def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Compute the features of all micro-batches without graphs, then each again with the gradient of its features.
+    """Accumulate the gradients of all micro-batches with GradCache, and return the mean loss (arXiv 2101.06983).
 
-    Both passes drop the same patches. (GradCache: Gao et al. 2021, arXiv 2101.06983.)
+    The first pass computes all features without graphs, the second one their gradients, with the same dropped patches.
     """
     features, generators, device = [], [], engine.process.device
     with torch.no_grad():
@@ -112,7 +112,7 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
 def _targets(
     model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Return unit-norm caption features (B, D) and groups (B,). Captions that repeat in a batch are encoded once."""
+    """Return unit-norm caption features (B, D) and groups (B,). Repeated captions are encoded once."""
     features = []
     for batch in batches:
         text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}
@@ -134,14 +134,14 @@ def _loss(model: DualEncoder, features: Tensor, text_features: Tensor, groups: T
 
 
 class Meter:
-    """Collects statistics between two log lines. Evaluation and checkpoints between steps do not count as time."""
+    """Collects statistics between two log lines. The time excludes evaluation and checkpoints between steps."""
 
     def __init__(self, state: TrainState, config: TrainConfig, steps_per_epoch: int, logger: Logger):
         self.state, self.config, self.logger = state, config, logger
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.optim.epochs
         self.world_size = state.engine.process.world_size
         self.loss = 0.0  # running mean, for the console
-        self.used, self.bad = 0, 0  # samples of all ranks
+        self.used, self.bad = 0, 0  # numbers of samples, over all ranks
         self.resumed = time.perf_counter()
         self.reset()
 
@@ -197,12 +197,12 @@ class Meter:
         read, share = self.used + self.bad, self.config.data.max_bad_share
         if read >= BUDGET_FROM and self.bad > share * read:
             raise UserError(
-                f"{self.bad} of {read} samples cannot be used, more than --max-bad-share {share:.0%};"
-                " the run's skipped.jsonl lists them with the reasons"
+                f"{self.bad} of {read} samples cannot be used, more than --max-bad-share {share:.0%}:"
+                " see the reasons in the run's skipped.jsonl"
             )
 
     def line(self, step: int, values: dict[str, float]) -> str:
-        """Return OpenCLIP's log line, plus the share of time spent waiting for data and the time left."""
+        """Return OpenCLIP's log line, with the share of time spent waiting for data and the remaining time."""
         per_epoch, batch = self.steps_per_epoch, self.samples // self.steps
         epoch, in_epoch = divmod(step - 1, per_epoch)
         left = (self.total_steps - step) * values["train/batch_time"]
@@ -218,7 +218,7 @@ class Meter:
 
 
 def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: torch.device) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of each step, timed; if one rank's data fails, every rank raises the reason."""
+    """Yield the micro-batches of each step, and time the wait. If one rank's data fails, every rank raises."""
     while True:
         begin, failure, found = time.perf_counter(), None, []
         try:

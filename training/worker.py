@@ -1,4 +1,4 @@
-"""What one loader worker does: read its share of the shards, shuffle, prepare the samples, and batch them."""
+"""Read, shuffle, prepare and batch one loader worker's share of the shards."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ from languagebind.modalities import DecodeError, Modality
 
 from .batch import Batch, DataConfig, Plan, Skipped
 
-# A worker stops if its first samples, this many, are all bad; otherwise --max-bad-share over all ranks decides.
+# A worker stops if its first HOPELESS samples are all bad. Otherwise --max-bad-share decides, over all ranks.
 HOPELESS = 100
 
-Part = tuple[str, int, int | None]  # shard, first sample, end
+Part = tuple[str, int, int | None]  # shard, first sample, end (exclusive; None: all)
 
 
 class Prepared(NamedTuple):
@@ -34,27 +34,27 @@ class Prepared(NamedTuple):
     """(C, T, H, W)"""
     caption: str
     feature: torch.Tensor | None
-    """(D,) cached text feature of the caption"""
+    """cached text feature (D,) of the caption"""
     group: int | None
 
 
 @dataclass(eq=False)
 class ShardBatches(IterableDataset):
-    """The batches of one worker of one rank. If the data cannot be used, an error message comes in place of a batch."""
+    """The batches of one worker of one rank. If the data cannot be used, an error message replaces a batch."""
 
     shards: dict[str, int | None]
-    """number of samples in each; None if unknown"""
+    """number of samples per shard; None if unknown"""
     modality: Modality
     tokenizer: Callable[[list[str]], dict[str, torch.Tensor]]
     config: DataConfig
     plan: Plan
     features: TextFeatures | None = None
-    """cached text features; without them, batches hold token ids"""
+    """cached text features; without them, batches contain token ids"""
 
     def __iter__(self) -> Iterator[Batch | str]:
         plan, info = self.plan, get_worker_info()
         workers = info.num_workers if info else 1
-        # The loader asks its workers in turn: step k comes from worker k modulo workers, also after a resume.
+        # The loader asks its workers in turn. Step k comes from worker k modulo workers, even after a resume.
         first = plan.first_step + (info.id if info else 0)
         steps = range(first, plan.total_steps, workers)
         for epoch, steps_of_epoch in groupby(steps, key=lambda step: step // plan.steps_per_epoch):
@@ -64,13 +64,13 @@ class ShardBatches(IterableDataset):
             try:
                 for _ in steps_of_epoch:
                     yield stream.next_batch()
-            except UserError as error:  # sent as a value: a raised one would bring the worker's traceback along
+            except UserError as error:  # sent as a value: raising it would add the worker's traceback
                 yield str(error)
                 return
 
 
 class WorkerStream:
-    """The samples that one worker draws in one epoch, after the `drawn` samples of before the run was resumed."""
+    """The samples of one worker in one epoch, without the first `drawn` ones, which it used before a resume."""
 
     def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
         self.modality, self.tokenizer, self.features = dataset.modality, dataset.tokenizer, dataset.features
@@ -83,7 +83,7 @@ class WorkerStream:
         self.samples = self._usable(islice(self._draw(), drawn, None))
 
     def next_batch(self) -> Batch:
-        """Return the next batch, and the samples skipped on the way."""
+        """Return the next batch, with a record of the samples skipped before it."""
         samples = list(islice(self.samples, self.config.batch_size))
         skipped, self.skipped = self.skipped, []
         if self.features is None:
@@ -117,7 +117,7 @@ class WorkerStream:
 
     def _prepare(self, sample: dict) -> Prepared | Skipped:
         key, shard = sample["__key__"], sample["__url__"]
-        # Seeded by the sample: its random choices do not depend on the number of workers.
+        # Seeded per sample: the random choices do not depend on the number of workers.
         rng = random.Random(f"{self.plan.seed} {self.epoch} {sample['__lap__']} {key}")
         try:
             caption, frame = choose_caption(read_captions(sample), self.config.caption_source, rng)
@@ -126,7 +126,7 @@ class WorkerStream:
             feature = None if self.features is None else self.features.find(shard, caption)
         except (DecodeError, MissingCaption) as error:
             return Skipped(shard, key, getattr(error, "reason", str(error)))
-        except Exception as error:  # a bug in the code must not count as a bad sample
+        except Exception as error:  # a bug in our code must not count as a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
         return Prepared(key, x, caption, feature, _group(sample, caption, self.config.positives))
@@ -139,7 +139,7 @@ class WorkerStream:
             for sample in _shuffled(self._read(lap, rng), self.config.shuffle_buffer, rng):
                 drawn += 1
                 yield sample
-            # A lap that a resumed run passes over, in whole or in part, says nothing about the samples.
+            # A lap that a resumed run skips, even in part, says nothing about the samples.
             if self.used == used and first >= self.resumed_at:
                 self._fail("not one sample can be used")
 
@@ -149,7 +149,7 @@ class WorkerStream:
 
             def note(error: Exception, errors: list[Exception] = errors) -> bool:
                 errors.append(error)
-                return True  # continue with what can be read
+                return True  # continue with the readable rest
 
             samples, read = stream_samples(shard, note, {*self.modality.extensions, "json", "txt"}), first
             for sample in islice(samples, first, last):
@@ -168,7 +168,7 @@ class WorkerStream:
         counts = {shard: number for shard, number in self.shards.items() if number is not None}
         if len(counts) == len(order):
             own = self._fair_parts(order, counts)
-        else:  # whole shards for each worker
+        else:  # each worker gets whole shards
             number, readers = self.plan.rank * self.workers + self.worker, self.plan.world_size * self.workers
             own = [(shard, 0, None) for shard in order[number::readers]]
         if lap:
@@ -176,7 +176,7 @@ class WorkerStream:
         yield from own
 
     def _fair_parts(self, order: list[str], counts: dict[str, int]) -> list[Part]:
-        """Return this worker's share of all samples in a row: one share per batch of the epoch."""
+        """Return the parts of shards for this worker: a share of all samples in proportion to its batches."""
         plan = self.plan
         steps = range(self.epoch * plan.steps_per_epoch, (self.epoch + 1) * plan.steps_per_epoch)
         batches = [len([step for step in steps if step % self.workers == worker]) for worker in range(self.workers)]
@@ -200,10 +200,10 @@ class WorkerStream:
 
 
 def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random, frame: int | None) -> Any:
-    """Return the member of a sample that holds the modality, or a list of frames if each frame is a member.
+    """Return a sample's member for a modality; for a clip stored as frames, all frames; for an image, one frame.
 
     Args:
-        frame: the frame that the caption describes; if there is none, `rng` draws one.
+        frame: number of the frame that the caption describes; without such a member, `rng` draws a frame.
 
     Raises:
         DecodeError: the sample has no such member.
@@ -219,7 +219,7 @@ def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random,
 
 
 def _group(sample: dict[str, Any], caption: str, positives: str) -> int | None:
-    """Return a 64-bit hash of what matching samples share, the same on every rank: the caption or the id."""
+    """Return a 64-bit hash of the caption or the id that matching samples share. All ranks agree on it."""
     if positives == "pair":
         return None
     shared = caption
@@ -230,7 +230,7 @@ def _group(sample: dict[str, Any], caption: str, positives: str) -> int | None:
 
 
 def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
-    """Shuffle through a buffer of `size` samples."""
+    """Yield the samples, shuffled with a buffer of `size` samples."""
     waiting: list = []
     for sample in samples:
         if len(waiting) < size:

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: ours, the published ones, and the classes of the original package."""
+"""Read and write checkpoints, ours and the published ones, with the classes of the original LanguageBind package."""

@@ -1,7 +1,7 @@
-"""Checkpoints of our training: reading, naming, and building the model they hold."""
+"""Read and name the checkpoints of a training run, and build their models."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,17 @@ def load_checkpoint(
 ) -> tuple[DualEncoder, Modality]:
     """Return the model and the modality of a training checkpoint, in evaluation mode and with adapters merged.
 
-    If training kept a moving average of the weights, the model has the average.
+    If training kept a moving average of the weights, the model gets the average.
 
     Args:
-        path: a checkpoint file or its URL (s3://...), or the folder of a run for its last checkpoint.
-        device: where to put the model.
-        like: a model whose text tower this one shares.
-        num_frames: frames of a clip, if not as in training; temporal embeddings are interpolated.
+        path: a checkpoint file, its URL (s3://...), or the folder of a run, whose last checkpoint is loaded.
+        device: the model's device.
+        like: a loaded model with the same text tower; the new model shares that tower.
+        num_frames: frames per clip; by default as in training, otherwise temporal embeddings are interpolated.
 
     Raises:
         UserError: the file does not exist or is not a checkpoint of this library.
-        WeightsError: the text tower is not the one that the model was trained with.
+        WeightsError: the text tower differs from the one used in training.
     """
     checkpoint = read_checkpoint(path)
     config, modality = options_of(checkpoint, path)
@@ -48,16 +48,16 @@ def load_checkpoint(
     text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
     model = DualEncoder(modality.input_shape, encoder, text, config.init.init_logit_bias)
     if model.text_fingerprint() != checkpoint["text_fingerprint"]:
-        tower = "that of the models before it" if like is not None else f"today's {config.text.text_tower}"
+        tower = "the one loaded before" if like is not None else f"the current {config.text.text_tower}"
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
-        raise WeightsError(f"{path} was trained with another text tower than {tower} (trained with {versions})")
+        raise WeightsError(f"the text tower of {path} differs from {tower}; versions in training: {versions}")
     frozen = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
     load_strict(model, state | frozen, f"the model of {path}")
     return model.eval().to(device), modality
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the content of a training checkpoint; pickled code in it is never run.
+    """Return the content of a training checkpoint, without running pickled code.
 
     Raises:
         UserError: the file does not exist, cannot be read, or is not a checkpoint of this library.
@@ -68,13 +68,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not remote and not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     if str(path).endswith((".safetensors", ".bin")):
-        raise UserError(f"{path} holds weights alone: name its folder, which also has config.json")
+        raise UserError(f"{path} contains only weights: pass its folder, which also has config.json")
     try:
         with open_url(str(path)) if remote else open(path, "rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # torch raises many kinds for damaged files
+    except Exception as error:  # torch raises many types for damaged files
         raise unreadable(path, error) from error
     if not isinstance(checkpoint, dict) or not {"model", "config", "text_fingerprint"} <= checkpoint.keys():
         raise UserError(f"{path} is not a training checkpoint: it lacks the model, config or text fingerprint")
@@ -82,11 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfig, Modality]:
-    """Return the options of the model, and the modality, in what `read_checkpoint` returned.
-
-    Raises:
-        UserError: another version of this library wrote the options.
-    """
+    """Return the model's options and the modality from a checkpoint that `read_checkpoint` returned."""
     config = checkpoint["config"]
     try:
         return from_dict(ModelConfig, config["model"]), from_dict(modality_class(config["modality"]), config["inputs"])
@@ -95,29 +91,34 @@ def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfi
 
 
 def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of a training checkpoint's text tower, `list[str] -> (B, context length)` ids."""
+    """Return the tokenizer of a training checkpoint: from a list of B texts to token ids (B, context length)."""
     return text_tokens(options_of(read_checkpoint(path), path)[0].text)
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first. Incomplete ones have other names and are left out."""
-    steps = {path: checkpoint_step(path.name) for path in folder.glob("step_*.pt")}
-    return [path for _, path in sorted((step, path) for path, step in steps.items() if step is not None)]
+    """Return the complete checkpoints of a run, oldest first. Incomplete ones have other names."""
+    return [folder / name for name in sorted_by_step(path.name for path in folder.glob("step_*.pt"))]
+
+
+def sorted_by_step(names: Iterable[str]) -> list[str]:
+    """Return the names or paths of checkpoints among `names`, oldest first."""
+    steps = {name: checkpoint_step(name.rpartition("/")[2]) for name in names}
+    return [name for _, name in sorted((step, name) for name, step in steps.items() if step is not None)]
 
 
 def checkpoint_step(name: str) -> int | None:
-    """Return the step in the name of a checkpoint file, or None if it is another file."""
+    """Return the step in a checkpoint's file name, or None for other names."""
     match = CHECKPOINT_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint with the highest step, or None."""
+    """Return the checkpoint with the highest step, or None if there is none."""
     return next(reversed(checkpoints_by_step(folder)), None)
 
 
 def is_training_checkpoint(source: str | Path, subfolder: str | None = None) -> bool:
-    """Tell whether this is a file, a URL or a run's folder, not a folder in the published layout or a hub id."""
+    """Return True for a checkpoint file, a URL or a run's folder; False for the published layout or a hub id."""
     path = Path(source, subfolder or "")
     if not is_url(source) and path.is_dir():
         return not (path / "config.json").is_file()
@@ -125,7 +126,7 @@ def is_training_checkpoint(source: str | Path, subfolder: str | None = None) -> 
 
 
 def checkpoint_name(checkpoint: str) -> str:
-    """Return a short name: `depth-epoch_1` for `logs/depth/checkpoints/epoch_1.pt`, `model` for `org/model`."""
+    """Return a short name: `depth-step_1` for `logs/depth/checkpoints/step_1.pt`, `model` for `org/model`."""
     path = Path(checkpoint).absolute()
     name = path.stem if path.is_file() else path.name
     return f"{path.parent.parent.name}-{name}" if path.parent.name == "checkpoints" else name

@@ -1,4 +1,4 @@
-"""The `config.json` of the published checkpoints, and its translation to and from our options."""
+"""Read the `config.json` of published checkpoints, and convert it to and from our options."""
 
 import copy
 import sys
@@ -23,9 +23,9 @@ from .files import HUB_OPTIONS, not_there, read_weights, repository
 
 T = TypeVar("T")
 
-# The original's names of the modalities -> ours
+# Modality names of the original LanguageBind code -> ours
 NAMES = {"video": "video", "audio": "audio", "depth": "depth", "thermal": "infrared", "image": "image"}
-# Our names -> those in config.json
+# Our option names -> names in config.json
 SIZES = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -35,16 +35,15 @@ SIZES = {
 }
 TEXT_SIZES = SIZES | {"vocab_size": "vocab_size", "context_length": "max_position_embeddings"}
 ENCODER_SIZES = SIZES | {"patch_size": "patch_size", "temporal_attention": "add_time_attn"}
-MODALITY_OPTIONS = {"sample_rate": "audio_sample_rate", "channels": "audio_channels"}  # the others have the same name
-# Options of a modality that do not change its inputs in evaluation: augmentation, limits, the choice of a decoder
+MODALITY_OPTIONS = {"sample_rate": "audio_sample_rate", "channels": "audio_channels"}  # other names are the same
+# Modality options that do not change the inputs in evaluation: augmentation, limits, decoder
 TRAINING_ONLY = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
 
 
 def subclasses(base: type[T], suffix: str, **attributes: Mapping[str, Any]) -> dict[str, type[T]]:
-    """Make a subclass for each modality, named LanguageBindVideo<suffix> and so on, in the module of `base`.
+    """Add LanguageBindVideo<suffix>, ..., one subclass per modality, to the module of `base`; return them by modality.
 
-    Args:
-        attributes: the values of class attributes by modality.
+    Each of `attributes` maps modalities to values of a class attribute.
     """
     made = {}
     for modality in NAMES:
@@ -56,8 +55,8 @@ def subclasses(base: type[T], suffix: str, **attributes: Mapping[str, Any]) -> d
 
 
 @strict
-class LanguageBindTextConfig(PreTrainedConfig):  # CLIPTextConfig imports the Auto modules, which import this one
-    """Sizes of the text tower. The special-token ids are not used: those in the published files are wrong."""
+class LanguageBindTextConfig(PreTrainedConfig):  # CLIPTextConfig would import this module again
+    """Sizes of the text tower. The special-token ids are ignored because the published files have wrong ones."""
 
     model_type = "clip_text_model"
     base_config_key = "text_config"
@@ -81,13 +80,13 @@ class LanguageBindTextConfig(PreTrainedConfig):  # CLIPTextConfig imports the Au
 
     @property
     def sizes(self) -> ClipTextConfig:
-        """Sizes as our text tower takes them."""
+        """Return the sizes in the form that our text tower takes."""
         return ClipTextConfig(**{ours: getattr(self, theirs) for ours, theirs in TEXT_SIZES.items()})
 
 
 @strict
 class LanguageBindVisionConfig(PreTrainedConfig):
-    """Sizes of the encoder, and the options of its preprocessing."""
+    """Sizes of the encoder and options of its preprocessing."""
 
     model_type = "clip_vision_model"
     base_config_key = "vision_config"
@@ -118,13 +117,13 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     audio_sample_rate: int = 16000
     audio_mean: int | float = 0.5
     audio_std: int | float = 0.5
-    audio_channels: str = "first"  # not in the published files: the original took the first
+    audio_channels: str = "first"  # not in the published files: the original code uses the first channel
     clip_type: str | None = "vl"
     tube_size: int = 1
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of one sample."""
+        """Return the shape (C, T, H, W) of one sample."""
         if self.num_mel_bins and self.target_length:
             height, width = int(self.num_mel_bins), int(self.target_length)
         else:
@@ -133,7 +132,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
 
     @property
     def sizes(self) -> EncoderConfig:
-        """Sizes and options as our encoder takes them."""
+        """Return the sizes and options in the form that our encoder takes."""
         return EncoderConfig(
             patch_embedding="3d" if self.clip_type == "vl_new" else "2d",
             patch_dropout=self.force_patch_dropout,
@@ -143,7 +142,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
 
 @strict
 class LanguageBindConfig(PreTrainedConfig):
-    """Config of a model; the five classes differ in their modality."""
+    """Config of a model. Each of the five modalities has a subclass."""
 
     sub_configs_defaults: ClassVar[dict] = {
         "text_config": LanguageBindTextConfig,
@@ -158,7 +157,7 @@ class LanguageBindConfig(PreTrainedConfig):
     initializer_factor: int | float = 1.0
 
     def __post_init__(self, **kwargs):
-        # Old files give the sub-configs twice. The value of `…_config_dict` wins, even where it is only the default.
+        # Old files have each sub-config twice. `…_config_dict` overrides the other, even with default values.
         for name, kind in (("text_config", LanguageBindTextConfig), ("vision_config", LanguageBindVisionConfig)):
             given = kwargs.pop(f"{name}_dict", None)
             if given is not None:
@@ -167,7 +166,7 @@ class LanguageBindConfig(PreTrainedConfig):
 
     @property
     def text(self) -> LanguageBindTextConfig:
-        return cast(LanguageBindTextConfig, self.text_config)  # __post_init__ makes it from a dict
+        return cast(LanguageBindTextConfig, self.text_config)  # __post_init__ converts a dict
 
     @property
     def vision(self) -> LanguageBindVisionConfig:
@@ -175,7 +174,7 @@ class LanguageBindConfig(PreTrainedConfig):
 
     @property
     def modality(self) -> Modality:
-        """The preprocessing that the checkpoint was trained with."""
+        """Return the preprocessing used in training."""
         *_, height, width = self.vision.input_shape
         values = vars(self.vision) | {"image_size": height, "num_mel_bins": height, "target_length": width}
         kind = modality_class(self.modality_name)
@@ -185,17 +184,17 @@ class LanguageBindConfig(PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]  # options by name only
         cls, pretrained_model_name_or_path: str | Path, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Return the config of a folder, a hub id or a training checkpoint, and on request the unused options."""
+        """Return the config of a folder, hub id or training checkpoint; optionally also return the unused options."""
         config, unused = read_config(pretrained_model_name_or_path, cls, **kwargs)
         return (config, unused) if return_unused_kwargs else config
 
     def check(self, kind: "type[LanguageBindConfig]") -> None:
-        """Raise `UserError` if this is not a `kind`, or the model and its preprocessing cannot be built from it."""
+        """Raise `UserError` if the config is not a `kind`, or is invalid for the model or its preprocessing."""
         if not isinstance(self, kind):
             raise UserError(f"this is a {self.model_type}, not a {kind.model_type}")
         shape = self.vision.input_shape
         if min(shape) < 1 or self.modality.input_shape != shape:
-            raise UserError(f"{self.modality_name} inputs (channels, frames, height, width) cannot be {shape}")
+            raise UserError(f"{self.modality_name} does not support inputs (channels, frames, height, width) {shape}")
         at_least(1, projection_dim=self.projection_dim)
         for side in (self.vision, self.text):
             if side.layer_norm_eps != LAYER_NORM_EPS:
@@ -210,12 +209,12 @@ KIND_OF = {ours: theirs for theirs, ours in NAMES.items()}
 def read_config(
     source: str | Path, kind: type[LanguageBindConfig] = LanguageBindConfig, **options: Any
 ) -> tuple[LanguageBindConfig, dict[str, Any]]:
-    """Read a config, and return it with the options that are not part of it.
+    """Return a config and the options that are not part of it.
 
     Args:
-        source: a folder in the published layout, a hub id, or a training checkpoint or its run's folder.
-        kind: the class that the config must have; by default any of the five.
-        options: those of `PreTrainedConfig.from_pretrained`; values for the config replace those in the file.
+        source: a folder in the published layout, a hub id, a training checkpoint, or a run's folder.
+        kind: the expected class of the config; by default any modality's class.
+        options: options of `PreTrainedConfig.from_pretrained`, and config values that override the file.
     """
     name = repository(source)
     try:
@@ -243,9 +242,9 @@ def read_pretrained(
     variant: str | None = None,
     **options: Any,
 ) -> tuple[LanguageBindConfig, State, dict[str, Any]]:
-    """Return a config, the weights with adapters merged under the published names, and the options that remain.
+    """Return a config, the weights under their published names with adapters merged, and the unused options.
 
-    Arguments and errors are those of `LanguageBindModel.from_pretrained`; `kind` is the class the config must have.
+    For arguments and errors see `LanguageBindModel.from_pretrained`; `kind` is the expected class of the config.
     """
     hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     if config is None and is_training_checkpoint(name, hub.get("subfolder")):
@@ -255,7 +254,7 @@ def read_pretrained(
     if config is None:
         found, options = read_config(name, kind, **hub, **options)
     elif isinstance(config, LanguageBindConfig):
-        found = copy.deepcopy(config)  # it is changed below
+        found = copy.deepcopy(config)  # changed below
     else:
         found, _ = read_config(config, kind)
     state = read_weights(name, found.vision.lora_r, found.vision.lora_alpha, variant, **hub)
@@ -267,7 +266,7 @@ def read_pretrained(
 
 
 def option_names(kind: type[Modality]) -> dict[str, str]:
-    """Return the names of a modality's options that config.json holds -> their names there."""
+    """Return a mapping from our names of modality options to the names in config.json, which lacks some."""
     names = {field.name: MODALITY_OPTIONS.get(field.name, field.name) for field in fields(kind)}
     return {ours: theirs for ours, theirs in names.items() if hasattr(LanguageBindVisionConfig, theirs)}
 
@@ -275,18 +274,18 @@ def option_names(kind: type[Modality]) -> dict[str, str]:
 def to_config(
     modality: Modality, encoder: EncoderConfig, text: ClipTextConfig | None, embed_dim: int
 ) -> LanguageBindConfig:
-    """Return the config, in the published layout, of a model without adapters.
+    """Return a config in the published layout for a model without adapters.
 
     Raises:
-        UserError: the layout cannot hold the modality, an option, or a text tower other than CLIP's (None).
+        UserError: the layout does not support the modality, an option, or a text tower other than CLIP's (None).
     """
     name = modality_name(modality)
     if name not in KIND_OF:
-        raise UserError(f"the published layout has no {name} model, only {', '.join(sorted(KIND_OF))}")
+        raise UserError(f"the published layout does not support {name}, only {', '.join(sorted(KIND_OF))}")
     if text is None:
         raise UserError(
-            "the published layout holds CLIP's text tower, and this model has another one: share its checkpoint file,"
-            " which languagebind.load takes"
+            "the published layout supports only CLIP's text tower, but this model has another one: share its checkpoint"
+            " file, which languagebind.load can read"
         )
     sizes = {theirs: getattr(encoder, ours) for ours, theirs in ENCODER_SIZES.items()}
     options = {theirs: getattr(modality, ours) for ours, theirs in option_names(type(modality)).items()}
@@ -298,11 +297,11 @@ def to_config(
     )
     for key, value in asdict(modality).items():
         if key not in TRAINING_ONLY and value != getattr(config.modality, key):
-            raise UserError(f"the published layout has no place for {key} {value!r} of {name}")
+            raise UserError(f"the published layout cannot store {key}={value!r} of {name}")
     return config
 
 
 def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
-    """Return config and weights, in the published layout, of a model with merged adapters; errors as in `to_config`."""
+    """Return the published config and weights of a model with merged adapters; for errors see `to_config`."""
     text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
     return to_config(modality, model.vision_model.sizes, text, model.embed_dim), model.state_dict()

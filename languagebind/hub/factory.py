@@ -1,4 +1,4 @@
-"""OpenCLIP's functions: create a model with its transforms, get its tokenizer, and list the published models."""
+"""Create models, transforms and tokenizers, and list the published models, with OpenCLIP's function names."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ Transform = Callable[[Any], Tensor]
 
 
 class OpenClipInterface(nn.Module):
-    """A model with OpenCLIP's methods: `encode_text`, and `encode_depth` or one named after another modality."""
+    """A model with OpenCLIP's methods: `encode_text`, and a method named after its modality such as `encode_depth`."""
 
     def __init__(self, model: DualEncoder, modality: Modality):
         super().__init__()
@@ -34,12 +34,12 @@ class OpenClipInterface(nn.Module):
         return self.model.logit_scale
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Encode token ids, (B, L) -> (B, D)."""
+        """Return the features (B, D) of token ids (B, L)."""
         features = self.model.project_text({"input_ids": text})
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode(self, inputs: Tensor, normalize: bool = False) -> Tensor:
-        """Encode inputs, (B, C, T, H, W) -> (B, D)."""
+        """Return the features (B, D) of inputs (B, C, T, H, W)."""
         features = self.model.project(inputs)
         return F.normalize(features, dim=-1) if normalize else features
 
@@ -57,55 +57,55 @@ class OpenClipInterface(nn.Module):
 def create_model_and_transforms(
     model_name: str | Path, pretrained: str | None = None, precision: str = "fp32", device: str | torch.device = "cpu"
 ) -> tuple[OpenClipInterface, Transform, Transform]:
-    """Return a model and two transforms from files to inputs (C, T, H, W): one that augments, and one for evaluation.
+    """Return a model, its training transform and its evaluation transform, which map files to inputs (C, T, H, W).
 
     Args:
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
-        pretrained: the model's entry in `list_pretrained()`; may be left out, since every model comes with weights.
+        pretrained: the model's entry in `list_pretrained()`; optional, since every model includes its weights.
         precision: dtype of the weights: fp32, bf16 or fp16.
     """
     dtype = dtype_of(precision)
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
-        raise UserError(f"pretrained {pretrained!r}: leave it out, {model_name} comes with its weights")
+        raise UserError(f"omit pretrained={pretrained!r}: {model_name} includes its weights")
     model, modality = load_model(source_of(model_name), device)
     return OpenClipInterface(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
 
 
 def create_model(model_name: str | Path, *args: Any, **kwargs: Any) -> OpenClipInterface:
-    """Return the model of `create_model_and_transforms` alone."""
+    """Return only the model of `create_model_and_transforms`."""
     return create_model_and_transforms(model_name, *args, **kwargs)[0]
 
 
 def create_model_from_pretrained(
     model_name: str | Path, *args: Any, **kwargs: Any
 ) -> tuple[OpenClipInterface, Transform]:
-    """Return the model and the transform for evaluation of `create_model_and_transforms`."""
+    """Return the model and the evaluation transform of `create_model_and_transforms`."""
     model, _, preprocess = create_model_and_transforms(model_name, *args, **kwargs)
     return model, preprocess
 
 
 def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of a model's text tower, `list[str] -> (B, context length)` ids."""
+    """Return the tokenizer of a model: from a list of B texts to token ids (B, context length)."""
     source = source_of(model_name)
     if is_training_checkpoint(source):
         return checkpoint_tokens(source)
-    from .config import read_config  # needs transformers, which our own checkpoints do not
+    from .config import read_config  # needs transformers, unlike our own checkpoints
 
     return clip_tokens(read_config(source)[0].text.max_position_embeddings)
 
 
 def list_models() -> list[str]:
-    """List the names of the published models."""
+    """Return the names of the published models."""
     return list(PUBLISHED)
 
 
 def list_pretrained() -> list[tuple[str, str]]:
-    """List (name, hub id) of the published models."""
+    """Return the names and hub ids of the published models."""
     return [(name, f"{ORGANISATION}/{name}") for name in PUBLISHED]
 
 
 def source_of(model_name: str | Path) -> str:
-    """Return the source for `load_model`: the name without OpenCLIP's schemas."""
+    """Return a model's name without OpenCLIP's schema, as `load_model` takes it."""
     return str(model_name).removeprefix("hf-hub:").removeprefix("local-dir:")
 
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: in a folder, or in a repository on the Hugging Face hub."""
+"""Find, read and replace the files of a checkpoint, in a folder or on the Hugging Face hub."""
 
 import json
 import re
@@ -26,17 +26,17 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 
 def repository(name: str | Path) -> str:
-    """Return the full hub id of a published model (they moved from `lb203`); other names and paths stay as they are."""
+    """Return the current hub id of a published model (formerly `lb203/...`), or any other name or path unchanged."""
     name = str(name)
     short = name.removeprefix("lb203/")
     return f"{ORGANISATION}/{short}" if (short in PUBLISHED or short != name) and not Path(name).exists() else name
 
 
 def not_there(name: str, error: Exception) -> UserError:
-    """Return the error for something that is neither a local folder nor on the hub."""
+    """Return the error for a name that is neither a local folder nor on the hub."""
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         return UserError(f"there is no folder {name}")
-    return UserError(f"there is no folder {name} here, and the Hugging Face hub did not return it: {first_line(error)}")
+    return UserError(f"there is no folder {name}, and its download from the hub failed: {first_line(error)}")
 
 
 def find_file(name: str, file: str, **hub: Any) -> Path | None:
@@ -51,20 +51,20 @@ def find_file(name: str, file: str, **hub: Any) -> Path | None:
         return Path(hf_hub_download(name, file, **{key: hub[key] for key in HUB_OPTIONS if hub.get(key) is not None}))
     except RemoteEntryNotFoundError:
         return None
-    except Exception as error:  # the network and the hub raise many kinds
+    except Exception as error:  # the network and the hub raise many types
         raise not_there(name, error) from error
 
 
 def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: str | None = None, **hub: Any) -> State:
-    """Return all tensors of a checkpoint under the published names, in one dtype and with adapters merged.
+    """Return all tensors of a checkpoint under their published names, in one dtype and with adapters merged.
 
-    Tensors of safetensors files and of recent `.bin` files are memory-mapped.
+    Safetensors files and recent `.bin` files are memory-mapped.
 
     Args:
         name: a folder, a weights file, or a hub id.
-        lora_rank: rank of the adapters, from the config; 0 for none.
-        lora_alpha: adapters are scaled by lora_alpha / lora_rank.
-        variant: as in transformers: `fp16` for model.fp16.safetensors.
+        lora_rank: rank of the adapters, from the config; 0 if there are no adapters.
+        lora_alpha: numerator of the adapters' scale, lora_alpha / lora_rank.
+        variant: variant in the file name, as in transformers: `fp16` for model.fp16.safetensors.
 
     Raises:
         WeightsError: adapters are incomplete or have another rank, or weights are integers.
@@ -83,8 +83,8 @@ def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: s
     except ValueError as error:
         raise WeightsError(f"{name}: {error}") from error
     if integers := [f"{key} {value.dtype}" for key, value in state.items() if not value.is_floating_point()]:
-        raise WeightsError(f"{name} has integers for weights: {', '.join(integers[:5])}")
-    widest = reduce(torch.promote_types, {value.dtype for value in state.values()})  # it holds all values exactly
+        raise WeightsError(f"{name} has integer weights: {', '.join(integers[:5])}")
+    widest = reduce(torch.promote_types, {value.dtype for value in state.values()})  # represents all values exactly
     return {key: value.to(widest) for key, value in state.items()}
 
 
@@ -94,25 +94,25 @@ def _weight_files(name: str, variant: str | None, **hub: Any) -> list[Path]:
     files = [f".{variant}.".join(file.rsplit(".", 1)) for file in WEIGHTS] if variant else WEIGHTS
     path = next(filter(None, (find_file(name, file, **hub) for file in files)), None)
     if path is None:
-        raise UserError(f"{name} holds no weights: none of {', '.join(files)}")
+        raise UserError(f"{name} has no weights file: expected one of {', '.join(files)}")
     if path.suffix != ".json":
         return [path]
     try:
         parts = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
         paths = {part: find_file(name, part, **hub) for part in parts}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not an index of weights: {first_line(error)}") from error
+        raise UserError(f"{path} is not a valid index of weights: {first_line(error)}") from error
     if missing := [part for part, file in paths.items() if file is None]:
-        raise UserError(f"{path} names {missing[0]}, which is not there")
+        raise UserError(f"{path} lists {missing[0]}, which does not exist")
     return [file for file in paths.values() if file]
 
 
 def replace_weights(folder: Path, new: Path) -> None:
-    """Move the files of a new folder into a folder, and remove the weights that they replace."""
+    """Move all files from `new` into `folder`, and remove the old weights from `folder`."""
     written = sorted(path.name for path in new.iterdir())  # shards before their index
     weights = {name for name in written if SAVED.fullmatch(name)}
     stale = {path.name for path in folder.iterdir() if SAVED.fullmatch(path.name)} - weights if weights else set()
-    if INDEX in weights:  # it must never name the shards of two models
+    if INDEX in weights:  # it must never list shards of two models
         (folder / INDEX).unlink(missing_ok=True)
     for name in written:
         (new / name).replace(folder / name)

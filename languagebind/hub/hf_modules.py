@@ -1,4 +1,4 @@
-"""The two sides of the published models, with the call signatures and outputs of Hugging Face's."""
+"""Encoder and text tower of the published models, with the call signatures and outputs of Hugging Face's models."""
 
 from typing import Any
 
@@ -22,13 +22,10 @@ class HFVisionTransformer(VisionTransformer):
     def forward(
         self, pixel_values: Tensor, output_attentions: bool | None = None, output_hidden_states: bool | None = None
     ) -> BaseModelOutputWithPooling:
-        """Return `last_hidden_state` (B*T, 1 + N, D), before the last norm, and `pooler_output` (B, D).
+        """Return `last_hidden_state` (B*T, 1 + N, D), before the final norm, and `pooler_output` (B, D).
 
         Args:
-            pixel_values: (B, C, T, H, W); (B, C, H, W) if T is 1; or (B, pairs, T, S, C, H, W), as for retrieval.
-
-        Raises:
-            ValueError: the shape is not that of the config.
+            pixel_values: (B, C, T, H, W), (B, C, H, W) for one frame, or (B, pairs, T, S, C, H, W) for several clips.
         """
         if pixel_values.ndim == 7:
             pixel_values = pixel_values.permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
@@ -56,9 +53,9 @@ class HFClipText(ClipText):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Return `last_hidden_state` (B, L, D) and `pooler_output` (B, D), the first end-of-text token.
+        """Return `last_hidden_state` (B, L, D) and `pooler_output` (B, D), the state of the first end-of-text token.
 
-        `attention_mask` is ignored: attention is causal, and the padding follows that token.
+        `attention_mask` is ignored because attention is causal and padding follows that token.
         """
         x, others = _encode(self, self.embed(input_ids), True, output_attentions, output_hidden_states)
         x = self.final_layer_norm(x)
@@ -68,7 +65,7 @@ class HFClipText(ClipText):
 def _encode(
     tower: Any, x: Tensor, is_causal: bool, output_attentions: bool | None, output_hidden_states: bool | None
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return the blocks' output, and on the caller's or the config's request their hidden states and attentions."""
+    """Return the output of the blocks, and their hidden states and attentions if the caller or the config asks."""
     if output_attentions is None:
         output_attentions = tower.config.output_attentions
     if output_hidden_states is None:

@@ -1,4 +1,4 @@
-"""Frozen encoders with the interface of Video-LLaVA's towers, for language models that read patch tokens."""
+"""Frozen encoders with the interface of Video-LLaVA's towers, for language models that take patch tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ class LlavaTower(nn.Module):
     """A frozen encoder that returns the tokens of one layer.
 
     Args:
-        name: a hub id, a folder in the published layout, a training checkpoint or its run's folder.
-        args: `mm_vision_select_layer`, the hidden state to take (-2: before the last block), and
-            `mm_vision_select_feature`, `patch` or `cls_patch` (with the class token; clips always have it).
-        delay_load: read only the config until `load_model()`; until then there is no `encoder`.
-        cache_dir: where downloads are kept.
+        name: a hub id, a folder in the published layout, a training checkpoint, or a run's folder.
+        args: options `mm_vision_select_layer`, the index of the hidden state (-2: before the last block), and
+            `mm_vision_select_feature`, `patch` or `cls_patch` (keep the class token; clips always keep it).
+        delay_load: read only the config; `load_model()` reads the weights later.
+        cache_dir: folder for downloads.
 
     Attributes:
-        image_processor, video_processor: the processor of the tower's own modality, under both names.
-        encoder: the encoder, which is also `image_tower` in a tower for images, and `video_tower` in one for video.
+        image_processor, video_processor: the processor of the tower's modality, under both names.
+        encoder: the loaded encoder, also available as `image_tower`, `video_tower`, ... after the tower's modality.
         hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
     """
 
@@ -43,12 +43,12 @@ class LlavaTower(nn.Module):
         self.image_processor = self.video_processor = PROCESSORS[self.modality](self.cfg_only)
         depth = self.cfg_only.vision.num_hidden_layers
         if not -depth - 1 <= self.select_layer <= depth:
-            raise UserError(f"mm_vision_select_layer {self.select_layer}: {name} has hidden states 0 to {depth}")
+            raise UserError(f"no mm_vision_select_layer {self.select_layer}: {name} has hidden states 0 to {depth}")
         if not delay_load:
             self.load_model()
 
     def load_model(self) -> None:
-        """Read the weights, once."""
+        """Read the weights if they are not loaded yet."""
         if not self.is_loaded:
             model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
             self.encoder: HFVisionTransformer = model.vision_model.requires_grad_(False).eval()
@@ -62,7 +62,7 @@ class LlavaTower(nn.Module):
         return super().__getattr__(name)
 
     def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
-        """Return (B, N, D), with the class token only on request; for clips (B, T, 1 + N, D), always with it."""
+        """Return the tokens (B, N, D) of the selected layer; for clips (B, T, 1 + N, D), with the class tokens."""
         x, num_frames = states[self.select_layer], self.config.num_frames
         if num_frames > 1:
             return x.unflatten(0, (-1, num_frames))
@@ -70,7 +70,7 @@ class LlavaTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """Return the tokens of a batch, or a list of tokens for a list of single inputs (C, …)."""
+        """Return the tokens of a batch, or a list of tokens for a list of unbatched inputs."""
         if isinstance(inputs, list):
             return [self._encode(x.unsqueeze(0)) for x in inputs]
         return self._encode(inputs)
@@ -101,7 +101,7 @@ class LlavaTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Number of patches in one frame."""
+        """Return the number of patches per frame."""
         *_, height, width = self.config.input_shape
         return (height // self.config.patch_size) * (width // self.config.patch_size)
 

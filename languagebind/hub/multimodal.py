@@ -1,4 +1,4 @@
-"""`LanguageBind`: encoders of several modalities with one text tower, with the original's inputs and outputs."""
+"""Encode several modalities and text with one module, with the inputs and outputs of the original LanguageBind code."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -29,13 +29,13 @@ DEFAULTS = {
 
 
 class LanguageBind(nn.Module):
-    """Encoders of several modalities and the text tower that binds them.
+    """Encoders of several modalities and their shared text tower.
 
     Args:
-        clip_type: modality -> repository (`LanguageBind_Audio_FT`, `org/name`) or folder; or only the modalities, for
-            the published checkpoints. The text tower is the last checkpoint's, as in the original.
-        use_temp: multiply all features but the texts' by their encoder's logit scale.
-        cache_dir: where downloads are kept.
+        clip_type: mapping from modalities to repositories (`LanguageBind_Audio_FT`, `org/name`) or folders, or a list
+            of modalities for the published checkpoints. The last checkpoint provides the text tower.
+        use_temp: multiply the features of each modality, but not of text, by the encoder's logit scale.
+        cache_dir: folder for downloads.
 
     Raises:
         UserError: a modality is unknown, or text towers differ in size.
@@ -56,7 +56,7 @@ class LanguageBind(nn.Module):
         last: tuple[str, LanguageBindModel] | None = None
         for name, source in _sources(clip_type).items():
             config, state, _ = read_pretrained(source, CONFIGS[name], cache_dir=cache_dir)
-            model = build_published(config, state, source)  # memory-mapped: text towers that are replaced are not read
+            model = build_published(config, state, source)  # memory-mapped: unused text towers are not read
             if last is not None:
                 _check_text(*last, name, model)
             self.modality_encoder[name], self.modality_proj[name] = model.vision_model, model.visual_projection
@@ -67,9 +67,9 @@ class LanguageBind(nn.Module):
         self.eval()
 
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Encode `{modality: {"pixel_values"}, "language": {"input_ids", "attention_mask"}}`: features (B, D) by name.
+        """Return features (B, D) by modality; without `use_temp` all have unit norm.
 
-        Features have unit norm; with `use_temp`, all but the texts' are multiplied by their encoder's logit scale.
+        Inputs are `{modality: {"pixel_values": ...}, "language": {"input_ids": ..., "attention_mask": ...}}`.
         """
         features = {}
         for name, value in inputs.items():
@@ -82,7 +82,7 @@ class LanguageBind(nn.Module):
 
 
 def to_device(x: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """Move each value to a device."""
+    """Return the mapping with each value moved to a device."""
     return {key: value.to(device) for key, value in x.items()}
 
 
@@ -91,20 +91,20 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     if unknown := [name for name in given if name not in CONFIGS]:
         raise UserError(f"unknown modality {unknown[0]!r}, expected one of {', '.join(CONFIGS)}")
     sources = {name: str(source or DEFAULTS[name]) for name, source in given.items()}
-    return {  # the original took only names without the organisation
+    return {  # the original code accepts only names without the organisation
         name: source if "/" in source or Path(source).exists() else f"{ORGANISATION}/{source}"
         for name, source in sources.items()
     }
 
 
 def _check_text(first: str, model: LanguageBindModel, second: str, other: LanguageBindModel) -> None:
-    """Check that the features of two models lie in one space. The original did not check."""
+    """Raise `UserError` if text towers differ in size, and warn if they differ in weights."""
     old, new = ({key: value.shape for key, value in text_state(x).items()} for x in (model, other))
     towers = f"the text towers of {first} and {second}"
     if old != new:
         raise UserError(f"{towers} differ in size, so their features lie in different spaces: load them separately")
     if not same_text(model, other):
-        log.warning("%s differ in their weights; that of %s is used", towers, second)
+        log.warning("%s differ in their weights: the text tower of %s is used", towers, second)
 
 
 config_dict = CONFIGS

@@ -1,4 +1,4 @@
-"""The published model classes, with the original's names and call signatures."""
+"""Classes of the published models, with the names and call signatures of the original LanguageBind code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .hf_modules import HFClipText, HFVisionTransformer
 
 @dataclass
 class LanguageBindOutput(ModelOutput):
-    """Output of a model for inputs and texts, with CLIP's fields in CLIP's order."""
+    """Output of a model for inputs and texts, with the fields of CLIP's output in the same order."""
 
     loss: Tensor | None = None
     logits_per_image: Tensor | None = None
@@ -45,7 +45,7 @@ class LanguageBindModel(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "languagebind"
     _supports_sdpa = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 - as the base class has it
+    _no_split_modules = ["Block"]  # noqa: RUF012 - as in the base class
 
     def __init__(self, config: LanguageBindConfig):
         super().__init__(config)
@@ -59,7 +59,7 @@ class LanguageBindModel(PreTrainedModel):
         self._use_attention()
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """Use `sdpa`, PyTorch's fused kernel, or `eager`."""
+        """Select PyTorch's fused attention kernel (`sdpa`) or plain attention (`eager`)."""
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
         self._use_attention()
 
@@ -82,11 +82,11 @@ class LanguageBindModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> LanguageBindOutput:
-        """Return unit-norm `text_embeds` (B, D) and `image_embeds` (B, D, of any modality), and scaled similarities."""
+        """Return unit-norm `text_embeds` (B, D), `image_embeds` (B, D) of the modality, and scaled similarities."""
         if position_ids is not None:
-            raise ValueError("leave out position_ids: this text tower only has positions 0, 1, 2, ...")
+            raise ValueError("omit position_ids: this text tower supports only positions 0, 1, 2, ...")
         if input_ids is None or pixel_values is None:
-            raise UserError("give input_ids and pixel_values; get_text_features and get_image_features take one alone")
+            raise UserError("pass both input_ids and pixel_values, or use get_text_features or get_image_features")
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         vision = self.vision_model(pixel_values, **options, return_dict=True)
         text = self.text_model(input_ids, attention_mask, **options, return_dict=True)
@@ -104,11 +104,11 @@ class LanguageBindModel(PreTrainedModel):
         )
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        """Return projected features (B, D) of inputs of any modality, not normalised."""
+        """Return the unnormalised projected features (B, D) of inputs of the modality."""
         return self.visual_projection(self.vision_model(pixel_values, **options)[1])
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """Return projected features (B, D) of texts, not normalised."""
+        """Return the unnormalised projected features (B, D) of texts."""
         return self.text_projection(self.text_model(input_ids, attention_mask, **options)[1])
 
     @classmethod
@@ -119,21 +119,21 @@ class LanguageBindModel(PreTrainedModel):
         config: LanguageBindConfig | str | Path | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a published checkpoint, one that `save_pretrained` wrote, or a training checkpoint.
+        """Load a published checkpoint, a folder that `save_pretrained` wrote, or a training checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a hub id, a folder, a training checkpoint or its run's folder; or with
-                `config`, a file of weights.
-            config: a config or its path, in place of the checkpoint's.
-            num_frames: frames of a clip, in place of the checkpoint's; temporal embeddings are interpolated.
-            kwargs: those of Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
+            pretrained_model_name_or_path: a hub id, a folder, a training checkpoint, or a run's folder; with
+                `config` also a weights file.
+            config: a config or its path, which replaces the checkpoint's config.
+            num_frames: frames per clip; temporal embeddings are interpolated if the checkpoint has another number.
+            kwargs: options of Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
 
         Raises:
             UserError: the checkpoint does not exist or cannot be read.
             WeightsError: weights are missing, unexpected, or do not fit.
         """
         name = pretrained_model_name_or_path
-        dtype = kwargs.pop("torch_dtype", None)  # the older name; neither belongs to the config
+        dtype = kwargs.pop("torch_dtype", None)  # the older name; neither may reach the config
         dtype = dtype_of(kwargs.pop("dtype", dtype))
         found, state, kwargs = read_pretrained(name, cls.config_class, config, **kwargs)
         with torch.device("meta"):
@@ -143,14 +143,14 @@ class LanguageBindModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]  # options by name only
         self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write config and weights; replace those in the folder, which may be in use, only when all are written."""
+        """Write config and weights. Replace files in the folder, which may be in use, only after all are written."""
         folder = Path(save_directory).absolute()
         if not is_main_process:
             super().save_pretrained(folder, is_main_process=False, **kwargs)
             return
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-            new = Path(temporary) / folder.name  # the last part names the model in a push to the hub
+            new = Path(temporary) / folder.name  # a push to the hub uses the folder's name
             super().save_pretrained(new, **kwargs)
             replace_weights(folder, new)
 
@@ -159,7 +159,7 @@ MODELS = subclasses(LanguageBindModel, "", config_class=CONFIGS)
 
 
 def build_published(config: LanguageBindConfig, state: State, source: str) -> LanguageBindModel:
-    """Return the model of a config that uses the tensors of `state` without a copy; errors name `source`."""
+    """Build the model of a config with the tensors of `state`, without copying them; errors name `source`."""
     with torch.device("meta"):
         model = MODELS[KIND_OF[config.modality_name]](config)
     load_strict(model, state, source, assign=True)

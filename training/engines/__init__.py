@@ -12,27 +12,27 @@ from .fsdp import Fsdp
 
 
 def check_engine(config: EngineConfig, optim: OptimConfig) -> None:
-    """Raise a `UserError` if an engine does not support these options."""
+    """Raise a `UserError` if the engine does not support the options."""
     if config.engine == "ddp":
         return
     unsupported = {
-        "--precision amp": optim.precision == "amp",  # neither scales the loss
+        "--precision amp": optim.precision == "amp",  # neither engine scales the loss
         "--optimizer adamw8bit": optim.optimizer == "adamw8bit",
-        # ZeRO steps flat parts of many parameters, which changes any optimizer that looks at shapes
+        # ZeRO flattens parameters, but some optimizers depend on their shapes.
         f"--optimizer {optim.optimizer}": config.engine == "deepspeed" and optim.optimizer != "adamw",
         "--ema-decay": config.engine == "deepspeed" and optim.ema_decay is not None,
     }
     for option, asked in unsupported.items():
         if asked:
-            raise UserError(f"--engine {config.engine} does not support {option}: use --engine ddp, or another option")
+            raise UserError(f"--engine {config.engine} does not support {option}: change it or use --engine ddp")
 
 
 def make_engine(model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig) -> Engine:
-    """Return the engine that the config names, around a model with its weights."""
+    """Return the engine of the config for a model with initial weights."""
     if config.engine == "ddp":
         return Engine(model, optim, process, config)
     if not dist.is_initialized():
-        raise UserError(f"--engine {config.engine} divides the model over ranks: start it with torchrun")
+        raise UserError(f"--engine {config.engine} shards the model across ranks: start training with torchrun")
     if config.engine == "fsdp":
         return Fsdp(model, optim, process, config)
     from .deepspeed import DeepSpeed

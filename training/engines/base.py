@@ -1,6 +1,6 @@
-"""An engine holds the model and its optimizers: whole on every rank (DDP), or divided over the ranks (FSDP2, ZeRO).
+"""Engines hold the model and its optimizers, complete on every rank (DDP) or sharded across ranks (FSDP2, ZeRO).
 
-State enters and leaves an engine whole and by parameter name, so a checkpoint of one engine resumes in any other.
+Engines load and return unsharded state by parameter name, so a checkpoint of one engine resumes with any other.
 """
 
 import copy
@@ -32,16 +32,16 @@ OptimizerState = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How training is distributed over ranks."""
+    """Distribution of training across ranks."""
 
     engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
-    """whole weights on every rank (ddp), PyTorch's FSDP2, or DeepSpeed's ZeRO"""
+    """unsharded weights on every rank (ddp), PyTorch's FSDP2 (fsdp), or DeepSpeed's ZeRO (deepspeed)"""
     zero_stage: Literal[1, 2, 3] = 2
-    """what DeepSpeed divides over ranks: optimizer states (1), also gradients (2), also weights (3)"""
+    """ZeRO stage: shard the optimizer states (1), also the gradients (2), also the weights (3)"""
     deepspeed_config: Path | None = None
-    """DeepSpeed JSON file, which also sets the stage; by default configs/deepspeed/zero<stage>.json"""
+    """DeepSpeed JSON file, which overrides the stage; by default configs/deepspeed/zero<stage>.json"""
     torchcompile: Literal["no", "encoder", "step"] = "no"
-    """compile the encoder's blocks, or everything from inputs to features as one graph"""
+    """compile the encoder's blocks (encoder), or everything from inputs to features as one graph (step)"""
 
     def __post_init__(self):
         if self.deepspeed_config is not None and self.engine != "deepspeed":
@@ -49,9 +49,9 @@ class EngineConfig:
 
 
 class TrainedSide(nn.Module):
-    """Everything that trains except the logit scale: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
+    """The encoder and its projection: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
 
-    Its parameters have the names they have in the model.
+    Parameter names are the same as in the model.
     """
 
     def __init__(self, model: DualEncoder, precision: Precision):
@@ -66,15 +66,15 @@ class TrainedSide(nn.Module):
 
 
 class Engine:
-    """One process, or DDP.
+    """The engine for one process or DDP, and the base class of the others.
 
-    The logit scale and bias are scalars, which neither FSDP2 nor DeepSpeed can divide. Every rank holds them whole and
-    averages their gradients here; they have their own optimizer.
+    FSDP2 and DeepSpeed cannot shard scalars such as the logit scale and bias. Therefore every rank keeps these scalars,
+    the engine averages their gradients, and they have their own optimizer.
 
     Attributes:
-        forward: inputs (B, C, T, H, W) to unit-norm features (B, D), with gradient.
-        parameters: all parameters that train, by name.
-        optimizers: their `param_groups` hold the learning rates.
+        forward: function from inputs (B, C, T, H, W) to unit-norm features (B, D), with gradients.
+        parameters: all trained parameters, by name.
+        optimizers: the optimizer of the encoder first, then the optimizer of the scalars.
         grad_norm: gradient norm of the last step, before clipping.
     """
 
@@ -101,7 +101,7 @@ class Engine:
         self.parameters = self.trained() | self.scalars
 
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
-        """Set `forward`, and put the optimizer of the trained side first."""
+        """Set `forward`, and insert the encoder's optimizer before the optimizer of the scalars."""
         self.forward = self.side
         if self.process.world_size > 1:
             devices = [self.process.device] if self.process.device.type == "cuda" else None
@@ -109,28 +109,28 @@ class Engine:
         self.optimizers.insert(0, build_optimizer(self.trained(), optim))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the trained side that train, by name."""
+        """Return the trained parameters except the scalars, by name."""
         return {name: parameter for name, parameter in self.side.named_parameters() if parameter.requires_grad}
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Wrap forward and backward of a micro-batch: ranks exchange gradients only after the last one."""
+        """Exchange gradients between ranks only if the enclosed micro-batch is the last one of its step."""
         ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
         with nullcontext() if last or ddp is None else ddp.no_sync():
             yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
+        """Compute the gradients of a loss and accumulate them."""
         loss.backward()
 
     def update(self, check: Callable[[Tensor], None]) -> bool:
         """Clip the gradients, step the optimizers, and clear the gradients.
 
         Args:
-            check: called with the gradient norm; raises to refuse the step.
+            check: function that takes the gradient norm, and raises to reject the step.
 
         Returns:
-            Whether a step was taken: if float16 gradients overflow, only the loss scale is lowered.
+            True if a step was taken; False if float16 gradients overflow, which only lowers the loss scale.
         """
         self._average_scalars()
         for optimizer in self.optimizers:
@@ -138,7 +138,7 @@ class Engine:
         self.grad_norm = norm = self._clip(list(self.parameters.values()))
         if not self.scaler.is_enabled():
             check(norm)
-        # The scaler alone would skip only the optimizer that overflowed, and step the other with NaN gradients.
+        # The scaler would skip only the optimizer whose gradients overflow, and step the other one with NaN.
         steps = bool(norm.isfinite())
         for optimizer in self.optimizers:
             if steps:
@@ -148,20 +148,20 @@ class Engine:
         return steps
 
     def model_state(self) -> State:
-        """Return the weights without the text tower, whole on the main rank. Every rank must call it."""
+        """Return the unsharded weights without the text tower, on the main rank. All ranks must call this method."""
         return {name: gather(value) for name, value in self.model.encoder_state().items()}
 
     def optimizer_state(self) -> OptimizerState:
-        """Return the optimizer states by parameter name, whole on the main rank. Every rank must call it."""
+        """Return the unsharded optimizer state by parameter name, on the main rank. All ranks must call this method."""
         return save_by_name(self.optimizers, self.parameters)
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
-        """Load what `optimizer_state` returned; learning rates and weight decay stay those of this run."""
+        """Load the state that `optimizer_state` returned; keep the run's own learning rates and weight decay."""
         load_by_name(self.optimizers, self.parameters, saved)
 
     @contextmanager
     def whole_model(self) -> Iterator[DualEncoder]:
-        """Yield the model for evaluation; ranks may call it a different number of times."""
+        """Yield the unsharded model for evaluation. Ranks may call the model a different number of times."""
         yield self.model
 
     def _average_scalars(self) -> None:
@@ -173,10 +173,10 @@ class Engine:
         return nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
-# torch.distributed.checkpoint.state_dict takes a step with zero gradients to create states. That changes the weights
-# with timm's madgrad, and a later step with most optimizers; and it cannot save the groups of timm's adafactorbv.
+# torch.distributed.checkpoint.state_dict creates states with a step of zero gradients. Such a step changes the weights
+# with timm's madgrad, and later steps with most optimizers. It also cannot save the groups of timm's adafactorbv.
 def save_by_name(optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """Return the optimizer state of each parameter by name, whole on the main rank. Every rank must call it."""
+    """Return the unsharded state of each parameter by name, on the main rank. All ranks must call this function."""
     names = {parameter: name for name, parameter in parameters.items()}
     return {
         names[parameter]: {key: gather(value) for key, value in optimizer.state[parameter].items()}
@@ -191,7 +191,7 @@ def save_by_name(optimizers: Iterable[torch.optim.Optimizer], parameters: Mappin
 def load_by_name(
     optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter], saved: OptimizerState
 ) -> None:
-    """Load what `save_by_name` returned into optimizers of these parameters."""
+    """Load the state that `save_by_name` returned into the optimizers."""
     names = {parameter: name for name, parameter in parameters.items()}
     for optimizer in optimizers:
         states: list[dict[str, Any]] = []
@@ -206,17 +206,17 @@ def load_by_name(
 
 
 def gather(value: Any) -> Any:
-    """Return a divided tensor whole, on the main rank's CPU: one GPU may have no room for all of them."""
+    """Return a sharded tensor unsharded, on the CPU of the main rank because a GPU may lack memory."""
     return kept_by_main(value.full_tensor()) if isinstance(value, DTensor) else value
 
 
 def kept_by_main(whole: Tensor) -> Tensor:
-    """Return a whole tensor on the CPU of the main rank, and an empty one elsewhere, to save memory of the node."""
+    """Return the tensor on the CPU of the main rank, and an empty one on other ranks to save host memory."""
     return whole.cpu() if rank() == 0 else whole.new_empty(0)
 
 
 def divide(value: Any, parameter: Tensor) -> Any:
-    """Return this rank's part of a whole tensor if its parameter is divided; otherwise the value itself."""
+    """Return this rank's shard of a tensor if the parameter is sharded, otherwise the value itself."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

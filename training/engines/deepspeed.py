@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO as an engine."""
+"""An engine with DeepSpeed's ZeRO."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from .base import Engine, EngineConfig, OptimizerState, State, kept_by_main, loa
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
-# DeepSpeed options that this library's flags set, or that must keep their value.
+# DeepSpeed options that our flags set or that must keep their value.
 RESERVED = {
     "optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast", "gradient_clipping", "train_batch_size",
     "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_allow_untested_optimizer",
@@ -28,7 +28,7 @@ RESERVED = {
 
 
 class DeepSpeed(Engine):
-    """ZeRO 1 to 3 with this library's optimizer, schedule and checkpoints. Clipping does not count the logit scale."""
+    """ZeRO stages 1 to 3 with our optimizer, schedule and checkpoints. Clipping excludes the logit scale and bias."""
 
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
         if self.process.device.type == "cpu":
@@ -41,12 +41,12 @@ class DeepSpeed(Engine):
         options = read_options(path)
         self.stage = options["zero_optimization"]["stage"]
         self.replica = None
-        if self.stage == 3:  # all ranks must call a module together, which evaluation does not do
+        if self.stage == 3:  # all ranks must call a sharded module together, but evaluation does not
             shared = {id(module): module for module in (self.model.text_model, self.model.text_projection)}
             self.replica = copy.deepcopy(self.model, shared)
-            _encoder_to_cpu(self.replica)  # takes no device memory until it is used
+            _encoder_to_cpu(self.replica)  # uses no device memory before evaluation
         options |= {
-            "train_micro_batch_size_per_gpu": 1,  # required, but the loader decides
+            "train_micro_batch_size_per_gpu": 1,  # required but unused: the loader decides
             "gradient_accumulation_steps": 1,
             "gradient_clipping": optim.grad_clip_norm or 0.0,
             "zero_allow_untested_optimizer": True,
@@ -54,8 +54,8 @@ class DeepSpeed(Engine):
         }
         try:
             deepspeed.DeepSpeedConfig(options)
-        except Exception as error:  # pydantic's and DeepSpeed's own
-            raise UserError(f"DeepSpeed rejects {path}: {error}") from error
+        except Exception as error:  # errors of pydantic and DeepSpeed
+            raise UserError(f"--deepspeed-config {path} is invalid: {error}") from error
         optimizer = build_optimizer(self.trained(), optim)
         self.zero_engine, self.zero, _, _ = deepspeed.initialize(model=self.side, optimizer=optimizer, config=options)
         self.forward = self.zero_engine
@@ -70,7 +70,7 @@ class DeepSpeed(Engine):
         self.zero_engine.backward(loss)
 
     def update(self, check: Callable[[Tensor], None]) -> bool:
-        """As in `Engine`, but the norm is known only after the step: a refused step ends the run unsaved."""
+        """Take a step as `Engine` does, but check the norm after the step. A rejected step ends the run unsaved."""
         self._average_scalars()
         for optimizer in self.optimizers[1:]:
             optimizer.step()
@@ -130,18 +130,18 @@ class DeepSpeed(Engine):
         if self.replica is None:
             yield self.model
             return
-        self.replica.load_state_dict(self.model_state(), strict=False)  # the text tower is shared
+        self.replica.load_state_dict(self.model_state(), strict=False)  # the replica shares the text tower
         try:
             yield self.replica.to(self.process.device)
         finally:
             _encoder_to_cpu(self.replica)
 
     def _flat_parts(self) -> list[Tensor]:
-        """Return what this rank's optimizer steps: a flat part of the parameters per group."""
+        """Return the flat shards that this rank's optimizer updates, one per parameter group."""
         return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
 
     def _link_states(self) -> None:
-        """Link all groups: DeepSpeed 0.19 links states when only those of the first group exist."""
+        """Link the states of all groups: DeepSpeed 0.19 links them when only the first group has states."""
         if self.stage < 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
@@ -156,7 +156,7 @@ def read_options(path: Path) -> dict[str, Any]:
     if options.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
         raise UserError(f"--deepspeed-config {path}: zero_optimization.stage should be 1, 2 or 3")
     if reserved := sorted(RESERVED & options.keys()):
-        raise UserError(f"--deepspeed-config {path} sets {', '.join(reserved)}: use this library's own flags for it")
+        raise UserError(f"--deepspeed-config {path} sets {', '.join(reserved)}: use the flags of training.main instead")
     return options
 
 

@@ -1,4 +1,4 @@
-"""A moving average of the weights."""
+"""Keep a moving average of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from .base import divide
 
 
 class Ema:
-    """`average = decay * average + (1 - decay) * weight` after each step, with a smaller decay in the first steps.
+    """A moving average of the weights, `decay * average + (1 - decay) * weight`, with a smaller decay at first.
 
     Args:
-        parameters: all parameters that train, by name.
-        decay: in [0, 1).
+        parameters: all trained parameters, by name.
+        decay: weight of the old average, in [0, 1).
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
@@ -23,9 +23,9 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the averages with the weights after a step."""
+        """Add the weights after a step to the averages."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # else the random start would weigh for long
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # or the initial weights would dominate for long
         for name, parameter in self.parameters.items():
             self.averages[name].lerp_(parameter.detach(), 1 - decay)
 
@@ -37,7 +37,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Use the averages as the weights inside the block."""
+        """Use the averages as weights inside the block."""
         self._exchange()
         try:
             yield

@@ -1,4 +1,4 @@
-"""PyTorch's FSDP2: weights, gradients and optimizer states divided over the ranks."""
+"""An engine with PyTorch's FSDP2, which shards weights, gradients and optimizer states across ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from .base import Engine, EngineConfig
 
 
 class Fsdp(Engine):
-    """FSDP2: the weights of a block are gathered when it runs."""
+    """FSDP2, with each block's weights gathered when the block runs."""
 
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
         mesh = init_device_mesh(self.process.device.type, (self.process.world_size,))
@@ -31,7 +31,7 @@ class Fsdp(Engine):
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        self._parts()[0].set_requires_gradient_sync(last)  # of the side itself, which passes it on
+        self._parts()[0].set_requires_gradient_sync(last)  # also sets the submodules
         yield
 
     @contextmanager
@@ -48,10 +48,10 @@ class Fsdp(Engine):
                 module.reshard()
 
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
-        kinds = [[x for x in parameters if isinstance(x, DTensor) is divided] for divided in (True, False)]
-        norms = [nn.utils.get_total_norm([x.grad for x in kind if x.grad is not None]) for kind in kinds]
-        whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-        norm = torch.linalg.vector_norm(torch.stack([x.to(self.process.device) for x in whole]))
-        for kind in kinds:
-            nn.utils.clip_grads_with_norm_(kind, self.max_norm, norm)
+        groups = [[x for x in parameters if isinstance(x, DTensor) is sharded] for sharded in (True, False)]
+        norms = [nn.utils.get_total_norm([x.grad for x in group if x.grad is not None]) for group in groups]
+        unsharded = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        norm = torch.linalg.vector_norm(torch.stack([x.to(self.process.device) for x in unsharded]))
+        for group in groups:
+            nn.utils.clip_grads_with_norm_(group, self.max_norm, norm)
         return norm
