@@ -164,9 +164,9 @@ def test_class_folders_name_their_classes(world, tmp_path, caplog):
     assert result["metrics"]["top1"] > 0.5
     assert result["protocol"]["classes"] == 2
     assert "top5" not in result["metrics"]
-    assert "colours: 2 classes, the dataset has 3" not in caplog.text
+    assert "colours: found 2 classes, but the dataset has 3" not in caplog.text
     run(tmp_path, class_names=None, expect={"classes": 3})
-    assert "colours: 2 classes, the dataset has 3" in caplog.text, "fewer folders are an easier task"
+    assert "colours: found 2 classes, but the dataset has 3" in caplog.text, "fewer folders are an easier task"
     # Prompts are the sorted folder names, with spaces.
     same = run(tmp_path, class_names={"a_blue": "a blue", "traffic_red": "traffic red"}, templates=("one {c} thing",))
     assert same == result
@@ -217,7 +217,7 @@ def test_frames_of_a_shard(world, tmp_path):
 def test_multilabel_needs_a_label_among_what_can_be_read(world, tmp_path):
     good = str(next((world / "folders").rglob("*.png")))
     rows = [{"path": good, "labels": []}, {"path": "gone.png", "labels": ["red"]}]
-    with pytest.raises(UserError, match="none of the samples that can be read has a label"):
+    with pytest.raises(UserError, match="none of the readable samples has a label"):
         run(write_jsonl(tmp_path / "data.jsonl", rows), "multilabel", skip_bad=True)
 
 

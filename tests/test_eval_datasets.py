@@ -311,7 +311,7 @@ def test_missing_files_are_refused_or_counted(sounds, models, caplog, tmp_path):
     assert not gone.is_symlink()
     with caplog.at_level("WARNING"):
         result = score(models, "audio", sounds, tmp_path / "data")
-    assert "prepare left out 1 samples whose file was missing" in caplog.text
+    assert "prepare left out 1 samples with a missing file" in caplog.text
     assert (result["protocol"]["samples"], result["protocol"]["missing_samples"]) == (2, 1)
     shutil.rmtree(tmp_path / "download" / "clips")
     with pytest.raises(UserError, match="3 of 3 files"):
@@ -335,7 +335,7 @@ def test_a_run_that_is_stopped_before_its_report_leaves_no_old_one(sounds, tmp_p
     config = load_dataset_config(sounds, tmp_path / "data")
     assert len(read_samples(config, MODALITIES["audio"])) == 2
     assert count_missing(config) is None
-    with pytest.raises(UserError, match="exists already: --overwrite makes it again"):
+    with pytest.raises(UserError, match="exists already: --overwrite replaces it"):
         main(argv)
     main([*argv, "--overwrite"])
     assert count_missing(config) == 1
@@ -386,7 +386,7 @@ def test_a_dataset_that_lacks_samples_says_so(sounds, tmp_path, caplog):
     (tmp_path / "download" / "clips" / "b.wav").unlink()
     prepare(sounds, tmp_path / "download", tmp_path / "data", "--skip-missing")
     read_samples(load_dataset_config(sounds, tmp_path / "data"), MODALITIES["audio"])
-    assert "set: 2 samples, the dataset has 3" in caplog.text
+    assert "set: found 2 samples, but the dataset has 3" in caplog.text
 
 
 def test_a_kind_is_a_module_found_by_name(tmp_path, monkeypatch):
@@ -462,7 +462,7 @@ def test_bad_rows(sounds, tmp_path, rows, message):
         ({"table": "none.csv"}, "cannot read .*none.csv as csv: .*No such file"),
         ({"table": None}, r"set\.yaml: prepare: table is missing"),
         ({"tabel": "x"}, "unknown key 'tabel', did you mean 'table'"),
-        ({"caption": None}, "prepare: name the column of the caption"),
+        ({"caption": None}, "prepare: set caption, label or labels"),
         ({"caption": ["text", "texts"]}, "no column 'texts'"),
         ({"media": "clips/{name}.wav"}, "list.csv:2: no column 'name'"),
         ({"media": "clips/{id.wav"}, "cannot fill in"),
@@ -471,7 +471,7 @@ def test_bad_rows(sounds, tmp_path, rows, message):
         ({"format": "jsonl"}, "list.csv:1: not valid JSON"),
         ({"format": "pkl"}, "cannot read .*list.csv as pkl: "),
         ({"encoding": "utf-99"}, "cannot read .*list.csv as csv: unknown encoding: utf-99"),
-        ({"split_list": "split.txt"}, r"split.txt: 1 of 2 names are not in list.csv, as 'z'"),
+        ({"split_list": "split.txt"}, r"split.txt: 1 of 2 keys are not in list.csv, such as 'z'"),
         ({"split_list": "twice.txt"}, r"twice.txt:2: 'a' is listed twice"),
         ({"match": {"id": "(x)"}}, "list.csv:2: 'a' does not match"),
         ({"match": {"id": "("}}, "match.id should be a valid regular expression"),

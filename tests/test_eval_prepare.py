@@ -253,9 +253,9 @@ def test_nyu_colours_of_the_same_scenes(tmp_path):
 @pytest.mark.parametrize(
     ("types", "tests", "scale", "message"),
     [
-        (["kitchen", "office"], [1, 3], 1, r"splits\.mat: testNdxs should be numbers of images in .*, from 1 to 2"),
-        (["kitchen", "office"], [0], 1, "testNdxs should be numbers of images"),
-        (["kitchen", "office"], [1.5], 1, "testNdxs should be numbers of images"),
+        (["kitchen", "office"], [1, 3], 1, r"splits\.mat: testNdxs should be image numbers in .*, from 1 to 2"),
+        (["kitchen", "office"], [0], 1, "testNdxs should be image numbers"),
+        (["kitchen", "office"], [1.5], 1, "testNdxs should be image numbers"),
         (["kitchen", "office"], [2, 2], 1, r"office/0002\.png is listed twice"),
         (["kitchen", "office"], [1], 10000, "depths 1: .* should be metres"),
         (["kitchen", "office"], [1], np.nan, "depths 1: .* should be metres"),
@@ -324,16 +324,16 @@ def test_mistakes_in_sun_rgbd_are_named(tmp_path):
     twin = folder / "depth_bfx" / "0000104.png"
     twin.write_bytes(depth.read_bytes())
     rows, _ = run(sunrgbd, tmp_path, {})
-    assert rows[0].pop("where") == f"{depth.parent} holds 2 PNGs, not one"
+    assert rows[0].pop("where") == f"{depth.parent} holds 2 PNG files instead of one"
     assert [(tmp_path / "out" / row["path"]).exists() for row in rows] == [False, True]
     twin.unlink()
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(depth)
-    refused(sunrgbd, tmp_path, {}, r"0000103\.png is L, .* 16 bits")
+    refused(sunrgbd, tmp_path, {}, r"0000103\.png is L, .* 16-bit")
     depth.write_bytes(b"no picture")
     refused(sunrgbd, tmp_path, {}, r"cannot read .*0000103\.png: ")
     depth.unlink()
     rows, _ = run(sunrgbd, tmp_path, {}, tmp_path / "without")
-    assert rows[0].pop("where") == f"{depth.parent} holds 0 PNGs, not one"
+    assert rows[0].pop("where") == f"{depth.parent} holds 0 PNG files instead of one"
     assert [(tmp_path / "without" / row["path"]).exists() for row in rows] == [False, True]
     (folder / "scene.txt").unlink()
     refused(sunrgbd, tmp_path, {}, r"cannot read .*scene\.txt: No such file or directory; check --source")

@@ -161,7 +161,7 @@ def test_whose_labels_count_is_said_where_they_differ(scenes, encoders, tmp_path
         f"task: classification\nquery: {{depth: 1, infrared: 1}}\ndata: {{depth: {root}/depth.tar,"
         f" infrared: {tmp_path}/flipped.tar}}\n"
     ) + CLASSES
-    with pytest.raises(UserError, match=r"is \('near',\) by depth and \('far',\) by infrared: say whose"):
+    with pytest.raises(UserError, match=r"has the labels \('near',\) in depth, but \('far',\) in infrared: choose one"):
         evaluate(scenes, encoders, tmp_path, text)
     counts = [
         {x["label"]: x["samples"] for x in evaluate(scenes, encoders, tmp_path, f"{text}labels: {name}\n")["classes"]}
@@ -200,9 +200,7 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
     other = {f"other_{key}": value for key, value in samples.items()}
     write(tmp_path / "other.tar", other, ("infrared",))
     text = f"query: depth\ngallery: infrared\ndata: {{depth: {root}/depth.tar, infrared: {tmp_path}/PLACE}}\n"
-    with pytest.raises(
-        UserError, match=r"depth, infrared have no key in common; .*`id` says which samples belong together"
-    ):
+    with pytest.raises(UserError, match=r"depth, infrared have no key in common; .*Set `id` in the manifests"):
         evaluate(scenes, encoders, tmp_path, text.replace("PLACE", "other.tar"), skip_bad=True)
     (tmp_path / "twice").mkdir()
     write(tmp_path / "twice" / "0.tar", samples, ("infrared",))
@@ -215,7 +213,7 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
     ("text", "message"),
     [
         (RETRIEVAL + "galery: x\n", "unknown key 'galery', did you mean 'gallery'"),
-        (RETRIEVAL.replace("depth: both.tar, ", ""), "data should name depth, infrared, and names infrared"),
+        (RETRIEVAL.replace("depth: both.tar, ", ""), "data should name depth, infrared, but names infrared"),
         (RETRIEVAL.replace("gallery: infrared", "gallery: {infrared: 1, depth: 1}"), "depth is on both sides"),
         (RETRIEVAL.replace("query: depth", "query: {depth: 0}"), "query.depth should be from 0.001 to 1000"),
         (RETRIEVAL.replace("query: depth", "query: {depth: nan}"), "query.depth should be a finite number"),
@@ -223,7 +221,7 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
         (RETRIEVAL.replace("query: depth", "query: [depth]"), "query should be `key: value` lines"),
         (RETRIEVAL + "metric: query_to_gallery/R1\n", "unknown metric .*did you mean 'query_to_gallery/R@1'"),
         (RETRIEVAL + "task: sorting\n", "task should be 'retrieval' or 'classification', not 'sorting'"),
-        (RETRIEVAL + "task: classification\n", "retrieval needs a gallery, classification has none"),
+        (RETRIEVAL + "task: classification\n", "retrieval needs a gallery, and classification has none"),
         (RETRIEVAL.replace("gallery: infrared\n", ""), "retrieval needs a gallery"),
         ("task: classification\nquery: depth\ndata: {depth: both.tar}\n", "classification needs class_names"),
         (RETRIEVAL + "labels: infrared\n", "labels is 'infrared', which is not in the query"),

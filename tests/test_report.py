@@ -84,7 +84,7 @@ def test_tables_hold_the_results(world, page):
     assert list(overview) == ["model", "LanguageBind_FT", "epoch_1", "LanguageBind", EVIL]
     assert (overview["LanguageBind"], overview[EVIL]) == (["44.8 ★"], ["36.0"])
     assert (overview["LanguageBind_FT"][0][:5], overview["epoch_1"][0][:6]) == ("42.7 ", "46.7 ★")
-    assert page.table("Published figures")["msrvtt"] == [EVIL, "text_to_modality/R@5", "61.0", "table 3"]
+    assert page.table("Published results")["msrvtt"] == [EVIL, "text_to_modality/R@5", "61.0", "table 3"]
     assert page.table("Every class of audioset, epoch_1")["never heard"] == ["13", "0", "–", "–"]
     assert page.table("The most frequent confusions on nyu_v2, LanguageBind_FT")[EVIL] == [
         "dining & living room",
@@ -115,7 +115,7 @@ def plain(name: str, top1: float = 0.5, half: float | None = 0.01, dataset: str 
 
 def test_what_must_not_be_compared_is_said(page, tmp_path):
     # 0.61 and 0.57 with 0.05 to each side overlap; 0.31 and 0.35 with 0.004 do not
-    both = "overlap, so none of these is shown to be better: LanguageBind_FT, epoch_1."
+    both = "overlap, so no model among these is shown to be better: LanguageBind_FT, epoch_1."
     assert f"Intervals of mean_per_class {both}" in page.text
     assert f"Intervals of text_to_modality/R@1 {both}" in page.text
     assert "Intervals of mAP" not in page.text
@@ -123,7 +123,7 @@ def test_what_must_not_be_compared_is_said(page, tmp_path):
     values = {"a": 0.5, "b": 0.515, "c": 0.53, "d": 0.8}
     within = plain("e", 0.508, 0.001)
     chain = make(tmp_path, *(plain(name, value) for name, value in values.items()), within)
-    assert "in none of these groups is a model shown to be better: a, b, e; b, c." in chain.text
+    assert "no model in one of these groups is shown to be better: a, b, e; b, c." in chain.text
 
 
 def test_settings_that_differ_are_named_with_their_models(tmp_path):
@@ -144,12 +144,12 @@ def test_settings_that_differ_are_named_with_their_models(tmp_path):
         plain("b", dataset="same", **first | {"inputs": inputs | {"hflip": 0.0}}),
     )
     assert (
-        "Part of a difference may come from how the models were run: precision amp_bf16 (b), fp32 (a, c);"
+        "The models' settings differ, which may explain part of a difference: precision amp_bf16 (b), fp32 (a, c);"
         ' templates ["a photo of {c}"] (c), ["{c}"] (a, b); prompts 34 (c), 12 (a, b);'
         " num frames 16 (b), 8 (a, c); clips 3 (b), not set (a, c)." in page.text
     )
     assert (
-        "What was scored differs, so these values cannot be compared: samples 60 (c), 100 (a, b, d);"
+        "The samples or the task differ, so these values cannot be compared: samples 60 (c), 100 (a, b, d);"
         " limit 60 (c), not set (a, b, d)." in page.text
     )
     assert "input shape [3, 1, 8, 8] (a), [3, 2, 8, 8] (b)" in page.text
@@ -192,7 +192,7 @@ def test_a_result_of_a_part_is_never_without_a_caveat(tmp_path):
     published = {model: row[0] for model, row in overview.items() if model.startswith("M")}
     assert published == {f"M{k}": f"{10 * k}.0" + " ★" * (k == 7) for k in range(7, 0, -1)}
     assert "few: 3 of 1,000 samples; left: 990 of 1,000 samples, 6 missing from the prepared data" in page.text
-    assert "Published figures are of all of it." in page.text
+    assert "Published results are for the whole dataset." in page.text
     assert "Not the whole dataset: all: limited to 100 samples." in page.text
     assert "Not the whole dataset: pair: 3 without a partner, 2 could not be read." in page.text
     assert "⚠ 40 of 50 captions" in overview["c"][2]
@@ -289,7 +289,7 @@ def test_charts_show_every_class_and_line(page):
     matrix = page.table("Confusion matrix of nyu_v2, LanguageBind_FT")
     assert matrix["class 2"][2:4] == ["7", "13"]
     titles = [attributes.get("title", "") for tag, attributes in page.tags if tag == "td"]
-    assert "class 2 taken for class 3: 13 of 20" in titles
+    assert "class 2 predicted as class 3: 13 of 20" in titles
 
 
 def test_curves_share_a_chart(tmp_path):
@@ -381,11 +381,11 @@ def test_results_of_older_versions_and_many_classes(tmp_path):
     page = Page((tmp_path / "report.html").read_text())
     assert page.table("All metrics on esc50")["top1"] == ["50.0 [40.0, ∞]", "50.0", "2.0"]
     assert "so these values cannot be compared: limit 10 (new), not set (old)." in page.text
-    assert "Calibration: expected error 7.1" in page.text
+    assert "Calibration: expected calibration error 7.1" in page.text
     (tmp_path / "a.json").unlink()
     main([str(tmp_path), "--configs", str(tmp_path)])
     assert "open" in next(a for tag, a in Page((tmp_path / "report.html").read_text()).tags if tag == "details")
-    assert page.table("How often new is right")["30.0"] == ["25.0", "12"]
+    assert page.table("Accuracy of new on")["30.0"] == ["25.0", "12"]
     assert len([1 for _, attributes in page.tags if attributes.get("class") == "bar"]) == 100
     assert "the 30 of 100 classes that are confused most" in page.text
     assert len(page.table("Every class of esc50, new")) == 101

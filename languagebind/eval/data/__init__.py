@@ -1,1 +1,1 @@
-"""What is evaluated: datasets, their samples, and how these are read."""
+"""The datasets of evaluation, their samples, and the protocols that read them."""

@@ -1,26 +1,26 @@
-"""What to evaluate on: one small YAML file per dataset.
+"""Configs of the datasets to evaluate on: one small YAML file per dataset.
 
     name: nyu_v2                        # name of the result; default: the file's name
     task: classification                # classification | multilabel | retrieval
-    modality: depth                     # of the samples; `--all` takes the datasets of the model's modality
+    modality: depth                     # modality of the samples; `--all` selects the datasets of the model's modality
     data: Depth/nyuv2/data/val          # a folder of class folders, a .csv or .jsonl manifest, or shards
-    split: val                          # recorded in the result, as is `language`
+    split: val                          # recorded in the result, like `language`
     templates: templates/depth.txt      # a file with one prompt per line, {c} for the class, or a list of prompts
     class_names: [bathroom, bedroom]    # a list, `label: name` lines, or a file of `label` or `label<TAB>name` lines
-    metric: top1                        # the metric to quote
-    source: https://...                 # where to get the data; `licence`; `layout`: which files should be where
-    limit: 500                          # use this many samples, evenly spaced
-    caption_source: ofa                 # which captions to use if samples have captions from several sources
+    metric: top1                        # the headline metric
+    source: https://...                 # where to get the data; `licence`: its licence; `layout`: its files and folders
+    limit: 500                          # use only this many samples, evenly spaced
+    caption_source: ofa                 # the source to use if samples have captions from several sources
     clip: [0, 31]                       # the part of each video to use, in seconds
     clips: 4                            # clips per video, and `crops` per clip; their features are averaged
-    protocol: ours                      # or paper: evaluate as the original did
-    paper: {inputs: seconds, similarity: dot} # what the original did differently, see readers.py; {}: nothing
-    expect: {samples: 654, classes: 10} # and captions; `prepare` refuses other counts
+    protocol: ours                      # or paper: evaluate as the original LanguageBind code does
+    paper: {inputs: seconds, similarity: dot} # differences of the original's protocol, see readers.py; {}: none
+    expect: {samples: 654, classes: 10} # expected counts, also of captions; `prepare` refuses other counts
     published:                          # results reported by others, as fractions
     - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
     prepare: {kind: table, ...}         # how `python -m languagebind.eval.prepare` makes `data` from the download
 
-`data` is a path below the data root, or below the YAML file's folder if there is none; text files may be in either.
+`data` is a path below the data root, or below the YAML file's folder by default. Text files may be in either folder.
 `samples.py` describes the three kinds of data.
 """
 
@@ -53,13 +53,13 @@ METRICS = {
 }
 NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
 SHARDS = "nshards.txt"  # in CLIP_benchmark's folders
-NAME = re.compile(r"[\w.-]{1,100}")  # short, as a result's file name also holds the model's name
-SHOWN_ENTRIES = 8  # of a folder, in a message
+NAME = re.compile(r"[\w.-]{1,100}")  # short, because a result's file name also holds the model's name
+SHOWN_ENTRIES = 8  # entries of a folder that a message lists
 PREPARE = "python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"
 
 
 def _read(value: Any, info: ValidationInfo) -> Any:
-    """Return the lines of the text file that a config names, without blank ones; other values stay as they are."""
+    """Return the non-blank lines of the text file that a config names. Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     if "{c}" in value:  # a template, not a file
@@ -71,7 +71,7 @@ def _read(value: Any, info: ValidationInfo) -> Any:
 
 
 def _by_label(value: Any, info: ValidationInfo) -> Any:
-    """Turn `label` or `label<TAB>name` lines into a mapping."""
+    """Return the mapping label -> name of `label` or `label<TAB>name` lines."""
     lines = _read(value, info)
     if not isinstance(lines, (list, tuple)):
         return lines
@@ -84,7 +84,7 @@ def _by_label(value: Any, info: ValidationInfo) -> Any:
 
 
 def _resolve(data: str, info: ValidationInfo) -> str:
-    """Return a path, or several joined by `::`, as seen from the data root; URLs stay as they are."""
+    """Return a path, or several joined by `::`, below the data root. URLs are returned unchanged."""
     if not info.context:
         return data
     return "::".join(part if is_url(part) else str(info.context[-1] / part) for part in data.split("::"))
@@ -108,7 +108,7 @@ Figures = Annotated[Mapping[str, Number], NotEmpty, must_be(_are_fractions, "fra
 
 
 class Published(TypedDict):
-    """Results that others report, and where."""
+    """Results that others report, and the place where they report them."""
 
     model: str
     values: Figures
@@ -117,7 +117,7 @@ class Published(TypedDict):
 
 @dataclass(frozen=True, config=CONFIG)
 class DatasetConfig:
-    """A dataset with its prompts; paths are resolved and text files read."""
+    """A dataset with its prompts. Paths are resolved, and text files are read."""
 
     name: FileName
     task: Literal["classification", "multilabel", "retrieval"]
@@ -141,7 +141,7 @@ class DatasetConfig:
     expect: Counts = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)  # `kind`, and the kind's own options
-    data_root: str | None = None  # for paths in a manifest that are not below its folder; not for YAML files
+    data_root: str | None = None  # second folder for the paths in a manifest; set by --data-root, not in YAML files
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -149,7 +149,7 @@ class DatasetConfig:
         inputs, dot, by_paper = rules.get("inputs"), rules.get("similarity") == "dot", self.protocol == "paper"
         mistakes = {
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
-            "there is no paper protocol: the config has no `paper`; use ours": by_paper and self.paper is None,
+            "there is no paper protocol, as the config has no `paper`: use ours": by_paper and self.paper is None,
             "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
             "paper: similarity: dot is for retrieval": dot and self.task != "retrieval",
             f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
@@ -160,17 +160,15 @@ class DatasetConfig:
 
     @property
     def result_name(self) -> str:
-        """What a result's file name starts with; it differs between the two protocols."""
+        """The start of a result's file name, which differs between the two protocols."""
         return self.name if self.protocol == "ours" else f"{self.name}_{self.protocol}"
 
 
 def load_dataset_config(path: Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
     """Return the dataset that a YAML file describes. `data` is below `data_root`, or below the file's own folder.
 
-    Without `prepared`, the file of class names may be missing, as `prepare` may have to write it.
-
-    Raises:
-        UserError: the file or one that it names is missing, or a key or value is wrong.
+    If `prepared` is false, the file of class names may be missing, because `prepare` may write it later. Raises
+    `UserError` if the file or a file that it names is missing, or if a key or value is wrong.
     """
     path = Path(path)
     values, folders = read_values(path, data_root)
@@ -189,14 +187,14 @@ def load_dataset_config(path: Path, data_root: Path | None = None, prepared: boo
 
 
 def load_folder(folder: Path) -> DatasetConfig:
-    """Return the dataset in a webdataset folder of CLIP_benchmark, which needs no YAML file. Raises UserError."""
+    """Return the dataset in a webdataset folder in CLIP_benchmark's layout. Raises `UserError` if it is not one."""
     if not (facts := _benchmark(folder, "test")):
         raise UserError(f"{folder} is not a webdataset folder of CLIP_benchmark: it has no test/{SHARDS}")
     return validate(DatasetConfig, {"name": folder.absolute().name} | facts, str(folder))
 
 
 def read_values(path: Path, data_root: Path | None) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """Return the keys of a YAML file that have values, and the folders that its paths may be below."""
+    """Return the keys with values in a YAML file, and the base folders for its paths."""
     values = {"name": path.stem} | {key: value for key, value in load_yaml(path).items() if value is not None}
     if "data_root" in values:
         raise UserError(f"{path}: unknown key 'data_root': use --data-root")
@@ -204,13 +202,13 @@ def read_values(path: Path, data_root: Path | None) -> tuple[dict[str, Any], tup
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Path | None:
-    """Return the file called `name` in the first folder that has one."""
+    """Return the path of the file `name` in the first folder that has it, or None."""
     files = (folder / name for folder in folders)
-    return next((file for file in files if os.path.isfile(file)), None)  # unlike Path's, False for a name too long
+    return next((file for file in files if os.path.isfile(file)), None)  # unlike Path.is_file, False for overlong names
 
 
 def not_there(config: DatasetConfig, missing: Path) -> UserError:
-    """Return the error for a missing file or folder: what is there, what should be, and where to get it."""
+    """Return the error for a missing file or folder. It says what was found, what is expected and where to get it."""
     folder = next(folder for folder in missing.absolute().parents if os.path.isdir(folder))
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name[0] != ".")
     more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
@@ -234,7 +232,7 @@ def naming(dataset: str) -> Iterator[None]:
 
 
 def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """Return the keys that a webdataset folder of CLIP_benchmark sets, unless they are `given`; {} for other data."""
+    """Return the config keys that a CLIP_benchmark folder defines, or {}. `given` keys are not read again."""
     if not os.path.isfile(folder / split / SHARDS):
         return {}
     task, templates = folder / "dataset_type.txt", folder / "zeroshot_classification_templates.txt"
@@ -246,7 +244,7 @@ def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[st
         "data": str(folder / split / f"{{0..{int(count) - 1}}}.tar"),
     }
     if facts["task"] != "retrieval" and "class_names" not in given:
-        # By number, because some datasets have two classes of the same name
+        # Labels are numbers, because some datasets have two classes of the same name
         facts["class_names"] = {str(number): name for number, name in enumerate(_lines(folder / "classnames.txt"))}
     if facts["task"] != "retrieval" and "templates" not in given and templates.is_file():
         facts["templates"] = [line for line in _lines(templates) if line]
@@ -254,7 +252,7 @@ def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[st
 
 
 def _lines(file: Path) -> list[str]:
-    """Return a file's lines, without blank ones at the end."""
+    """Return a file's lines without trailing blank lines."""
     try:
         return text_lines(file.read_bytes().rstrip())
     except (OSError, UnicodeDecodeError) as error:

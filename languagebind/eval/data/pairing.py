@@ -1,22 +1,22 @@
-"""What is compared between modalities: a YAML file, and the samples of each modality matched by their keys.
+"""Comparisons between modalities: read a YAML file, and match the samples of the modalities by their keys.
 
     name: depth_infrared            # name of the result; default: the file's name
     task: retrieval                 # retrieval | classification
-    query: depth                    # a modality, `text`, or a fusion: {depth: 1.0, text: 0.5}, weights may be negative
+    query: depth                    # a modality, `text`, or a fusion: {depth: 1.0, text: 0.5}; weights may be negative
     gallery: infrared               # retrieval only: another modality or fusion
-    data:                           # of every modality named above; several may have the same data
+    data:                           # the data of every modality named above; several may share their data
       depth: shards/test            # a folder of files or class folders, a .csv or .jsonl manifest, or shards
       infrared: shards/test
       text: shards/test             # only its captions are read
-    caption_source: ofa             # which captions to use if samples have captions from several sources
-    labels: depth                   # classification: whose labels count, where the query's modalities disagree
-    class_names: names.txt          # classification: as in datasets.py, and so are `templates`
+    caption_source: ofa             # the source to use if samples have captions from several sources
+    labels: depth                   # classification: the modality whose labels count if the query's modalities disagree
+    class_names: names.txt          # classification: as in datasets.py, like `templates`
     templates: templates.txt
-    split: test                     # recorded in the result, as is `language`
-    metric: query_to_gallery/R@1    # the metric to quote; `source`, `published`: as in datasets.py
+    split: test                     # recorded in the result, like `language`
+    metric: query_to_gallery/R@1    # the headline metric; `source`, `published`: as in datasets.py
 
-The key of a sample is its `id` in a manifest, if it has one; in shards, webdataset's key; otherwise its path (as in the
-manifest, or below the folder) up to the first dot of the file's name.
+The key of a sample is its `id` in a manifest if it has one, and webdataset's key in shards. Otherwise the key is the
+path (as in the manifest, or below the folder) up to the first dot of the file's name.
 """
 
 import os
@@ -49,14 +49,14 @@ def renamed(metric: str) -> str:
 
 
 METRICS = datasets.METRICS | {"retrieval": tuple(map(renamed, datasets.METRICS["retrieval"]))}
-# Beyond these weights, rounding would drop a part of the fusion
+# With larger or smaller weights, rounding could drop a part of the fusion
 Weight = Annotated[Number, must_be(lambda x: 1e-3 <= abs(x) <= 1e3, "from 0.001 to 1000, or the negative of that")]
 Weights = Annotated[Mapping[str, Weight], BeforeValidator(lambda x: {x: 1.0} if isinstance(x, str) else x)]
 
 
 @dataclass(frozen=True, config=CONFIG)
 class PairsConfig:
-    """A comparison; paths are resolved and text files read."""
+    """A comparison between modalities. Paths are resolved, and text files are read."""
 
     name: FileName
     query: Annotated[Weights, NotEmpty]  # by modality, or text
@@ -76,11 +76,11 @@ class PairsConfig:
     @model_validator(mode="after")
     def _check(self) -> Self:
         both, retrieval = self.query.keys() & self.gallery.keys(), self.task == "retrieval"
-        named = f"data should name {', '.join(self.used)}, and names {', '.join(self.data) or 'nothing'}"
+        named = f"data should name {', '.join(self.used)}, but names {', '.join(self.data) or 'nothing'}"
         mistakes = {
             f"{', '.join(both)} is on both sides, where each sample would find itself": both,
-            "retrieval needs a gallery, classification has none": retrieval != bool(self.gallery),
-            "classification needs class_names, retrieval has none": retrieval == bool(self.class_names),
+            "retrieval needs a gallery, and classification has none": retrieval != bool(self.gallery),
+            "classification needs class_names, and retrieval has none": retrieval == bool(self.class_names),
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
             named: self.data.keys() != self.used.keys(),
             f"labels is {self.labels!r}, which is not in the query": self.labels not in (None, *self.query),
@@ -90,22 +90,21 @@ class PairsConfig:
 
     @property
     def used(self) -> dict[str, float]:
-        """The weights of both sides."""
+        """The weights of the modalities on both sides."""
         return {**self.query, **self.gallery}
 
 
 def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = True) -> PairsConfig:
     """Return the comparison that a YAML file describes. Its data is below `data_root`, or below the file's own folder.
 
-    Raises:
-        UserError: the file, what it names or (with `there`) its data is missing, or a key or value is wrong.
+    Raises `UserError` if a file or (with `there`) the data is missing, or if a key or value is wrong.
     """
     path = Path(path)
     values, folders = read_values(path, data_root)
     if isinstance(values.get("data"), dict):
         shared: dict[str, Any] = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
         shared["data_root"] = data_root and str(data_root)
-        # Only retrieval reads captions: other data need not say which caption source is meant
+        # Only retrieval reads captions, so the other data need no caption source
         values["data"] = {
             name: shared | {"data": place, "task": "retrieval" if name == TEXT else "classification"}
             for name, place in values["data"].items()
@@ -119,18 +118,18 @@ def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = T
 def match_samples(
     config: PairsConfig, modalities: Mapping[str, Modality], skip_bad: bool
 ) -> tuple[dict[str, list[Sample]], int]:
-    """Return the samples that all modalities have, in the same order for each, and how many lack a partner.
+    """Return the samples that all modalities have, in the same order, and the number of samples without a partner.
 
-    Raises UserError if one lacks a partner and `skip_bad` is off, none match, or two of a modality have the same key.
+    Raises `UserError` if a sample lacks a partner and `skip_bad` is off, no keys match, or a modality repeats a key.
     """
-    default = next(iter(modalities.values()))  # texts are listed by any modality, as no media are read
+    default = next(iter(modalities.values()))  # any modality can list the texts, since no media are read
     listed = {name: _by_key(config, name, modalities.get(name, default)) for name in config.used}
     everything = list(dict.fromkeys(key for samples in listed.values() for key in samples))
     keys = [key for key in everything if all(key in samples for samples in listed.values())]
     if not keys:
         examples = ", ".join(f"{next(iter(samples))!r} of {name}" for name, samples in listed.items())
         problem = f"{', '.join(listed)} have no key in common; the first keys are {examples}"
-        raise UserError(f"{config.name}: {problem}. In a manifest, `id` says which samples belong together")
+        raise UserError(f"{config.name}: {problem}. Set `id` in the manifests to match samples")
     missing = [f"{key} has no {name}" for key in everything for name in listed if key not in listed[name]]
     unpaired = len(everything) - len(keys)
     if missing and not skip_bad:
@@ -141,7 +140,7 @@ def match_samples(
 
 
 def sample_key(sample: Sample, in_shard: bool) -> str:
-    """Return the key that a sample is matched by."""
+    """Return the key by which a sample is matched."""
     if sample.id is not None:
         return sample.id
     if in_shard:
@@ -151,9 +150,9 @@ def sample_key(sample: Sample, in_shard: bool) -> str:
 
 
 def sample_labels(config: PairsConfig, samples: Mapping[str, Sequence[Sample]]) -> list[Sample]:
-    """Return the samples of the query's modality whose labels are the right classes.
+    """Return the samples of the modality whose labels are used: `labels` in the config, or the first with labels.
 
-    Raises UserError if the labels of two modalities differ and the config does not say which count, or one is missing.
+    Raises `UserError` if two modalities have different labels and the config does not choose, or a label is missing.
     """
     labelled = {name: samples[name] for name in config.query if any(sample.labels for sample in samples[name])}
     names = [config.labels] if config.labels else list(labelled)
@@ -163,18 +162,18 @@ def sample_labels(config: PairsConfig, samples: Mapping[str, Sequence[Sample]]) 
     for name in names[1:]:
         for one, other in zip(first, labelled[name], strict=True):
             if one.labels != other.labels:
-                labels = f"{one.labels} by {names[0]} and {other.labels} by {name}"
-                raise UserError(f"{config.name}: {one.key} is {labels}: say whose labels count with `labels: ...`")
+                labels = f"the labels {one.labels} in {names[0]}, but {other.labels} in {name}"
+                raise UserError(f"{config.name}: {one.key} has {labels}: choose one with `labels: MODALITY`")
     if odd := [sample for sample in first if len(sample.labels) != 1]:
-        raise UserError(f"{config.name}: {odd[0].key} has {len(odd[0].labels)} labels, it needs one")
+        raise UserError(f"{config.name}: {odd[0].key} has {len(odd[0].labels)} labels, but needs exactly one")
     return list(first)
 
 
 def _by_key(config: PairsConfig, name: str, modality: Modality) -> dict[str, Sample]:
-    """Return the samples of one modality, or those with captions for text."""
+    """Return the samples of one modality by key. For text, only samples with captions are returned."""
     data = config.data[name]
     in_shard = bool(list_shards(data.data))
-    is_folder = os.path.isdir(data.data) and not in_shard  # class folders or not
+    is_folder = os.path.isdir(data.data) and not in_shard  # with or without class folders
     found: dict[str, Sample] = {}
     for sample in list_files(Path(data.data)) if is_folder else list_samples(data, modality):
         if name == TEXT and not sample.captions:

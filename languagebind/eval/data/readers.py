@@ -1,7 +1,7 @@
-"""How samples are read and compared: our way, or the original's where it differs, to reproduce published results.
+"""Protocols that read and compare samples: ours, and the original LanguageBind code's, for its published results.
 
-A dataset's `paper: {inputs: <rule>, similarity: cosine | dot}` names what the original did with it; `--protocol paper`
-asks for that. The original's tie rules are not kept: ties count against the model under either protocol.
+A dataset's `paper: {inputs: <rule>, similarity: cosine | dot}` describes the original's protocol, and `--protocol
+paper` selects it. One rule of the original is never used: ties count against the model under both protocols.
 """
 
 import math
@@ -23,37 +23,37 @@ from ...modalities._video_backends import open_capture, read_frames
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product of features that are not normalised"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLING_RATE, SEGMENTS, CROPS = 8, 5, 3
-VIEW_SCALE = 100  # multiplies the cosines in each view's softmax
+VIEW_SCALE = 100  # multiplies the cosines in the softmax of each view
 Interval = tuple[float, float]
 
 
 class Paper(TypedDict, total=False):
-    """What the original did with a dataset; by default, what we do."""
+    """The original's rules for a dataset. A missing key means that the original does the same as we do."""
 
     inputs: Literal["modality", "seconds", "seconds_of_duration", "views", "picture"]
     similarity: Literal["cosine", "dot"]
 
 
 class Reader:
-    """Reads a sample as its modality does. The subclasses follow other rules; all can be pickled."""
+    """Reads a sample as its modality does. The subclasses follow other rules. All readers can be pickled."""
 
     views: int = 1
-    pooled: ClassVar[bool] = False  # whether to average the views' features; else to compare each view with the classes
+    pooled: ClassVar[bool] = False  # True: average the views' features; False: compare each view with the classes
     clip: Interval | None = None
-    details: Mapping[str, Any] = {}  # what a result says about the rule, beside the views and the clip
+    details: Mapping[str, Any] = {}  # further facts about the rule that a result records
 
     def __init__(self, modality: Modality):
         self.modality = modality
 
     def read(self, source: Any) -> Tensor:
-        """Return what `Sample.load` gives as (V, C, T, H, W) views. Raises DecodeError."""
+        """Return the views (V, C, T, H, W) of a sample. `source` comes from `Sample.load`. Raises `DecodeError`."""
         return self.modality.preprocess(source)[None]
 
 
 class VideoReader(Reader):
-    """Reads the part of a video in `clip`, (start, end) in seconds, as the modality reads a whole one."""
+    """Reads one part of a video, `clip` (start, end) in seconds, as the modality reads a whole video."""
 
-    modality: Any  # one with `frame_indices`, as Video
+    modality: Any  # a modality with `frame_indices`, like Video
 
     def __init__(self, modality: Modality, clip: Interval | None = None):
         if not hasattr(modality, "frame_indices"):
@@ -64,11 +64,11 @@ class VideoReader(Reader):
         return self.modality.transform(self.frames(source, self.modality.frame_indices))[None]
 
     def frames(self, source: Any, choose: Callable[[int], np.ndarray]) -> Tensor:
-        """Return frames (N, 3, H, W): those that `choose` picks from the number of frames in `clip`."""
+        """Return frames (N, 3, H, W) of `clip`. `choose` maps the number of frames in it to the indices to read."""
         count, rate, _ = self.modality.inspect(source)
         start, end = 0, count
         if self.clip is not None:
-            # As fractions: 1.1 * 10.0 is more than 11
+            # Exact fractions, because 1.1 * 10.0 is more than 11 in floating point
             start, end = (min(math.ceil(Fraction(str(second)) * rate), count) for second in self.clip)
             if end <= start:
                 raise DecodeError(source, f"no frame of {count} lies from {self.clip[0]:g} s to {self.clip[1]:g} s")
@@ -76,10 +76,10 @@ class VideoReader(Reader):
 
 
 class Clips(VideoReader):
-    """Reads S clips of a video, and several crops of each along the longer side; their features are averaged.
+    """Reads S clips of a video and several crops of each clip along the longer side. Their features are averaged.
 
-    Clip s of S has frame floor((t + (s + 0.5) / S) * N / T) of N for each t < T: together the clips are S * T evenly
-    spaced frames, each in the middle of its stretch.
+    Clip s has the frames floor((t + (s + 0.5) / S) * N / T), t < T, of N frames. Together the clips have S * T evenly
+    spaced frames, each in the middle of its segment.
     """
 
     pooled = True
@@ -99,16 +99,16 @@ class Clips(VideoReader):
         return torch.stack([self.modality.transform(clip) for clip in clips])
 
     def indices(self, count: int) -> np.ndarray:
-        """Return (S, T) indices into `count` frames."""
+        """Return the indices (S, T) of the clips' frames in a video of `count` frames."""
         offsets = (np.arange(self.clips)[:, None] + 0.5) / self.clips
         num_frames = self.modality.num_frames
         return ((np.arange(num_frames) + offsets) * count / num_frames).astype(int)
 
 
 class Seconds(VideoReader):
-    """Takes frames from the first to the last whole second but one, by OpenCV's seeking; resizes them as PIL does.
+    """Takes evenly spaced frames from the start to one second before the end by OpenCV's seeking, resized by PIL.
 
-    With `up_to_duration`, the end is the file's duration, because the annotation gave it as the end.
+    With `up_to_duration`, the end is the file's duration rounded up, as in the original's annotations.
     """
 
     def __init__(self, modality: Modality, clip: Interval | None, up_to_duration: bool):
@@ -133,14 +133,14 @@ class Seconds(VideoReader):
         with open_capture(source) as capture:
             count, rate = (int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
             if count < 1 or rate < 1:
-                raise DecodeError(source, f"the header says {count} frames at {rate} per second; both are needed here")
+                raise DecodeError(source, f"the header says {count} frames at {rate} per second; neither may be 0")
             seconds = -(-count // rate)
             start, end = (0, seconds) if clip is None else (int(clip[0]), min(int(clip[1]), seconds))
             indices = np.linspace(start * rate, (end - 1) * rate, self.modality.num_frames, dtype=int)
             for k, index in enumerate(indices.tolist()):
                 capture.set(cv2.CAP_PROP_POS_FRAMES, index)
                 found, frame = capture.read()
-                if not found:  # as in the original, the remaining frames stay zero
+                if not found:  # The remaining frames stay zero, as in the original
                     if k == 0:
                         raise DecodeError(source, f"frame {index} of {count} cannot be read")
                     break
@@ -149,7 +149,7 @@ class Seconds(VideoReader):
 
 
 class Views(VideoReader):
-    """Takes 5 clips of every 8th frame, 3 crops of each along the longer side; ImageNet's statistics."""
+    """Takes 5 clips of every 8th frame and 3 crops of each along the longer side, with ImageNet's pixel statistics."""
 
     views = SEGMENTS * CROPS
     details: Mapping[str, Any] = {
@@ -175,7 +175,7 @@ class Views(VideoReader):
         return torch.stack([(crop[s].float() / 255 - mean) / std for s in range(SEGMENTS) for crop in crops])
 
     def indices(self, count: int) -> np.ndarray:
-        """Return (S, T) indices into `count` frames: every 8th one, T in a row for each segment."""
+        """Return the indices (S, T) in a video of `count` frames: runs of T among every 8th frame, one per segment."""
         num_frames = self.modality.num_frames
         sampled = list(range(0, count, SAMPLING_RATE))
         sampled += sampled[-1:] * (num_frames - len(sampled))
@@ -184,7 +184,7 @@ class Views(VideoReader):
 
 
 class Picture(Reader):
-    """Resizes as PIL does, which smooths, and crops the centre; EXIF orientation is not applied."""
+    """Resizes with PIL's smoothing filter and crops the centre, without applying the EXIF orientation."""
 
     modality: ImageModality
     details: Mapping[str, Any] = {
@@ -204,7 +204,7 @@ class Picture(Reader):
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """How samples are read and compared with texts."""
+    """The rules for reading samples and comparing them with texts."""
 
     name: str
     reader: Reader
@@ -212,24 +212,24 @@ class EvalProtocol:
 
     @property
     def unit(self) -> bool:
-        """Whether features are scaled to unit norm."""
+        """True if features are scaled to unit norm."""
         return self.similarity == "cosine"
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result says about its protocol."""
+        """Return the settings of the protocol that a result records."""
         found = {"protocol": self.name, "similarity": SIMILARITIES[self.similarity], "views": self.reader.views}
         return found | ({"clip": list(self.reader.clip)} if self.reader.clip else {}) | dict(self.reader.details)
 
     def class_scores(self, features: Tensor, classifier: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (M, K) and the logits behind the predictions' confidence (M, K).
+        """Return the scores (M, K), and the logits (M, K) whose softmax is the confidence of the predictions.
 
-        Features are (M, D), or (M, V, D) for views; the classifier is (K, D), unit norm; `logit_scale` is in log space,
-        and views have a scale of their own.
+        Features are (M, D), or (M, V, D) for views. The unit-norm classifier is (K, D). `logit_scale`, in log space, is
+        not used for views.
         """
         if features.ndim == 2:
             scores = features @ classifier.T
             return scores, logit_scale.detach().to(scores.device, torch.float32).exp() * scores
-        # One view at a time: all views of all samples against a thousand classes would not fit in memory
+        # One view at a time, because all views of all samples against a thousand classes would not fit in memory
         views = ((VIEW_SCALE * view @ classifier.T).double().softmax(dim=1) for view in features.unbind(dim=1))
         scores = (sum(views, torch.tensor(0.0)) / self.reader.views).float()
         return scores, scores.log()
@@ -238,7 +238,7 @@ class EvalProtocol:
 def choose_protocol(
     name: str, paper: Paper | None, clip: Interval | None, modality: Modality, clips: int = 1, crops: int = 1
 ) -> EvalProtocol:
-    """Return our protocol, or a dataset's `paper` one. Raises UserError if its rules do not fit the modality."""
+    """Return our protocol, or a dataset's `paper` protocol. Raises `UserError` if the rules do not fit the modality."""
     rules = paper if name == "paper" and paper else Paper()
     inputs = rules.get("inputs", "modality")
     reader = VideoReader(modality, clip) if clip else Reader(modality)
@@ -254,14 +254,14 @@ def choose_protocol(
 
 
 def _squares(frames: Tensor, starts: list[int]) -> list[Tensor]:
-    """Cut squares out of (N, C, H, W) frames, each from a start along the longer side."""
+    """Return squares cut out of frames (N, C, H, W), one for each start along the longer side."""
     height, width = frames.shape[2:]
     side = min(height, width)
     return [frames[:, :, s : s + side] if height >= width else frames[..., s : s + side] for s in starts]
 
 
 def _pil_transform(size: int) -> Callable[[Any], Tensor]:
-    """Return a transform from a PIL picture to (3, size, size): open_clip's, by torchvision's rules for PIL."""
+    """Return open_clip's transform from a PIL picture to pixels (3, size, size), with torchvision's rules for PIL."""
     from torchvision import transforms
 
     resize = transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC)

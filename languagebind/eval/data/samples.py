@@ -1,13 +1,13 @@
-"""The samples of a dataset, listed once in a fixed order, to be read at random by any number of workers.
+"""List the samples of a dataset once in a fixed order, so that any number of workers can read them at random.
 
-Class folders: `<data>/<label>/**/<file>`, every file that is not hidden or in a hidden folder. Links are followed.
-Manifest: a .csv or .jsonl file with `path` (from the manifest's folder, or the data root), `label` or `labels`,
-`caption` or `captions`, and optionally `id`, which matches samples across modalities (`pairing.py`). In a .csv the
-plural columns are separated by `|`. Rows with the same path are one sample.
-Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`;
-or CLIP_benchmark's `.cls` (class index), `.npy` (0 or 1 for each class), `.txt` (a caption a line).
+Class folders: `<data>/<label>/**/<file>`, except hidden files and files in hidden folders. Links are followed.
+Manifest: a .csv or .jsonl file with `path` (below the manifest's folder or the data root), `label` or `labels`,
+`caption` or `captions`, and optionally `id`, which matches samples across modalities (`pairing.py`). In a .csv, `|`
+separates the values of a plural column. Rows with the same path are one sample.
+Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`,
+or CLIP_benchmark's `.cls` (class index), `.npy` (0 or 1 per class), `.txt` (one caption per line).
 
-A label is a class's label, or its index. Captions are one text, a list, or either of these by caption source.
+A label is the label or the index of a class. Captions are one text, a list of texts, or either of these per source.
 """
 
 import json
@@ -29,12 +29,12 @@ from .shards import Member, list_shards, read_shard
 log = logging.getLogger(__name__)
 
 Source = Path | Member
-PREPARED = ".prepare.json"  # the report of `prepare`, beside the data
+PREPARED = ".prepare.json"  # ending of the report that `prepare` writes beside the data
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing to encode. `source` is a tuple where every frame is a file, and None where the sample has no media."""
+    """One thing to encode. `source` is a tuple if each frame is a file, and None if the sample has no media."""
 
     key: str
     source: Source | tuple[Source, ...] | None
@@ -43,9 +43,9 @@ class Sample:
     id: str | None = None
 
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
-        """Return what `Modality.decode` takes: a path, the bytes of a member, or a list of these.
+        """Return the source for `Modality.decode`: a path, the bytes of a member, or a list of these.
 
-        A modality without frames gets the middle one of several frames. Raises DecodeError if a file is missing.
+        If `num_frames` is 1, only the middle frame is returned. Raises `DecodeError` if a file is missing.
         """
         if not isinstance(self.source, tuple):
             return self._contents(self.source)
@@ -63,10 +63,10 @@ class Sample:
 
 
 def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
-    """Return the samples of a dataset; with `limit`, that many, evenly spaced over the data.
+    """Return the samples of a dataset, or with `limit` that many of them, evenly spaced over the data.
 
-    In classification these are evenly spaced within each label, so that each class keeps its share, but for rounding.
-    Raises UserError if the data is missing, empty, of an unknown kind, or lacks the labels or captions of its task.
+    For classification they are evenly spaced within each label, so that each class keeps its share, up to rounding.
+    Raises `UserError` if the data is missing, empty, of an unknown kind, or lacks the labels or captions of its task.
     """
     samples = list_samples(config, modality)
     if not samples:
@@ -78,7 +78,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     what = "captions" if config.task == "retrieval" else "labels"
     counts = [len(getattr(sample, what)) for sample in samples]
     wrong = [i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)]
-    # Some samples of multi-label data have no label.
+    # Some samples of multi-label data have no label
     if wrong and (config.task != "multilabel" or len(wrong) == len(samples)):
         example = f"{samples[wrong[0]].key} has {counts[wrong[0]]} {what}"
         raise UserError(f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}")
@@ -86,7 +86,7 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 
 
 def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sample]:
-    """Return `count` samples in the order of the data; `by_label` spaces them within each label."""
+    """Return `count` evenly spaced samples in the order of the data. With `by_label`, space them within each label."""
     places = list(range(len(samples)))
     if by_label:
         rank = {labels: number for number, labels in enumerate(dict.fromkeys(sample.labels for sample in samples))}
@@ -96,48 +96,48 @@ def _evenly_spaced(samples: list[Sample], count: int, by_label: bool) -> list[Sa
 
 
 def warn_of_count(config: DatasetConfig, what: Counted, count: int) -> None:
-    """Warn where the data has another number of samples, captions or classes than the dataset: the task differs."""
+    """Warn if the data has another number of samples, captions or classes than the dataset: the task then differs."""
     if count != config.expect.get(what, count):
-        log.warning("%s: %d %s, the dataset has %d", config.name, count, what, config.expect[what])
+        log.warning("%s: found %d %s, but the dataset has %d", config.name, count, what, config.expect[what])
 
 
 def digest_of_samples(facts: Any, name: str) -> str:
-    """Return a hash of what identifies a dataset's samples. Every rank must call this, and see the same samples."""
+    """Return the hash of the facts that identify a dataset's samples, and check that all ranks agree on it."""
     found = digest(facts)
     if len(set(gather_objects(found))) > 1:
-        raise UserError(f"{name}: the ranks see different samples: put the same data on every node")
+        raise UserError(f"{name}: the ranks see different samples: use the same data on every node")
     return found
 
 
 def count_missing(config: DatasetConfig) -> int | None:
-    """Return how many samples `prepare --skip-missing` left out; None where `prepare` did not make the data."""
+    """Return the number of samples that `prepare --skip-missing` left out, or None if there is no report of it."""
     report = Path(config.data + PREPARED)
     try:
         missing = len(json.loads(report.read_text(encoding="utf-8"))["missing"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if missing:
-        log.warning("%s: prepare left out %d samples whose file was missing (%s)", config.name, missing, report)
+        log.warning("%s: prepare left out %d samples with a missing file (see %s)", config.name, missing, report)
     return missing
 
 
 def check_data(config: DatasetConfig) -> None:
-    """Raise `UserError` if the data, or one of its shards, does not exist; nothing is read."""
+    """Raise `UserError` if the data or one of its shards does not exist. No file is read."""
     if not list_shards(config.data) and not os.path.exists(config.data):
         raise not_there(config, Path(config.data))
 
 
 def class_names(config: DatasetConfig) -> dict[str, str]:
-    """Return label -> name in prompts, in class order: the config's, or the sorted class folders' (`_` is a space)."""
+    """Return label -> name in prompts, in class order. Without names in the config, the class folders provide them."""
     if config.class_names is not None:
         return dict(config.class_names)
     if names := [] if list_shards(config.data) else _class_folders(config):
         return {name: name.replace("_", " ") for name in names}
-    raise UserError(f"{config.name}: class_names is needed, as {config.data} is not a folder of class folders")
+    raise UserError(f"{config.name}: class_names is needed, since {config.data} does not contain class folders")
 
 
 def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
-    """Return all samples, whether or not they have what the task needs. Raises UserError as `read_samples`."""
+    """Return all samples, even without labels or captions. Raises `UserError` if the data is missing or unknown."""
     check_data(config)
     data = Path(config.data)
     if shards := list_shards(config.data):
@@ -150,7 +150,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 
 
 def list_files(folder: Path) -> list[Sample]:
-    """Return every file below a folder as a sample; its label is the first folder on the way to it, if there is one."""
+    """Return every file below a folder as a sample. Its label is the name of the top folder on its path, if any."""
     paths = [file.relative_to(folder) for file in files_below(folder)]
     return [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
 
@@ -178,17 +178,17 @@ def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
         name = None if row.get("id") is None else str(row["id"])
         source = files if isinstance(row["path"], list) else files[0]
         old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
-        # A caption that is there twice is two queries; a label that is there twice is one label.
+        # A repeated caption counts as two queries, but a repeated label as one label
         labels = tuple(dict.fromkeys(old.labels + labels))
         samples[tuple(paths)] = replace(old, labels=labels, captions=old.captions + captions)
     return list(samples.values())
 
 
 def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
-    """Return the labels and captions of a manifest row or of a shard's metadata."""
+    """Return the labels and captions in a row of a manifest or in the metadata of a sample in a shard."""
     labels = as_list(record.get("label")) + as_list(record.get("labels"))
     captions: list[Any] = []
-    if config.task == "retrieval":  # for other tasks the caption source need not be chosen
+    if config.task == "retrieval":  # The other tasks need no caption source
         for value in (record.get("caption"), record.get("captions")):
             if isinstance(value, dict):
                 if len(value) != 1 and not config.caption_source:
@@ -198,7 +198,7 @@ def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) ->
             captions += as_list(value)
     expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
     for name, values, kind, types in expected:
-        # Not isinstance: True is an int. Half an emoji (a lone surrogate) is text that no tokenizer can encode.
+        # Not isinstance, because True is an int. No tokenizer can encode a lone surrogate (half an emoji)
         if not all(type(value) in types and is_plain(str(value)) for value in values):
             raise UserError(f"{where}: {name} should be {kind}, not {values!r}")
     return tuple(dict.fromkeys(labels)), tuple(text for caption in captions if (text := caption.strip()))

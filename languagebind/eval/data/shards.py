@@ -1,6 +1,6 @@
 """Random access to the samples of shards, with their labels and captions.
 
-Each tar file is scanned once, after which a member is a range of bytes in a file. Streaming, as in training, would make
+Each tar file is scanned once. After that, a member is a range of bytes in a file. Streaming, as in training, would make
 the order of the samples depend on the number of workers.
 """
 
@@ -32,11 +32,11 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Return the member's bytes. Raises DecodeError if the shard is gone or cut off."""
+        """Return the member's bytes. Raises `DecodeError` if the shard is gone or truncated."""
         try:
             with self.shard.open("rb") as file:
                 file.seek(self.offset)
-                data, problem = file.read(self.size), "is cut off"
+                data, problem = file.read(self.size), "is truncated"
         except OSError as error:
             data, problem = b"", f"cannot be read: {error.strerror}"
         if len(data) < self.size:
@@ -45,9 +45,9 @@ class Member:
 
 
 def list_shards(data: str) -> list[Path]:
-    """Return the shards of a brace pattern, a .tar file or a folder of .tar files; empty for anything else.
+    """Return the shards of a brace pattern, a .tar file or a folder of .tar files, or [] for other data.
 
-    Shards behind URLs are copied to the disk, since they are read at random. Raises UserError if one does not exist.
+    Shards at URLs are copied to disk for random access. Raises `UserError` if a shard does not exist.
     """
     if any(map(is_url, data.split("::"))):
         return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
@@ -61,9 +61,9 @@ def read_shard(
 ) -> Iterator[tuple[str, Member | tuple[Member, ...] | None, dict[str, Any]]]:
     """Yield (key, source, annotation) for each sample of a shard, in order.
 
-    The source is the member, or the frames, with the first of the media's `extensions` that the sample has. A `.npy`
-    label must have `num_classes` elements; None: any number. Raises UserError if the shard or an annotation cannot be
-    read, or two members have the same name.
+    The source is the member, or the frames, with the first of the `extensions` that the sample has. A `.npy` label must
+    have `num_classes` elements; None: any number. Raises `UserError` if the shard or an annotation cannot be read, or
+    if two members have the same name.
     """
     source: Member | tuple[Member, ...] | None
     for key, members in group_members(str(shard), _scan(shard)):
@@ -72,7 +72,7 @@ def read_shard(
             source = tuple(members[name] for name in found.values())
         else:
             source = members[found] if found else None
-        # A .npy may be the media itself.
+        # A .npy may be the media itself
         rest = {extension: member for extension, member in members.items() if member != source}
         try:
             annotation = _annotation(rest, num_classes)

@@ -1,7 +1,7 @@
 """Check the values of a YAML file with pydantic, and say in plain words what is wrong with them.
 
-The fields of a pydantic dataclass with `config=CONFIG` say what is allowed, and `validate` fills it in.
-`load_yaml` leaves numbers as text, which pydantic reads; a bare `yes` or `null` never becomes text or a number.
+The fields of a pydantic dataclass with `config=CONFIG` define the valid values, and `validate` creates the object.
+`load_yaml` leaves numbers as text, which pydantic converts. A bare `yes` or `null` never becomes text or a number.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from ...config import UserError
 
 T = TypeVar("T")
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
-# What pydantic expects, by the first word of an error's type, in the words of YAML
+# Names in YAML terms of the types that pydantic expects, by the first word of an error's type
 EXPECTED = {
     "int": "a whole number",
     "float": "a number",
@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 def _no_bool(value: Any) -> Any:
-    """Refuse `yes` and `no`, which pydantic would read as 1 and 0."""
+    """Return the value, but refuse `yes` and `no`, which pydantic would convert to 1 and 0."""
     if isinstance(value, bool):
         raise PydanticKnownError("float_type")
     return value
@@ -40,7 +40,7 @@ Count = Annotated[Whole, Field(ge=1)]
 
 
 def must_be(test: Callable[[Any], Any], expected: str) -> AfterValidator:
-    """Return a validator that refuses values that fail a test: "limit should be <expected>, not <value>"."""
+    """Return a validator that refuses values that fail a test, as in "limit should be <expected>, not <value>"."""
 
     def check(value: Any) -> Any:
         if not test(value):
@@ -51,18 +51,18 @@ def must_be(test: Callable[[Any], Any], expected: str) -> AfterValidator:
 
 
 def refuse(mistakes: Mapping[str, Any]) -> None:
-    """Raise `ValueError` with each message whose value is true."""
+    """Raise `ValueError` with the messages whose values are true, if there are any."""
     if found := [message for message, wrong in mistakes.items() if wrong]:
         raise ValueError("; ".join(found))
 
 
 def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:
-    """Return the pydantic dataclass, model or TypedDict that `values`, as `load_yaml` returns them, describe.
+    """Return the pydantic dataclass, model or TypedDict that `values` from `load_yaml` describe.
 
     Messages start with `where`, such as the file's path. Validators get `context` in pydantic's `ValidationInfo`.
 
     Raises:
-        UserError: a key or value is wrong; the message names each, what was expected, and the key that was meant.
+        UserError: a key or value is wrong. The message names each one, the expected value, and the closest known key.
     """
     try:
         return TypeAdapter(kind).validate_python(values, context=context)
@@ -72,15 +72,15 @@ def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:
 
 
 def unknown(what: str, name: Any, known: Iterable[str]) -> str:
-    """Return `unknown key 'paper.input', did you mean 'inputs'?`, or else the names to choose from."""
+    """Return a message like `unknown key 'inptus', did you mean 'inputs'?`. Without a close name, list all names."""
     known = list(known)
     close = difflib.get_close_matches(str(name).rpartition(".")[2], known, n=1)
     return f"unknown {what} {name!r}" + (f", did you mean {close[0]!r}?" if close else f", expected {', '.join(known)}")
 
 
 def _describe(error: ErrorDetails, kind: Any, where: str) -> str:
-    """Return one error as a sentence."""
-    place = [part for part in error["loc"] if part != "[key]"]  # pydantic's mark for an error in a key itself
+    """Return the sentence for one error."""
+    place = [part for part in error["loc"] if part != "[key]"]  # pydantic's marker for an error in a key itself
     dotted = ".".join(map(str, place))
     path = f"{where}: {dotted}" if place else where
     first, _, rest = error["type"].partition("_")
@@ -99,10 +99,10 @@ def _describe(error: ErrorDetails, kind: Any, where: str) -> str:
 
 
 def _keys(kind: Any, place: Sequence[str | int]) -> list[str]:
-    """Return the keys that are known at a place in nested dataclasses and TypedDicts."""
+    """Return the known keys at a place in nested dataclasses and TypedDicts."""
     hints: Mapping[Any, Any] = get_type_hints(kind)
     for part in place:
-        if part in hints:  # else an index of a list, or a key of a mapping
+        if part in hints:  # Otherwise it is an index of a list, or a key of a mapping
             nested = (*get_args(hints[part]), hints[part])
             hints = next((get_type_hints(each) for each in nested if getattr(each, "__annotations__", None)), {})
     return list(hints)

@@ -1,14 +1,14 @@
-"""Make the data that evaluation reads from a public download: `python -m languagebind.eval.prepare`.
+"""Convert a public download into the data that evaluation reads: `python -m languagebind.eval.prepare`.
 
-A kind of dataset is a module here, found by its name: `prepare: {kind: table, ...}` in a dataset's YAML means
-`table.py`, with
+Each kind of dataset is a module here. `prepare: {kind: table, ...}` in a dataset's YAML selects `table.py`, which has
 
-    class Options(BaseModel)            # the other keys of `prepare`; without it, `options` below is a dict
+    class Options                       # optional: the other keys of `prepare`; otherwise `options` is a dict
     def prepare(source: Path, output: Path, options: Options) -> Iterator[dict]
     def class_names(source: Path, options: Options) -> dict[str, str] | None  # optional: label -> name, in order
 
-Both raise `UserError` if the download is damaged, or not what the options describe. `prepare` yields the manifest's
-rows in order. A row's `path` starts at `source`, or at `output` if the kind writes the file itself (`output` is the
-manifest's folder, or that of the class folders). A row also has a `label`, `labels`, `caption` or `captions`, and may
-have `where`, its place in a table for messages. The generator may return the counts of what it left out or changed.
+Both functions raise `UserError` if the download is damaged or does not match the options. `prepare` yields the rows of
+the manifest in order. A row's `path` is relative to `source`, or to `output` if the kind writes the file itself.
+`output` is the folder of the manifest or of the class folders. A row also has a `label`, `labels`, `caption` or
+`captions`, and may have `where`, its place in a table for messages. The generator may return counts of samples that it
+left out or changed, by reason.
 """

@@ -1,4 +1,4 @@
-"""python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"""
+"""Prepare a dataset: python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"""
 
 import importlib
 import json
@@ -28,18 +28,18 @@ NOT_KINDS = ("__main__", "writing")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Make the data that a dataset's YAML (see configs/eval/) names from the download that its authors publish."""
+    """Convert the download that a dataset's authors publish into the data that its YAML (see configs/eval/) names."""
 
     config: tyro.conf.Positional[Path]
-    """the dataset's YAML"""
+    """YAML file of the dataset"""
     source: Path
-    """folder of the unpacked download; the YAML's `layout` and `prepare` say what it holds"""
+    """folder with the unpacked download; the keys `layout` and `prepare` in the YAML describe its contents"""
     output: Path
-    """the data root of evaluation (its --data-root); media outside of it are linked, not copied"""
+    """data root of the evaluation, its --data-root; media outside this folder are linked, not copied"""
     skip_missing: bool = False
-    """leave out rows whose file is missing, and list them in the .prepare.json"""
+    """leave out rows whose file is missing, and list them in the .prepare.json file"""
     overwrite: bool = False
-    """replace what an earlier run made"""
+    """replace the data of an earlier run"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: PrepareConfig) -> dict[str, Any]:
-    """Write a dataset's manifest or class folders, its class names if the YAML asks for a file of them, and a report.
+    """Write a dataset's manifest or class folders, its file of class names if the YAML names one, and a report.
 
-    Returns the report, as in `<data>.prepare.json`. Raises UserError if the download is not what the YAML says, the
-    data exists already, or another run is making it.
+    Returns the report, as in `<data>.prepare.json`. Raises `UserError` if the download does not match the YAML, the
+    data already exists, or another run is making it.
     """
     dataset = load_dataset_config(options.config, options.output, prepared=False)
     kind, values = _kind(dataset, options.config)
@@ -62,7 +62,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     if target.suffix not in ("", ".jsonl"):
         raise UserError(f"{dataset.name}: prepare writes a .jsonl manifest or class folders, not {target}")
     if not options.source.is_dir():
-        raise UserError(f"--source {options.source} is not a folder; get it from {dataset.source or 'its authors'}")
+        raise UserError(f"--source {options.source} is not a folder: download {dataset.source or 'the dataset'}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock")):
@@ -80,12 +80,12 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
 
 
 def _kind(dataset: DatasetConfig, config: Path) -> tuple[ModuleType, Any]:
-    """Return the module that `prepare: {kind: ...}` names, with the options beside it."""
+    """Return the module that `prepare: {kind: ...}` names, and its options."""
     package = importlib.import_module(__package__)
     kinds = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in NOT_KINDS]
     values = dict(dataset.prepare)
     if not values:
-        raise UserError(f"{dataset.name}: its YAML has no `prepare`: evaluation reads the download as it is")
+        raise UserError(f"{dataset.name}: its YAML has no `prepare`, since evaluation reads the download directly")
     name = values.pop("kind", None)
     if name not in kinds:
         raise UserError(f"{dataset.name}: prepare has no kind {name!r}, only {', '.join(kinds)}")
@@ -98,26 +98,26 @@ def _kind(dataset: DatasetConfig, config: Path) -> tuple[ModuleType, Any]:
 
 
 def _refuse_existing(target: Path, options: PrepareConfig) -> None:
-    """Refuse to replace what exists unless told to, and always what `prepare` did not make."""
+    """Raise `UserError` if the data exists, unless `prepare` made it and `--overwrite` is on."""
     if not target.exists():
         return
     if not options.overwrite:
-        raise UserError(f"{target} exists already: --overwrite makes it again")
+        raise UserError(f"{target} exists already: --overwrite replaces it")
     if not Path(f"{target}{PREPARED}").is_file():
         raise UserError(f"{target} was not made by prepare: move it away first")
     if target.is_dir() and options.source.resolve().is_relative_to(target.resolve()):
-        raise UserError(f"--source {options.source} lies in {target}, which would be replaced")
+        raise UserError(f"--source {options.source} is inside {target}, which would be replaced: move it out")
 
 
 def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, options: PrepareConfig) -> Listing:
-    """Write the class names and the links, and the manifest or the class folders.
+    """Write the class names, the links, and the manifest or the class folders.
 
-    An empty report is written just before the data: if the run is stopped in between, the data is known as `prepare`'s,
-    and an old report is not taken for one of it.
+    An empty report is written just before the data. If the run stops in between, the report marks the data as made by
+    `prepare`, and no old report can be mistaken for the report of the new data.
     """
     source, by_class = options.source, target.suffix == ""
     wanted = load_yaml(options.config).get("class_names")
-    # A file of class names that does not lie beside the YAML is made below the data root
+    # A file of class names that is not beside the YAML is written below the data root
     make_names = isinstance(wanted, str) and not (options.config.parent / wanted).is_file()
     names_file = options.output / str(wanted) if make_names else None
     with new_folder(target) if by_class else nullcontext(target.parent) as folder:
@@ -130,7 +130,7 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
         if names_file:
             contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
             if names_file.exists() and names_file.read_bytes() != contents and not options.overwrite:
-                raise UserError(f"{names_file} exists and differs: --overwrite makes it again")
+                raise UserError(f"{names_file} exists and differs: --overwrite replaces it")
             names_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(names_file, contents)
         make_links(listing.links)

@@ -1,7 +1,7 @@
-"""Crops for classification, cut from pictures with annotated boxes (LLVIP, FLIR ADAS v1 and v2).
+"""Cut crops for classification out of pictures with annotated boxes (LLVIP, FLIR ADAS v1 and v2).
 
-The authors of LanguageBind published finished crops and no script, so the rule is ours, down to the pixel:
-docs/evaluation.md states it under "The crop rule", and two people who follow it get the same files.
+The authors of LanguageBind published finished crops but no script, so the rule is ours. "The crop rule" in
+docs/evaluation.md defines it exactly, so that two people who follow it get the same files.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclass(frozen=True, config=CONFIG)
 class Options:
-    """Where the pictures and annotations lie, below --source, and the numbers of the crop rule."""
+    """The paths of pictures and annotations below --source, and the numbers of the crop rule."""
 
     format: Literal["voc", "coco"]
-    annotations: str  # coco: the file; voc: the folder
-    classes: Annotated[dict[str, Label], Field(min_length=1)]  # the annotation's category, name or number -> label
+    annotations: str  # coco: a file; voc: a folder
+    classes: Annotated[dict[str, Label], Field(min_length=1)]  # name or number of an annotated category -> label
     images: str = ""  # voc: the folder of the pictures
-    pictures: Count | None = None  # how many there are: VOC has no list of them, so a missing one would go unnoticed
+    pictures: Count | None = None  # expected number of pictures; VOC has no list that would reveal a missing picture
     min_size: Count = 1
     background: Label | None = None
     background_tries: Count = 100
@@ -46,7 +46,7 @@ class Options:
 
 
 class Box(NamedTuple):
-    """An annotated rectangle in whole pixels, not clipped; `label` is None if `classes` does not name its category."""
+    """An annotated rectangle in whole pixels, not clipped. `label` is None if `classes` lacks its category."""
 
     id: int
     category: str
@@ -55,7 +55,7 @@ class Box(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture's file and its boxes, with (width, height) as annotated, empty or 0 if they are not."""
+    """A picture's file, its boxes, and its annotated (width, height), which are empty or 0 if not annotated."""
 
     path: Path
     annotation: Path
@@ -64,9 +64,9 @@ class Picture(NamedTuple):
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
-    """Write the crops below `output`, yield {"path", "label"} rows, and return what was left out or clipped.
+    """Write the crops below `output`, yield {"path", "label"} rows, and count the boxes left out or clipped, by reason.
 
-    The rows of a missing picture are yielded without a file, and "where" names the picture.
+    The rows of a missing picture have no file, and their "where" names the picture.
     """
     pictures = list((_read_voc if options.format == "voc" else _read_coco)(source, options))
     if options.pictures not in (None, len(pictures)):
@@ -87,7 +87,7 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
 
 
 def _read_voc(source: Path, options: Options) -> Iterator[Picture]:
-    """Yield the pictures of a folder in the order of their names, each with `annotations`/<stem>.xml."""
+    """Yield the pictures of a folder in the order of their names, each with its boxes from `annotations`/<stem>.xml."""
     images = source / options.images
     with reading(images):
         paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
@@ -104,7 +104,7 @@ def _read_voc(source: Path, options: Options) -> Iterator[Picture]:
 
 
 def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
-    """Yield the pictures of a COCO file that have a box, in its order; `file_name` starts at the file's folder."""
+    """Yield the pictures with boxes in the order of a COCO file. `file_name` is relative to the folder of the file."""
     file, classes = source / options.annotations, options.classes
     with reading(file):
         content = parse_json(file.read_bytes())
@@ -126,19 +126,19 @@ def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
 
 
 def _whole(left: float, top: float, right: float, bottom: float) -> Rectangle:
-    """Round each edge to the nearest whole pixel, halves up."""
+    """Return the edges rounded to the nearest whole pixel, halves up."""
     return math.floor(left + 0.5), math.floor(top + 0.5), math.floor(right + 0.5), math.floor(bottom + 0.5)
 
 
 def _open(picture: Picture) -> Image.Image:
-    """Read a picture's pixels, without its colour profile and orientation."""
+    """Return a picture without its colour profile and orientation, and check its size."""
     with reading(picture.path), Image.open(picture.path) as image:
         image.load()
     with reading(picture.annotation):
         width, height = (float(side or 0) for side in picture.size)
     if width and height and image.size != (width, height):
         sizes = f"{image.width}x{image.height} pixels, but {width:g}x{height:g}"
-        raise UserError(f"{picture.path} has {sizes} in {picture.annotation}: use the pictures of the release")
+        raise UserError(f"{picture.path} has {sizes} in {picture.annotation}: use the original pictures")
     image.info = {}
     return image
 
@@ -146,8 +146,8 @@ def _open(picture: Picture) -> Image.Image:
 def _rectangles(
     picture: Picture, box: Box, image: Image.Image | None, options: Options, counts: Counter[str]
 ) -> Iterator[tuple[str, Rectangle]]:
-    """Yield (label, rectangle) of a box's crop and of its background, and count what is left out or clipped."""
-    if image is None:  # its rows are listed as missing
+    """Yield (label, rectangle) of a box's crop and of its background, and count boxes left out or clipped."""
+    if image is None:  # The rows are listed as missing
         yield from ((label, box.edges) for label in (box.label, box.label and options.background) if label)
         return
     left, top, right, bottom = box.edges
@@ -173,7 +173,7 @@ def _rectangles(
 
 
 def _background(picture: Picture, box: Box, crop: Rectangle, size: tuple[int, int], tries: int) -> Rectangle | None:
-    """Return a rectangle of the crop's size that shares no pixel with any box, None if no try found one."""
+    """Return a rectangle of the crop's size that shares no pixel with any box, or None after `tries` attempts."""
     width, height = crop[2] - crop[0], crop[3] - crop[1]
     taken = [edges for *_, edges in picture.boxes if edges[0] < edges[2] and edges[1] < edges[3]]
     for attempt in range(tries):

@@ -1,7 +1,7 @@
-"""NYU Depth v2's test images as PNGs, from `nyu_depth_v2_labeled.mat` and `splits.mat`.
+"""Write NYU Depth v2's test images as PNGs, from `nyu_depth_v2_labeled.mat` and `splits.mat`.
 
-The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type. A file is
-`<class>/<number>.png`; the number has four digits and counts from 1, as `testNdxs` in `splits.mat` does.
+The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type. A file is named
+`<class>/<number>.png`. The number has four digits and counts from 1, like `testNdxs` in `splits.mat`.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ CLASSES = (
 
 @dataclass(frozen=True, config=CONFIG)
 class Options:
-    """Which files to read, below --source, and which variable to write."""
+    """The files to read below --source, and the variable to write."""
 
     file: str = "nyu_depth_v2_labeled.mat"
     splits: str = "splits.mat"
@@ -34,7 +34,7 @@ class Options:
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
-    """Write the pictures below `output`, yield their rows, and return the scene types that became `others`."""
+    """Write PNG files below `output`, yield their rows, and return the scene types counted as `others`."""
     file, splits = source / options.file, source / options.splits
     others: Counter[str] = Counter()
     with reading(splits), open(splits, "rb") as stream:
@@ -46,7 +46,7 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
             cells = release["sceneTypes"][()].ravel()
             scenes = ["".join(map(chr, release[cell][()].ravel())) for cell in cells]
         if not set(numbers) <= set(range(1, len(scenes) + 1)):
-            raise UserError(f"{splits}: testNdxs should be numbers of images in {file}, from 1 to {len(scenes)}")
+            raise UserError(f"{splits}: testNdxs should be image numbers in {file}, from 1 to {len(scenes)}")
         for number in map(int, numbers):
             with reading(file):
                 picture = release[options.take][number - 1]
@@ -61,7 +61,7 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
 
 
 def _millimetres(depth: np.ndarray, where: str) -> np.ndarray:
-    """Turn (width, height) metres into (height, width) millimetres, uint16."""
+    """Return the depth in millimetres (height, width), uint16, from metres (width, height)."""
     depth = np.rint(depth.T.astype(np.float64) * 1000)
     if not (depth.min() >= 0 and depth.max() <= 65535):  # nor NaN
         raise UserError(f"{where}: {depth.min() / 1000:g} to {depth.max() / 1000:g} should be metres, from 0 to 65.535")

@@ -1,8 +1,8 @@
-"""SUN RGB-D's depth maps with their scene classes: from the test split, the 19 classes of the benchmark.
+"""Prepare the depth maps of SUN RGB-D's test split with the 19 scene classes of the benchmark.
 
-A row comes from one path of `alltest` in `allsplit.mat`. These are paths on the authors' disk; the part after
-`SUNRGBD/` is looked for below --source. The release's PNGs hold millimetres with their 16 bits rotated left by 3: read
-as millimetres, everything would be eight times as far.
+Each path of `alltest` in `allsplit.mat` becomes a row. These are paths on the authors' disk, and the part after
+`SUNRGBD/` is a path below --source. The release's PNGs hold millimetres with their 16 bits rotated left by 3. Without
+rotating them back, everything would be eight times as far away.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ CLASSES = (
 
 @dataclass(frozen=True, config=CONFIG)
 class Options:
-    """Where the split lies below --source, which depth maps to take, and how to write them."""
+    """The path of the split below --source, the depth maps to use, and the files to write."""
 
     split: str = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
     depth: Literal["depth_bfx", "depth"] = "depth_bfx"  # the toolbox's filled-in depth, or the sensor's
@@ -38,8 +38,8 @@ class Options:
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
     """Yield {"path", "label"} rows, and return the number of scenes left out, by class.
 
-    Paths start at `output` for written files, at `source` for original ones. A scene with no depth map, or several,
-    becomes a row without a file, which says so in "where".
+    Paths are relative to `output` for written files and to `source` for original files. A scene without exactly one
+    depth map becomes a row without a file, and "where" gives the reason.
     """
     split = source / options.split
     with reading(split), open(split, "rb") as stream:
@@ -56,7 +56,7 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
         row = {"path": f"{label}/{key.replace('/', '__')}.png", "label": label}
         files = [file for file in (folder / options.depth).glob("*.png") if not file.name.startswith(".")]
         if len(files) != 1:
-            row["where"] = f"{folder / options.depth} holds {len(files)} PNGs, not one"
+            row["where"] = f"{folder / options.depth} holds {len(files)} PNG files instead of one"
         elif options.files == "original":
             row["path"] = files[0].relative_to(source).as_posix()
         else:
@@ -66,9 +66,9 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
 
 
 def _millimetres(file: Path) -> Image.Image:
-    """Read a PNG of the release, and rotate its bits back."""
+    """Return a PNG of the release in millimetres, with its bits rotated back."""
     with reading(file), Image.open(file, formats=("PNG",)) as image:
         mode, stored = image.mode, np.asarray(image).astype(np.uint16)
     if not mode.startswith("I"):
-        raise UserError(f"{file} is {mode}, but the release's depth maps have one channel of 16 bits")
+        raise UserError(f"{file} is {mode}, but the release's depth maps have one 16-bit channel")
     return Image.fromarray((stored >> 3) | (stored << 13))

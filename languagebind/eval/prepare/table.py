@@ -1,6 +1,6 @@
-"""Any dataset that is a table and media files: `prepare: {kind: table, table: list.csv, ...}` with the options below.
+"""Prepare any dataset with a table and media files: `prepare: {kind: table, table: list.csv, ...}`, see `Options`.
 
-If a mapping or a list holds plain values, their column is `value`.
+If a mapping or a list in the table's file holds plain values, their column is named `value`.
 """
 
 import re
@@ -25,7 +25,7 @@ Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if is
 
 @dataclass(frozen=True, config=CONFIG)
 class Classes:
-    """A table of the classes, in order, and its columns."""
+    """A table of the classes in order, and the names of its columns."""
 
     table: str
     label: str
@@ -34,34 +34,34 @@ class Classes:
 
 @dataclass(frozen=True, config=CONFIG)
 class Options:
-    """How to read the table and find the media, below --source; needs one of caption, label and labels."""
+    """The table and the media below --source. At least one of caption, label and labels must be set."""
 
     table: str  # .csv .tsv .json .jsonl .pkl .txt
-    media: str  # videos/{video_id}.mp4, with any columns and {key}; `.*` any extension, `**/` any folders
-    key: str = KEY  # the column that names a sample, or a pattern as in `media`; default: an entry's name in a mapping
-    caption: Columns = ()  # one or several columns; each may hold a list, of texts or of words
-    label: str | None = None
-    labels: str | None = None  # a column with a list, or a text to split at labels_separator
+    media: str  # path such as videos/{video_id}.mp4 with columns or {key}; `.*`: any extension, `**/`: any folders
+    key: str = KEY  # column that names a sample, or a pattern as in `media`; default: an entry's name in a mapping
+    caption: Columns = ()  # one or several columns; each may hold a list of texts, or a list of lists of words
+    label: str | None = None  # a column
+    labels: str | None = None  # a column with a list, or with text that is split at labels_separator
     labels_separator: str = ","
-    format: str | None = None  # of the table, if its extension is wrong: csv
-    columns: Columns = ()  # of a table without a header
-    comment: str | None = None  # starts lines in front of the table: "#"
+    format: str | None = None  # format of the table, such as csv, if the extension is wrong
+    columns: Columns = ()  # column names of a table without a header
+    comment: str | None = None  # start of comment lines before the table, such as "#"
     encoding: str = Format.encoding
-    records: str | None = None  # the key of a JSON object that holds the records
-    where: dict[str, Columns] = field(default_factory=dict)  # rows to take: {split: test}, or a list of values
-    split_list: str | None = None  # keys to take, a .txt or .json list; each must be in the table
+    records: str | None = None  # key of a JSON object that holds the records
+    where: dict[str, Columns] = field(default_factory=dict)  # rows to use: {split: test}, or a list of values
+    split_list: str | None = None  # .txt or .json list of the keys to use; each must be in the table
     match: dict[str, re.Pattern[str]] = field(default_factory=dict)  # column -> pattern whose group is the part to use
-    repeats: bool = False  # several rows make a sample
-    join: Literal["paragraph"] | None = None  # make the captions of a sample one text
+    repeats: bool = False  # allow several rows per sample
+    join: Literal["paragraph"] | None = None  # join the captions of a sample into one text
     classes: Classes | None = None
 
     def __post_init__(self) -> None:
         if not (self.caption or self.label or self.labels):
-            raise ValueError("name the column of the caption, the label or the labels")
+            raise ValueError("set caption, label or labels to the name of a column")
 
 
 def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
-    """Yield the manifest's rows, in the order of the table; paths are below `source`, where the media stay."""
+    """Yield the manifest's rows in the order of the table. Paths are relative to `source`, where the media stay."""
     media = _media_index(source, options.media)
     samples: dict[str, Row] = {}
     for where, key, record in _selected(source, options):
@@ -74,7 +74,7 @@ def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
             raise UserError(f"{where}: {key!r} is listed twice, first at {sample['where']}")
         for name in ("path", "label"):
             if row.get(name) != sample.get(name):
-                raise UserError(f"{where}: {name} {row[name]!r}, but {sample[name]!r} at {sample['where']}")
+                raise UserError(f"{where}: {name} is {row[name]!r}, but {sample[name]!r} at {sample['where']}")
         for name in row.keys() & {"labels", "captions"}:
             sample[name] += row[name]
     for row in samples.values():
@@ -85,7 +85,7 @@ def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
 
 
 def class_names(source: Path, options: Options) -> dict[str, str] | None:
-    """Return label -> name for prompts, in order, of a dataset with a table of its classes."""
+    """Return the mapping label -> name in prompts, in order, or None if the options name no table of classes."""
     if options.classes is None:
         return None
     columns = options.classes.label, options.classes.name or options.classes.label
@@ -100,7 +100,7 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
 
 
 def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record]]:
-    """Yield (place, key, record) of the rows that `where` and `split_list` select."""
+    """Yield (place, key, record) of each row that `where` and `split_list` select."""
     table = Format(options.format, options.columns, options.comment, options.encoding, options.records)
     key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
     in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
@@ -119,8 +119,8 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
             continue
         yield where, key, record
     if lost := [key for key, found in in_table.items() if not found]:
-        count = f"{len(lost)} of {len(in_table)} names are not in {options.table}"
-        raise UserError(f"{source}/{options.split_list}: {count}, as {lost[0]!r}")
+        count = f"{len(lost)} of {len(in_table)} keys are not in {options.table}"
+        raise UserError(f"{source}/{options.split_list}: {count}, such as {lost[0]!r}")
 
 
 def _annotation(record: Record, options: Options, where: str) -> Row:
@@ -134,18 +134,18 @@ def _annotation(record: Record, options: Options, where: str) -> Row:
         value = value.split(options.labels_separator) if isinstance(value, str) else value
         found["labels"] = _texts(value, options.labels, where)
     if options.caption:
-        # A sentence of a paragraph may be empty; a caption is a query, and may not.
+        # A sentence of a paragraph may be empty, but a caption may not, because it is a query
         texts = [_texts(record[column], column, where, bool(options.join)) for column in options.caption]
         found["captions"] = [text for column in texts for text in column]
     return found
 
 
 def _texts(value: Any, column: str, where: str, may_be_empty: bool = False) -> list[str]:
-    """Return the texts in a text, a list of texts, or a list of lists of words; without spaces around them."""
+    """Return the stripped texts in a text, a list of texts, or a list of lists of words."""
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in values]
     for text in texts or [""]:
-        if type(text) not in (str, int) or not is_plain(str(text)):  # not isinstance: True is an int
+        if type(text) not in (str, int) or not is_plain(str(text)):  # not isinstance, because True is an int
             raise UserError(f"{where}: {column} should be text, not {text!r}")
         if not (may_be_empty or str(text).strip()):
             raise UserError(f"{where}: {column} is empty")
@@ -153,20 +153,20 @@ def _texts(value: Any, column: str, where: str, may_be_empty: bool = False) -> l
 
 
 def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
-    """Return path or name (after `**/`) without extension -> files, of a pattern that ends with `.*`."""
+    """Return the files that match a pattern ending with `.*`, by path (after `**/`: by name) without extension."""
     index: dict[str, list[str]] = defaultdict(list)
     fixed = pattern.partition("{")[0].partition("**/")[0].rpartition("/")[0]
     if pattern.endswith(".*") and (source / fixed).is_dir():
         for file in files_below(source / fixed):
             path = file.relative_to(source)
             key = path.stem if "**/" in pattern else path.with_suffix("").as_posix()
-            # Names that differ only in how Unicode writes an accented letter are the same.
+            # Unicode has several encodings of an accented letter, which count as the same name
             index[unicodedata.normalize("NFC", key)].append(path.as_posix())
     return index
 
 
 def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str) -> str:
-    """Return the path of a record's file below the download, or the filled-in pattern if there is no such file."""
+    """Return the path of a record's file below the download, or the filled-in pattern if the file is missing."""
     path = _fill(pattern, record, where)
     if path.startswith("/") or ".." in path.split("/") or not is_plain(path):
         raise UserError(f"{where}: {path!r} is not a path in the folder of the download")
@@ -180,7 +180,7 @@ def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str)
 
 
 def _fill(pattern: str, record: Record, where: str) -> str:
-    """Return a pattern with a record's columns in it."""
+    """Return a pattern filled in with the columns of a record."""
     try:
         return pattern.format_map(record)
     except KeyError as error:

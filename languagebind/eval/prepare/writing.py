@@ -1,4 +1,4 @@
-"""Turn what a kind yields into a manifest or class folders, written whole or not at all."""
+"""Turn the rows of a kind of dataset into a manifest or class folders."""
 
 import os
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
@@ -13,18 +13,18 @@ from ...config import UserError, first_line
 from ..data.datasets import DatasetConfig
 
 Row = dict[str, Any]
-SHOWN_MISSING = 5  # paths in the message about missing files
+SHOWN_MISSING = 5  # missing files that a message lists
 
 
 @dataclass
 class Listing:
-    """The rows of a dataset, also those whose file is missing, and the links to make."""
+    """The rows of a dataset, including rows whose file is missing, and the links to make."""
 
     rows: dict[str, Row] = field(default_factory=dict)  # by path
-    links: dict[Path, Path] = field(default_factory=dict)  # where to link -> to which file, which may be missing
-    labels: dict[str, str] = field(default_factory=dict)  # label -> the place where it comes first
+    links: dict[Path, Path] = field(default_factory=dict)  # path of a link -> its file, which may be missing
+    labels: dict[str, str] = field(default_factory=dict)  # label -> place of its first row
     missing: dict[str, str] = field(default_factory=dict)  # a row's path -> "path below the download (place)"
-    left_out: dict[str, int] = field(default_factory=dict)  # what the kind left out or changed: reason -> count
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> number of samples left out or changed
 
     @property
     def kept(self) -> list[Row]:
@@ -32,30 +32,30 @@ class Listing:
         return [row for path, row in self.rows.items() if path not in self.missing]
 
     def check(self, dataset: DatasetConfig, classes: Collection[str], source: Path, skip_missing: bool) -> None:
-        """Raise `UserError` if files are missing, a count differs from the dataset's, or a label is not a class."""
+        """Raise `UserError` if a file is missing, a count is not the expected one, or a label is not a class."""
         name, expect = dataset.name, dataset.expect
         if self.missing and not (skip_missing and self.kept):
             first = "; ".join(list(self.missing.values())[:SHOWN_MISSING])
             count = f"{len(self.missing)} of {len(self.rows)} files are not below {source}"
-            raise UserError(f"{name}: {count}: {first}; --skip-missing leaves such rows out and lists them")
+            raise UserError(f"{name}: {count}: {first}; --skip-missing leaves these rows out and lists them")
         found = {"samples": len(self.rows), "captions": count_captions(self.rows.values()), "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expect.items() if found[key] != count]
         if wrong or not self.rows:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items()) or "nothing"
             raise UserError(
-                f"{name}: {'; '.join(wrong) or 'no samples'}: {source} is incomplete or from another release; left out"
-                f" or changed: {counts}. A subset needs a config with its own `name` and `expect`"
+                f"{name}: {'; '.join(wrong) or 'no samples'}: {source} is incomplete or from another release. Left out"
+                f" or changed: {counts}. To use a subset, write a config with its own `name` and `expect`"
             )
         if unknown := [label for label in self.labels if label not in classes]:
             place, others = self.labels[unknown[0]], len(unknown) - 1
-            raise UserError(f"{place}: {unknown[0]!r} is not a class of {name} (nor are {others} more labels)")
+            raise UserError(f"{place}: {unknown[0]!r} is not a class of {name} (other unknown labels: {others})")
 
 
 def list_rows(rows: Generator[Row, None, Any], source: Path, folder: Path, by_class: bool) -> Listing:
-    """Collect what a kind yields, find each file below `source` or `folder`, and say which links to make in `folder`.
+    """Return the rows of a kind, with the links to make in `folder` to the files below `source`.
 
-    With `by_class` a file belongs at `<label>/<name>`. Raises UserError if two rows share a file, a label cannot name a
-    folder, or another file lies where a link should.
+    With `by_class`, a file belongs at `<label>/<name>`. Raises `UserError` if two rows share a file, a label cannot
+    name a folder, or another file is in the place of a link.
     """
     places: dict[str, str] = {}
     listing = Listing()
@@ -73,7 +73,7 @@ def list_rows(rows: Generator[Row, None, Any], source: Path, folder: Path, by_cl
         for label in row.get("labels", [row["label"]] if "label" in row else []):
             listing.labels.setdefault(label, where)
         target = folder / path
-        exists, found = os.path.isfile(target), os.path.isfile(file)  # False, not an error, for a name too long
+        exists, found = os.path.isfile(target), os.path.isfile(file)  # False, not an error, for overlong names
         if exists and found and not file.samefile(target):
             raise UserError(f"{target} exists and is not {file}: move one of them away")
         if not exists:
@@ -84,10 +84,10 @@ def list_rows(rows: Generator[Row, None, Any], source: Path, folder: Path, by_cl
 
 
 def _class_path(row: Row, where: str) -> str:
-    """Return `<label>/<name>`; a kind that writes the files itself has put them there already."""
+    """Return the path `<label>/<name>` of a row's file. Kinds that write the files themselves already use it."""
     label, path = row.get("label"), row["path"]
     if not label or "/" in label or label.startswith("."):
-        raise UserError(f"{where}: the label {label!r} cannot name a folder; set `data:` to a .jsonl file instead")
+        raise UserError(f"{where}: the label {label!r} cannot name a folder: set `data:` to a .jsonl file instead")
     return path if path.startswith(f"{label}/") else f"{label}/{Path(path).name}"
 
 
@@ -97,7 +97,7 @@ def count_captions(rows: Iterable[Row]) -> int:
 
 
 def make_links(links: Mapping[Path, Path]) -> None:
-    """Link each file that exists, and remove the links of an earlier run to files that are gone."""
+    """Make a link to each file that exists, and remove an earlier run's links to files that are gone."""
     for target, file in links.items():
         if os.path.islink(target):
             target.unlink()
@@ -107,16 +107,16 @@ def make_links(links: Mapping[Path, Path]) -> None:
 
 
 def write_png(image: Image.Image, target: Path) -> None:
-    """Store an image as PNG, and make its folder."""
+    """Write an image as a PNG, and create its folder if needed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target, "PNG")
 
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn whatever a library raises about a damaged or missing file into a `UserError` that names the file."""
+    """Turn any error of a library about a damaged or missing file into a `UserError` that names the file."""
     try:
         yield
-    except Exception as error:  # of many kinds: those of PIL, expat, json, h5py and SciPy
+    except Exception as error:  # PIL, expat, json, h5py and SciPy raise many types
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"cannot read {file}: {reason}; check --source, or download the file again") from error

@@ -1,1 +1,1 @@
-"""A page of results: `python -m languagebind.eval.report`."""
+"""Make an HTML page of results: `python -m languagebind.eval.report`."""

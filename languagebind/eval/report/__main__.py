@@ -1,4 +1,4 @@
-"""python -m languagebind.eval.report results/ [more/ ...] [--output report.html] [--configs configs/eval]"""
+"""Make an HTML page: python -m languagebind.eval.report results/ [more/ ...] [--output report.html]"""
 
 import csv
 import io
@@ -19,19 +19,19 @@ from ..score.statistics import interval
 from .page import make_page
 
 log = logging.getLogger(__name__)
-MARK = 40  # characters at the start that all reports have in common, and all of their tables
+MARK = 40  # characters at the start of the file, which all pages share, and all CSV tables
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Make one HTML page, and a .csv file beside it, of all results in some folders and below them."""
+    """Make one HTML page, and a .csv file beside it, of all results below some folders."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders with the .json files that `python -m languagebind.eval` wrote"""
     output: Path | None = None
-    """the page; default: report.html in the first folder. report.csv is written beside report.html"""
+    """HTML file to write, with a .csv file beside it; default: report.html in the first folder"""
     configs: Path = Path("configs/eval")
-    """folder of the datasets' configs, for the headline metrics and the published figures"""
+    """folder of the datasets' configs, which name the headline metrics and the published results"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """Return a row for each model, dataset and metric, in fractions; what is unknown or infinite is empty."""
+    """Return CSV text with a row per model, dataset and metric, as fractions. Unknown or infinite values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "dataset", "metric", "value", "low", "high", "chance", "samples"])
     for result in results:
-        # A spreadsheet would run a name that looks like a formula
+        # A spreadsheet would evaluate a name that looks like a formula
         names = [f"'{name}" if name[:1] in "=+-@" else name for name in (model_name(result), result["dataset"])]
         for metric, value in shown_metrics(result).items():
             chance = result["protocol"].get("chance", {}).get(metric)

@@ -1,4 +1,4 @@
-"""What a reader must know before comparing values: missing samples, different settings, overlapping intervals."""
+"""Warnings for readers who compare values: missing samples, different settings, overlapping intervals."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,19 +9,19 @@ from ..results import COMPARED, Result, setting_name
 from ..score.statistics import interval
 
 RUN = ("modality", "templates", "prompts_sha256", "precision", "clips", "crops", "inputs", "input_shape")
-# Cropping and flipping in training, and limits on what is decoded, change no value
+# Augmentation in training and limits on decoding do not change any value
 UNUSED = ("hflip", "random_crop", "max_pixels", "max_seconds")
 UNSET = "not set"
 SHOWN_MODELS = 3  # of the largest group; a larger one is "the others"
 
 
 def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
-    """Return how a result falls short of the full dataset: counts that are not as expected, and samples left out."""
+    """Return the differences of a result from the full dataset: unexpected counts, and samples left out."""
     protocol = result["protocol"]
     texts: list[str] = []
     for what, expected in expect.items():
         count = protocol.get(what, expected)
-        if count != expected and not (what == "captions" and texts):  # fewer samples have fewer captions
+        if count != expected and not (what == "captions" and texts):  # Fewer samples have fewer captions
             texts.append(f"{count:,} {'of' if count < expected else 'instead of'} {expected:,} {what}")
     skipped, unpaired = protocol.get("skipped_samples", 0), protocol.get("unpaired_samples", 0)
     limit = protocol.get("limit")
@@ -33,7 +33,7 @@ def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
 
 
 def comparable(results: Mapping[str, Result]) -> list[dict[str, Result]]:
-    """Split the results of one dataset, by model, into groups that were scored alike."""
+    """Return the results of one dataset in groups whose settings in COMPARED agree. Results are keyed by model."""
     groups: dict[str, dict[str, Result]] = {}
     for model, result in results.items():
         groups.setdefault(str([result["protocol"].get(key) for key in COMPARED]), {})[model] = result
@@ -41,11 +41,11 @@ def comparable(results: Mapping[str, Result]) -> list[dict[str, Result]]:
 
 
 def overlapping(results: Mapping[str, Result], metric: str) -> list[list[str]]:
-    """Return the largest groups of models, scored alike, in which every two intervals of a metric overlap."""
+    """Return the largest groups of comparable models in which every two intervals of a metric overlap."""
     found = []
     for alike in comparable(results):
         ends = {model: known for model, result in alike.items() if (known := interval(result, metric))}
-        # Intervals that overlap pairwise have a point in common: the start of one of them
+        # Intervals that overlap pairwise share a point, which is the start of one of them
         starts = sorted(low for low, _ in ends.values())
         groups = [[model for model, (low, high) in ends.items() if low <= start <= high] for start in starts]
         groups = [group for k, group in enumerate(groups) if len(group) > 1 and group not in groups[:k]]
@@ -54,7 +54,7 @@ def overlapping(results: Mapping[str, Result], metric: str) -> list[list[str]]:
 
 
 def settings(results: Mapping[str, Result]) -> dict[str, list[str]]:
-    """Return every setting of a dataset's results: its value for each model."""
+    """Return the settings of a dataset's results, each with one value per model."""
     flat = [
         dict(_leaves({"modality": each["model"]} | each["protocol"] | {"statistics": each.get("statistics", {})}))
         for each in results.values()
@@ -63,13 +63,13 @@ def settings(results: Mapping[str, Result]) -> dict[str, list[str]]:
 
 
 def differences(results: Mapping[str, Result], keys: Sequence[str]) -> list[str]:
-    """Return `precision fp32 (a, b), amp_bf16 (c)` for each of some settings that is not the same for all models."""
+    """Return a text such as `precision fp32 (a, b), amp_bf16 (c)` for each setting in `keys` that differs."""
     texts = []
     for name, values in settings(results).items():
         key, _, option = name.partition(".")
         if key not in keys or len(set(values)) == 1:
             continue
-        # Options that only some results have are of another modality
+        # Options that only some results have belong to another modality
         if key == "inputs" and (UNSET in values or option.rpartition(".")[2] in UNUSED):
             continue
         models: dict[str, list[str]] = {}

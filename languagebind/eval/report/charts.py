@@ -1,4 +1,4 @@
-"""Recall curves as SVG, coloured by the page's style sheet. Bars and matrices are tables of the templates."""
+"""Draw recall curves as SVG in the colours of the page's style sheet. Bars and matrices are tables in the templates."""
 
 import html
 import io
@@ -17,14 +17,14 @@ from ..results import Result
 WIDTH, HEIGHT, LEGEND_ROW = 700, 330, 20  # pixels
 MARKERS = "osD^vPX*"
 COLOURS = list(TABLEAU_COLORS.values())[: len(MARKERS)]
-# With the variables of the style sheet in place of matplotlib's colours, a chart follows the page's theme
+# Variables of the style sheet replace matplotlib's colours, so that a chart follows the page's theme
 VARIABLES = {"#000000": "rule", "#b0b0b0": "rule"} | {colour: f"c{k}" for k, colour in enumerate(COLOURS)}
 STYLE = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "axes.grid": True, "axes.xmargin": 0,
          "legend.frameon": False}  # fmt: skip
 
 
 def recall_curves(results: Mapping[str, Result]) -> Iterator[str]:
-    """Yield charts of the recall curves: as few as there are colours for, with about as many models in each."""
+    """Yield charts of the recall curves. The models are divided evenly over as few charts as the colours allow."""
     curved = [model for model, result in results.items() if any(result.get("curves", {}).values())]
     for models in np.array_split(curved, math.ceil(len(curved) / len(MARKERS)) or 1):
         if models.size:
@@ -32,7 +32,7 @@ def recall_curves(results: Mapping[str, Result]) -> Iterator[str]:
 
 
 def _chart(results: Mapping[str, Result]) -> str:
-    """Return recall at k over k, on a logarithmic axis, as SVG."""
+    """Return the SVG of a chart of recall at k over k, with a logarithmic axis for k."""
     lines = {
         f"{model}, {direction.replace('_', ' ').replace('modality', result['model'])}": (k, dashes, points)
         for k, (model, result) in enumerate(results.items())
@@ -61,11 +61,11 @@ def _chart(results: Mapping[str, Result]) -> str:
 
 
 def _inline(svg: str, height: float, names: list[str]) -> str:
-    """Return the SVG for inside a page: with the page's colours, tooltips, and without what only a file needs."""
-    svg = svg.partition("</metadata>")[2]  # before it, the head of a file
-    svg = re.sub(r"<style.*?</style>|font-family: [^;<]*; ", "", svg, flags=re.DOTALL)  # the page has its own
+    """Return the SVG for use inside a page, with the page's colours, tooltips and no file header."""
+    svg = svg.partition("</metadata>")[2]  # drops the file header
+    svg = re.sub(r"<style.*?</style>|font-family: [^;<]*; ", "", svg, flags=re.DOTALL)  # the page has its own styles
     svg = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda found: f"var(--{VARIABLES.get(found[0], 'ink')})", svg)
     for k, name in enumerate(names):
         svg = svg.replace(f'<g id="curve_{k}">', f'<g class="curve"><title>{html.escape(name)}</title>')
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # which every chart has
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # ids repeat between charts
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Recall curves">{svg}'

@@ -1,4 +1,4 @@
-"""Examples that a model is best and worst at, with small pictures inside the page."""
+"""Draw the examples with a model's best and worst results as small pictures inside the page."""
 
 import base64
 import io
@@ -17,12 +17,12 @@ from ..data.samples import Sample
 from ..data.shards import Member
 from ..results import Result
 
-SIDE = 240  # pixels of the longer side
+SIDE = 240  # longer side in pixels
 MAX_BYTES = 15_000
 
 
 class Picture(NamedTuple):
-    """A picture with what its colours mean; or no picture, with the reason and perhaps the file that it is about."""
+    """A picture and the meaning of its colours; or no picture, but the reason and perhaps the file concerned."""
 
     uri: str
     text: str
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 
 
 def illustrated(result: Result) -> dict[str, list[tuple[dict[str, Any], Picture, Picture | None]]]:
-    """Return the `best` and `worst` examples, each with its picture, and that of what retrieval found instead."""
+    """Return the `best` and `worst` examples, each with its picture and the wrong picture that ranked first, if any."""
     chosen = {kind: examples for kind, examples in result.get("examples", {}).items() if examples}
     sources = {example["key"]: example["source"] for examples in chosen.values() for example in examples}
     modality = _modality(result)
@@ -49,21 +49,21 @@ def illustrated(result: Result) -> dict[str, list[tuple[dict[str, Any], Picture,
 
 
 def _modality(result: Result) -> Modality | str:
-    """Return the modality of a result's examples, with its options, or the reason why they cannot be drawn."""
+    """Return the modality of a result's examples with its options, or the reason why they cannot be drawn."""
     protocol = result["protocol"]
     name, inputs = result["model"], protocol.get("inputs", {})
     side = protocol.get("gallery") or protocol.get("query")
-    if isinstance(side, dict):  # between modalities: the first one of the gallery that is not text
+    if isinstance(side, dict):  # For a comparison between modalities, take the first that is not text
         name = next((name for name in side if name != TEXT), None)
         inputs = inputs.get(name, {})
     try:
         return from_dict(modality_class(name), inputs) if name else "The examples are texts: they have no picture."
-    except (ValueError, TypeError) as error:  # written by a version with other modalities or options
-        return f"The samples of {name} cannot be read here: {error}"
+    except (ValueError, TypeError) as error:  # The result is from a version with other modalities or options
+        return f"This version cannot read samples of {name}: {error}"
 
 
 def draw(modality: Modality | str, key: str, places: Sequence[Any]) -> Picture:
-    """Return the picture of a sample, given its files as a result names them."""
+    """Return the picture of a sample. `places` names its files, as in a result."""
     if isinstance(modality, str):
         return Picture("", modality)
     source = tuple(Path(p) if isinstance(p, str) else Member(**p | {"shard": Path(p["shard"])}) for p in places)
@@ -77,13 +77,13 @@ def draw(modality: Modality | str, key: str, places: Sequence[Any]) -> Picture:
         pixels, meaning = modality.picture(modality.decode(sample.load(modality.input_shape[1])))
     except DecodeError as error:
         return Picture("", f"The file cannot be read: {error.reason}")
-    except (UserError, ImportError) as error:  # no decoder is installed
+    except (UserError, ImportError) as error:  # No decoder is installed
         return Picture("", f"The file cannot be decoded here: {error}")
     return Picture(data_uri(pixels), meaning)
 
 
 def data_uri(pixels: Tensor) -> str:
-    """Return (3, H, W) bytes as a JPEG of at most `MAX_BYTES`."""
+    """Return a data URI with pixels (3, H, W), uint8, as a JPEG of at most `MAX_BYTES`."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     picture.thumbnail((SIDE, SIDE))
     for quality in (85, 70, 50, 30, 15):

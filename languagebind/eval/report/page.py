@@ -1,4 +1,4 @@
-"""The page of some results: what its templates show, and the functions that they call."""
+"""Make the page of results: prepare the data for the templates, and define the functions that they call."""
 
 import base64
 import hashlib
@@ -21,23 +21,23 @@ from .examples import illustrated
 
 Config = DatasetConfig | PairsConfig
 TEMPLATES = Path(__file__).parent / "templates"
-# What HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs
+# Characters that HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-# What to quote of a dataset whose config names no metric: the first one that its results have
+# Headline metrics of datasets whose config names none: the first of these that the results have
 HEADLINES = ("top1", "mAP", "text_to_modality/R@1", "query_to_gallery/R@1")
-NOT_SHARES = ("_rank", "d_prime", "threshold")  # ends of the names of metrics that are not fractions of 1
+NOT_SHARES = ("_rank", "d_prime", "threshold")  # endings of the names of metrics that are not fractions
 SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 50
 
 
 class Dataset:
-    """What the templates show of the results on a dataset, given by model, and of its config if there is one."""
+    """The facts that the templates show of the results on a dataset, keyed by model, and of its config if any."""
 
     def __init__(self, name: str, results: dict[str, Result], config: Config | None):
         self.name, self.results, self.config = name, results, config
         self.modality = next(iter(results.values()))["model"]
         self.metrics = list(dict.fromkeys(metric for result in results.values() for metric in shown_metrics(result)))
-        usual = next((metric for metric in HEADLINES if metric in self.metrics), HEADLINES[0])
-        self.metric = (config and config.metric) or usual
+        default = next((metric for metric in HEADLINES if metric in self.metrics), HEADLINES[0])
+        self.metric = (config and config.metric) or default
         self.lower_is_better = self.metric.endswith("_rank")
 
         pick = min if self.lower_is_better else max
@@ -50,8 +50,8 @@ class Dataset:
         self.published = dict(sorted(published.items(), key=lambda item: item[1], reverse=pick is max))
 
         expect = config.expect if isinstance(config, DatasetConfig) else {}
-        lacks = {model: caveats.shortfalls(result, expect) for model, result in results.items()}
-        self.partial = {model: texts for model, texts in lacks.items() if texts}
+        shortfalls = {model: caveats.shortfalls(result, expect) for model, result in results.items()}
+        self.partial = {model: texts for model, texts in shortfalls.items() if texts}
         counts = dict.fromkeys(result["protocol"].get("samples") for result in results.values())
         self.samples = " or ".join(f"{count:,}" for count in counts if count is not None)
         if "samples" in expect and list(counts) != [expect["samples"]]:
@@ -59,7 +59,7 @@ class Dataset:
 
 
 class Confusion:
-    """A confusion matrix, the classes to show (those confused most, in class order), and the most frequent errors."""
+    """A confusion matrix, the most confused classes in class order, and the most frequent errors."""
 
     def __init__(self, result: Result):
         true, found, counts = np.array(result["confusion"]).T
@@ -74,14 +74,14 @@ class Confusion:
 
 
 def read_configs(folder: Path) -> dict[str, Config]:
-    """Return the configs of datasets in a folder, and those of comparisons in `pairs` below it, by name."""
+    """Return the configs of datasets in a folder and of comparisons in its folder `pairs`, by name."""
     configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
     configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
     return {config.name: config for config in configs}
 
 
 def make_page(results: Sequence[Result], folder: Path) -> str:
-    """Return the page of results, as `read_results` gives them, beside the figures of the configs in a folder."""
+    """Return the HTML page of results from `read_results`, with the published results in the configs of a folder."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, finalize=clean)  # fmt: skip
     environment.policies["urlize.rel"] = "noreferrer"
@@ -99,17 +99,17 @@ def make_page(results: Sequence[Result], folder: Path) -> str:
 
 
 def figure(value: float | None, metric: str = "") -> str:
-    """Return a value as the page shows it: fractions in percent, other metrics as they are."""
+    """Return the text of a value: fractions in percent, other metrics unchanged."""
     if value is None:
         return "not finite"
     return (f"{100 * value:.1f}" if not metric.endswith(NOT_SHARES) else f"{value:.5g}").replace("inf", "∞")
 
 
 def breakable(name: str) -> Markup:
-    """Return a name that may be broken after its underscores and slashes."""
+    """Return a name that the browser may break after underscores and slashes."""
     return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(clean(name)))))
 
 
 def clean(value: object) -> object:
-    """Return a value of a template without the characters that a page cannot hold."""
+    """Return a template's value without the characters that a page cannot hold."""
     return FORBIDDEN.sub("\ufffd", value) if type(value) is str else value

@@ -1,5 +1,5 @@
-// A click on the head of a column sorts the table: numbers best first, texts from A; another click turns the order round.
-// Empty cells stay last. Without JavaScript the page shows the same tables, unsorted.
+// A click on a column's header sorts the table: numbers with the best first, text from A to Z. Another click reverses it.
+// Empty cells stay last. Without JavaScript, the page shows the same tables unsorted.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => {
