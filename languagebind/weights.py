@@ -76,7 +76,7 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the dtype of a name (`float16`, `torch.float16` or `fp16`), or None for `auto`, the dtype in the file.
+    """Return the dtype called `name` (`float16`, `torch.float16`, `fp16`), or None for `auto`: keep the file's dtype.
 
     Raises:
         UserError: the name is not a floating-point dtype.

@@ -86,7 +86,7 @@ def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> 
 
 
 def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
-    """Return the prompts and the paths of test samples of a few classes, evenly spaced in the class list."""
+    """Return the prompts of a few evenly spaced classes, and the path of one test sample of each."""
     dataset, folder = load_yaml(config), config.parent
     names = dict(line.split("\t") for line in (folder / dataset["class_names"]).read_text().splitlines())
     template = (folder / dataset["templates"]).read_text().splitlines()[0]

@@ -161,7 +161,7 @@ def test_whose_labels_count_is_said_where_they_differ(scenes, encoders, tmp_path
         f"task: classification\nquery: {{depth: 1, infrared: 1}}\ndata: {{depth: {root}/depth.tar,"
         f" infrared: {tmp_path}/flipped.tar}}\n"
     ) + CLASSES
-    with pytest.raises(UserError, match=r"has the labels \('near',\) in depth, but \('far',\) in infrared: choose one"):
+    with pytest.raises(UserError, match=r"has the labels \('near',\) in depth, but \('far',\) in infrared; choose"):
         evaluate(scenes, encoders, tmp_path, text)
     counts = [
         {x["label"]: x["samples"] for x in evaluate(scenes, encoders, tmp_path, f"{text}labels: {name}\n")["classes"]}

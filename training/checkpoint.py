@@ -33,7 +33,7 @@ class CheckpointConfig:
     """Options for saving, keeping and resuming checkpoints."""
 
     logs: Path = Path("logs")
-    """base folder of all runs, each in its own folder"""
+    """parent folder of the runs; each run gets a subfolder"""
     name: str | None = None
     """name of the run; by default the time, the modality and the tuning"""
     save_every_n_steps: int = 1000

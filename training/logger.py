@@ -111,9 +111,9 @@ def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a .jsonl file of a run, or an empty list without a file.
+    """Return the rows of a run's .jsonl file, or an empty list if it does not exist.
 
-    Unreadable lines, which a kill or a power cut may leave, are skipped with a warning.
+    Skip unreadable lines with a warning: a killed process or a power cut may leave them.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():

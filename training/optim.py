@@ -24,7 +24,7 @@ class OptimConfig:
     epochs: int = 1
     """passes over the training data"""
     accum_freq: int = 1
-    """micro-batches per step, which form one contrastive batch (GradCache, with a second forward pass)"""
+    """micro-batches per step, combined into one contrastive batch (GradCache: one extra forward pass)"""
     optimizer: str = "adamw"
     """adamw, adamw8bit (from bitsandbytes), or timm/NAME"""
     lr: float = 5e-4
@@ -112,7 +112,7 @@ def _blocks_above(name: str, blocks: int) -> int:
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], config: OptimConfig, step: int, total_steps: int) -> None:
-    """Set the learning rate of each group to its `base_lr` times the schedule's factor. The first step is 0."""
+    """Set the learning rate of each group to its `base_lr` times the schedule's factor. Steps count from 0."""
     factor = 1.0
     if step < config.warmup:
         factor = (step + 1) / config.warmup

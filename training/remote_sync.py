@@ -105,7 +105,7 @@ class RemoteSync(threading.Thread):
                 state = (found.st_size, found.st_mtime_ns)
                 if self.copied.get(name) != state:
                     fs.makedirs(join(root, name).rpartition("/")[0], exist_ok=True)
-                    fs.put_file(str(self.folder / name), join(root, name))  # no incomplete object is visible
+                    fs.put_file(str(self.folder / name), join(root, name))  # the object appears when it is complete
                     self.copied[name] = state
             # Remove copies of checkpoints that this run has removed, but never the newest copy.
             for name in sorted_by_step(self.copied)[:-1]:

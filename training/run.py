@@ -52,7 +52,7 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)
 
     def new_checkpoints(self, first_step: int) -> int:
-        """Return the maximum number of new checkpoints on disk, without those of --save-every-minutes."""
+        """Return the maximum number of new checkpoints on disk, not counting those of --save-every-minutes."""
         planned = sum(self._saves_at(step) for step in range(first_step + 1, self.total_steps + 1)) or 1
         keep = self.config.checkpoint.keep_last
         kept = planned if keep is None else min(planned, keep + 1)  # the oldest is removed after the newest is written

@@ -149,7 +149,7 @@ class WorkerStream:
 
             def note(error: Exception, errors: list[Exception] = errors) -> bool:
                 errors.append(error)
-                return True  # continue with the readable rest
+                return True  # keep reading what is readable
 
             samples, read = stream_samples(shard, note, {*self.modality.extensions, "json", "txt"}), first
             for sample in islice(samples, first, last):

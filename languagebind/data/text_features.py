@@ -41,13 +41,13 @@ def features_path(shard: str, fingerprint: str) -> Path | str:
 def write_text_features(
     shard: str, source: str, fingerprint: str, encode: Callable[[list[str]], Tensor], batch_size: int = 256
 ) -> int | None:
-    """Encode the captions that `source` may draw from a local shard, and write their features in one file.
+    """Encode every caption in a local shard that `source` can select, and write the features to one file.
 
     Args:
         encode: function from texts to unit-norm features (B, D).
 
     Returns:
-        The number of captions, or None if an earlier run wrote their features.
+        The number of captions, or None if an earlier run has already written them.
 
     Raises:
         UserError: the shard cannot be read or has no caption of this source, or the file cannot be written.

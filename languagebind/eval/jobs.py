@@ -53,9 +53,9 @@ class EvalOptions(CommandOptions):
     templates: str | None = None
     """file of prompts, one per line with {c} for the class, instead of the datasets' own prompts"""
     clips: int | None = None
-    """clips per video, whose features are averaged; default: the number in each config, or 1"""
+    """number of clips per video; their features are averaged; default: the number in each config, or 1"""
     crops: int | None = None
-    """crops per clip along the longer side, whose features are averaged; default: the number in each config, or 1"""
+    """number of crops per clip along the longer side; their features are averaged; default as for --clips"""
     dual_softmax: bool = False
     """for retrieval, add dual-softmax metrics, named dual_softmax/...; they need all queries at once"""
     export_features: Path | None = None
@@ -158,7 +158,7 @@ def _all_configs(options: EvalOptions) -> tuple[list[DatasetConfig], list[Datase
 
 
 def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str, Any]:
-    """Return the settings that a result depends on, as plain values that JSON does not change."""
+    """Return the settings that a result depends on, as values that survive a JSON round trip."""
     checkpoint = Path(checkpoint_of(spec))
     asked = {
         "checkpoint": str(checkpoint),

@@ -36,7 +36,7 @@ class PairsOptions(CommandOptions):
     """Evaluate checkpoints on comparisons between modalities."""
 
     model: tuple[str, ...] = ()
-    """one MODALITY=CHECKPOINT per modality; `python -m languagebind.eval --checkpoint` takes the same checkpoints"""
+    """one MODALITY=CHECKPOINT per modality; CHECKPOINT is anything that `python -m languagebind.eval` accepts"""
     config: tuple[Path, ...] = ()
     """YAML files that describe comparisons, see configs/eval/pairs/"""
 

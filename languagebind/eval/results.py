@@ -60,7 +60,7 @@ class ResultFile(BaseModel):
 
 
 def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str, Any] | None) -> Result:
-    """Return the contents of a result file. `found` holds metrics and protocol, `details` the other statistics."""
+    """Return the contents of a result file from metrics and protocol (`found`) and more statistics (`details`)."""
     result = {
         "dataset": config.name,
         "model": model,
@@ -95,7 +95,7 @@ def read_result(file: Path) -> Result:
         other = any(each["type"] == "missing" and len(each["loc"]) == 1 for each in errors)
         kind = NotAResult if other or errors[0]["type"] == "model_type" else UserError
         reason = ": ".join(filter(None, [".".join(map(str, errors[0]["loc"])), errors[0]["msg"]]))
-    raise kind(f"{file} is not a valid result ({reason}): evaluate again, or move the file away")
+    raise kind(f"{file} is not a valid result ({reason}): evaluate again, or move the file elsewhere")
 
 
 def read_results(*folders: Path) -> list[Result]:

@@ -93,7 +93,7 @@ class Encoders:
         progress: bool = False,
         **inputs: Iterable[Any],
     ) -> Tensor | np.ndarray | dict[str, Tensor | np.ndarray]:
-        """Return the features (N, D) of one list, as in `encode(depth=[...])`, or a dictionary of features by modality.
+        """Return features (N, D) for one list, as in `encode(depth=[...])`, or a dictionary by modality for several.
 
         Args:
             batch_size: inputs per batch.

@@ -38,10 +38,9 @@ def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -
         frames = BACKENDS[backend][1](source, wanted.tolist(), count)
     except (RuntimeError, IndexError) as error:
         raise DecodeError(source, f"{backend}: {str(error).strip().splitlines()[-1]}") from error
-    if len(frames) != len(wanted) or len({frame.shape for frame in frames}) > 1:
-        raise DecodeError(
-            source, f"{backend}: decoded {len(frames)} of {len(wanted)} frames, or frames of several sizes"
-        )
+    sizes = len({frame.shape for frame in frames})
+    if len(frames) != len(wanted) or sizes > 1:
+        raise DecodeError(source, f"{backend}: decoded {len(frames)} of {len(wanted)} frames, in {sizes} sizes")
     clip = torch.from_numpy(np.asarray(frames))  # (K, H, W, 3)
     if not np.array_equal(indices, wanted):
         clip = clip[torch.from_numpy(order)]

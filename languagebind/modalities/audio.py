@@ -82,7 +82,7 @@ class Audio(Modality):
             crops = [mel.repeat(length // len(mel) + 1, 1)[:length]] * 3
         else:
             starts = torch.tensor(self._starts(len(frames) - length + 1, rng))
-            # In a long clip, most frames are in no crop; in a short one, many are in several
+            # Compute each used frame once: crops skip most of a long clip and overlap in a short one
             used = (starts[:, None] + torch.arange(length)).unique()
             mel = log_mel(frames[used], self.sample_rate, self.num_mel_bins)
             crops = [mel[place : place + length] for place in torch.searchsorted(used, starts)]

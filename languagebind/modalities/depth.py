@@ -67,7 +67,7 @@ class Depth(ImageModality):
             kind = "complex numbers" if x.is_complex() else f"{x.shape[0]} channels"
             raise DecodeError(source, f"depth should have one channel of real numbers, got {kind}")
         if x.dtype in (torch.uint8, torch.int8, torch.bool):
-            raise DecodeError(source, "8-bit values are a picture of depth; use 16-bit millimetres or floats")
+            raise DecodeError(source, "8-bit images show depth but hold no distances; use 16-bit millimetres or floats")
         depth = x[0]
         if depth.is_floating_point():
             depth = depth.float()

@@ -163,7 +163,7 @@ def sample_labels(config: PairsConfig, samples: Mapping[str, Sequence[Sample]]) 
         for one, other in zip(first, labelled[name], strict=True):
             if one.labels != other.labels:
                 labels = f"the labels {one.labels} in {names[0]}, but {other.labels} in {name}"
-                raise UserError(f"{config.name}: {one.key} has {labels}: choose one with `labels: MODALITY`")
+                raise UserError(f"{config.name}: {one.key} has {labels}; choose with `labels: MODALITY`")
     if odd := [sample for sample in first if len(sample.labels) != 1]:
         raise UserError(f"{config.name}: {odd[0].key} has {len(odd[0].labels)} labels, but needs exactly one")
     return list(first)

@@ -261,7 +261,7 @@ def _squares(frames: Tensor, starts: list[int]) -> list[Tensor]:
 
 
 def _pil_transform(size: int) -> Callable[[Any], Tensor]:
-    """Return open_clip's transform from a PIL picture to pixels (3, size, size), with torchvision's rules for PIL."""
+    """Return open_clip's transform: it resizes a PIL image as torchvision does and returns (3, size, size)."""
     from torchvision import transforms
 
     resize = transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC)

@@ -74,7 +74,7 @@ class Confusion:
 
 
 def read_configs(folder: Path) -> dict[str, Config]:
-    """Return the configs of datasets in a folder and of comparisons in its folder `pairs`, by name."""
+    """Return the dataset configs in a folder and the comparison configs in its subfolder `pairs`, by name."""
     configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
     configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
     return {config.name: config for config in configs}
