@@ -13,6 +13,11 @@ from helpers import SHARED, write_shards
 from PIL import Image
 
 
+def pytest_collection_modifyitems(items):
+    """Run the longest tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_memory.py", "test_engines.py"))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The original's outputs for real clips; skips where they are not at hand."""

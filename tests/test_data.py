@@ -138,7 +138,7 @@ def test_a_shard_that_lost_its_end_unseen_is_refused_before_training(tmp_path):
     shards = write_shards(tmp_path / "shards", [24, 24])
     shard = shards / "00000.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])  # between two members: it reads like a whole one
-    with pytest.raises(UserError, match=r"00000\.tar has \d+ bytes, its index\.json says \d+"):
+    with pytest.raises(UserError, match=r"00000\.tar has \d+ bytes, but its index\.json says \d+"):
         main(train_flags(shards, tmp_path))
 
 
