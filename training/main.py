@@ -27,6 +27,7 @@ from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
+from languagebind.weights import load_strict
 from languagebind.text import Tokenizer
 from languagebind.tuning import apply_tuning
 
@@ -150,7 +151,7 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
         note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:
             log.warning(note)
-        model.load_state_dict(checkpoint["model"] | text_state(model))
+        load_strict(model, checkpoint["model"] | text_state(model), f"the model of {resume}")
     decay = config.optim.ema_decay
     averages = 2 if decay is None else 3  # AdamW keeps two averages per trained weight
     check_disk(run.folder, model, averages, run.new_checkpoints(checkpoint["step"] if checkpoint else 0))

@@ -58,6 +58,8 @@ class OptimConfig:
         at_least(1, epochs=self.epochs, accum_freq=self.accum_freq)
         at_least(0, lr=self.lr, coef_lr=self.coef_lr, wd=self.wd, warmup=self.warmup)
         at_least(1e-30, eps=self.eps, grad_clip_norm=self.grad_clip_norm, layer_decay=self.layer_decay)
+        if self.layer_decay > 1:
+            raise UserError(f"layer_decay should be in (0, 1], got {self.layer_decay}")
         for name, share in (("beta1", self.beta1), ("beta2", self.beta2), ("ema_decay", self.ema_decay or 0)):
             if not 0 <= share < 1:
                 raise UserError(f"{name} should be in [0, 1), got {share}")

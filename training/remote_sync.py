@@ -99,14 +99,13 @@ class RemoteSync(threading.Thread):
         with reaching(self.url):
             self._set_aside(fs, root)
             for name in [*checkpoints, *RECORDS]:
-                if not (self.folder / name).exists():
-                    continue
-                found = (self.folder / name).stat()
-                state = (found.st_size, found.st_mtime_ns)
-                if self.copied.get(name) != state:
-                    fs.makedirs(join(root, name).rpartition("/")[0], exist_ok=True)
-                    fs.put_file(str(self.folder / name), join(root, name))  # the object appears when it is complete
-                    self.copied[name] = state
+                with suppress(FileNotFoundError):  # not written yet, or removed by --keep-last
+                    found = (self.folder / name).stat()
+                    state = (found.st_size, found.st_mtime_ns)
+                    if self.copied.get(name) != state:
+                        fs.makedirs(join(root, name).rpartition("/")[0], exist_ok=True)
+                        fs.put_file(str(self.folder / name), join(root, name))  # the object appears when it is complete
+                        self.copied[name] = state
             # Remove copies of checkpoints that this run has removed, but never the newest copy.
             for name in sorted_by_step(self.copied)[:-1]:
                 if not (self.folder / name).exists():

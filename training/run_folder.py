@@ -66,14 +66,14 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
     options, url, own = config.checkpoint, config.remote.url(folder.name), folder / "checkpoints"
     if options.resume == "latest":
         return "--resume latest needs --name, the name of the run to resume" if options.name is None else None
-    if options.resume and is_url(options.resume):
-        return f"no checkpoint at {options.resume}" if file_size(options.resume) is None else None
     if options.resume:
-        path = Path(options.resume)
-        if not path.is_file():
-            return f"no checkpoint at {path}"
-        if own.exists() and any(own.iterdir()) and path.absolute().parent != own.absolute():
-            return f"{folder} exists, and {path} does not belong to it: use another --name"
+        remote, path = is_url(options.resume), Path(options.resume)
+        if (file_size(options.resume) is None) if remote else not path.is_file():
+            return f"no checkpoint at {options.resume}"
+        if own.exists() and any(own.iterdir()) and (remote or path.absolute().parent != own.absolute()):
+            return f"{folder} exists, and {options.resume} does not belong to it: use another --name"
+        if remote:
+            return None
         fault = damage(path)
         return fault and f"{path} is damaged: {fault}"
     if own.exists() or (folder / "metrics.jsonl").exists():

@@ -27,6 +27,7 @@ class Format:
     encoding: str = "utf-8-sig"
     records: str | None = None  # the key of the records in a JSON object
     separator: str = ","  # the column separator of a CSV
+    skip_spaces: bool = False  # after a separator: AudioSet writes `id, 0.000, "a,b"`, where csv ignores the quotes
 
     def name_for(self, file: Path) -> str:
         """Return the name of the format, by default the extension of `file`."""
@@ -97,8 +98,7 @@ def require(record: Record, columns: Iterable[str], where: str) -> None:
 
 
 def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    # skipinitialspace: AudioSet writes `id, 0.000, 10.000, "a,b"`, and csv ignores quotes after a space.
-    return _rows(file, form, delimiter=form.separator, skipinitialspace=True, strict=True)
+    return _rows(file, form, delimiter=form.separator, skipinitialspace=form.skip_spaces, strict=True)
 
 
 def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:

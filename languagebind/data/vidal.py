@@ -101,7 +101,7 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
         UserError: the file cannot be read, or is damaged.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             yield from itertools.islice(_object_items(file), limit)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as a VIDAL annotation: {first_line(error)}") from error

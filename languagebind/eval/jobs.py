@@ -104,6 +104,8 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
     datasets += [load_folder(folder) for folder in options.data]
     keys = ("protocol", "clips", "crops", "templates")
     changes = {key: value for key in keys if (value := getattr(options, key)) is not None}
+    if options.templates and datasets and all(dataset.task == "retrieval" for dataset in datasets):
+        raise UserError("--templates has no effect: none of the datasets has classes")
     for i, dataset in enumerate(datasets):
         check_data(dataset)
         own = {key: value for key, value in changes.items() if key != "templates" or dataset.task != "retrieval"}

@@ -184,7 +184,7 @@ class ExternalModel(nn.Module):
 
     def _features(self, method: str, inputs: Tensor | list[Any]) -> Tensor:
         features = torch.as_tensor(getattr(self.external, method)(inputs), device=self.logit_scale.device).detach()
-        if features.ndim != 2 or len(features) != len(inputs):
+        if features.ndim != 2 or len(features) != len(inputs) or features.is_complex():
             shape = tuple(features.shape)
             raise UserError(f"{self.spec}: {method} returns {shape}, expected ({len(inputs)}, D): a row for each input")
         return features

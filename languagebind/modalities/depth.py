@@ -83,9 +83,11 @@ class Depth(ImageModality):
         return depth.float() / 1000
 
     def _load_npy(self, source: Source) -> Tensor:
-        data = read(source, 16 * self.max_pixels + 2**20)
+        file = io.BytesIO(read(source, 16 * self.max_pixels + 2**20))
         try:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
+            array = np.load(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("bytes follow the array")
         except (ValueError, EOFError, MemoryError, tokenize.TokenError) as error:
             raise DecodeError(source, f"not a usable .npy file: {error}") from error
         if array.dtype.kind not in "iuf" or array.ndim not in (2, 3):

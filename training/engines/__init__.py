@@ -17,9 +17,9 @@ def check_engine(config: EngineConfig, optim: OptimConfig) -> None:
         return
     unsupported = {
         "--precision amp": optim.precision == "amp",  # neither engine scales the loss
-        "--optimizer adamw8bit": optim.optimizer == "adamw8bit",
         # ZeRO flattens parameters, but some optimizers depend on their shapes.
-        f"--optimizer {optim.optimizer}": config.engine == "deepspeed" and optim.optimizer != "adamw",
+        f"--optimizer {optim.optimizer}": optim.optimizer == "adamw8bit"
+        or (config.engine == "deepspeed" and optim.optimizer != "adamw"),
         "--ema-decay": config.engine == "deepspeed" and optim.ema_decay is not None,
     }
     for option, asked in unsupported.items():

@@ -90,7 +90,7 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
         return None
     columns = options.classes.label, options.classes.name or options.classes.label
     names: dict[str, str] = {}
-    for where, record in read_records(source / options.classes.table, Format()):
+    for where, record in read_records(source / options.classes.table, Format(skip_spaces=True)):
         require(record, columns, where)
         label, name = (str(record[column]).strip() for column in columns)
         if label in names:
@@ -101,7 +101,9 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
 
 def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record]]:
     """Yield (place, key, record) of each row that `where` and `split_list` select."""
-    table = Format(options.format, options.columns, options.comment, options.encoding, options.records)
+    table = Format(
+        options.format, options.columns, options.comment, options.encoding, options.records, skip_spaces=True
+    )
     key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
     in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
     for where, record in read_records(source / options.table, table):

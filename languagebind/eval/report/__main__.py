@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.configs != ReportConfig.configs and not config.configs.is_dir():
         raise UserError(f"--configs {config.configs} is not a folder")
     results = read_results(*config.results)
-    output = (config.output or config.results[0] / "report").with_suffix(".html")
+    output = config.output or config.results[0] / "report.html"
+    if output.suffix != ".html":
+        output = output.with_name(f"{output.name}.html")
     texts = {output: make_page(results, config.configs), output.with_suffix(".csv"): to_csv(results)}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
         const cell = row.cells[column];
         return cell.dataset.value ? Number(cell.dataset.value) : cell.textContent.trim();
       };
-      const isEmpty = (row) => ["", "–"].includes(value(row));
       const rows = [...body.rows];
       const isNumber = rows.some((row) => typeof value(row) === "number");
+      const isEmpty = (row) => isNumber ? typeof value(row) !== "number" : ["", "–"].includes(value(row));
       let order = isNumber && !("ascending" in head.dataset) ? "descending" : "ascending";
       if (head.ariaSort === order) order = order === "ascending" ? "descending" : "ascending";
       const compare = (a, b) => isNumber ? value(a) - value(b) : value(a).localeCompare(value(b), "en", {numeric: true});
