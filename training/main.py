@@ -27,9 +27,9 @@ from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
-from languagebind.weights import load_strict
 from languagebind.text import Tokenizer
 from languagebind.tuning import apply_tuning
+from languagebind.weights import load_strict
 
 from .batch import Plan
 from .checkpoint import TrainState, check_progress, read_resumable, restore

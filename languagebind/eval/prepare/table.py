@@ -101,9 +101,8 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
 
 def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record]]:
     """Yield (place, key, record) of each row that `where` and `split_list` select."""
-    table = Format(
-        options.format, options.columns, options.comment, options.encoding, options.records, skip_spaces=True
-    )
+    names = (options.format, options.columns, options.comment, options.encoding, options.records)
+    table = Format(*names, skip_spaces=True)
     key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
     in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
     for where, record in read_records(source / options.table, table):
