@@ -75,7 +75,7 @@ def list_rows(rows: Generator[Row, None, Any], source: Path, folder: Path, by_cl
         target = folder / path
         exists, found = os.path.isfile(target), os.path.isfile(file)  # False, not an error, for overlong names
         if exists and found and not file.samefile(target):
-            raise UserError(f"{target} exists and is another file than {file}: move or delete one of them")
+            raise UserError(f"{target} exists and is not {file}: move or delete one of them")
         if not exists:
             listing.links[target] = file
         if not (exists or found):
