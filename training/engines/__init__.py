@@ -15,11 +15,11 @@ def check_engine(config: EngineConfig, optim: OptimConfig) -> None:
     """Raise a `UserError` if the engine does not support the options."""
     if config.engine == "ddp":
         return
+    # Neither engine divides adamw8bit; ZeRO flattens parameters, but some optimizers depend on their shapes.
+    refused = optim.optimizer == "adamw8bit" or (config.engine == "deepspeed" and optim.optimizer != "adamw")
     unsupported = {
         "--precision amp": optim.precision == "amp",  # neither engine scales the loss
-        # ZeRO flattens parameters, but some optimizers depend on their shapes.
-        f"--optimizer {optim.optimizer}": optim.optimizer == "adamw8bit"
-        or (config.engine == "deepspeed" and optim.optimizer != "adamw"),
+        f"--optimizer {optim.optimizer}": refused,
         "--ema-decay": config.engine == "deepspeed" and optim.ema_decay is not None,
     }
     for option, asked in unsupported.items():
