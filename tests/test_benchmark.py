@@ -130,17 +130,16 @@ def test_loader(tmp_path, depth_shards):
         assert row["samples"] == 32
         assert 0 < row["data_wait_percent"] < 100
         assert row["samples_per_second"] < 8 / 0.02
-        assert row["main_uss_mib"] > 1
-    assert rows[0]["workers_uss_mib"] == 0 < rows[1]["workers_uss_mib"]
+        assert 1 < row["all_pss_mib"] <= row["peak_pss_mib"]
 
 
 def test_growth_is_that_of_the_second_half():
     def reading(size: int) -> dict[str, int]:
-        return {"main_uss_mib": 1, "workers_uss_mib": 2, "all_pss_mib": size - 10, "anonymous_mib": size}
+        return {"all_pss_mib": size - 10, "anonymous_mib": size}
 
     found = memory_figures([reading(20), reading(20), reading(40), reading(30), reading(30)])
     assert found["growth_mib"] == 10
-    assert (found["main_uss_mib"], found["all_pss_mib"], found["peak_pss_mib"]) == (1, 20, 30)
+    assert (found["all_pss_mib"], found["peak_pss_mib"]) == (20, 30)
 
 
 def test_decode(tmp_path, files):
@@ -162,8 +161,8 @@ def test_decode_of_what_has_one_decoder(tmp_path, files):
 def test_import(tmp_path):
     statements = ["import languagebind", "import languagebind.loss"]
     rows = benchmark(tmp_path, "import", "--rounds=1", "--statement", *statements)
-    assert [row["statement"] for row in rows] == ["import torch", *statements]
-    assert all(0 < row["import_cpu_seconds"] < rows[0]["import_cpu_seconds"] for row in rows[1:])
+    assert [row["statement"] for row in rows] == statements
+    assert 0 < rows[0]["import_cpu_seconds"] < rows[1]["import_cpu_seconds"]
 
 
 def test_compare(tmp_path):

@@ -2,8 +2,7 @@
 
 The recipe is LoRA training with a frozen text tower, as in the original. Each side pads captions as its tokenizer does:
 the original to 77 tokens, ours to the longest caption. First, the losses and gradients of both sides are compared
-without patch dropout. Then the variants take turns, and each measurement runs in its own process. The figures are
-medians over the rounds.
+without patch dropout. Then the variants take turns in new processes. The figures are medians over the rounds.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import torch
 
 from languagebind.config import UserError
 
-from .rows import Row, progress
+from .rows import Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIANTS: dict[str, Row] = {
@@ -44,28 +43,23 @@ def add_options(add: Callable[..., object]) -> None:
         add(f"--{name.replace('_', '-')}", type=int, default=default, help="(default %(default)s)")
     add("--patch-dropout", type=float, default=0.5)
     add("--original-attention", choices=("eager", "sdpa"), default="eager", help="(default %(default)s)")
-    add("--threads", type=int, help="PyTorch threads per process")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Return the figures of each variant, and their ratios to the original's figures."""
     if not options.original_python.is_file():
         raise UserError(f"there is no interpreter at {options.original_python}; run scripts/setup_original.sh")
-    rounds: dict[str, list[Row]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         about = {"case": options.case, **compare_gradients(options, folder)}
-        progress(str(about))
-        for number in range(options.rounds):
-            for variant in VARIANTS:
-                progress(f"round {number + 1} of {options.rounds}: {variant}")
-                rounds[variant].append(call(options, folder, "measure", variant))
+        found = [{name: call(options, folder, "measure", name) for name in VARIANTS} for _ in range(options.rounds)]
     rows: list[Row] = []
-    for variant, found in rounds.items():
-        row = {key: statistics.median(each[key] for each in found) for key in RATIOS.values()}
+    for variant in VARIANTS:
+        rounds = [each[variant] for each in found]
+        row = {key: statistics.median(each[key] for each in rounds) for key in RATIOS.values()}
         base = rows[0] if rows else row
         ratios = {name: row[key] / base[key] for name, key in RATIOS.items()}
-        rows.append({"variant": variant, **row, **ratios, "about": about, "rounds": found})
+        rows.append({"variant": variant, **row, **ratios, "about": about, "rounds": rounds})
     return rows
 
 
@@ -86,6 +80,7 @@ def compare_gradients(options: argparse.Namespace, folder: Path) -> Row:
 
 def call(options: argparse.Namespace, folder: Path, action: str, variant: str) -> Row:
     """Run `compare_worker.py` in the variant's interpreter, and return the JSON in its last line of output."""
+    print(f"{action}: {variant}", file=sys.stderr)
     case = {key: value for key, value in vars(options).items() if key not in ("original_python", "output")}
     clip = (3, options.num_frames, options.image_size, options.image_size)
     case |= {"input_shape": clip if options.case == "video" else (3, 1, 112, 1036), **VARIANTS[variant]}

@@ -133,8 +133,6 @@ def random_batch(case: dict[str, Any]) -> dict[str, Tensor]:
 def main() -> None:
     """Check or measure one side, with the case from the command line."""
     action, case = sys.argv[1], json.loads(sys.argv[2])
-    if case["threads"]:
-        torch.set_num_threads(case["threads"])
     side, batch = (Original if case["side"] == "original" else Ours)(case), random_batch(case)
     if action == "check":
         print(json.dumps({"loss": side.step(batch)}))

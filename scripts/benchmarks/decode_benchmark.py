@@ -5,7 +5,6 @@ used, its row has the error.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from languagebind.config import UserError, first_line
 from languagebind.modalities import DecodeError, modality_class, modality_names
 from languagebind.modalities._video_backends import BACKENDS
 
-from .rows import MIB, Row, measure_rows, measure_steps
+from .rows import Row, measure_rows, measure_steps
 
 
 def add_options(add: Callable[..., object]) -> None:
@@ -58,7 +57,6 @@ def measure_row(options: argparse.Namespace) -> Row:
     return {
         "samples": len(data),
         "input_shape": "x".join(map(str, reader.input_shape)),
-        "file_mib": statistics.mean(len(x) if isinstance(x, bytes) else sum(map(len, x)) for x in data) / MIB,
         "sample_ms": figures["step_ms"] / len(data),
         "sample_cpu_ms": figures["step_cpu_ms"] / len(data),
         "spread_percent": figures["step_spread_percent"],

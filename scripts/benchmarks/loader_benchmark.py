@@ -76,17 +76,12 @@ def read_memory() -> Row:
 
     `anonymous_mib` is resident memory that is neither file-backed nor shared. Copy-on-write does not add to it.
     """
-    main, workers = psutil.Process(), []
-    for process in main.children(recursive=True):
+    held = []
+    for process in (main := psutil.Process(), *main.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):  # a worker that has just ended
-            workers.append(process.memory_full_info())
-    own = main.memory_full_info()
-    return {
-        "main_uss_mib": own.uss / MIB,
-        "workers_uss_mib": sum(held.uss for held in workers) / MIB,
-        "all_pss_mib": sum(held.pss for held in (own, *workers)) / MIB,
-        "anonymous_mib": sum(held.rss - held.shared for held in (own, *workers)) / MIB,
-    }
+            held.append(process.memory_full_info())
+    anonymous = sum(info.rss - info.shared for info in held)
+    return {"all_pss_mib": sum(info.pss for info in held) / MIB, "anonymous_mib": anonymous / MIB}
 
 
 def memory_figures(readings: list[Row]) -> Row:

@@ -29,7 +29,7 @@ def measure_rows(options: Namespace, names: list[str], measure_row: Callable[[Na
     rows = []
     for values in itertools.product(*(getattr(options, name) for name in names)):
         row: Row = dict(zip(names, values, strict=True))
-        progress(", ".join(f"{name} {value}" for name, value in row.items()))
+        print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
                 row |= pool.submit(measure_row, Namespace(**vars(options) | row)).result()
@@ -107,11 +107,6 @@ def table(rows: list[Row]) -> str:
     lines = [[key.replace("_", " ") for key in keys], *([_cell(row.get(key)) for key in keys] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)
-
-
-def progress(message: str) -> None:
-    """Print a message to standard error; standard output holds only the table."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def _cell(value: Any) -> str:
