@@ -230,7 +230,7 @@ def test_the_worked_example_of_a_new_dataset(toys, tmp_path):
 
 def published_table(config) -> str:
     """The figures of a dataset's config, in percent, as its page has them."""
-    names = {"text_to_modality/": "from text ", "modality_to_text/": "to text ", "_rank": ""}
+    names = {"text_to_modality/": "from ", "modality_to_text/": "to ", "_rank": ""}
     metrics = list(dict.fromkeys(metric for row in config.published for metric in row["values"]))
     header = ["model", *metrics, "source"]
     lines = [
@@ -243,7 +243,8 @@ def published_table(config) -> str:
             else f"{100 * row['values'][metric]:.1f}"
             for metric in metrics
         ]  # fmt: skip
-        lines.append(" | ".join([row["model"], *cells, row["where"]]))
+        where = row["where"].replace("LanguageBind, arXiv 2310.01852v7", "paper")
+        lines.append(" | ".join([row["model"], *cells, where]))
     return "\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines)
 
 
