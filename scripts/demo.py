@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     draw_report(results, options.output, world)
-    print(table(results))
+    print(score_table(results))
     print(f"{time.perf_counter() - begin:.0f} s; {options.output}/results.json and report.png")
 
 
@@ -95,7 +95,7 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     return scores | {"train_samples": samples, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def table(results: dict[str, Any]) -> str:
+def score_table(results: dict[str, Any]) -> str:
     """Return a table of the scores in percent, each with chance in brackets."""
     columns = ["test top-1", "unseen top-1", "generalised top-1", "reworded top-1", "text-to-modality R@1"]
     rows = [["(chance)", *columns, "seconds"]]

@@ -11,7 +11,7 @@ from helpers import ROOT, call
 from languagebind.vit import EncoderConfig
 from scripts.benchmarks.loader_benchmark import memory_figures
 from scripts.benchmarks.model_benchmark import recipe_flops
-from scripts.benchmarks.rows import spread, table
+from scripts.benchmarks.rows import format_rows, spread
 
 TINY = ["--model=vit-tiny-demo", "--input-shape=3,1,32,32", "--steps=2", "--warmup-steps=1", "--device=cpu",
         "--peak-tflops=0.5"]  # fmt: skip
@@ -187,7 +187,7 @@ def test_compare_says_how_to_get_the_original(tmp_path):
 
 
 def test_table_aligns():
-    lines = table([{"name": "a", "step_ms": 12.5, "peak_mib": 3.0}, {"name": "bb", "error": "none"}]).split("\n")
+    lines = format_rows([{"name": "a", "step_ms": 12.5, "peak_mib": 3.0}, {"name": "bb", "error": "none"}]).split("\n")
     assert lines[0].split() == ["name", "step", "ms", "peak", "mib", "error"]
     assert lines[1].split() == ["a", "12.5", "3", "-"]
     assert spread([1.0]) == 0

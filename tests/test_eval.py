@@ -23,8 +23,8 @@ from languagebind.eval.__main__ import main
 from languagebind.eval.data.readers import EvalProtocol, Reader
 from languagebind.eval.data.samples import read_samples
 from languagebind.eval.evaluate import check_dataset, evaluate
-from languagebind.eval.features import EncodeOptions, Encoder
-from languagebind.eval.results import table, write_result
+from languagebind.eval.features import EncodeOptions, FeatureEncoder
+from languagebind.eval.results import results_table, write_result
 from languagebind.eval.score.metrics import retrieval_metrics
 from languagebind.eval.score.statistics import settings
 from languagebind.hub.checkpoint import checkpoint_name
@@ -135,7 +135,7 @@ def run(data, task="classification", modality=IMAGE, model=None, workers=0, **op
 
 
 def encoder(model, similarity="cosine", **options):
-    return Encoder(model, EvalProtocol("ours", Reader(IMAGE), similarity), EncodeOptions(**options))
+    return FeatureEncoder(model, EvalProtocol("ours", Reader(IMAGE), similarity), EncodeOptions(**options))
 
 
 # ---------------------------------------------------------------------------------------------- kinds of data
@@ -363,13 +363,13 @@ def test_result_is_json_with_the_protocol(world, tmp_path):
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == result
     write_result(result | {"metrics": {"d_prime": float("inf")}}, tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text())["metrics"] == {"d_prime": None}
-    lines = table([result]).splitlines()
+    lines = results_table([result]).splitlines()
     assert lines[0].split() == ["dataset", "task", "samples", "metric", "value", "95", "%", "interval", "chance"]
     top1, (low, high) = f"{result['metrics']['top1']:.4f}", result["intervals"]["top1"]
     assert low < result["metrics"]["top1"] < high
     interval = [f"{low:.4f}", "to", f"{high:.4f}"]
     assert lines[1].split() == ["colours", "classification", "45", "top1", top1, *interval, "0.1667"]
-    assert len(table([short]).splitlines()) == len(lines)
+    assert len(results_table([short]).splitlines()) == len(lines)
 
 
 def test_the_data_is_identified_wherever_it_lies(world, tmp_path):

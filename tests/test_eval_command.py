@@ -334,13 +334,13 @@ def test_help_names_every_flag():
 def test_clips_that_are_averaged_are_the_mean_of_their_features(films, tmp_path):
     from languagebind.eval.data.readers import choose_protocol
     from languagebind.eval.data.samples import Sample
-    from languagebind.eval.features import EncodeOptions, Encoder
+    from languagebind.eval.features import EncodeOptions, FeatureEncoder
 
     model, reader = load_eval_model(f"{HERE}:Films", torch.device("cpu"))
     paths = sorted((tmp_path / "films").rglob("*.mp4"))
     samples = [Sample(path.name, path) for path in paths]
     protocol = choose_protocol("ours", None, None, replace(reader, num_frames=2), 3, 2)
-    found, _ = Encoder(model, protocol, EncodeOptions(workers=0)).encode_samples(samples)
+    found, _ = FeatureEncoder(model, protocol, EncodeOptions(workers=0)).encode_samples(samples)
     for path, feature in zip(paths, found, strict=True):
         views = torch.nn.functional.normalize(model.encode(protocol.reader.read(path)), dim=-1)
         assert torch.allclose(feature, torch.nn.functional.normalize(views.mean(dim=0), dim=0), atol=1e-6)

@@ -29,7 +29,7 @@ from languagebind.eval.__main__ import main
 from languagebind.eval.data.readers import EvalProtocol, Reader
 from languagebind.eval.data.samples import read_samples
 from languagebind.eval.evaluate import evaluate
-from languagebind.eval.features import EncodeOptions, Encoder
+from languagebind.eval.features import EncodeOptions, FeatureEncoder
 from languagebind.eval.models import LOGIT_SCALE, load_eval_model, model_name
 from languagebind.eval.results import comparison
 from languagebind.modalities._images import MEAN, STD
@@ -222,10 +222,10 @@ def test_open_clip_gives_its_own_features(world, tower):
     own, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tower}")
     samples = read_samples(classification(world / "folders"), reader)
     protocol, options = EvalProtocol("ours", Reader(reader)), EncodeOptions(workers=0)
-    features, _ = Encoder(model, protocol, options).encode_samples(samples)
+    features, _ = FeatureEncoder(model, protocol, options).encode_samples(samples)
     pixels = torch.stack([reader.preprocess(sample.source)[:, 0] for sample in samples])
     texts = ["a red thing", "blue"]
-    text_features, _ = Encoder(model, protocol, options).encode_texts(texts)
+    text_features, _ = FeatureEncoder(model, protocol, options).encode_texts(texts)
     with torch.no_grad():
         expected = own.eval().encode_image(pixels, normalize=True)
         expected_texts = own.encode_text(open_clip.get_tokenizer(f"local-dir:{tower}")(texts), normalize=True)
@@ -233,7 +233,7 @@ def test_open_clip_gives_its_own_features(world, tower):
     torch.testing.assert_close(text_features, expected_texts, atol=1e-5, rtol=1e-4)
     file = load_eval_model(f"open_clip:ViT-8/{tower / 'open_clip_pytorch_model.bin'}", CPU, "image")[0]
     assert file.text_fingerprint() == model.text_fingerprint()
-    torch.testing.assert_close(Encoder(file, protocol, options).encode_samples(samples)[0], features)
+    torch.testing.assert_close(FeatureEncoder(file, protocol, options).encode_samples(samples)[0], features)
 
 
 def test_open_clip_sees_a_clip_as_the_mean_of_its_frames(tower):

@@ -17,7 +17,7 @@ from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.__main__ import main
 from languagebind.eval.data.readers import EvalProtocol, Reader, choose_protocol
 from languagebind.eval.evaluate import check_dataset, evaluate
-from languagebind.eval.features import EncodeOptions, Encoder
+from languagebind.eval.features import EncodeOptions, FeatureEncoder
 from languagebind.eval.results import model_name, read_results, write_result
 from languagebind.modalities import DecodeError
 from languagebind.modalities.audio import Audio
@@ -316,7 +316,8 @@ def test_retrieval_by_the_paper_ranks_raw_dot_products(films, model):
     assert result["metrics"]["text_to_modality/mean_rank"] == pytest.approx(np.mean(ranks))
     back = [1 + sum(float(v @ texts[j]) >= float(v @ texts[i]) for j in range(6) if j != i) for i, v in enumerate(x)]
     assert result["metrics"]["modality_to_text/mean_rank"] == pytest.approx(np.mean(back))
-    found, rows = Encoder(model, rules, EncodeOptions(workers=0)).encode_texts(sample.captions[0] for sample in samples)
+    captions = (sample.captions[0] for sample in samples)
+    found, rows = FeatureEncoder(model, rules, EncodeOptions(workers=0)).encode_texts(captions)
     assert torch.allclose(found[torch.tensor(rows)].double(), texts, atol=1e-5)
     assert (found.norm(dim=1) - 1).abs().min() > 0.01, "not of unit norm"
     protocol = result["protocol"]

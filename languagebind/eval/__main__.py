@@ -17,7 +17,7 @@ from .command import parse_command, save
 from .evaluate import evaluate
 from .jobs import EvalOptions, Job, describe_absent, plan_jobs, select_datasets, select_models
 from .models import load_eval_model
-from .results import comparison, table
+from .results import comparison, results_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,7 +95,7 @@ def _print(jobs: Sequence[Job], options: EvalOptions) -> None:
     elif not options.compare:
         for name, own in groupby(results, key=lambda result: result["pretrained"]):
             heading = f"{name}:\n" if len(options.model) > 1 else ""
-            print(heading + table(list(own)))
+            print(heading + results_table(list(own)))
 
 
 if __name__ == "__main__":

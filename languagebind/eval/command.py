@@ -15,7 +15,7 @@ from ..config import UserError, gather_flags, parse
 from ..distributed import Process, joined, on_main
 from ..files import twice
 from .features import EncodeOptions
-from .results import Result, table, write_result
+from .results import Result, results_table, write_result
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def evaluate_each(
             results.append(evaluate(models, replace(options.encode, device=str(process.device))))
             save(results[-1], path, process, options.overwrite)
         if process.is_main:
-            print(table(results))
+            print(results_table(results))
 
 
 def save(result: Result, path: Path, process: Process, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ from .data.datasets import DatasetConfig, naming
 from .data.readers import EvalProtocol, Reader, choose_protocol
 from .data.samples import Sample, class_names, count_missing, digest_of_samples, read_samples, warn_of_count
 from .export import Features, export_features
-from .features import EncodeOptions, Encoder, class_prompts
+from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .results import Result, new_result
 from .score.retrieval import Captioned, describe_retrieval, retrieve
 from .score.zero_shot import classify, describe_classification, describe_multilabel, label_targets
@@ -71,7 +71,7 @@ def evaluate(
             returns NaN or infinity.
     """
     config = dataset.config if isinstance(dataset, ListedDataset) else dataset
-    encoder = Encoder(model, _choose(config, modality), EncodeOptions(**options), config.name)
+    encoder = FeatureEncoder(model, _choose(config, modality), EncodeOptions(**options), config.name)
     _check_support(encoder, config, dual_softmax, export)
     samples = dataset.samples if isinstance(dataset, ListedDataset) else read_samples(config, modality)
     identity = digest_of_samples([[x.key, x.labels, x.captions] for x in samples], config.name)
@@ -114,7 +114,7 @@ def _choose(dataset: DatasetConfig, modality: Modality) -> EvalProtocol:
         return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality, dataset.clips, dataset.crops)
 
 
-def _check_support(encoder: Encoder, dataset: DatasetConfig, dual_softmax: bool, export: Path | None) -> None:
+def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax: bool, export: Path | None) -> None:
     """Raise `UserError` if the protocol or the model does not support what the user asks for."""
     model, unit, reader = encoder.model, encoder.protocol.unit, encoder.protocol.reader
     takes_files, cached = getattr(model, "takes_files", False), encoder.cache is not None
@@ -136,7 +136,7 @@ def _check_support(encoder: Encoder, dataset: DatasetConfig, dual_softmax: bool,
             raise UserError(f"{dataset.name}: {fault}")
 
 
-def _classification(encoder: Encoder, dataset: DatasetConfig, samples: Sequence[Sample]) -> _Found:
+def _classification(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Sequence[Sample]) -> _Found:
     classes = class_names(dataset)
     warn_of_count(dataset, "classes", len(classes))
     # Before anything is encoded, so that a wrong label stops the run at once
@@ -161,7 +161,7 @@ def _classification(encoder: Encoder, dataset: DatasetConfig, samples: Sequence[
     return found, describe, Features(features, seen, classifier, texts)
 
 
-def _retrieval(encoder: Encoder, samples: Sequence[Sample], dual_softmax: bool) -> _Found:
+def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax: bool) -> _Found:
     features, kept = encoder.encode_samples(samples)
     seen = [samples[i] for i in kept]
     captions = [caption for sample in seen for caption in sample.captions]
@@ -174,7 +174,7 @@ def _retrieval(encoder: Encoder, samples: Sequence[Sample], dual_softmax: bool) 
     return found, describe, Features(features, seen, text_features, texts)
 
 
-def _protocol(encoder: Encoder, dataset: DatasetConfig, identity: str) -> dict[str, Any]:
+def _protocol(encoder: FeatureEncoder, dataset: DatasetConfig, identity: str) -> dict[str, Any]:
     """Return the settings that must agree before two results can be compared."""
     modality = encoder.protocol.reader.modality
     return {

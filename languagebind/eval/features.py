@@ -57,7 +57,7 @@ class EncodeOptions:
             raise UserError(f"precision should be one of {', '.join(get_args(Precision))}, not {self.precision}")
 
 
-class Encoder:
+class FeatureEncoder:
     """A model that encodes samples and texts by the rules of a protocol.
 
     If the protocol compares unnormalised features, `project` and `project_text` of the model are called in place of

@@ -24,7 +24,7 @@ from .data.pairing import PairsConfig, load_pairs_config, match_samples, renamed
 from .data.readers import choose_protocol
 from .data.samples import Sample, count_missing, digest_of_samples
 from .data.shards import list_shards
-from .features import EncodeOptions, Encoder, class_prompts
+from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .models import checkpoint_of
 from .results import Result, new_result, result_path
 from .score.retrieval import Captioned, describe_retrieval, retrieve
@@ -64,7 +64,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     if config.task == "classification":
         targets = label_targets(sample_labels(config, matched), config.class_names or {}, config.name)
     used = {
-        name: Encoder(model, choose_protocol("ours", None, None, modality), options, f"{config.name}_{name}")
+        name: FeatureEncoder(model, choose_protocol("ours", None, None, modality), options, f"{config.name}_{name}")
         for name, (model, modality) in models.items()
     }
     features, samples, kept = _encode(used, matched)
@@ -81,7 +81,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
 
 
 def _encode(
-    used: Mapping[str, Encoder], matched: Mapping[str, list[Sample]]
+    used: Mapping[str, FeatureEncoder], matched: Mapping[str, list[Sample]]
 ) -> tuple[dict[str, Tensor], dict[str, list[Sample]], list[int]]:
     """Return features (N, D) and samples per modality, and the positions (N,) of the samples that all can read."""
     features: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ def _encode(
     return features, {name: [samples[i] for i in kept] for name, samples in matched.items()}, kept
 
 
-def _encode_captions(encoder: Encoder, samples: Sequence[Sample]) -> Tensor:
+def _encode_captions(encoder: FeatureEncoder, samples: Sequence[Sample]) -> Tensor:
     """Return the normalised mean of the unit-norm features of each sample's captions (N, D)."""
     texts, rows = encoder.encode_texts(caption for sample in samples for caption in sample.captions)
     counts = torch.tensor([len(sample.captions) for sample in samples])
@@ -125,7 +125,7 @@ def _retrieval(
 
 
 def _classification(
-    config: PairsConfig, query: Tensor, targets: Tensor, used: Mapping[str, Encoder],
+    config: PairsConfig, query: Tensor, targets: Tensor, used: Mapping[str, FeatureEncoder],
     samples: Mapping[str, list[Sample]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Return the metrics and protocol, and the other statistics of the result."""
@@ -141,7 +141,7 @@ def _classification(
     return found, describe_classification(scores, targets, logits, classes, samples[first])
 
 
-def _protocol(config: PairsConfig, used: Mapping[str, Encoder], identity: str) -> dict[str, Any]:
+def _protocol(config: PairsConfig, used: Mapping[str, FeatureEncoder], identity: str) -> dict[str, Any]:
     """Return the settings that must agree before two results can be compared."""
     sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
     modalities = {name: encoder.protocol.reader.modality for name, encoder in used.items()}

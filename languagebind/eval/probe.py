@@ -16,7 +16,7 @@ from .command import CommandOptions, evaluate_each, parse_command
 from .data.datasets import DatasetConfig, load_dataset_config, naming
 from .data.readers import choose_protocol
 from .data.samples import check_data, class_names, digest_of_samples, read_samples
-from .features import EncodeOptions, Encoder
+from .features import EncodeOptions, FeatureEncoder
 from .models import Model, checkpoint_of, load_eval_model
 from .results import Result, new_result, result_path
 from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
@@ -63,7 +63,7 @@ def evaluate_probe(
     with naming(parts["train"].data):
         check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
     test = parts["test"]  # the training part is read in the same way
-    encoder = Encoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
+    encoder = FeatureEncoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
     data, facts = {}, {}
     for name, part in parts.items():
         features, kept = encoder.encode_samples(samples[name])

@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
-class Protocol(BaseModel):
+class ResultProtocol(BaseModel):
     """The settings of a result that tables and the report rely on."""
 
     samples: Count | None = None
@@ -47,7 +47,7 @@ class ResultFile(BaseModel):
     model: str
     task: Literal["classification", "multilabel", "retrieval"]
     metrics: dict[str, Number | None]
-    protocol: Protocol
+    protocol: ResultProtocol
     pretrained: str | None = None
     intervals: dict[str, tuple[Number | None, Number | None]] = {}
     statistics: dict[str, Any] = {}
@@ -164,7 +164,7 @@ def write_result(result: Result, path: Path) -> None:
     write_output(path, text.encode() + b"\n")
 
 
-def table(results: Sequence[Result]) -> str:
+def results_table(results: Sequence[Result]) -> str:
     """Return a plain-text table with a row per metric: value, interval and chance."""
     rows = [("dataset", "task", "samples", "metric", "value", "95 % interval", "chance")]
     for result in results:

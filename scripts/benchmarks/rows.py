@@ -85,7 +85,7 @@ def spread(values: Sequence[float]) -> float:
 
 def show(name: str, argv: Sequence[str], rows: list[Row], output: Path | None) -> None:
     """Print the rows as a table, and write them to `output` with the date, the machine and the versions."""
-    print(table(rows))
+    print(format_rows(rows))
     if output is not None:
         content = {
             "benchmark": name,
@@ -101,7 +101,7 @@ def show(name: str, argv: Sequence[str], rows: list[Row], output: Path | None) -
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def table(rows: list[Row]) -> str:
+def format_rows(rows: list[Row]) -> str:
     """Return the rows as text with a column per key. Lists and dictionaries appear only in the JSON file."""
     keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, (dict, list))))
     lines = [[key.replace("_", " ") for key in keys], *([_cell(row.get(key)) for key in keys] for row in rows)]
