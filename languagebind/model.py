@@ -57,7 +57,9 @@ def same_text(one: nn.Module, other: nn.Module) -> bool:
     a, b = text_state(one), text_state(other)
     kinds = {x.dtype for x in (*a.values(), *b.values()) if x.is_floating_point()}
     coarse = max(kinds, key=lambda dtype: torch.finfo(dtype).eps)
-    return a.keys() == b.keys() and all(torch.equal(a[key].to(coarse), b[key].to(coarse)) for key in a)
+    sizes = [getattr(model.text_model, "sizes", None) for model in (one, other)]  # equal weights, other activation
+    same = a.keys() == b.keys() and sizes[0] == sizes[1]
+    return same and all(torch.equal(a[key].to(coarse), b[key].to(coarse)) for key in a)
 
 
 class DualEncoder(nn.Module):

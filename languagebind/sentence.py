@@ -6,7 +6,7 @@
     model = SentenceTransformer(modules=[LanguageBindModule({"image": "models/image", "audio": "models/audio"})])
     model.save("folder")
     model = SentenceTransformer("folder", trust_remote_code=True)
-    model.similarity(model.encode(["a dog"]), model.encode(["photo.jpg"]))  # one modality per call
+    model.similarity(model.encode(["a dog"], of="image"), model.encode(["photo.jpg"]))  # one modality per call
 
 sentence-transformers infers the modality of an input from its type: text, image, audio or video. A path to a missing
 file counts as text.
@@ -15,7 +15,7 @@ file counts as text.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sentence_transformers.base.modality import MULTIMODAL_DICT_KEYS, infer_batch_modality
@@ -29,15 +29,22 @@ from .hub.published import build_published
 
 
 class LanguageBindModule(InputModule):
-    """Encoders of images, audio or video that share one text tower.
+    """Encoders of images, audio or video, with their text towers.
+
+    `model.encode(texts, of="audio")` takes the text tower of a modality; by default, texts are encoded with the tower
+    that most modalities share (in a tie, that of the first).
 
     Args:
         sources: modality -> path or hub id, as in `languagebind.load`.
         dtype: dtype of the weights, as in `languagebind.load`.
+
+    Raises:
+        UserError: sentence-transformers does not support a modality, or features differ in size.
     """
 
     config_file_name = "languagebind.json"
     save_in_root = True
+    forward_kwargs: ClassVar[set[str]] = {"of"}  # type: ignore[misc]  # options of `encode` that reach this module
 
     def __init__(self, sources: Mapping[str, str | Path], dtype: str | torch.dtype | None = None):
         super().__init__()
@@ -45,6 +52,9 @@ class LanguageBindModule(InputModule):
             raise UserError(f"sentence-transformers does not support {unnamed[0]}; use languagebind.load")
         self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
+        sizes = {name: model.embed_dim for name, (model, _) in self.encoders.encoders.items()}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"sentence-transformers needs features of one size, not {sizes}; use languagebind.load")
         self.tokenizer: Any = self.encoders.model(TEXT).text_model.tokenizer
 
     @property
@@ -58,7 +68,9 @@ class LanguageBindModule(InputModule):
     def get_sentence_embedding_dimension(self) -> int:
         return self.encoders.model(TEXT).embed_dim
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, of: str | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Return the token ids or preprocessed inputs of a batch, and the name of its modality.
 
         Raises:
@@ -69,24 +81,25 @@ class LanguageBindModule(InputModule):
             raise ValueError(f"cannot encode {name!r} inputs; pass inputs of one of {', '.join(self.modalities)}")
         inputs = [item[name] if isinstance(item, dict) and name in item else item for item in inputs]
         if name == TEXT:
-            return self.tokenizer(self._prepend_prompt(inputs, prompt) if prompt else inputs) | {"modality": name}
+            texts = self._prepend_prompt(inputs, prompt) if prompt else inputs
+            return self.encoders.model(of or TEXT).tokenize(list(texts)) | {"modality": name}
         _, modality = self.encoders.encoders[name]
         return {"inputs": torch.stack([modality.preprocess(_in_memory(x)) for x in inputs]), "modality": name}
 
-    def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
+    def forward(self, features: dict[str, Any], of: str | None = None, **options: Any) -> dict[str, Any]:
         """Return the features with the `sentence_embedding` (B, D), unit norm, added."""
-        model = self.encoders.model(features["modality"])
         if features["modality"] == TEXT:
-            embedding = model.encode_text({"input_ids": features["input_ids"]})
+            embedding = self.encoders.model(of or TEXT).encode_text({"input_ids": features["input_ids"]})
         else:
-            embedding = model.encode(features["inputs"])
+            embedding = self.encoders.model(features["modality"]).encode(features["inputs"])
         return features | {"sentence_embedding": embedding}
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
         """Write each encoder in the published layout, in a folder named after its modality."""
         for name, encoder in self.encoders.encoders.items():
             build_published(*to_published(*encoder), name).save_pretrained(Path(output_path) / name)
-        (Path(output_path) / self.config_file_name).write_text(json.dumps({"modalities": self.encoders.modalities}))
+        config = {"modalities": list(self.encoders.encoders)}  # in order, which decides on the usual text tower
+        (Path(output_path) / self.config_file_name).write_text(json.dumps(config))
 
     @classmethod
     def load(  # type: ignore[override]  # options by name only

@@ -57,6 +57,18 @@ def write_shards(
     return folder
 
 
+def give_own_text_tower(source: Path, target: Path) -> Path:
+    """Write an audio checkpoint in the published layout to `target` with another text tower; return the folder."""
+    from languagebind import LanguageBindAudio
+
+    model = LanguageBindAudio.from_pretrained(source)
+    torch.manual_seed(20)
+    for parameter in [*model.text_model.parameters(), *model.text_projection.parameters()]:
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(target)
+    return target
+
+
 def stripes_config(folder: Path, shards: Path) -> Path:
     """Write an evaluation config that classifies the samples of `write_shards`; return its path."""
     path = folder / "val.yaml"

@@ -1,6 +1,7 @@
 """Loading by any name, encoding of any form, OpenCLIP's verbs."""
 
 import http.server
+import json
 import pickle
 import runpy
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, call, train_flags
+from eval_files import save
+from helpers import ROOT, call, give_own_text_tower, train_flags
 from PIL import Image
 from torch.nn import functional as F
 
@@ -21,6 +23,7 @@ import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
 from languagebind.hub.config import to_published
 from languagebind.hub.processing import PROCESSORS
+from languagebind.modalities.infrared import Infrared
 from languagebind.text import TextConfig, build_text
 from training.main import main
 from training.params import parse_args
@@ -176,12 +179,111 @@ def test_what_workers_are_handed_pickles(toys, files):
     assert (str(error), error.reason) == ("<3 bytes>: not a picture", "not a picture")
 
 
-def test_encoders_of_another_text_tower_are_refused(toys, tmp_path):
-    model = LanguageBindDepth.from_pretrained(toys / "depth")
-    torch.nn.init.normal_(model.text_projection.weight)
-    model.save_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def own_text(toys, tmp_path_factory):
+    """Published checkpoints of which the audio one has a text tower of its own."""
+    audio = give_own_text_tower(toys / "audio", tmp_path_factory.mktemp("own") / "audio")
+    return {"audio": audio, "image": toys / "image", "video": toys / "video"}
+
+
+def test_texts_are_encoded_for_the_modality_they_are_compared_with(own_text, toys, files, caplog):
+    encoders, shared = load(own_text), load(toys / "image").encode(text=TEXTS)
+    model = languagebind.LanguageBindAudio.from_pretrained(own_text["audio"])
+    data = PROCESSORS["audio"](model.config, languagebind.LanguageBindAudioTokenizer.from_pretrained(toys / "audio"))(
+        files["audio"], TEXTS, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = model(**data)
+    own = out.text_embeds
+    towers = {name: one.text_model for name, (one, _) in encoders.encoders.items()}
+    assert towers["image"] is towers["video"]
+    assert towers["image"] is not towers["audio"]
+    assert (own - shared).abs().max() > 0.1
+    assert not caplog.records, "only the choice of a tower by default is worth a warning"
+    sounds, pictures, clips = ({name: files[name]} for name in ("audio", "image", "video"))
+    for inputs, of, expected in (
+        ({}, "audio", own), ({}, "video", shared), (sounds, None, own), (pictures, None, shared),
+        (pictures | clips, None, shared), (pictures, "audio", own), (sounds | clips, "image", shared),
+        ({}, None, shared), ({}, None, shared),
+    ):  # fmt: skip
+        found = encoders.encode(**inputs, text=TEXTS, of=of)
+        close(found["text"] if inputs else found, expected)
+    (record,) = caplog.records
+    assert "encoded with that of image, video; to compare texts with audio, add of='audio'" in record.message
+    probabilities = encoders.similarity(out.image_embeds, encoders.encode(text=TEXTS, of="audio"), "audio").softmax(-1)
+    close(probabilities, out.logits_per_image.softmax(-1))
+    with pytest.raises(ValueError, match="the text towers of audio, image differ: choose one, as in of='audio'"):
+        encoders.encode(**sounds, **pictures, text=TEXTS)
+    with pytest.raises(ValueError, match="no encoder for 'depth' is loaded"):
+        encoders.encode(text=TEXTS, of="depth")
+
+
+def test_in_a_tie_the_first_text_tower_encodes(own_text, toys):
+    for name, first in (("image", load(toys / "image")), ("audio", load(own_text["audio"]))):
+        order = sorted(("image", "audio"), key=lambda each: each != name)
+        found = load({each: own_text[each] for each in order}).encode(text=TEXTS)
+        assert torch.equal(found, first.encode(text=TEXTS))
+
+
+def test_equal_weights_with_another_activation_are_another_text_tower(toys, tmp_path):
+    shutil.copytree(toys / "depth", tmp_path / "depth")
+    config = json.loads((tmp_path / "depth/config.json").read_text())
+    config["text_config"]["hidden_act"] = "quick_gelu"
+    (tmp_path / "depth/config.json").write_text(json.dumps(config))
+    encoders = load(toys / "audio", tmp_path / "depth")
+    tokenizer = languagebind.LanguageBindDepthTokenizer.from_pretrained(toys / "depth")
+    ids = tokenizer(TEXTS, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = F.normalize(LanguageBindDepth.from_pretrained(tmp_path / "depth").get_text_features(ids), dim=-1)
+    found = [encoders.encode(text=TEXTS, of=name) for name in ("depth", "audio")]
+    close(found[0], expected, 1e-6)
+    assert (found[0] - found[1]).abs().max() > 1e-5
+
+
+def test_runs_and_published_checkpoints_with_their_own_text_towers(own_text, trained, toys, clip_folder, tmp_path):
+    run, other = trained, save(tmp_path, Infrared(image_size=32), clip_folder, 0)
+    sources = {"depth": run, "infrared": other, **own_text}
+    expected = {name: load(sources[name]).encode(text=TEXTS) for name in ("depth", "infrared", "audio", "image")}
+    encoders = load(sources)
+    for name, features in expected.items():
+        assert torch.equal(encoders.encode(text=TEXTS, of=name), features)
+    assert [x.shape[1] for x in expected.values()] == [384, 16, 16, 16]
+    assert torch.equal(encoders.encode(text=TEXTS), expected["image"])  # of image and video
+    assert encoders.encode(text=[], of="depth").shape == (0, 384)
+    first, second = (load(a, b) for a, b in ((run, other), (other, run)))
+    for name in ("depth", "infrared"):
+        assert torch.equal(first.encode(text=TEXTS, of=name), second.encode(text=TEXTS, of=name))
+    for open_one in (languagebind.load_checkpoint, languagebind.load_model):
+        with pytest.raises(UserError, match="differs from the one loaded before"):
+            open_one(run, like=first.encoders["infrared"][0])
     with pytest.raises(UserError, match="differs from the one loaded before"):
-        load(toys / "audio", tmp_path)
+        languagebind.load_model(toys / "image", like=encoders.encoders["audio"][0])
+    shared, _ = languagebind.load_model(toys / "image", like=encoders.encoders["video"][0])
+    assert shared.text_model is encoders.encoders["video"][0].text_model
+
+
+def test_sentence_transformers_takes_the_text_tower_of_a_modality(own_text, toys, files, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from languagebind.sentence import LanguageBindModule
+
+    sources = {name: own_text[name] for name in ("image", "audio")}  # a tie, and not in alphabetical order
+    made = SentenceTransformer(modules=[LanguageBindModule(sources)], device="cpu")
+    made.save(str(tmp_path / "saved"))
+    saved = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+    shared, own = load(toys / "image").encode(text=TEXTS), load(own_text["audio"]).encode(text=TEXTS)
+    for model in (made, saved):
+        for options, expected in (({}, shared), ({"of": "image"}, shared), ({"of": "audio"}, own)):
+            close(torch.from_numpy(model.encode(TEXTS, **options)), expected)
+        prompted = model.encode(TEXTS, of="audio", prompt="a sound: ")
+        close(torch.from_numpy(prompted), load(own_text["audio"]).encode(text=[f"a sound: {text}" for text in TEXTS]))
+        close(torch.from_numpy(model.encode(files["audio"])), load(toys / "audio").encode(audio=files["audio"]))
+    with pytest.raises(ValueError, match="no encoder for 'video' is loaded"):
+        made.encode(TEXTS, of="video")
+    config = languagebind.LanguageBindAudioConfig.from_pretrained(toys / "audio", projection_dim=24)
+    languagebind.LanguageBindAudio(config).save_pretrained(tmp_path / "wide")
+    with pytest.raises(UserError, match=r"features of one size, not \{'image': 16, 'audio': 24\}"):
+        LanguageBindModule({"image": toys / "image", "audio": tmp_path / "wide"})
 
 
 def test_runs_of_our_training_load_by_their_folder(trained, files):

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, call, train_flags, wait_for
+from helpers import ROOT, call, give_own_text_tower, train_flags, wait_for
 from lookalikes import picture, table
 from PIL import Image
 
@@ -24,8 +24,9 @@ EXTENSIONS = {"video": ".mp4", "audio": ".wav", "depth": ".depth.png", "infrared
 
 @pytest.fixture
 def folder(toys, tmp_path, monkeypatch):
-    """Where the examples run: models, and two scenes of the sample world in each modality."""
+    """Where the examples run: models, audio's with its own text tower, and two scenes of the sample world."""
     shutil.copytree(toys, tmp_path / "models")
+    give_own_text_tower(toys / "audio", tmp_path / "models" / "audio")
     call("-m", "languagebind.data.world", f"--output={tmp_path / 'world'}", "--num-train=2", "--num-test=8")
     root = tmp_path / "world" / "test"
     (tmp_path / "samples").mkdir()
@@ -45,6 +46,7 @@ def test_the_examples_of_the_api_page_run(folder):
     for example in examples:
         exec(compile(example, "docs/api.md", "exec"), names)
     assert names["both"].shape == (2, 16)
+    assert (names["text_for_audio"] - names["text"]).abs().max() > 0.1
     assert names["tokens"].shape == (1, 8, 17, 32)
 
 

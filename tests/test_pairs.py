@@ -9,11 +9,14 @@ from eval_files import save
 from helpers import call
 from torch.nn import functional as F
 
+import languagebind
 from languagebind import load
 from languagebind.config import UserError
 from languagebind.data.shards import ShardWriter
 from languagebind.data.vidal import media_paths
+from languagebind.eval import load_dataset_config
 from languagebind.eval.data.pairing import load_pairs_config
+from languagebind.eval.evaluate import evaluate as evaluate_one
 from languagebind.eval.features import EncodeOptions
 from languagebind.eval.pairs import evaluate_pairs, main
 from languagebind.eval.score.metrics import classification_metrics, retrieval_metrics
@@ -267,17 +270,112 @@ def test_command_line(scenes, checkpoints, encoders, tmp_path, capsys):
     assert call("-m", "languagebind.eval.pairs", *rest, status=2).startswith("error: pass one --model")
 
 
-def test_encoders_around_different_text_towers_are_refused(checkpoints, clip_folder, scenes, tmp_path):
-    tower = tmp_path / "tower"
+# ---------------------------------------------------------------------------------------------- text towers
+
+
+@pytest.fixture(scope="module")
+def own_text(checkpoints, clip_folder, tmp_path_factory):
+    """The depth checkpoint, and one of infrared with another text tower."""
+    root = tmp_path_factory.mktemp("own")
+    tower = root / "tower"
     tower.mkdir()
     (tower / "open_clip_config.json").write_bytes((clip_folder / "open_clip_config.json").read_bytes())
     state = torch.load(clip_folder / "open_clip_pytorch_model.bin", weights_only=True)
-    torch.save({key: value + 0.01 for key, value in state.items()}, tower / "open_clip_pytorch_model.bin")
-    other = save(tmp_path, Infrared(image_size=32), tower, 0)
-    (tmp_path / "pair.yaml").write_text(RETRIEVAL)
-    with pytest.raises(UserError, match="differs from the one loaded before"):
-        main(["--model", f"depth={checkpoints['depth']}", f"infrared={other}", "--config", str(tmp_path / "pair.yaml"),
-              "--data-root", str(scenes[0]), "--output", str(tmp_path / "results")])  # fmt: skip
+    torch.manual_seed(1)
+    state = {key: value + 0.2 * torch.randn(value.shape) for key, value in state.items()}
+    torch.save(state, tower / "open_clip_pytorch_model.bin")
+    return {"depth": checkpoints["depth"], "infrared": save(root, Infrared(image_size=32), tower, 1)}
+
+
+@pytest.fixture(scope="module")
+def separate(scenes, own_text):
+    """What each model gives alone for its files, its texts of the samples (N, D), and its class prompts (K, D)."""
+    found = {}
+    for name, path in own_text.items():
+        model, samples = load(path), scenes[1].values()
+        texts = [model.encode(text=record["captions"]["ofa"]).mean(dim=0) for _, record in samples]
+        names = ("near thing", "far thing", "nothing")
+        prompts = [model.encode(text=[f"a {thing}", f"the {thing}"]).mean(dim=0) for thing in names]
+        files = model.encode(**{name: [files[name] for files, _ in samples]})
+        found[name] = [files, *(F.normalize(torch.stack(x), dim=-1) for x in (texts, prompts))]
+    return found
+
+
+def test_texts_are_those_of_the_modality_that_they_are_compared_with(scenes, own_text, separate, tmp_path):
+    encoders = load(own_text)
+    (depth, depth_text, depth_classes), (heat, heat_text, heat_classes) = separate.values()
+    assert (depth_text - heat_text).abs().max() > 0.1
+    data = "caption_source: ofa\ndata: {depth: both.tar, infrared: both.tar, text: both.tar}\n"
+    for sides, query, gallery in (
+        ("query: text\ngallery: {depth: 2, infrared: 1}\n", torch.cat([depth_text, heat_text], 1),
+         torch.cat([2 * depth, heat], 1)),
+        ("query: {infrared: 1, depth: 3}\ngallery: text\n", torch.cat([heat, 3 * depth], 1),
+         torch.cat([heat_text, depth_text], 1)),
+        ("query: {depth: 1, text: 0.5}\ngallery: infrared\n", F.normalize(depth + 0.5 * heat_text, dim=-1), heat),
+        ("query: depth\ngallery: {infrared: 1, text: -2}\n", depth, F.normalize(heat - 2 * depth_text, dim=-1)),
+    ):  # fmt: skip
+        result = evaluate(scenes, encoders, tmp_path, sides + data)
+        assert result["metrics"] == pytest.approx(both_ways(query, gallery)), sides
+        prints = {name: model.text_fingerprint() for name, (model, _) in encoders.encoders.items()}
+        assert result["protocol"]["text_fingerprint"] == prints
+    for name in MODALITIES:
+        alone = f"caption_source: ofa\ndata: {{{name}: both.tar, text: both.tar}}\n"
+        result = evaluate(scenes, encoders, tmp_path, f"query: text\ngallery: {name}\n{alone}")
+        assert result["metrics"] == pytest.approx(both_ways(separate[name][1], separate[name][0]))
+        assert result["protocol"]["text_fingerprint"] == encoders.encoders[name][0].text_fingerprint()
+    result = evaluate(scenes, encoders, tmp_path, RETRIEVAL)
+    assert result["metrics"] == pytest.approx(both_ways(depth, heat)), "without texts, features are compared directly"
+    text = CLASSES.replace("a near", "near").replace("a far", "far") + "templates: ['a {c}', 'the {c}']\n"
+    fused = "task: classification\nquery: {depth: 1, infrared: 2}\ndata: {depth: both.tar, infrared: both.tar}\n"
+    scores = depth @ depth_classes.T + 2 * heat @ heat_classes.T
+    result = evaluate(scenes, encoders, tmp_path, fused + text)
+    expected = classification_metrics(scores, torch.arange(COUNT) % 2)
+    assert result["metrics"] == pytest.approx(expected | {"chance": 1 / 3})
+    alone = "task: classification\nquery: infrared\ndata: {infrared: both.tar}\n"
+    scores, result = heat @ heat_classes.T, evaluate(scenes, encoders, tmp_path, alone + text)
+    assert result["metrics"] == pytest.approx(
+        classification_metrics(scores, torch.arange(COUNT) % 2) | {"chance": 1 / 3}
+    )
+
+
+def test_the_command_caches_texts_by_their_tower(scenes, own_text, separate, tmp_path):
+    (tmp_path / "pair.yaml").write_text(
+        "query: text\ngallery: {depth: 1, infrared: 1}\ncaption_source: ofa\n"
+        "data: {depth: both.tar, infrared: both.tar, text: both.tar}\n"
+    )
+    (depth, depth_text, _), (heat, heat_text, _) = separate.values()
+    expected = both_ways(torch.cat([depth_text, heat_text], 1), torch.cat([depth, heat], 1))
+    for place in ("first", "again"):
+        main(["--model", *(f"{name}={path}" for name, path in own_text.items()), "--config",
+              str(tmp_path / "pair.yaml"), "--data-root", str(scenes[0]), "--output", str(tmp_path / place),
+              "--workers=0", "--device=cpu", f"--feature-cache={tmp_path / 'cache'}"])  # fmt: skip
+        (file,) = (tmp_path / place).glob("*.json")
+        assert json.loads(file.read_text())["metrics"] == pytest.approx(expected)
+    assert len(list(tmp_path.glob("cache/*/*.features"))) == 4, "files and texts of each model, and none anew"
+
+
+def test_one_model_is_evaluated_with_its_own_text_tower(scenes, own_text, separate, tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        f"task: classification\ndata: {scenes[0] / 'both.tar'}\ntemplates: ['a {{c}}', 'the {{c}}']\n"
+        + CLASSES.replace("a near", "near").replace("a far", "far")
+    )
+    encoders = load(own_text)
+    for name, (features, _, classes) in separate.items():
+        result = evaluate_one(*encoders.encoders[name], load_dataset_config(tmp_path / "a.yaml"), workers=0)
+        assert (
+            result["metrics"]["top1"] == classification_metrics(features @ classes.T, torch.arange(COUNT) % 2)["top1"]
+        )
+
+
+def test_features_of_two_sizes_are_not_compared(scenes, checkpoints, toys, tmp_path):
+    config = languagebind.LanguageBindThermalConfig.from_pretrained(toys / "thermal", projection_dim=24)
+    languagebind.LanguageBindThermal(config).save_pretrained(tmp_path / "wide")
+    encoders = load({"depth": checkpoints["depth"], "infrared": tmp_path / "wide"})
+    with pytest.raises(UserError, match="features of 16 and 24 dimensions cannot be compared"):
+        evaluate(scenes, encoders, tmp_path, RETRIEVAL)
+    data = "caption_source: ofa\ndata: {depth: both.tar, infrared: both.tar, text: both.tar}\n"
+    both = evaluate(scenes, encoders, tmp_path, "query: text\ngallery: {depth: 1, infrared: 1}\n" + data)
+    assert both["protocol"]["samples"] == COUNT, "each is compared with the texts of its own tower"
 
 
 # ---------------------------------------------------------------------------------------------- arithmetic

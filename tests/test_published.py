@@ -295,6 +295,26 @@ def test_the_flow_of_the_originals_inference(toys, files):
         close(model(inputs)["audio"].norm(dim=-1), torch.ones(2))
 
 
+def test_language_is_that_of_the_last_checkpoint_as_in_the_original(golden, caplog):
+    cases = {"image": "image", "audio": "audio_ft", "thermal": "thermal_lora"}
+    data = {name: expected(golden, case) for name, case in cases.items()}
+    for order in (("image", "audio", "thermal"), ("thermal", "image", "audio")):
+        caplog.clear()
+        model = LanguageBind({name: golden / "golden" / cases[name] for name in order})
+        inputs = {name: {"pixel_values": data[name]["pixel_values"]} for name in order}
+        language = data[order[-1]]
+        inputs["language"] = {key: language[key] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            found = model(inputs)
+        close(found["language"], language["text_embeds"])
+        for name in order:
+            close(found[name], data[name]["image_embeds"] * model.modality_scale[name].exp(), 1e-4)
+        (record,) = caplog.records
+        names = " or ".join(name for name in order[:-1])
+        assert f"language is encoded with that of {order[-1]}; to compare texts with {names}" in record.message
+        assert {key.split(".")[1] for key in model.state_dict()} == {*order, "language"}
+
+
 def test_towers_of_different_sizes_are_refused(toys, golden):
     with pytest.raises(UserError, match="the text towers of depth and audio differ in size"):
         LanguageBind({"depth": toys / "depth", "audio": golden / "golden" / "audio_ft"})

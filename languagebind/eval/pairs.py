@@ -2,6 +2,9 @@
 
 The modalities were trained with text only, never with each other. A query or gallery may also fuse several modalities
 of each sample. `data/pairing.py` describes the YAML file.
+
+Texts are encoded with the text tower of the modality that they are compared with. If they are compared with a fusion of
+modalities whose towers differ, each modality is compared with the features that its own tower gives the texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,35 +70,61 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
         name: FeatureEncoder(model, choose_protocol("ours", None, None, modality), options, f"{config.name}_{name}")
         for name, (model, modality) in models.items()
     }
-    features, samples, kept = _encode(used, matched)
+    towers = {name: encoder.model.text_fingerprint() for name, encoder in used.items()}
+    partners = _text_partners(config, towers)
+    features, samples, kept = _encode(used, matched, partners)
     query = fuse(features, config.query)
     if targets is None:
         found, details = _retrieval(config, query, fuse(features, config.gallery), samples)
     else:
-        found, details = _classification(config, query, targets[kept], used, samples)
+        found, details = _classification(config, query, targets[kept], used, partners, samples)
     lost = len(next(iter(matched.values()))) - len(query)
     counts = {"samples": len(query), "skipped_samples": unpaired + lost, "unpaired_samples": unpaired}
     counts["missing_samples"] = missing
-    found["protocol"] = _protocol(config, used, identity) | counts | found["protocol"]
+    found["protocol"] = _protocol(config, used, towers, identity) | counts | found["protocol"]
     return new_result(config, "+".join(models), found, details)
 
 
+def _text_partners(config: PairsConfig, towers: Mapping[str, str]) -> dict[str, str]:
+    """Return the modalities that are compared with texts, and for each the first of them with the same text tower."""
+    opposite = config.gallery if TEXT in config.query else {}
+    side = config.query if config.class_names or TEXT in config.gallery else opposite
+    first: dict[str, str] = {}
+    return {name: first.setdefault(towers[name], name) for name in side if name != TEXT}
+
+
 def _encode(
-    used: Mapping[str, FeatureEncoder], matched: Mapping[str, list[Sample]]
+    used: Mapping[str, FeatureEncoder], matched: Mapping[str, list[Sample]], partners: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, list[Sample]], list[int]]:
     """Return features (N, D) and samples per modality, and the positions (N,) of the samples that all can read."""
     features: dict[str, Tensor] = {}
     rows: dict[str, dict[int, int]] = {}  # position among the matched samples -> row of the features
     for name, samples in matched.items():
         if name == TEXT:
-            features[name] = _encode_captions(next(iter(used.values())), samples)
+            firsts = dict.fromkeys(partners.values())  # a modality for each text tower
+            features[name] = torch.cat([_encode_captions(used[one], samples) for one in firsts], dim=1)
             positions = list(range(len(samples)))
         else:
             features[name], positions = used[name].encode_samples(samples)
         rows[name] = {position: row for row, position in enumerate(positions)}
     kept = sorted(set.intersection(*map(set, rows.values())))
     features = {name: x[[rows[name][position] for position in kept]] for name, x in features.items()}
-    return features, {name: [samples[i] for i in kept] for name, samples in matched.items()}, kept
+    samples_kept = {name: [samples[i] for i in kept] for name, samples in matched.items()}
+    return _in_blocks(features, partners), samples_kept, kept
+
+
+def _in_blocks(features: dict[str, Tensor], partners: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return features with a block of columns for each text tower, as those of texts are, if there are several.
+
+    Those of a partner of texts are 0 outside of the block of its tower, so that products leave out the other towers.
+    """
+    firsts = list(dict.fromkeys(partners.values()))
+    if len(firsts) < 2:
+        return features
+    blocks = {name: [x] * len(firsts) for name, x in features.items() if name != TEXT}
+    for name, first in partners.items():
+        blocks[name] = [features[name] if one == first else torch.zeros_like(features[one]) for one in firsts]
+    return features | {name: torch.cat(parts, dim=1) for name, parts in blocks.items()}
 
 
 def _encode_captions(encoder: FeatureEncoder, samples: Sequence[Sample]) -> Tensor:
@@ -111,6 +140,9 @@ def _retrieval(
     config: PairsConfig, query: Tensor, gallery: Tensor, samples: Mapping[str, list[Sample]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the metrics and protocol of both directions, and the other statistics of the result."""
+    if query.shape[1] != gallery.shape[1]:
+        sizes = f"features of {query.shape[1]} and {gallery.shape[1]} dimensions cannot be compared"
+        raise UserError(f"{config.name}: {sizes}: choose models of one embedding size")
     rows = torch.arange(len(query), device=query.device)
     compared = Captioned(gallery, query, rows, rows)
     found, ranked = retrieve(compared)
@@ -126,13 +158,14 @@ def _retrieval(
 
 def _classification(
     config: PairsConfig, query: Tensor, targets: Tensor, used: Mapping[str, FeatureEncoder],
-    samples: Mapping[str, list[Sample]],
+    partners: Mapping[str, str], samples: Mapping[str, list[Sample]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Return the metrics and protocol, and the other statistics of the result."""
     first, encoder = next(iter(used.items()))
     classes = config.class_names or {}
     names = list(classes.values())
-    classifier = encoder.build_classifier(names, config.templates)
+    blocks = [used[one].build_classifier(names, config.templates) for one in dict.fromkeys(partners.values())]
+    classifier = torch.cat(blocks, dim=1) / len(blocks) ** 0.5  # unit norm
     scores, logits = encoder.protocol.class_scores(query, classifier, encoder.model.logit_scale)
     targets = targets.to(query.device)  # (N, K), like the scores
     found = classify(scores, targets, "classification")
@@ -141,7 +174,9 @@ def _classification(
     return found, describe_classification(scores, targets, logits, classes, samples[first])
 
 
-def _protocol(config: PairsConfig, used: Mapping[str, FeatureEncoder], identity: str) -> dict[str, Any]:
+def _protocol(
+    config: PairsConfig, used: Mapping[str, FeatureEncoder], towers: Mapping[str, str], identity: str
+) -> dict[str, Any]:
     """Return the settings that must agree before two results can be compared."""
     sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
     modalities = {name: encoder.protocol.reader.modality for name, encoder in used.items()}
@@ -157,6 +192,7 @@ def _protocol(config: PairsConfig, used: Mapping[str, FeatureEncoder], identity:
         "similarity": "cosine",
         "ties": "count against the model",
         **next(iter(used.values())).describe(),
+        **({"text_fingerprint": dict(towers)} if len(set(towers.values())) > 1 else {}),
     }
 
 

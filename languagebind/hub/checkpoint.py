@@ -37,7 +37,14 @@ def load_checkpoint(
         UserError: the file does not exist or is not a checkpoint of this library.
         WeightsError: the text tower differs from the one used in training.
     """
-    checkpoint = read_checkpoint(path)
+    model, modality = build_checkpoint(read_checkpoint(path), path, like, num_frames)
+    return model.to(device), modality
+
+
+def build_checkpoint(
+    checkpoint: dict[str, Any], path: str | Path, like: DualEncoder | None, num_frames: int | None
+) -> tuple[DualEncoder, Modality]:
+    """Return the model, on the CPU, and the modality of a checkpoint that `read_checkpoint` returned."""
     config, modality = options_of(checkpoint, path)
     weights = checkpoint["model"] | checkpoint.get("ema", {})
     state = merge_lora(published_names(weights), config.tuning.lora_alpha)
@@ -53,7 +60,7 @@ def load_checkpoint(
         raise WeightsError(f"the text tower of {path} differs from {tower}; versions in training: {versions}")
     frozen = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
     load_strict(model, state | frozen, f"the model of {path}")
-    return model.eval().to(device), modality
+    return model.eval(), modality
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

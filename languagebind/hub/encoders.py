@@ -1,9 +1,11 @@
 """Load encoders from any checkpoint, and encode files, in-memory objects and texts into one space."""
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,9 @@ from ..modalities import Modality, modality_name
 from ..model import DualEncoder, same_text
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
-from .checkpoint import is_training_checkpoint, load_checkpoint
+from .checkpoint import build_checkpoint, is_training_checkpoint, read_checkpoint
+
+log = logging.getLogger(__name__)
 
 TEXT = "text"
 
@@ -32,7 +36,7 @@ def load(
     num_frames: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> "Encoders":
-    """Load encoders that share a text tower, one per modality.
+    """Load encoders, one per modality. Equal text towers are loaded once; different ones stay beside each other.
 
     Args:
         sources: training checkpoints, folders of runs, folders in the published layout, hub ids, or names from
@@ -46,7 +50,7 @@ def load(
         cache_dir: folder for downloads; by default the cache of the Hugging Face hub.
 
     Raises:
-        UserError: a source cannot be used, two have the same modality, or their text towers differ.
+        UserError: a source cannot be used, or two have the same modality.
     """
     dtype = dtype_of(dtype)
     wanted: list[tuple[str | None, str | Path]] = []
@@ -55,9 +59,10 @@ def load(
             raise UserError(f"pass load() paths or hub ids, as in load('a', 'b'), or one mapping, not {source!r}")
         wanted += source.items() if isinstance(source, Mapping) else [(None, source)]
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
+    towers: dict[int, DualEncoder] = {}  # a model for each text tower
     for expected, source in wanted:
-        first = next(iter(encoders.values()))[0] if encoders else None
-        model, modality = load_model(source, "cpu", first, expected, num_frames, cache_dir)
+        model, modality = _load(source, list(towers.values()), expected, num_frames, cache_dir)
+        towers.setdefault(id(model.text_model), model)
         name = modality_name(modality)
         if name in encoders:
             raise UserError(f"{source} is a second checkpoint for {name}: pass load() one checkpoint per modality")
@@ -72,7 +77,7 @@ def load(
 
 
 class Encoders:
-    """Encoders of one or more modalities with a shared text tower; `load` returns them."""
+    """Encoders of one or more modalities; `load` returns them. Models with equal text towers hold the same one."""
 
     def __init__(self, encoders: dict[str, tuple[DualEncoder, Modality]]):
         self.encoders = encoders
@@ -91,6 +96,7 @@ class Encoders:
         to: Literal["torch", "numpy"] = "torch",
         truncate_dim: int | None = None,
         progress: bool = False,
+        of: str | None = None,
         **inputs: Iterable[Any],
     ) -> Tensor | np.ndarray | dict[str, Tensor | np.ndarray]:
         """Return features (N, D) for one list, as in `encode(depth=[...])`, or a dictionary by modality for several.
@@ -102,11 +108,14 @@ class Encoders:
             to: type of the features: tensors on the model's device, or arrays. Both are float32.
             truncate_dim: number of leading dimensions to keep, before normalisation.
             progress: show a progress bar.
+            of: the modality whose text tower encodes `text`. By default, the tower of the modalities in the same call,
+                and without any the tower that most loaded modalities share (in a tie, the first loaded).
             inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class); `text` for texts.
 
         Raises:
             DecodeError: an item cannot be decoded.
-            ValueError: no list is given, a modality is not loaded, or an option is out of range.
+            ValueError: no list is given, a modality is not loaded, an option is out of range, or the text towers of
+                the modalities in the call differ.
             TypeError: a single item is given instead of a list.
         """
         if not inputs:
@@ -117,12 +126,12 @@ class Encoders:
             raise ValueError(f"to should be 'torch' or 'numpy', not {to!r}")
         found = {}
         for name, items in inputs.items():
-            model = self.model(name)
+            model = self._text_side(of, inputs) if name == TEXT else self.model(name)
             if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
                 raise TypeError(f"pass encode() a list, {name}=[...], not a single {type(items).__name__}")
             items = list(items)
             parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-            batches = self._texts(parts) if name == TEXT else self._inputs(name, parts, num_workers)
+            batches = _texts(model, parts) if name == TEXT else self._inputs(name, parts, num_workers)
             shown = tqdm(batches, total=len(parts), desc=name, unit="batch", disable=not progress)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
             x = torch.cat([empty, *shown])[:, :truncate_dim]
@@ -133,6 +142,8 @@ class Encoders:
     def similarity(self, a: Tensor | np.ndarray, b: Tensor | np.ndarray, calibrated: str | None = None) -> Tensor:
         """Return the cosine similarities (N, M) of features `a` (N, D) and `b` (M, D).
 
+        Texts should be encoded for the modality that they are compared with: see `of` in `encode`.
+
         Args:
             calibrated: the modality whose logit scale multiplies the similarities; a softmax over texts then gives
                 the probabilities that the encoder was trained to predict.
@@ -142,20 +153,36 @@ class Encoders:
         return scale * a @ b.to(a.device).T
 
     def model(self, name: str) -> DualEncoder:
-        """Return the model of a modality; for `text`, any model, since all share the text tower."""
+        """Return the model of a modality; for `text`, the first with the text tower that most modalities share."""
         if name == TEXT:
-            return next(iter(self.encoders.values()))[0]
+            return self._usual
         if name not in self.encoders:
             hint = ": use 'infrared' for thermal images" if name == "thermal" else ""
             raise ValueError(f"no encoder for {name!r} is loaded, only {self.modalities} and text{hint}")
         return self.encoders[name][0]
 
-    def _texts(self, parts: list[list[str]]) -> Iterator[Tensor]:
-        """Yield unnormalised float32 features (B, D) of each part."""
-        model = self.model(TEXT)
-        for part in parts:
-            tokens = {key: value.to(model.logit_scale.device) for key, value in model.tokenize(part).items()}
-            yield model.project_text(tokens).float()
+    def _text_side(self, of: str | None, names: Iterable[str]) -> DualEncoder:
+        """Return the model that encodes texts for `of`, or else for the modalities in `names`."""
+        models = {name: self.model(name) for name in ([of] if of else names) if name != TEXT}
+        if not models:
+            return self._usual
+        if len({id(model.text_model) for model in models.values()}) > 1:
+            advice = f"choose one, as in of={next(iter(models))!r}"
+            raise ValueError(f"the text towers of {', '.join(models)} differ: {advice}, and encode texts once for each")
+        return next(iter(models.values()))
+
+    @cached_property
+    def _usual(self) -> DualEncoder:
+        """The first model with the text tower that most modalities share; a warning names the other modalities."""
+        towers = {name: id(model.text_model) for name, (model, _) in self.encoders.items()}
+        usual = max(towers.values(), key=list(towers.values()).count)  # in a tie, of the first loaded
+        share, others = ([name for name in towers if (towers[name] == usual) is same] for same in (True, False))
+        if others:
+            log.warning(
+                "the text towers differ: texts are encoded with that of %s; to compare texts with %s, add of=%r",
+                ", ".join(share), " or ".join(others), others[0],
+            )  # fmt: skip
+        return self.encoders[share[0]][0]
 
     def _inputs(self, name: str, parts: list[list[Any]], num_workers: int) -> Iterator[Tensor]:
         """Yield unnormalised float32 features (B, D) of each part, while threads read the next part."""
@@ -185,17 +212,33 @@ def load_model(
         UserError: the checkpoint cannot be used, or is for another modality.
         WeightsError: the weights do not fit, or the text tower differs from that of `like`.
     """
-    if is_training_checkpoint(source):
-        model, found = load_checkpoint(source, device, like, num_frames)
-    else:
-        model, found = _load_published(source, like, num_frames=num_frames, cache_dir=cache_dir)
-    if modality not in (None, modality_name(found)):
-        hint = " (called thermal in the original code)" if modality == "thermal" else ""
-        raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
+    model, found = _load(source, [] if like is None else [like], modality, num_frames, cache_dir)
+    if like is not None and model.text_model is not like.text_model:
+        raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
     return model.to(device), found
 
 
-def _load_published(source: str | Path, like: DualEncoder | None, **options: Any) -> tuple[DualEncoder, Modality]:
+def _load(
+    source: str | Path, loaded: Sequence[DualEncoder], modality: str | None, num_frames: int | None,
+    cache_dir: str | Path | None,
+) -> tuple[DualEncoder, Modality]:  # fmt: skip
+    """Return a model on the CPU, which shares the text tower of one of the `loaded` models if they are equal."""
+    if is_training_checkpoint(source):
+        checkpoint = read_checkpoint(source)
+        tower = checkpoint["text_fingerprint"]
+        same = next((other for other in loaded if other.text_fingerprint() == tower), None)
+        model, found = build_checkpoint(checkpoint, source, same, num_frames)
+    else:
+        model, found = _load_published(source, num_frames=num_frames, cache_dir=cache_dir)
+        if (same := next((other for other in loaded if same_text(model, other)), None)) is not None:
+            model.text_model, model.text_projection = same.text_model, same.text_projection
+    if modality not in (None, modality_name(found)):
+        hint = " (called thermal in the original code)" if modality == "thermal" else ""
+        raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
+    return model, found
+
+
+def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Modality]:
     from .config import read_pretrained  # needs transformers, unlike our own checkpoints
 
     config, state, _ = read_pretrained(source, **options)
@@ -205,8 +248,11 @@ def _load_published(source: str | Path, like: DualEncoder | None, **options: Any
         text = tower, projection, config.projection_dim
         model = DualEncoder(config.vision.input_shape, config.vision.sizes, text)
     load_strict(model, state, str(source), assign=True)
-    if like is not None:
-        if not same_text(model, like):
-            raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
-        model.text_model, model.text_projection = like.text_model, like.text_projection
     return model.eval().requires_grad_(False), config.modality
+
+
+def _texts(model: DualEncoder, parts: list[list[str]]) -> Iterator[Tensor]:
+    """Yield unnormalised float32 features (B, D) of each part."""
+    for part in parts:
+        tokens = {key: value.to(model.logit_scale.device) for key, value in model.tokenize(part).items()}
+        yield model.project_text(tokens).float()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UserError
-from ..model import same_text, text_state
+from ..model import same_text
 from .config import CONFIGS, LanguageBindConfig, read_pretrained
 from .files import ORGANISATION
 from .processing import PROCESSORS
@@ -29,16 +29,17 @@ DEFAULTS = {
 
 
 class LanguageBind(nn.Module):
-    """Encoders of several modalities and their shared text tower.
+    """Encoders of several modalities and one text tower.
 
     Args:
         clip_type: mapping from modalities to repositories (`LanguageBind_Audio_FT`, `org/name`) or folders, or a list
-            of modalities for the published checkpoints. The last checkpoint provides the text tower.
+            of modalities for the published checkpoints. The last checkpoint provides the text tower, as in the
+            original; `languagebind.load` keeps the towers of all.
         use_temp: multiply the features of each modality, but not of text, by the encoder's logit scale.
         cache_dir: folder for downloads.
 
     Raises:
-        UserError: a modality is unknown, or text towers differ in size.
+        UserError: a modality is unknown, or features differ in size.
         WeightsError: weights do not fit.
     """
 
@@ -53,16 +54,14 @@ class LanguageBind(nn.Module):
         self.modality_encoder, self.modality_proj = nn.ModuleDict(), nn.ModuleDict()
         self.modality_scale: dict[str, nn.Parameter] = {}
         self.modality_config: dict[str, LanguageBindConfig] = {}
-        last: tuple[str, LanguageBindModel] | None = None
+        models: dict[str, LanguageBindModel] = {}
         for name, source in _sources(clip_type).items():
             config, state, _ = read_pretrained(source, CONFIGS[name], cache_dir=cache_dir)
-            model = build_published(config, state, source)  # memory-mapped: unused text towers are not read
-            if last is not None:
-                _check_text(*last, name, model)
+            models[name] = model = build_published(config, state, source)  # memory-mapped
             self.modality_encoder[name], self.modality_proj[name] = model.vision_model, model.visual_projection
             self.modality_scale[name] = model.logit_scale
             self.modality_config[name] = config
-            last = name, model
+        _check_text(models)
         self.modality_encoder[LANGUAGE], self.modality_proj[LANGUAGE] = model.text_model, model.text_projection
         self.eval()
 
@@ -97,14 +96,17 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     }
 
 
-def _check_text(first: str, model: LanguageBindModel, second: str, other: LanguageBindModel) -> None:
-    """Raise `UserError` if text towers differ in size, and warn if they differ in weights."""
-    old, new = ({key: value.shape for key, value in text_state(x).items()} for x in (model, other))
-    towers = f"the text towers of {first} and {second}"
-    if old != new:
-        raise UserError(f"{towers} differ in size, so their features lie in different spaces: load them separately")
-    if not same_text(model, other):
-        log.warning("%s differ in their weights: the text tower of %s is used", towers, second)
+def _check_text(models: Mapping[str, LanguageBindModel]) -> None:
+    """Raise `UserError` if features differ in size, and warn once if text towers differ from the last one."""
+    *others, last = models
+    sizes = {name: model.config.projection_dim for name, model in models.items()}
+    if odd := [name for name in others if sizes[name] != sizes[last]]:
+        towers = f"the text towers of {odd[0]} and {last} differ in size ({sizes[odd[0]]} and {sizes[last]})"
+        raise UserError(f"{towers}, so their features lie in different spaces: load them separately")
+    if odd := [name for name in others if not same_text(models[name], models[last])]:
+        advice = "use languagebind.load(...).encode(text=[...], of=%r)"
+        differ = "the text towers differ: language is encoded with that of %s; to compare texts with %s, " + advice
+        log.warning(differ, last, " or ".join(odd), models[odd[0]].config.modality_name)
 
 
 config_dict = CONFIGS
