@@ -57,9 +57,9 @@ def same_text(one: nn.Module, other: nn.Module) -> bool:
     a, b = text_state(one), text_state(other)
     kinds = {x.dtype for x in (*a.values(), *b.values()) if x.is_floating_point()}
     coarse = max(kinds, key=lambda dtype: torch.finfo(dtype).eps)
-    sizes = [getattr(model.text_model, "sizes", None) for model in (one, other)]  # equal weights, other activation
+    sizes = [getattr(model.text_model, "sizes", None) for model in (one, other)]  # the activation is not in the weights
     same = a.keys() == b.keys() and sizes[0] == sizes[1]
-    return same and all(torch.equal(a[key].to(coarse), b[key].to(coarse)) for key in a)
+    return same and all(torch.equal(a[key].to(coarse), b[key].to(a[key].device, coarse)) for key in a)
 
 
 class DualEncoder(nn.Module):
