@@ -5,9 +5,10 @@ Each name is imported when it is first used, so `import languagebind` is fast.
 
 import importlib
 
-from ._auto import install as _install
+from . import _auto, _original
 
-_install()
+_auto.install()
+_original.install(__name__)
 
 __version__ = "1.0.0"
 
@@ -35,14 +36,8 @@ _HOME = {
     "to_device": "hub.multimodal",
     "transform_dict": "hub.multimodal",
 }
-for _name in ("Video", "Audio", "Depth", "Thermal", "Image"):
-    _HOME |= {
-        f"LanguageBind{_name}": "hub.published",
-        f"LanguageBind{_name}Config": "hub.config",
-        f"LanguageBind{_name}Processor": "hub.processing",
-        f"LanguageBind{_name}Tokenizer": "hub.processing",
-        f"LanguageBind{_name}Tower": "hub.llava",
-    }
+for _name in _original.MODALITIES:
+    _HOME |= {key.format(_name): home for key, home in _original.NAMES.items() if key.startswith("LanguageBind")}
 __all__ = sorted(_HOME)
 
 

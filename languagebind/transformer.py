@@ -138,6 +138,15 @@ class Transformer(nn.Module):
         for block in blocks:
             block.init_weights(depth)
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """True if activations are recomputed; transformers sets it to do so in every block."""
+        return self.checkpointed > 0
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.checkpointed = len(self.layers) if enable else 0
+
     def forward(
         self,
         x: Tensor,

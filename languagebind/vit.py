@@ -93,7 +93,8 @@ class VisionTransformer(nn.Module):
         if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
-        return self.pre_layrnorm(self.patch_dropout(self.embeddings(inputs), inputs.shape[2]))
+        x = self.embeddings(inputs.transpose(1, 2).flatten(0, 1))
+        return self.pre_layrnorm(self.patch_dropout(x, inputs.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the mean over frames of the class tokens in the last block's output: (B*T, 1 + N, D) -> (B, D)."""
@@ -101,7 +102,7 @@ class VisionTransformer(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
-    """Embeddings of a class token and the patches of each frame, with positions: (B, C, T, H, W) -> (B*T, 1 + N, D)."""
+    """Embeddings of a class token and the patches of each frame, with positions: (B*T, C, H, W) -> (B*T, 1 + N, D)."""
 
     def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
         super().__init__()
@@ -113,7 +114,8 @@ class PatchEmbeddings(nn.Module):
         if size[0] % patch or size[1] % patch:
             message = "input size %d x %d is not a multiple of patch size %d; the extra pixels are ignored"
             log.warning(message, *size, patch)
-        self.num_frames = num_frames
+        self.num_frames, self.num_patches = num_frames, self.grid[0] * self.grid[1]
+        self.image_size = size[0] if size[0] == size[1] else size
         self.patch_embedding: nn.Conv2d | nn.Conv3d
         if config.patch_embedding == "3d":
             self.class_embedding = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
@@ -121,16 +123,22 @@ class PatchEmbeddings(nn.Module):
         else:
             self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
             self.patch_embedding = nn.Conv2d(channels, width, patch, patch, bias=False)
-        self.position_embedding = nn.Embedding(1 + self.grid[0] * self.grid[1], width)
+        self.position_embedding = nn.Embedding(1 + self.num_patches, width)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    @property
+    def position_ids(self) -> Tensor:
+        """The positions (1, 1 + N) of the class token and the patches, under their name in CLIP."""
+        return torch.arange(1 + self.num_patches, device=self.position_embedding.weight.device)[None]
+
+    def forward(self, frames: Tensor) -> Tensor:
         if isinstance(self.patch_embedding, nn.Conv3d):
-            patches = self.patch_embedding(inputs).transpose(1, 2).flatten(0, 1)  # (B*T, D, rows, columns)
+            clips = frames.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, C, T, H, W)
+            patches = self.patch_embedding(clips).transpose(1, 2).flatten(0, 1)  # (B*T, D, rows, columns)
         else:
-            patches = self.patch_embedding(inputs.transpose(1, 2).flatten(0, 1))
+            patches = self.patch_embedding(frames)
         patches = patches.flatten(2).transpose(1, 2)  # (B*T, N, D), row by row
         class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all, or one per frame
-        class_tokens = class_tokens.repeat(len(inputs), 1).unsqueeze(1)  # (B*T, 1, D)
+        class_tokens = class_tokens.repeat(len(frames) // self.num_frames, 1).unsqueeze(1)  # (B*T, 1, D)
         return torch.cat([class_tokens.to(patches.dtype), patches], dim=1) + self.position_embedding.weight
 
 

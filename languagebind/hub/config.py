@@ -175,10 +175,12 @@ class LanguageBindConfig(PreTrainedConfig):
     @property
     def modality(self) -> Modality:
         """Return the preprocessing used in training."""
-        *_, height, width = self.vision.input_shape
-        values = vars(self.vision) | {"image_size": height, "num_mel_bins": height, "target_length": width}
-        kind = modality_class(self.modality_name)
-        return kind(**{ours: values[theirs] for ours, theirs in option_names(kind).items()})
+        return modality_of(self.modality_name, self.vision)
+
+    @classmethod
+    def from_text_vision_configs(cls, text_config: Any, vision_config: Any, **kwargs: Any) -> "LanguageBindConfig":
+        """Return a config made of the configs of its two sides."""
+        return cls(text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # options by name only
@@ -263,6 +265,17 @@ def read_pretrained(
         state = interpolate_frames(state, num_frames)
         found.vision.num_frames = num_frames
     return found, state, options
+
+
+def modality_of(name: str, vision: Any) -> Modality:
+    """Return the preprocessing that a vision config describes, or any object with some of its values."""
+    if not isinstance(vision, LanguageBindVisionConfig):
+        names = [name for name in LanguageBindVisionConfig.__annotations__ if hasattr(vision, name)]
+        vision = LanguageBindVisionConfig(**{name: getattr(vision, name) for name in names})
+    *_, height, width = vision.input_shape
+    values = vars(vision) | {"image_size": height, "num_mel_bins": height, "target_length": width}
+    kind = modality_class(name)
+    return kind(**{ours: values[theirs] for ours, theirs in option_names(kind).items()})
 
 
 def option_names(kind: type[Modality]) -> dict[str, str]:

@@ -25,15 +25,20 @@ class HFVisionTransformer(VisionTransformer):
         """Return `last_hidden_state` (B*T, 1 + N, D), before the final norm, and `pooler_output` (B, D).
 
         Args:
-            pixel_values: (B, C, T, H, W), (B, C, H, W) for one frame, or (B, pairs, T, S, C, H, W) for several clips.
+            pixel_values: (B, C, T, H, W), (B, pairs, T, S, C, H, W) for several clips, or the frames of B clips,
+                (B*T, C, H, W), each of which has its own `pooler_output`, (B*T, D).
         """
+        as_frames, num_frames = pixel_values.ndim == 4, self.input_shape[1]
         if pixel_values.ndim == 7:
             pixel_values = pixel_values.permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
-        elif pixel_values.ndim == 4:
-            pixel_values = pixel_values.unsqueeze(2)
+        elif as_frames:
+            if len(pixel_values) % num_frames:
+                raise ValueError(f"{len(pixel_values)} frames are not whole clips of {num_frames} frames")
+            pixel_values = pixel_values.unflatten(0, (-1, num_frames)).transpose(1, 2)
         x = self.embed(pixel_values.to(self.embeddings.patch_embedding.weight.dtype))
         x, others = _encode(self, x, False, output_attentions, output_hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x), **others)
+        pooled = self.post_layernorm(x[:, 0]) if as_frames else self.pool(x)
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled, **others)
 
 
 class HFClipText(ClipText):

@@ -17,7 +17,8 @@ class LlavaTower(nn.Module):
     """A frozen encoder that returns the tokens of one layer.
 
     Args:
-        name: a hub id, a folder in the published layout, a training checkpoint, or a run's folder.
+        name: a hub id, a folder in the published layout, a training checkpoint, or a run's folder. Also `image_tower`,
+            `video_tower`, ... after the tower's modality.
         args: options `mm_vision_select_layer`, the index of the hidden state (-2: before the last block), and
             `mm_vision_select_feature`, `patch` or `cls_patch` (keep the class token; clips always keep it).
         delay_load: read only the config; `load_model()` reads the weights later.
@@ -25,15 +26,27 @@ class LlavaTower(nn.Module):
 
     Attributes:
         image_processor, video_processor: the processor of the tower's modality, under both names.
-        encoder: the loaded encoder, also available as `image_tower`, `video_tower`, ... after the tower's modality.
+        image_tower, video_tower, ..., and encoder: the loaded encoder.
+        image_tower_name, video_tower_name, ..., and name: the name as given.
         hidden_size, num_patches, config, dtype, device, dummy_feature: as in Video-LLaVA.
     """
 
     modality = ""
 
-    def __init__(self, name: str | Path, args: Any, delay_load: bool = False, cache_dir: str | None = "./cache_dir"):
+    def __init__(
+        self,
+        name: str | Path | None = None,
+        args: Any = None,
+        delay_load: bool = False,
+        cache_dir: str | None = "./cache_dir",
+        **tower: str | Path,
+    ):
         super().__init__()
+        name = tower.pop(f"{self.modality}_tower", name)
+        if name is None or tower:
+            raise TypeError(f"expected the argument {self.modality}_tower, got {', '.join(tower) or None}")
         self.name, self.cache_dir = str(name), cache_dir
+        setattr(self, f"{self.modality}_tower_name", self.name)
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if self.select_feature not in ("patch", "cls_patch"):
@@ -51,19 +64,18 @@ class LlavaTower(nn.Module):
         """Read the weights if they are not loaded yet."""
         if not self.is_loaded:
             model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
-            self.encoder: HFVisionTransformer = model.vision_model.requires_grad_(False).eval()
+            setattr(self, f"{self.modality}_tower", model.vision_model.requires_grad_(False).eval())
             self.is_loaded = True
 
-    def __getattr__(self, name: str) -> Any:
-        if name == f"{self.modality}_tower":
-            return self.encoder
-        if name == "encoder" and not self.is_loaded:
+    @property
+    def encoder(self) -> HFVisionTransformer:
+        if not self.is_loaded:
             raise UserError(f"{self.name} is not loaded yet: call load_model()")
-        return super().__getattr__(name)
+        return getattr(self, f"{self.modality}_tower")
 
     def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
         """Return the tokens (B, N, D) of the selected layer; for clips (B, T, 1 + N, D), with the class tokens."""
-        x, num_frames = states[self.select_layer], self.config.num_frames
+        x, num_frames = states[self.select_layer], self.encoder.input_shape[1]
         if num_frames > 1:
             return x.unflatten(0, (-1, num_frames))
         return x[:, 1:] if self.select_feature == "patch" else x

@@ -1,24 +1,24 @@
 """Processors and tokenizers with the names and interface of the original LanguageBind code."""
 
 import threading
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import Compose
 from transformers import BatchEncoding, CLIPTokenizer
 
 from ..config import UserError, first_line
-from ..modalities import Modality, is_source, modality_name
-from ..modalities._images import ImageModality, as_tensor
+from ..modalities import Modality
+from ..modalities._images import MEAN, STD
 from ..text import bundled_vocabulary, is_clip_tokens
+from . import transforms
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
-from .config import CONFIGS, LanguageBindConfig, read_config, subclasses
+from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
 from .files import HUB_OPTIONS, find_file, repository
 
 CONTEXT_LENGTH = 77
@@ -79,25 +79,42 @@ class Processor:
     """Converts files and texts to model inputs.
 
     Args:
-        config: the config of the model, `model.config`.
+        config: the config of the model, `model.config`, or any object with a `vision_config`. A later change of
+            `vision_config.num_frames` or `vision_config.video_decode_backend` takes effect.
         tokenizer: tokenizer, only needed for texts.
 
     Attributes:
-        transform: a `Compose` that maps the original code's in-memory inputs to (C, T, H, W), or (C, H, W) for one
-            frame: PIL images, clips (C, T, H, W) of 0..255, (waveform, rate), and depth maps in millimetres.
+        transform: the transform of the modality, e.g. `get_video_transform(config)`. It may be replaced.
+        image_mean, image_std, size, crop_size: of pictures and videos, as in CLIP's image processor.
     """
 
     config_class = LanguageBindConfig
+    kind = ""  # the modality, as the original names it
 
-    def __init__(self, config: LanguageBindConfig, tokenizer: Any = None, **kwargs: Any):
+    def __init__(self, config: Any, tokenizer: Any = None, **kwargs: Any):
         self.config, self.tokenizer = config, tokenizer
-        self.modality = config.modality
-        transforms = {"video": transform_clip, "depth": transform_millimetres}
-        self.transform = Compose([partial(transforms.get(modality_name(self.modality), preprocess), self.modality)])
+        self.transform = getattr(transforms, f"get_{self.kind}_transform")(config)
+        side = getattr(self.modality, "image_size", None)
+        if side is not None:
+            self.image_mean, self.image_std = MEAN, STD
+            self.size, self.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
 
-    def image_processor(self, item: Any) -> Tensor:
-        """Preprocess a path, URL, bytes or in-memory object to (C, T, H, W), or (C, H, W) for one frame."""
-        return preprocess(self.modality, item)
+    @property
+    def modality(self) -> Modality:
+        """Return the preprocessing that the config describes now."""
+        return modality_of(self.config_class.modality_name, self.config.vision_config)
+
+    def image_processor(self, item: Any, transform: Callable | None = None, **options: Any) -> Any:
+        """Preprocess a path, URL, bytes, in-memory object or list of frames to (C, T, H, W), or (C, H, W) for a still.
+
+        `options` are those of `load_and_transform_video`, for videos alone, and by default the config's.
+        """
+        if hasattr(self.modality, "num_frames"):
+            backend = getattr(self.config.vision_config, "video_decode_backend", "decord")
+            given = {name: value for name, value in options.items() if value is not None}
+            options = {"video_decode_backend": backend, "num_frames": self.modality.num_frames} | given
+        load_and_transform = getattr(transforms, f"load_and_transform_{self.kind}")
+        return load_and_transform(item, self.transform if transform is None else transform, **options)
 
     def __call__(
         self,
@@ -117,14 +134,17 @@ class Processor:
             raise UserError("pass texts, images, or both")
         encoding: BatchEncoding | dict[str, Tensor] = {}
         if text is not None:
-            longest = self.config.text.max_position_embeddings
+            longest = getattr(self.config, "text_config", LanguageBindTextConfig).max_position_embeddings
             if context_length > longest:
                 raise UserError(f"context_length {context_length} exceeds the text tower's limit of {longest} tokens")
             options = {"max_length": context_length, "padding": "max_length", "truncation": True, **kwargs}
             encoding = self.tokenizer(text, return_tensors=return_tensors, **options)
         if images is not None:
-            items = images if isinstance(images, (list, tuple)) and not _is_waveform_and_rate(images) else [images]
-            encoding["pixel_values"] = torch.stack([self.image_processor(item) for item in items])
+            several = isinstance(images, (list, tuple)) and not _is_waveform_and_rate(images)
+            if several and hasattr(self.modality, "num_frames"):
+                several = not all(map(_is_picture, images))
+            inputs = [self.image_processor(item) for item in (images if several else [images])]
+            encoding["pixel_values"] = torch.stack([x["video"] if isinstance(x, Mapping) else x for x in inputs])
         return encoding
 
     def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchEncoding | dict[str, Tensor]:
@@ -156,24 +176,9 @@ def _is_waveform_and_rate(value: Sequence[Any]) -> bool:
     return len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor)) and isinstance(value[1], Real)
 
 
-def preprocess(modality: Modality, item: Any) -> Tensor:
-    """Preprocess a file or in-memory object to (C, T, H, W), or (C, H, W) for one frame."""
-    x = modality.preprocess(item)
-    return x[:, 0] if x.shape[1] == 1 else x
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, Image.Image) or len(getattr(value, "shape", ())) == 3
 
 
-def transform_clip(modality: ImageModality, clip: Any) -> Tensor:
-    """Preprocess all frames of a clip (C, T, H, W) of 0..255 to (C, T, H, W)."""
-    return modality.fit(torch.as_tensor(clip).transpose(0, 1).float() / 255, None, mode="bilinear")
-
-
-def transform_millimetres(modality: Modality, depth: Any) -> Tensor:
-    """Preprocess a depth map whose floating-point values are millimetres, as OpenCV reads a depth PNG."""
-    depth = depth if is_source(depth) else as_tensor(depth)
-    if isinstance(depth, Tensor) and depth.is_floating_point():
-        depth = depth / 1000
-    return preprocess(modality, depth)
-
-
-PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS)
+PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS, kind={name: name for name in CONFIGS})
 TOKENIZERS = subclasses(LanguageBindTokenizer, "Tokenizer")

@@ -45,15 +45,19 @@ class LanguageBindModel(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "languagebind"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012 - as in the base class
 
     def __init__(self, config: LanguageBindConfig):
         super().__init__(config)
         config.check(self.config_class)
+        self.projection_dim = config.projection_dim
+        self.text_embed_dim = config.text.hidden_size
+        self.vision_embed_dim = config.vision.hidden_size
         self.text_model = HFClipText(config.text)
         self.vision_model = HFVisionTransformer(config.vision)
-        self.visual_projection = nn.Linear(config.vision.hidden_size, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
         self._use_attention()
@@ -67,6 +71,9 @@ class LanguageBindModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.eager = self.config._attn_implementation == "eager"
+
+    def get_input_embeddings(self) -> Any:
+        return self.text_model.embeddings.token_embedding
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: the modules initialise themselves."""

@@ -58,6 +58,10 @@ class Modality(ABC):
     def transform(self, raw: Any, rng: torch.Generator | None = None) -> Tensor:
         """Turn the raw signal into a float32 tensor (C, T, H, W). Augment it only if a generator is given."""
 
+    def load(self, value: Any) -> Any:
+        """Return the raw signal of a path, http(s) address, bytes or in-memory value; for errors see `preprocess`."""
+        return self.decode(fetch(value)) if is_source(value) else self.from_memory(value)
+
     def picture(self, raw: Any) -> tuple[Tensor, str]:
         """Return a picture of the raw signal, (3, H, W) bytes, and a caption that explains the colours or is empty.
 
@@ -77,8 +81,7 @@ class Modality(ABC):
         Raises:
             DecodeError: `value` cannot be used.
         """
-        raw = self.decode(fetch(value)) if is_source(value) else self.from_memory(value)
-        x = self.transform(raw, rng)
+        x = self.transform(self.load(value), rng)
         if tuple(x.shape) != self.input_shape:
             raise RuntimeError(f"{type(self).__name__} returned shape {tuple(x.shape)}, not {self.input_shape}")
         return x

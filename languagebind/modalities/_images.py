@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import UserError
 from . import Modality, check_options, to_tensor
-from ._sources import DecodeError, Source, read
+from ._sources import DecodeError, Source, describe, read
 
 # CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -98,6 +98,7 @@ class ImageModality(Modality):
             raise DecodeError(source, reason or type(error).__name__) from error
         if is_cut(data):
             raise DecodeError(source, "the picture is truncated")
+        image.filename = describe(source)  # for errors
         return image
 
     def check_size(self, source: Any, width: int, height: int) -> None:
@@ -159,6 +160,8 @@ def as_tensor(value: Any) -> Tensor:
 
     if isinstance(value, Image.Image):
         value = np.asarray(plain_mode(value))
+    elif hasattr(value, "asnumpy"):  # an array of decord
+        value = value.asnumpy()
     if isinstance(value, (np.ndarray, Tensor)):
         return to_tensor(value)
     raise DecodeError(value, "expected a path, bytes, a PIL image, an array or a tensor")

@@ -29,6 +29,8 @@ def describe(value: Any) -> str:
         return os.fspath(value)
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
+    if file := getattr(value, "filename", None):  # of a PIL image
+        return str(file)
     if isinstance(value, (list, tuple)):
         return f"[{describe(value[0])}, ... {len(value)} frames]" if value else "[]"
     shape = getattr(value, "shape", getattr(value, "size", ""))

@@ -78,7 +78,8 @@ def _decord(source: Source, indices: list[int], count: int) -> Frames:
     try:
         reader = decord.VideoReader(handle(source), num_threads=1)
         _same_count(len(reader), count)
-        return reader.get_batch(indices).asnumpy()
+        frames = reader.get_batch(indices)
+        return frames.numpy() if isinstance(frames, Tensor) else frames.asnumpy()  # a tensor after set_bridge("torch")
     except decord.DECORDError as error:
         raise RuntimeError(str(error)) from error
 

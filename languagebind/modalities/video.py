@@ -1,5 +1,6 @@
 """Video clips: frames spread evenly over the whole clip."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,7 +74,19 @@ class Video(ImageModality):
         check_seconds(source, seconds, self.max_seconds)
         return count_frames(source, "video", self.max_seconds) if count else 0, rate, seconds
 
+    def frames_between(self, source: Source, start: float, end: float | None = None) -> tuple[int, range]:
+        """Return a video's number of frames, and the range of those from `start` to `end` in seconds, never empty."""
+        count, rate, _ = self.inspect(source)
+        # Exact fractions, because 1.1 * 10.0 is more than 11 in floating point
+        times = (Fraction(str(float(time))) * rate if time is not None else count for time in (start, end))
+        first, last = (min(max(math.ceil(time), 0), count) for time in times)
+        if last <= first:
+            until = "the end" if end is None else f"{end:g} s"
+            raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
+        return count, range(first, last)
+
     def from_memory(self, value: Any) -> Tensor:
+        value = value.asnumpy() if hasattr(value, "asnumpy") else value  # frames of decord
         if not isinstance(value, (list, tuple)) and getattr(value, "ndim", 0) != 4:
             raise DecodeError(value, "expected a path, bytes, (T, H, W, 3), (T, 3, H, W) or a list of pictures")
         return self._pick(value, lambda frame: frame)

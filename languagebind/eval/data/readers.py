@@ -7,7 +7,6 @@ paper` selects it. One rule of the original is never used: ties count against th
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -65,14 +64,8 @@ class VideoReader(Reader):
 
     def frames(self, source: Any, choose: Callable[[int], np.ndarray]) -> Tensor:
         """Return frames (N, 3, H, W) of `clip`. `choose` maps the number of frames in it to the indices to read."""
-        count, rate, _ = self.modality.inspect(source)
-        start, end = 0, count
-        if self.clip is not None:
-            # Exact fractions, because 1.1 * 10.0 is more than 11 in floating point
-            start, end = (min(math.ceil(Fraction(str(second)) * rate), count) for second in self.clip)
-            if end <= start:
-                raise DecodeError(source, f"no frame of {count} lies from {self.clip[0]:g} s to {self.clip[1]:g} s")
-        return read_frames(source, start + choose(end - start).flatten(), count, self.modality.video_backend)
+        count, part = self.modality.frames_between(source, *(self.clip or (0, None)))
+        return read_frames(source, part.start + choose(len(part)).flatten(), count, self.modality.video_backend)
 
 
 class Clips(VideoReader):
