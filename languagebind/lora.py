@@ -29,15 +29,22 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
     inject_adapter_in_model(LoraConfig(**sizes, target_modules=targets), encoder)
 
 
-def merge_lora(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def merge_lora(state: dict[str, Tensor], alpha: float, rank: int | None = None) -> dict[str, Tensor]:
     """Return the state with every adapter merged into its weight: W + alpha / rank * B @ A.
 
     A state without adapters is returned unchanged. The names may be those of PEFT before version 0.7 (`q_proj.weight`
     beside `q_proj.lora_A…`) or those of later versions (`q_proj.base_layer.weight`).
 
+    Args:
+        rank: rank that the adapters should have; by default any.
+
     Raises:
-        ValueError: an adapter lacks lora_A, lora_B or its weight, or the shapes do not fit.
+        ValueError: an adapter lacks lora_A, lora_B or its weight, or has another rank, or the shapes do not fit.
     """
+    ranks = {value.shape[0] for key, value in state.items() if ".lora_A." in key}
+    if rank is not None and (ranks or any(".base_model.model." in key for key in state)) and ranks != {rank}:
+        found = f"adapters of rank {sorted(ranks)}" if ranks else "no adapters"
+        raise ValueError(f"it was saved with LoRA, but has {found}; its config says lora_r {rank}")
     merged = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
     adapters = sorted({key.partition(".lora_")[0] for key in state if ".lora_" in key})
     halves = {re.sub(r"(lora_[AB])\.\w+\.weight$", r"\1.weight", key): state[key] for key in state if ".lora_" in key}

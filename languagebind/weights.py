@@ -7,6 +7,7 @@ The published names are `vision_model.…`, `visual_projection.weight`, `text_mo
 import difflib
 import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ TOWER_NAMES = {
 }
 # The projections are renamed separately, and the mask is not a weight
 UNNAMED = ("proj", "text_projection", "attn_mask")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|_orig_mod\.")  # of DDP, DataParallel and torch.compile
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # OpenCLIP's names
 
@@ -138,6 +140,8 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
     """Return the error for an unreadable weights file, without torch's advice to run the code in the file."""
     if isinstance(error, OSError):
         return UserError(f"cannot read {path}: {error.strerror or error}")
+    if Path(path).is_file() and Path(path).stat().st_size < 200 and b"git-lfs" in Path(path).read_bytes():
+        return UserError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository")
     if isinstance(error, pickle.UnpicklingError):
         return UserError(f"{path} contains something other than tensors and plain values; save only a state dict")
     return UserError(f"{path} is damaged or is not a weights file: {first_line(error)}")
@@ -151,8 +155,8 @@ def hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
 
 
 def published_names(state: State) -> State:
-    """Rename the keys of DDP, PEFT, Hugging Face and open_clip to the published names; drop `position_ids`."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    """Rename the keys of wrappers, PEFT, Hugging Face and open_clip to the published names; drop `position_ids`."""
+    state = {WRAPPERS.sub("", key): value for key, value in state.items()}
     if "visual.conv1.weight" in state:
         state = _from_open_clip(state)
     state = {key.replace("encoder.base_model.model.", "encoder."): value for key, value in state.items()}

@@ -19,7 +19,7 @@ from ..transformer import LAYER_NORM_EPS
 from ..vit import Activation, EncoderConfig
 from ..weights import State, interpolate_frames
 from .checkpoint import is_training_checkpoint, load_checkpoint, options_of, read_checkpoint
-from .files import HUB_OPTIONS, not_there, read_weights, repository
+from .files import HUB_OPTIONS, find_file, pin, read_weights
 
 T = TypeVar("T")
 
@@ -110,6 +110,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     lora_r: int = 2
     lora_alpha: int | float = 16
     lora_dropout: int | float = 0.0
+    merged_lora_r: int = 0  # not in the published files: the rank of adapters that are merged into the weights
     num_mel_bins: int | float = 0
     target_length: int | float = 0
     video_decode_backend: str = "decord"
@@ -218,20 +219,22 @@ def read_config(
         kind: the expected class of the config; by default any modality's class.
         options: options of `PreTrainedConfig.from_pretrained`, and config values that override the file.
     """
-    name = repository(source)
+    name, training = source, is_training_checkpoint(source, options.get("subfolder"))
+    if not training:
+        name, hub = pin(source, ("config.json",), **options)
+        if find_file(name, "config.json", **hub) is None:
+            raise UserError(f"{name} has no config.json")
     try:
-        if is_training_checkpoint(name, options.get("subfolder")):
+        if training:
             model, modality = options_of(read_checkpoint(name), name)
             config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
         else:
-            values, unused = PreTrainedConfig.get_config_dict(name, **options)
+            values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
             found = {config.model_type: config for config in CONFIGS.values()}.get(values.get("model_type", ""), kind)
             config, unused = found.from_dict(values, return_unused_kwargs=True, **unused)
         config.check(kind)
     except (StrictDataclassError, OSError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, OSError) and not Path(name).exists():
-            raise not_there(name, error) from error
         raise UserError(f"cannot use the config of {name}: {' '.join(str(error).split())}") from error
     return config, unused
 
@@ -253,14 +256,16 @@ def read_pretrained(
         found, state = to_published(*load_checkpoint(name, num_frames=num_frames))
         found.check(kind)
         return found, state, options
+    name, hub = pin(name, **hub)
     if config is None:
         found, options = read_config(name, kind, **hub, **options)
     elif isinstance(config, LanguageBindConfig):
         found = copy.deepcopy(config)  # changed below
     else:
         found, _ = read_config(config, kind)
-    state = read_weights(name, found.vision.lora_r, found.vision.lora_alpha, variant, **hub)
-    found.vision.lora_r = 0
+    rank = found.vision.lora_r or found.vision.merged_lora_r
+    state = read_weights(name, rank, found.vision.lora_alpha, variant, **hub)
+    found.vision.lora_r, found.vision.merged_lora_r = 0, rank
     if num_frames is not None and num_frames != found.vision.num_frames:
         state = interpolate_frames(state, num_frames)
         found.vision.num_frames = num_frames

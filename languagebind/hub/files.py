@@ -2,7 +2,11 @@
 
 import json
 import re
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from ..config import UserError, first_line
 from ..lora import merge_lora
 from ..weights import State, WeightsError, published_names, read_file, tensors_of
 
-ORGANISATION = "LanguageBind"
+ORGANISATION, FORMER = "LanguageBind", "lb203"
 PUBLISHED = (
     "LanguageBind_Audio", "LanguageBind_Audio_FT", "LanguageBind_Depth", "LanguageBind_Image", "LanguageBind_Thermal",
     "LanguageBind_Video", "LanguageBind_Video_FT", "LanguageBind_Video_Huge_V1.5_FT", "LanguageBind_Video_V1.5_FT",
@@ -25,43 +29,84 @@ SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.in
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-def repository(name: str | Path) -> str:
-    """Return the current hub id of a published model (formerly `lb203/...`), or any other name or path unchanged."""
-    name = str(name)
-    short = name.removeprefix("lb203/")
-    return f"{ORGANISATION}/{short}" if (short in PUBLISHED or short != name) and not Path(name).exists() else name
+def pin(name: str | Path, wanted: Iterable[str] = WEIGHTS, /, **hub: Any) -> tuple[str, dict[str, Any]]:
+    """Return a checkpoint's current name and the hub options by which all its files come from one revision.
+
+    If the hub is off or cannot be reached, the name is that of a cached folder, preferably with a `wanted` file.
+    """
+    name, hub = str(name), {key: hub[key] for key in HUB_OPTIONS if hub.get(key) is not None}
+    if Path(name).exists():
+        return name, hub
+    from huggingface_hub import hf_hub_download, model_info
+    from huggingface_hub.errors import OfflineModeIsEnabled, RemoteEntryNotFoundError
+
+    short = name.removeprefix(f"{FORMER}/")
+    name = f"{ORGANISATION}/{short}" if short in PUBLISHED or short != name else name
+    try:
+        if hub.get("local_files_only"):
+            raise OfflineModeIsEnabled("local_files_only is set")
+        commit = model_info(name, revision=hub.get("revision"), timeout=10, token=hub.get("token")).sha
+        with suppress(RemoteEntryNotFoundError):
+            hf_hub_download(name, "config.json", **hub)  # also records the branch's commit, for use without the hub
+        return name, hub | {"revision": commit}
+    except Exception as error:  # the network and the hub raise many types
+        folders = [] if hub.get("force_download") else _cached_folders(name, **hub)
+        if not folders:
+            raise not_there(name, error) from error
+        folder = max(folders, key=lambda folder: any(any(folder.rglob(file)) for file in wanted))  # the first of equals
+        if not isinstance(error, OfflineModeIsEnabled):
+            warnings.warn(f"cannot reach the hub ({first_line(error)}): reading {folder}", stacklevel=2)
+        return str(folder), hub
+
+
+def _cached_folders(name: str, revision: str = "main", cache_dir: Any = None, **_: Any) -> list[Path]:
+    """Return the folders of a revision in the given and the default cache, under the current and the former name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = []
+    names = name, name.replace(f"{ORGANISATION}/", f"{FORMER}/", 1)
+    for cache, known in product((cache_dir or HF_HUB_CACHE, HF_HUB_CACHE), names):
+        folder = Path(cache).expanduser() / f"models--{known.replace('/', '--')}"
+        branch = folder / "refs" / revision
+        found.append(folder / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision))
+    return [folder for folder in found if folder.is_dir()]
 
 
 def not_there(name: str, error: Exception) -> UserError:
-    """Return the error for a name that is neither a local folder nor on the hub."""
+    """Return the error for a name that is neither a local folder nor on the hub, nor in its cache."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    reason = f"its download from the hub failed: {first_line(error)}"
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         return UserError(f"there is no folder {name}")
-    return UserError(f"there is no folder {name}, and its download from the hub failed: {first_line(error)}")
+    if isinstance(error, OfflineModeIsEnabled):
+        reason = "it is not in the cache: load it once with access to the hub, or change cache_dir or revision"
+    return UserError(f"there is no folder {name}, and {reason}")
 
 
 def find_file(name: str, file: str, **hub: Any) -> Path | None:
-    """Return the path of a checkpoint's file, downloaded if necessary, or None if the checkpoint has no such file."""
+    """Return the path of a pinned checkpoint's file, downloaded if necessary, or None if it has no such file."""
     if Path(name).exists():
-        path = Path(name, hub.get("subfolder") or "", file)
+        path = Path(name, hub.get("subfolder", ""), file)
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, file, **{key: hub[key] for key in HUB_OPTIONS if hub.get(key) is not None}))
+        return Path(hf_hub_download(name, file, **hub))
     except RemoteEntryNotFoundError:
         return None
     except Exception as error:  # the network and the hub raise many types
         raise not_there(name, error) from error
 
 
-def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: str | None = None, **hub: Any) -> State:
+def read_weights(name: str, lora_rank: int, lora_alpha: float, variant: str | None = None, **hub: Any) -> State:
     """Return all tensors of a checkpoint under their published names, in one dtype and with adapters merged.
 
     Safetensors files and recent `.bin` files are memory-mapped.
 
     Args:
-        name: a folder, a weights file, or a hub id.
+        name: a folder, a weights file, or a hub id, pinned.
         lora_rank: rank of the adapters, from the config; 0 if there are no adapters.
         lora_alpha: numerator of the adapters' scale, lora_alpha / lora_rank.
         variant: variant in the file name, as in transformers: `fp16` for model.fp16.safetensors.
@@ -69,17 +114,11 @@ def read_weights(name: str | Path, lora_rank: int, lora_alpha: float, variant: s
     Raises:
         WeightsError: adapters are incomplete or have another rank, or weights are integers.
     """
-    name = repository(name)
     raw: State = {}
     for path in _weight_files(name, variant, **hub):
         raw |= tensors_of(read_file(path), path)
-    wrapped = any(".base_model.model." in key for key in raw)
-    ranks = {value.shape[0] for key, value in raw.items() if ".lora_A." in key}
-    if (wrapped or ranks) and ranks != {lora_rank}:
-        found = f"adapters of rank {sorted(ranks)}" if ranks else "no adapters"
-        raise WeightsError(f"{name} was saved with LoRA, but has {found}; its config says lora_r {lora_rank}")
     try:
-        state = merge_lora(published_names(raw), lora_alpha)
+        state = published_names(merge_lora(raw, lora_alpha, lora_rank))
     except ValueError as error:
         raise WeightsError(f"{name}: {error}") from error
     if integers := [f"{key} {value.dtype}" for key, value in state.items() if not value.is_floating_point()]:

@@ -9,9 +9,10 @@ from transformers.utils import can_return_tuple
 from ..text import ClipText
 from ..vit import VisionTransformer
 from .config import LanguageBindTextConfig, LanguageBindVisionConfig
+from .state import OriginalState
 
 
-class HFVisionTransformer(VisionTransformer):
+class HFVisionTransformer(OriginalState, VisionTransformer):
     """The encoder, with the interface of Hugging Face's vision models."""
 
     def __init__(self, config: LanguageBindVisionConfig):
@@ -41,7 +42,7 @@ class HFVisionTransformer(VisionTransformer):
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled, **others)
 
 
-class HFClipText(ClipText):
+class HFClipText(OriginalState, ClipText):
     """CLIP's text tower, with the interface of Hugging Face's text models."""
 
     def __init__(self, config: LanguageBindTextConfig):

@@ -15,6 +15,7 @@ from .config import CONFIGS, LanguageBindConfig, read_pretrained
 from .files import ORGANISATION
 from .processing import PROCESSORS
 from .published import MODELS, LanguageBindModel, build_published
+from .state import OriginalState
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ DEFAULTS = {
 }
 
 
-class LanguageBind(nn.Module):
+class LanguageBind(OriginalState):
     """Encoders of several modalities and one text tower.
 
     Args:

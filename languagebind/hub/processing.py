@@ -19,7 +19,7 @@ from ..text import bundled_vocabulary, is_clip_tokens
 from . import transforms
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
 from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
-from .files import HUB_OPTIONS, find_file, repository
+from .files import HUB_OPTIONS, find_file, pin
 
 CONTEXT_LENGTH = 77
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -38,18 +38,17 @@ class LanguageBindTokenizer(CLIPTokenizer):
         Raises:
             UserError: the source does not exist or is damaged, or its text tower is not CLIP's.
         """
-        name = repository(pretrained_model_name_or_path)
-        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        kwargs.setdefault("model_max_length", CONTEXT_LENGTH)
+        name, hub = pin(pretrained_model_name_or_path, TOKENIZER_FILES, **kwargs)
+        options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
+        options.setdefault("model_max_length", CONTEXT_LENGTH)
         if any(find_file(name, file, **hub) for file in TOKENIZER_FILES):
             try:
-                return super().from_pretrained(name, *args, **kwargs)
+                return super().from_pretrained(name, *args, **hub, **options)
             except Exception as error:  # tokenizers raises bare Exceptions
                 raise UserError(f"cannot read the tokenizer files of {name}: {first_line(error)}") from error
         if is_training_checkpoint(name, hub.get("subfolder")) and not is_clip_tokens(checkpoint_tokens(name)):
             raise UserError(f"the text tower of {name} is not CLIP's: use languagebind.get_tokenizer")
         vocab, merges = bundled_vocabulary()
-        options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
         return cls(vocab=vocab, merges=merges, **options)  # type: ignore[arg-type]  # it also takes pairs
 
     def __call__(self, text: Any = None, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:

@@ -19,6 +19,7 @@ from ..weights import State, dtype_of, load_strict
 from .config import CONFIGS, KIND_OF, LanguageBindConfig, read_pretrained, subclasses
 from .files import replace_weights
 from .hf_modules import HFClipText, HFVisionTransformer
+from .state import OriginalState
 
 
 @dataclass
@@ -38,7 +39,7 @@ class LanguageBindOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in values)
 
 
-class LanguageBindModel(PreTrainedModel):
+class LanguageBindModel(OriginalState, PreTrainedModel):
     """An encoder of one modality and a text tower, with the interface of Hugging Face's models."""
 
     config_class = LanguageBindConfig
