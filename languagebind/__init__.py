@@ -20,6 +20,7 @@ _HOME = {
     "LanguageBind": "hub.multimodal",
     "UserError": "config",
     "config_dict": "hub.multimodal",
+    "configs": "configs",
     "create_model": "hub.factory",
     "create_model_and_transforms": "hub.factory",
     "create_model_from_pretrained": "hub.factory",
@@ -44,7 +45,8 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    module = importlib.import_module(f".{_HOME[name]}", __name__)
+    return module if _HOME[name] == name else getattr(module, name)
 
 
 def __dir__():

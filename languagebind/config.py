@@ -22,7 +22,7 @@ class UserError(ValueError):
     """An error the user can fix, shown as one line without a traceback."""
 
 
-def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:
+def parse(cls: type[T], argv: Sequence[str] | None, prog: str | None = None, description: str | None = None) -> T:
     """Return a `cls` filled from flags. A wrong flag ends the program with status 2 and suggests the nearest name."""
     import tyro
 
@@ -30,7 +30,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, descriptio
         raise UserError(f"two options of {cls.__name__} are both named {clash}; rename one of them")
     # OmitArgPrefixes: `--lr`, not `--optim.lr`. Nested dataclasses only group the help.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
-    return tyro.cli(cls, args=list(argv), prog=prog, description=description, config=options)
+    return tyro.cli(cls, args=argv, prog=prog, description=description, config=options)
 
 
 def at_least(least: float, **options: float | None) -> None:
@@ -40,10 +40,10 @@ def at_least(least: float, **options: float | None) -> None:
             raise UserError(f"{name} should be a number of at least {least}, got {value}")
 
 
-def expand_config(argv: Sequence[str]) -> list[str]:
-    """Return the flags in each `--config FILE`, followed by all other flags."""
-    files, rest = take_flag(argv, "--config")
-    return [flag for file in files for flag in yaml_to_argv(Path(file))] + rest
+def expand_config(argv: Sequence[str] | None, find: Callable[[str], Path] = Path) -> list[str]:
+    """Return the flags in the file that `find` finds for each `--config NAME`, followed by all other flags."""
+    files, rest = take_flag(sys.argv[1:] if argv is None else argv, "--config")
+    return [flag for file in files for flag in yaml_to_argv(find(file))] + rest
 
 
 def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[list[str], list[str]]:
@@ -150,15 +150,17 @@ def first_line(error: Exception) -> str:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call `main`, and turn a `UserError` into one line on standard error and exit status 2."""
+    """Call `main` and exit with its status. A `UserError` becomes one line on standard error, and exit status 2."""
     try:
-        main()
+        status = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        status = 130
+    if status:
+        sys.exit(status)
 
 
 def _option_names(cls: Any) -> Iterator[str]:

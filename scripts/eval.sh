@@ -8,6 +8,4 @@ sets="$1" checkpoint="$2" data_root="$3"
 shift 3
 python="${VENV:-.venv}/bin/python"
 [ -x "$python" ] || { echo "error: no environment in ${VENV:-.venv}: run bash scripts/setup.sh" >&2; exit 2; }
-configs=()
-for set in $sets; do configs+=(--config "configs/eval/$set.yaml"); done
-exec "$python" -m languagebind.eval --checkpoint "$checkpoint" --data-root "$data_root" --output results "${configs[@]}" "$@"
+exec "$python" -m languagebind.eval --checkpoint "$checkpoint" --data-root "$data_root" --output results --config $sets "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on several nodes under SLURM, one task per GPU; continue by itself after a preemption or the time limit:
-#   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 scripts/slurm.sh configs/depth.yaml --train-data /data/depth --name depth-1
+#   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 scripts/slurm.sh depth --train-data /data/depth --name depth-1
 # --name is needed: the next part of the run continues from it. VENV names the environment (default: .venv).
 #SBATCH --job-name=languagebind
 #SBATCH --signal=B:USR1@420
@@ -8,7 +8,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-[ $# -ge 1 ] && [ -f "$1" ] || { echo "usage: sbatch $0 CONFIG.yaml --name NAME [flags of training.main]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: sbatch $0 CONFIG --name NAME [flags of training.main]" >&2; exit 2; }
 config="$1"
 shift
 nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"

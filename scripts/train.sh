@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train with a config on every GPU of this machine, or on the CPU if it has none:
-#   bash scripts/train.sh configs/depth.yaml --train-data /data/depth [more flags of training.main]
+#   bash scripts/train.sh depth --train-data /data/depth [more flags of training.main]
 # NPROC=2 starts two processes. VENV names the environment (default: .venv).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] && [ -f "$1" ] || { echo "usage: $0 CONFIG.yaml [flags of training.main]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 CONFIG [flags of training.main]" >&2; exit 2; }
 config="$1"
 shift
 bin="${VENV:-.venv}/bin"

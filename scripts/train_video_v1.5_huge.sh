@@ -1,2 +1,2 @@
 # Train with configs/video_v1.5_huge.yaml: bash scripts/train_video_v1.5_huge.sh --train-data DATA [flags of training.main]
-exec bash "$(dirname "$0")/train.sh" configs/video_v1.5_huge.yaml "$@"
+exec bash "$(dirname "$0")/train.sh" video_v1.5_huge "$@"

@@ -112,7 +112,8 @@ def start(*command: str, fresh: bool = False, **options) -> subprocess.Popen | F
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}  # fmt: skip
-    ours = command[0].endswith(".py") or (command[0] == "-m" and command[1].startswith(("languagebind.", "training.")))
+    module = command[1].partition(".")[0] if command[0] == "-m" else ""
+    ours = command[0].endswith(".py") or module in ("languagebind", "training")
     if ours and not fresh:
         return Forked(list(command), ROOT, environment, **options)
     return subprocess.Popen(

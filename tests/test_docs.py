@@ -70,8 +70,16 @@ ELSEWHERE = {"bash scripts/setup.sh", "bash scripts/demo.sh"}
 
 def commands(page: str) -> list[str]:
     """The commands of a page, in a table, an indented line or a sentence."""
-    found = re.findall(r"(?:(?<=`)|^|(?<=    ))((?:python|torchrun --|bash|sbatch)[^`\n]*)", page, re.MULTILINE)
+    found = re.findall(
+        r"(?:(?<=`)|^|(?<=    ))((?:python|torchrun --|bash|sbatch|languagebind [^\s`]+ )[^`\n]*)", page, re.MULTILINE
+    )
     return sorted({line.strip() for line in found if " " in line and "…" not in line} - ELSEWHERE)
+
+
+def python(line: str) -> list[str]:
+    """What Python is started with for a command of a page."""
+    program, *words = shlex.split(line)
+    return words if program == "python" else ["-m", program, *words]
 
 
 FIRST_RUN = re.search(r"```bash\n(python -m languagebind.data.world.*?)```", PAGE, re.DOTALL)[1].splitlines()
@@ -79,12 +87,12 @@ TRAINING = [
     line for line in commands(PAGE) if "-m training.main" in line and "--train-data" in line and line not in FIRST_RUN
 ]
 FOLLOWING = {
-    "embed": "python scripts/embed_text.py",
+    "embed": "languagebind embed-text",
     "help": "python -m training.main --modality depth --help",
     "script": "bash scripts/train_depth.sh",
     "resume": "python -m training.main --config logs/depth-1/config.yaml --resume latest",
-    "export": "python scripts/export.py",
-    "eval": "python -m languagebind.eval",
+    "export": "languagebind export",
+    "eval": "languagebind eval",
     "eval all": "bash scripts/eval_depth.sh",
     "slurm": "sbatch",
 }
@@ -103,9 +111,9 @@ def test_the_training_commands_run_at_toy_size(line, depth_shards, tmp_path):
 
 def test_the_first_run_of_the_page(tmp_path):
     for number, line in enumerate(FIRST_RUN):
-        words = shlex.split(line.replace("world/", f"{tmp_path}/world/").replace("shards/", f"{tmp_path}/shards/"))
+        words = python(line.replace("world/", f"{tmp_path}/world/").replace("shards/", f"{tmp_path}/shards/"))
         here = {0: [f"--output={tmp_path}/world"], len(FIRST_RUN) - 1: [f"--logs={tmp_path}/logs", "--depth=1"]}
-        call(*words[1:], *here.get(number, []))
+        call(*words, *here.get(number, []))
     assert (tmp_path / "logs/first/checkpoints/step_00000012.pt").is_file()
 
 
@@ -129,10 +137,9 @@ def test_the_commands_around_a_training_run_at_toy_size(depth_shards, clip_folde
             "exports/": f"{tmp_path}/exports/", " /data": f" {tmp_path}/data",
         }.items():  # fmt: skip
             line = line.replace(there, here)
-        words = shlex.split(line)
-        if words[0] == "python":
-            return call(*words[1:], *more)
-        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True)
+        if line.startswith(("python", "languagebind")):
+            return call(*python(line), *more)
+        done = subprocess.run([*shlex.split(line), *more], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -223,7 +230,7 @@ def test_the_worked_example_of_a_new_dataset(toys, tmp_path):
     for there, place in here.items():
         lines = lines.replace(there, place)
     for line in joined(lines).splitlines():
-        call(*shlex.split(line)[1:])
+        call(*python(line))
     result = json.loads(next((tmp_path / "results").glob("birds_*.json")).read_bytes())
     assert (result["protocol"]["samples"], result["protocol"]["captions"]) == (3, 3)
     assert load_dataset_config(tmp_path / "birds.yaml", tmp_path / "data").metric in result["metrics"]

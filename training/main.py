@@ -1,10 +1,10 @@
 """Train an encoder:
 
-python -m training.main --config configs/depth.yaml --train-data /data/depth
+python -m training.main --config depth --train-data /data/depth
 
 or on several GPUs:
 
-torchrun --nproc_per_node 8 -m training.main -- --config configs/depth.yaml --train-data /data/depth
+torchrun --nproc_per_node 8 -m training.main -- --config depth --train-data /data/depth
 """
 
 import logging

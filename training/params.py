@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from languagebind import configs
 from languagebind.config import UserError, at_least, expand_config, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
@@ -20,15 +22,13 @@ from .remote_sync import RemoteConfig
 
 M = TypeVar("M", bound=Modality)
 
-MODEL_FOLDER = Path(__file__).parent.parent / "configs" / "model"
-
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """Evaluation during training."""
 
     val_config: tuple[Path, ...] = ()
-    """YAML files of evaluation datasets"""
+    """evaluation datasets: YAML files, or names such as nyu_v2 (see `languagebind configs`)"""
     val_data_root: Path | None = None
     """base folder for relative paths in the evaluation configs"""
     val_every_n_steps: int = 0
@@ -67,10 +67,10 @@ class TrainConfig(Generic[M]):
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:
     """Return the options of a run from its command line."""
-    argv = expand_config(argv)
+    argv = expand_config(argv, partial(configs.find, kind="recipe"))
     models, argv = take_flag(argv, "--model")
     if models:
-        argv = yaml_to_argv(model_file(models[-1])) + argv
+        argv = yaml_to_argv(configs.find(models[-1], "model")) + argv
     names, argv = take_flag(argv, "--modality")
     if not names:
         raise UserError("--modality is required, on the command line or in the --config file")
@@ -91,12 +91,3 @@ def with_absolute_paths(text: TextConfig) -> TextConfig:
     if text.text_pretrained and Path(text.text_pretrained).is_file():
         text = replace(text, text_pretrained=str(Path(text.text_pretrained).absolute()))
     return text
-
-
-def model_file(name: str) -> Path:
-    """Return the YAML file of a model, given as a path or a name in configs/model."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else MODEL_FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in MODEL_FOLDER.glob("*.yaml")))
-        raise UserError(f"no model {name!r}: pass a YAML file or one of {known}")
-    return path

@@ -1,21 +1,27 @@
-"""Check the hashes, members, captions and media of shards, and count their contents."""
+"""Check the hashes, members, captions and media of shards, and count their contents.
+
+languagebind check-shards /data/depth --modality depth --decode
+"""
 
 import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tqdm import tqdm
 
-from ..config import first_line
-from ..modalities import DecodeError, Modality
-from ..remote import fetched
+from ..config import UserError, first_line, parse
+from ..modalities import DecodeError, Modality, modality_class
+from ..remote import fetched, is_url
 from .members import media_members, member_extension, read_captions, stream_samples
-from .shards import ShardInfo, expand_shards, file_sha256, indexed
+from .shards import ShardInfo, expand_shards, file_sha256, indexed, write_index
 from .vidal import MissingCaption, texts_of
+
+FAULTS_SHOWN = 50
 
 
 @dataclass
@@ -135,3 +141,57 @@ def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) ->
 
 def _spread(values: list[int]) -> tuple[float, float, float]:
     return min(values), statistics.median(values), max(values)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Check shards."""
+
+    shards: Annotated[str, tyro.conf.Positional]
+    """shards: a folder, a glob or a brace pattern, on disk or at a URL (s3://...); several joined by `::`"""
+    modality: str | None = None
+    """the modality that each sample must contain"""
+    decode: bool = False
+    """also decode every sample; needs --modality"""
+    write_index: bool = False
+    """write index.json beside the shards if there are no faults"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the shards, print the result, and return the exit status."""
+    options = parse(CheckOptions, argv, prog="languagebind check-shards")
+    if options.decode and options.modality is None:
+        raise UserError("--decode needs --modality")
+    if options.write_index and is_url(options.shards):
+        raise UserError("--write-index needs local shards; run it on a local copy, then copy index.json to the URL")
+    modality = modality_class(options.modality)() if options.modality else None
+    checked = check_shards(options.shards, modality, options.decode)
+    print_statistics(checked)
+    for fault in checked.faults[:FAULTS_SHOWN]:
+        print(f"fault: {fault}")
+    if len(checked.faults) > FAULTS_SHOWN:
+        print(f"... and {len(checked.faults) - FAULTS_SHOWN} more")
+    if options.write_index:
+        write_indexes(checked)
+    print(f"{len(checked.faults)} faults" if checked.faults else "no faults")
+    return 1 if checked.faults else 0
+
+
+def print_statistics(checked: Checked) -> None:
+    """Print the numbers of samples, files and captions."""
+    found = checked.statistics()
+    print(f"{found['samples']} samples in {found['shards']} shards, {found['bytes'] / 1e6:.1f} MB")
+    for name, (number, *spread) in found["members"].items():
+        print(f"  .{name}: {number} members; bytes {' / '.join(f'{x:.0f}' for x in spread)} (min / median / max)")
+    for name, (number, *spread) in found["captions"].items():
+        print(f"  {name}: {number} captions; words {' / '.join(f'{x:g}' for x in spread)}")
+    print(f"  {found['distinct captions']} of {found['captions in all']} captions are distinct")
+
+
+def write_indexes(checked: Checked) -> None:
+    """Write one index per folder, unless a shard has a fault."""
+    if checked.faults:
+        raise UserError("index.json was not written, because some shards have faults")
+    for folder in {Path(shard).parent for shard in checked.infos}:
+        write_index(folder, [info for shard, info in checked.infos.items() if Path(shard).parent == folder])
+        print(f"wrote {folder / 'index.json'}")

@@ -1,31 +1,39 @@
-"""Make shards from samples in parallel, resume a stopped run, and report the samples that were left out.
+"""Make webdataset shards from VIDAL's annotation, a table, JSON lines or class folders.
 
-The order of the input alone decides the shard of each sample. So the bytes do not depend on the number of workers or on
-interruptions.
+    languagebind make-shards vidal --annotation vidal.json --root /data/vidal --modality depth --output shards/
+    languagebind make-shards csv --manifest m.csv --root DIR --modality audio --output shards/
+    languagebind make-shards jsonl --manifest m.jsonl --root DIR --modality depth infrared --output shards/
+    languagebind make-shards folder --root DIR --modality depth --output shards/
+
+`--frames 8` stores a video as eight pictures, which are much faster to read.
+Run the command again to resume a stopped run. `SOURCE --help` lists the options.
+The order of the input alone decides the shard of each sample, so the bytes do not depend on workers or interruptions.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..config import UserError, to_dict
+from ..config import UserError, expand_config, parse, to_dict
 from ..files import write_atomic
-from .packing import LeftOut, PackOptions, pack
+from ..modalities import modality_class
+from .packing import LeftOut, PackOptions, has_frames, pack
 from .shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
-from .sources import Sample
+from .sources import SOURCES, Sample
 
 # This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
 STATE_FOLDER = ".make_shards"
@@ -192,3 +200,33 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
             reason["examples"].append({"id": item["id"], "detail": item["detail"]})
     counts = {name: sum(state["shard"][name] for state in states) for name in ("samples", "bytes")}
     return {**counts, "shards": len(states), "left_out": dict(sorted(reasons.items()))}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make shards with the options of the command line, and print a report."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    kind, argv = (argv[0], argv[1:]) if argv else ("", [])
+    if kind in ("-h", "--help"):
+        print(__doc__)
+        return
+    if kind not in SOURCES:
+        raise UserError(f"the first argument should be one of {', '.join(SOURCES)}, got {kind!r}")
+    options = dataclasses.make_dataclass("Options", [("source", SOURCES[kind]), ("making", MakeOptions)])
+    config: Any = parse(options, expand_config(argv), f"languagebind make-shards {kind}")
+    kinds = [modality_class(name) for name in config.source.modality]
+    if config.making.packing.frames and not any(map(has_frames, kinds)):
+        raise UserError("--frames needs a modality with frames, such as video")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print_report(make_shards(config.source.samples(), {"kind": kind, **to_dict(config.source)}, config.making))
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the number of packed samples, and the samples left out with the reasons."""
+    made = f"{report['samples']} samples in {report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
+    print(f"{made}; {sum(reason['count'] for reason in report['left_out'].values())} left out")
+    for name, reason in report["left_out"].items():
+        print(f"  {name}: {reason['count']}")
+        for example in reason["examples"]:
+            print(f"    {example['id']}: {example['detail']}")
+    if not report["samples"]:
+        raise UserError("no sample was packed; check --root and --modality")

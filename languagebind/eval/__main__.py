@@ -1,4 +1,4 @@
-"""Evaluate models: python -m languagebind.eval --model SPEC ... --config FILE.yaml ... --data-root DIR"""
+"""Evaluate models: languagebind eval --model SPEC ... --config NAME ... --data-root DIR"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from .results import comparison, results_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse_command(EvalOptions, argv, "languagebind.eval", "--config", "--model", "--data")
+    options = parse_command(EvalOptions, argv, "eval", "--config", "--model", "--data")
     models = select_models(options)
     datasets, absent = select_datasets(options)
     failures: list[str] = []

@@ -34,10 +34,10 @@ class CommandOptions:
     encode: EncodeOptions = field(default_factory=EncodeOptions)
 
 
-def parse_command(cls: type[Options], argv: Sequence[str] | None, module: str, *lists: str) -> Options:
-    """Return the options of `python -m module` from its flags, and set up logging. Flags in `lists` may be repeated."""
+def parse_command(cls: type[Options], argv: Sequence[str] | None, command: str, *lists: str) -> Options:
+    """Return the options of a command from its flags, and set up logging. Flags in `lists` may be repeated."""
     words = gather_flags(sys.argv[1:] if argv is None else argv, *lists)
-    options = parse(cls, words, prog=f"python -m {module}", description=cls.__doc__)
+    options = parse(cls, words, prog=f"languagebind {command}", description=cls.__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     return options
 

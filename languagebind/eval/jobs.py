@@ -1,4 +1,4 @@
-"""Options of `python -m languagebind.eval`, and the models, datasets and jobs that they select."""
+"""Options of `languagebind eval`, and the models, datasets and jobs that they select."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import UserError, digest
+from ..configs import FOLDER
 from .command import CommandOptions, check_output
 from .data.datasets import DatasetConfig, load_dataset_config, load_folder
 from .data.samples import check_data
@@ -25,10 +26,10 @@ ASKED = ("task", "data", "templates", "caption_source", "limit", "clip", "clips"
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(CommandOptions):
-    """Evaluate models on the datasets of --config FILE.yaml ..., of --data FOLDER ..., or on --all."""
+    """Evaluate models on the datasets of --config NAME_OR_FILE ..., of --data FOLDER ..., or on --all."""
 
     config: tuple[Path, ...] = ()
-    """YAML files that describe datasets, see configs/eval/"""
+    """datasets: names such as nyu_v2 (see `languagebind configs dataset`), or YAML files"""
     checkpoint: str | None = None
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     model: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ class EvalOptions(CommandOptions):
     """webdataset folders in CLIP_benchmark's layout, which need no config"""
     all: bool = False
     """evaluate on every dataset in --configs that has the model's modality; list the datasets whose data is absent"""
-    configs: Path = Path("configs/eval")
+    configs: Path = FOLDER / "eval"
     """folder of configs for --all"""
     skip_existing: bool = False
     """skip datasets whose result file exists; fail if that result is of another checkpoint or other options"""
@@ -111,7 +112,7 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
         own = {key: value for key, value in changes.items() if key != "templates" or dataset.task != "retrieval"}
         datasets[i] = validate(DatasetConfig, vars(dataset) | own, dataset.name)
     if not datasets:
-        usage = "no datasets: name some with --config FILE.yaml (see configs/eval) or --data FOLDER, or use --all"
+        usage = "no datasets: name some with --config (see `languagebind configs`) or --data FOLDER, or use --all"
         raise UserError("\n  ".join([usage, *map(describe_absent, absent)]))
     return datasets, absent
 

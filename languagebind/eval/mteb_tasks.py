@@ -4,7 +4,7 @@
     from languagebind.eval.mteb_tasks import MtebEncoder, mteb_task
 
     model = MtebEncoder(languagebind.load("LanguageBind_Depth"))
-    mteb.evaluate(model, mteb_task("configs/eval/nyu_v2.yaml", "/data"))
+    mteb.evaluate(model, mteb_task("nyu_v2", "/data"))
 
 mteb lacks these modalities, so it treats the files as pictures and passes them on unchanged. It uses one prompt per
 class, so its numbers differ from those with the templates in the configs.
@@ -91,11 +91,11 @@ class MtebEncoder(AbsEncoder):
 def mteb_task(
     config: str | Path, data_root: str | Path | None = None, template: str = "a photo of a {c}."
 ) -> FolderTask:
-    """Return the mteb task of a dataset's config, such as configs/eval/nyu_v2.yaml or llvip.yaml.
+    """Return the mteb task of a dataset's config, a name such as nyu_v2 or llvip, or a YAML file.
 
     Raises `UserError` if the config is wrong, its task is not classification, or its class names are missing.
     """
-    dataset = load_dataset_config(Path(config), Path(data_root) if data_root else None)
+    dataset = load_dataset_config(config, Path(data_root) if data_root else None)
     metadata = TaskMetadata(
         name="".join(part.title() for part in dataset.name.split("_")) + "ZeroShot",
         description=f"{dataset.name}: {dataset.modality} as pictures, one prompt a class.",

@@ -1,4 +1,4 @@
-"""Evaluate between modalities: python -m languagebind.eval.pairs --model depth=PATH infrared=PATH --config FILE.yaml
+"""Evaluate between modalities: languagebind pairs --model depth=PATH infrared=PATH --config NAME
 
 The modalities were trained with text only, never with each other. A query or gallery may also fuse several modalities
 of each sample. `data/pairing.py` describes the YAML file.
@@ -39,9 +39,9 @@ class PairsOptions(CommandOptions):
     """Evaluate checkpoints on comparisons between modalities."""
 
     model: tuple[str, ...] = ()
-    """one MODALITY=CHECKPOINT per modality; CHECKPOINT is anything that `python -m languagebind.eval` accepts"""
+    """one MODALITY=CHECKPOINT per modality; CHECKPOINT is anything that `languagebind eval` accepts"""
     config: tuple[Path, ...] = ()
-    """YAML files that describe comparisons, see configs/eval/pairs/"""
+    """comparisons: names (see `languagebind configs comparison`), or YAML files"""
 
 
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> Result:
@@ -201,10 +201,10 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse_command(PairsOptions, argv, "languagebind.eval.pairs", "--model", "--config")
+    options = parse_command(PairsOptions, argv, "pairs", "--model", "--config")
     checkpoints = dict(word.split("=", 1) for word in options.model if "=" in word)
     if not options.config or not options.model or len(checkpoints) < len(options.model):
-        raise UserError("pass one --model MODALITY=CHECKPOINT per modality, and --config FILE.yaml")
+        raise UserError("pass one --model MODALITY=CHECKPOINT per modality, and --config NAME_OR_FILE")
 
     def evaluate(
         config: PairsConfig, name: str, used: dict[str, str], encoders: Encoders, encode: EncodeOptions

@@ -1,4 +1,4 @@
-"""Linear probe and few-shot: python -m languagebind.eval.probe --model PATH --config FILE.yaml --train A --test B
+"""Linear probe and few-shot: languagebind probe --model PATH --config NAME --train A --test B
 
 `score/linear.py` describes how the probe is fitted.
 """
@@ -30,7 +30,7 @@ class ProbeOptions(CommandOptions):
     model: str
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     config: Path
-    """YAML file of a classification dataset, for its class names; its `data` is not read"""
+    """name or YAML file of a classification dataset, for its class names; its `data` is not read"""
     train: str
     """data to fit the probe to: class folders, a manifest or shards"""
     test: str
@@ -92,7 +92,7 @@ def evaluate_probe(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse_command(ProbeOptions, argv, "languagebind.eval.probe")
+    options = parse_command(ProbeOptions, argv, "probe")
     logistic_regression()  # fail before encoding if scikit-learn is missing
     dataset = load_dataset_config(options.config, options.data_root)
     if dataset.task != "classification":

@@ -6,7 +6,6 @@ The table has a row per combination of --batch-size and --num-frames. Each row i
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from languagebind.config import UserError
+from languagebind.configs import find
 from languagebind.distributed import Precision, init_process
 from languagebind.model import DualEncoder
 from languagebind.text import ClipText, ClipTextConfig
@@ -28,7 +27,6 @@ from .rows import Row, measure_rows, measure_steps
 
 Shape = tuple[int, int, int, int]
 Tuning = Literal["lora", "partial", "full", "head"]
-MODELS = Path(__file__).resolve().parent.parent.parent / "configs" / "model"
 EMBED_DIM = 768
 # Dense bfloat16 TFLOP/s from the vendors' data sheets. The first name that the device's name contains is used.
 PEAK_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989.4, "B200": 2250.0, "A100": 311.9}
@@ -107,11 +105,9 @@ def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:
 
 
 def read_sizes(name: str) -> dict[str, Any]:
-    """Return the sizes in configs/model/NAME.yaml. Parse without PyYAML, since PyTorch may be the only package."""
-    path = MODELS / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"no model {name!r} in configs/model: {', '.join(sorted(p.stem for p in MODELS.glob('*')))}")
-    pairs = (line.split(": ") for line in path.read_text(encoding="utf-8").splitlines())
+    """Return the sizes of a model in configs/model. Parse without PyYAML, since PyTorch may be the only package."""
+    lines = find(name, "model").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split(": ") for line in lines)
     return {key: int(value) if value.isdecimal() else value for key, value in pairs}
 
 

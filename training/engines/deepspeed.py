@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from languagebind.config import UserError, first_line
+from languagebind.configs import FOLDER, find
 from languagebind.model import DualEncoder
 
 from ..optim import OptimConfig, build_optimizer
 from .base import Engine, EngineConfig, OptimizerState, State, kept_by_main, load_by_name, save_by_name
-
-CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
 # DeepSpeed options that our flags set or that must keep their value.
 RESERVED = {
@@ -37,7 +36,7 @@ class DeepSpeed(Engine):
             import deepspeed
         except ImportError as error:
             raise UserError("--engine deepspeed needs the package deepspeed: pip install deepspeed") from error
-        path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}.json"
+        path = find(config.deepspeed_config or FOLDER / f"deepspeed/zero{config.zero_stage}.json", "deepspeed")
         options = read_options(path)
         self.stage = options["zero_optimization"]["stage"]
         self.replica = None

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import random
-import sys
 import time
 import wave
 from collections.abc import Callable, Sequence
@@ -54,7 +53,7 @@ class WorldOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the sample world with the options of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make_world(parse(WorldOptions, sys.argv[1:] if argv is None else argv, prog="languagebind.data.world"))
+    make_world(parse(WorldOptions, argv, prog="languagebind.data.world"))
 
 
 def make_world(options: WorldOptions) -> None:

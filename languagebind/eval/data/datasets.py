@@ -1,4 +1,4 @@
-"""Configs of the datasets to evaluate on: one small YAML file per dataset.
+"""Configs of the datasets to evaluate on: one small YAML file per dataset. Those in configs/eval also have names.
 
     name: nyu_v2                        # name of the result; default: the file's name
     task: classification                # classification | multilabel | retrieval
@@ -36,6 +36,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
+from ... import configs
 from ...config import UserError, load_yaml
 from ...files import text_lines, twice
 from ...modalities import modality_names
@@ -164,13 +165,13 @@ class DatasetConfig:
         return self.name if self.protocol == "ours" else f"{self.name}_{self.protocol}"
 
 
-def load_dataset_config(path: Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
-    """Return the dataset that a YAML file describes. `data` is below `data_root`, or below the file's own folder.
+def load_dataset_config(path: str | Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
+    """Return the dataset of a YAML file, or of a name such as nyu_v2. `data` is below `data_root` or the file's folder.
 
     If `prepared` is false, the file of class names may be missing, because `prepare` may write it later. Raises
     `UserError` if the file or a file that it names is missing, or if a key or value is wrong.
     """
-    path = Path(path)
+    path = configs.find(path, "dataset")
     values, folders = read_values(path, data_root)
     names = values.get("class_names")
     missing = isinstance(names, str) and find(names, folders) is None
@@ -216,6 +217,7 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
         f"{config.name}: {missing} does not exist",
         f"found: {folder} holds {', '.join(entries[:SHOWN_ENTRIES]) or 'nothing'}{more}",
         config.layout and "expected: " + config.layout.strip().replace("\n", "\n    "),
+        "pass the folder of your data: --data-root DIR" if missing.is_relative_to(configs.FOLDER) else None,
         config.source and f"get it from: {config.source.strip()}",
         "then: " + PREPARE if config.prepare else None,
     ]

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
+from ... import configs
 from ...config import UserError
 from ...hub.encoders import TEXT
 from ...modalities import Modality
@@ -94,12 +95,12 @@ class PairsConfig:
         return {**self.query, **self.gallery}
 
 
-def load_pairs_config(path: Path, data_root: Path | None = None, there: bool = True) -> PairsConfig:
-    """Return the comparison that a YAML file describes. Its data is below `data_root`, or below the file's own folder.
+def load_pairs_config(path: str | Path, data_root: Path | None = None, there: bool = True) -> PairsConfig:
+    """Return the comparison of a YAML file or a name. Its data is below `data_root`, or below the file's own folder.
 
     Raises `UserError` if a file or (with `there`) the data is missing, or if a key or value is wrong.
     """
-    path = Path(path)
+    path = configs.find(path, "comparison")
     values, folders = read_values(path, data_root)
     if isinstance(values.get("data"), dict):
         shared: dict[str, Any] = {key: values[key] for key in ("name", "caption_source", "source") if key in values}

@@ -1,4 +1,4 @@
-"""Convert a public download into the data that evaluation reads: `python -m languagebind.eval.prepare`.
+"""Convert a public download into the data that evaluation reads: `languagebind prepare`.
 
 Each kind of dataset is a module here. `prepare: {kind: table, ...}` in a dataset's YAML selects `table.py`, which has
 

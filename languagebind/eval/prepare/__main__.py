@@ -1,4 +1,4 @@
-"""Prepare a dataset: python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"""
+"""Prepare a dataset: languagebind prepare NAME --source DOWNLOAD --output DATA_ROOT"""
 
 import importlib
 import json
@@ -6,14 +6,14 @@ import logging
 import pkgutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import tyro
 
-from ... import __version__
+from ... import __version__, configs
 from ...config import UserError, digest, load_yaml, run
 from ...files import locked, new_folder, write_atomic
 from ..command import parse_command
@@ -28,10 +28,10 @@ NOT_KINDS = ("__main__", "writing")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Convert the download that a dataset's authors publish into the data that its YAML (see configs/eval/) names."""
+    """Convert the download that a dataset's authors publish into the data that evaluation reads."""
 
     config: tyro.conf.Positional[Path]
-    """YAML file of the dataset"""
+    """the dataset: a name such as msvd (see `languagebind configs dataset`), or a YAML file"""
     source: Path
     """folder with the unpacked download; the keys `layout` and `prepare` in the YAML describe its contents"""
     output: Path
@@ -43,7 +43,7 @@ class PrepareConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    report = prepare(parse_command(PrepareConfig, argv, "languagebind.eval.prepare"))
+    report = prepare(parse_command(PrepareConfig, argv, "prepare"))
     counts = [f"{report[key]} {key}" for key in ("samples", "captions", "classes") if report[key]]
     print(f"wrote {report['data']}: {', '.join(counts)}")
     if report["missing"]:
@@ -56,6 +56,7 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
     Returns the report, as in `<data>.prepare.json`. Raises `UserError` if the download does not match the YAML, the
     data already exists, or another run is making it.
     """
+    options = replace(options, config=configs.find(options.config, "dataset"))
     dataset = load_dataset_config(options.config, options.output, prepared=False)
     kind, values = _kind(dataset, options.config)
     target = Path(dataset.data)

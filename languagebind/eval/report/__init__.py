@@ -1,1 +1,1 @@
-"""Make an HTML page of results: `python -m languagebind.eval.report`."""
+"""Make an HTML page of results: `languagebind report`."""

@@ -1,4 +1,4 @@
-"""Make an HTML page: python -m languagebind.eval.report results/ [more/ ...] [--output report.html]"""
+"""Make an HTML page: languagebind report results/ [more/ ...] [--output report.html]"""
 
 import csv
 import io
@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from ...config import UserError, run
+from ...configs import FOLDER
 from ...files import write_atomic
 from ..command import parse_command
 from ..results import Result, model_name, read_results, shown_metrics
@@ -27,16 +28,16 @@ class ReportConfig:
     """Make one HTML page, and a .csv file beside it, of all results below some folders."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders with the .json files that `python -m languagebind.eval` wrote"""
+    """folders with the .json files that `languagebind eval` wrote"""
     output: Path | None = None
     """HTML file to write, with a .csv file beside it; default: report.html in the first folder"""
-    configs: Path = Path("configs/eval")
+    configs: Path = FOLDER / "eval"
     """folder of the datasets' configs, which name the headline metrics and the published results"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse_command(ReportConfig, argv, "languagebind.eval.report")
-    if config.configs != ReportConfig.configs and not config.configs.is_dir():
+    config = parse_command(ReportConfig, argv, "report")
+    if not config.configs.is_dir():
         raise UserError(f"--configs {config.configs} is not a folder")
     results = read_results(*config.results)
     output = config.output or config.results[0] / "report.html"

@@ -1,0 +1,71 @@
+"""Write the frozen text tower's features of all captions beside the shards, where training finds them.
+
+    languagebind embed-text --train-data shards/ --caption-source mix \\
+        --text-tower ViT-L-14 --text-pretrained datacomp_xl_s13b_b90k
+
+Run the command again to resume a stopped run. Under torchrun each rank processes its share of the shards.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..config import UserError, expand_config, parse
+from ..distributed import Precision, autocast, close_process, init_process
+from ..remote import is_url
+from ..text import TextConfig, build_text, encode_text, fingerprint
+from .shards import expand_shards
+from .text_features import write_text_features
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Write the text features of shards."""
+
+    train_data: str
+    """shards: a brace pattern, a glob or a folder; several joined by `::`"""
+    caption_source: str = "mix"
+    """captions to encode; use the --caption-source of training"""
+    text: TextConfig = field(default_factory=TextConfig)
+    batch_size: int = 256
+    precision: Precision = "fp32"
+    device: str | None = None
+    """device to use (default: a GPU if there is one)"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the features, with the options of the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse(EmbedOptions, expand_config(argv), prog="languagebind embed-text")
+    shards = expand_shards(options.train_data)
+    if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
+        raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")
+    process = init_process(options.device)
+    try:
+        text_model, text_projection, _ = build_text(options.text)
+        tower = fingerprint(text_model, text_projection)
+        text_model.eval().to(process.device)
+        text_projection.to(process.device)
+        tokenizer: Any = text_model.tokenizer
+
+        def encode(texts: list[str]) -> torch.Tensor:
+            tokens = {key: value.to(process.device) for key, value in tokenizer(texts).items()}
+            with autocast(process.device, options.precision):
+                return encode_text(text_model, text_projection, tokens)
+
+        own = shards[process.rank :: process.world_size]
+        counts = [
+            write_text_features(shard, options.caption_source, tower, encode, options.batch_size)
+            for shard in tqdm(own, unit="shard", disable=not process.is_main)
+        ]
+    finally:
+        close_process()
+    captions, done = sum(count or 0 for count in counts), counts.count(None)
+    skipped = f"; {done} shards already had features" if done else ""
+    log.info("%d captions of %d shards, text tower %s%s", captions, len(own) - done, tower[:12], skipped)

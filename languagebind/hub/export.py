@@ -1,0 +1,113 @@
+"""Export a training checkpoint to a folder in the published layout, with tokenizer and model card:
+
+    languagebind export --checkpoint logs/depth-1 --output exports/depth-1 [--adapter]
+
+`languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel` load the folder, and it can be pushed to the
+Hugging Face hub as it is.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config import UserError, parse
+from ..files import temporary_name
+from ..lora import save_adapter
+from ..text import bundled_vocabulary
+from ..weights import published_names
+from .checkpoint import read_checkpoint
+from .config import KIND_OF
+from .processing import PROCESSORS, TOKENIZERS
+from .published import MODELS
+
+log = logging.getLogger(__name__)
+
+CARD = """---
+library_name: languagebind
+tags: [languagebind, {modality}, zero-shot-classification, feature-extraction]
+---
+
+# {name}
+
+An encoder for {modality} in the space of a frozen text tower ({tower}), trained with
+[LanguageBind](https://arxiv.org/abs/2310.01852)'s method: {steps} steps, {tuning} tuning.
+
+```python
+import languagebind
+
+model = languagebind.load("ORG/{name}")  # its name on the Hugging Face hub, or its folder
+features = model.encode({modality}=["a file"])  # (1, {dim}), unit norm
+text_features = model.encode(text=["what it may show"])
+print(model.similarity(features, text_features))
+```
+"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Export a training checkpoint to the published layout."""
+
+    checkpoint: Path
+    """checkpoint, or run folder to export the last checkpoint"""
+    output: Path
+    """output folder, new or empty"""
+    adapter: bool = False
+    """write LoRA adapters to adapter/ in PEFT's format, and keep the base weights unchanged"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export the checkpoint."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse(ExportOptions, argv, prog="languagebind export")
+    output = options.output.absolute()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{options.output} exists and is not an empty folder; choose another")
+    saved = read_checkpoint(options.checkpoint)
+    modality = saved["config"]["modality"]
+    kind = KIND_OF.get(modality)
+    if kind is None:
+        raise UserError(f"the published layout has no {modality} model, only {', '.join(KIND_OF)}")
+    model = MODELS[kind].from_pretrained(options.checkpoint)
+    folder = temporary_name(output)  # so that an incomplete export never has the final name
+    shutil.rmtree(folder, ignore_errors=True)
+    if options.adapter:
+        separate_adapter(model, saved, folder)
+    model.save_pretrained(folder)
+    vocabulary, merges = bundled_vocabulary()
+    length = model.config.text_config.max_position_embeddings
+    tokenizer_class: Any = TOKENIZERS[kind]
+    tokenizer = tokenizer_class(vocab=vocabulary, merges=merges, model_max_length=length)
+    PROCESSORS[kind](model.config, tokenizer).save_pretrained(folder)
+    text = saved["config"]["model"]["text"]
+    (folder / "README.md").write_text(
+        CARD.format(
+            name=output.name, modality=modality, dim=model.config.projection_dim, steps=saved["step"],
+            tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
+            tuning=saved["config"]["model"]["tuning"]["tuning"],
+        )
+    )  # fmt: skip
+    folder.rename(output)
+    log.info("wrote %s, %.1f M parameters", options.output, model.num_parameters() / 1e6)
+
+
+def public(source: str) -> str:
+    """Return the name of a weight source without local folders: `local-dir:clip` for `local-dir:/data/clip`."""
+    return source if source.startswith("hf-hub:") else re.sub(r"[^:]*/", "", source)
+
+
+def separate_adapter(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
+    """Restore the base weights in the merged model, and write the adapters to `folder`/adapter."""
+    state, tuning = published_names(saved["model"]), saved["config"]["model"]["tuning"]
+    adapters = {key: value for key, value in state.items() if ".lora_" in key}
+    if not adapters:
+        raise UserError("--adapter needs a checkpoint with LoRA adapters; this one has none")
+    model.load_state_dict(
+        {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}, strict=False
+    )
+    save_adapter(folder / "adapter", adapters, tuning["lora_rank"], tuning["lora_alpha"], tuning["lora_dropout"])
