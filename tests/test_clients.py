@@ -253,10 +253,11 @@ def test_processors_of_videos(numbered, toys, files):
     part = {"clip_start_sec": 1.0, "clip_end_sec": 2.0, "num_frames": None}
     found = processor.image_processor(numbered, processor.transform, video_decode_backend="pytorchvideo", **part)
     assert numbers(found["video"]) == [10, 11, 12, 13, 15, 16, 17, 19]
-    processor.config.vision_config.num_frames = 3
-    for backend in ("opencv", "pytorchvideo"):
-        processor.config.vision_config.video_decode_backend = backend
-        assert numbers(processor([numbered, numbered])["pixel_values"][1]) == [0, 14, 29]
+    for num_frames, expected in ((10, [0, 3, 6, 9, 12, 16, 19, 22, 25, 29]), (3, [0, 14, 29])):
+        processor.config.vision_config.num_frames = num_frames
+        for backend in ("opencv", "pytorchvideo"):
+            processor.config.vision_config.video_decode_backend = backend
+            assert numbers(processor([numbered, numbered])["pixel_values"][1]) == expected
     # A list of pictures is one clip, and a list of such lists, or of arrays (T, H, W, 3), is a batch
     frames = [Image.fromarray(np.full((60, 70, 3), 8 * i, np.uint8)) for i in range(5)]
     arrays = [np.asarray(frame) for frame in frames]
@@ -335,7 +336,7 @@ def test_states_of_towers_have_video_llavas_names(toys):
     assert all(torch.equal(value, state[name]) for name, value in expected.items())
     with torch.no_grad():
         tower.image_tower.post_layernorm.bias.add_(1)
-    tower.load_state_dict(expected)
+    tower.load_state_dict(expected | {"image_tower.embeddings.position_ids": torch.arange(17)[None]})
     assert all(torch.equal(value, tower.state_dict()[name]) for name, value in expected.items())
     assert next(iter(LanguageBindVideoTower(toys / "video", ARGS).state_dict())).startswith("video_tower.")
     for call in (lambda: LanguageBindImageTower(video_tower="x", args=ARGS), lambda: LanguageBindImageTower(args=ARGS)):

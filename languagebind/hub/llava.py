@@ -34,13 +34,9 @@ class LlavaTower(nn.Module):
     modality = ""
 
     def __init__(
-        self,
-        name: str | Path | None = None,
-        args: Any = None,
-        delay_load: bool = False,
-        cache_dir: str | None = "./cache_dir",
-        **tower: str | Path,
-    ):
+        self, name: str | Path | None = None, args: Any = None, delay_load: bool = False,
+        cache_dir: str | None = "./cache_dir", **tower: str | Path,
+    ):  # fmt: skip
         super().__init__()
         name = tower.pop(f"{self.modality}_tower", name)
         if name is None or tower:

@@ -142,7 +142,7 @@ class Processor:
             several = isinstance(images, (list, tuple)) and not _is_waveform_and_rate(images)
             if several and hasattr(self.modality, "num_frames"):
                 several = not all(map(_is_picture, images))
-            inputs = [self.image_processor(item) for item in (images if several else [images])]
+            inputs = [self.image_processor(item, self.transform) for item in (images if several else [images])]
             encoding["pixel_values"] = torch.stack([x["video"] if isinstance(x, Mapping) else x for x in inputs])
         return encoding
 

@@ -41,7 +41,7 @@ def get_depth_transform(config: Any) -> Compose:
 def get_video_transform(config: Any) -> Compose:
     """Return the transform of frames (C, T, H, W) of 0..255, or of a dictionary with such frames under `video`."""
     _decoder(getattr(config.vision_config, "video_decode_backend", "decord"))
-    return Compose([partial(transform_clip, modality_of("video", config.vision_config))])
+    return Compose([partial(transform_clip, config.vision_config)])
 
 
 def get_audio_transform(config: Any) -> "AudioTransform":
@@ -83,13 +83,9 @@ def torchaudio_loader(path: Any) -> tuple[Tensor, int]:
 
 
 def load_and_transform_video(
-    video_path: Any,
-    transform: Callable,
-    video_decode_backend: str = "opencv",
-    clip_start_sec: float = 0.0,
-    clip_end_sec: float | None = None,
-    num_frames: int = 8,
-) -> Any:
+    video_path: Any, transform: Callable, video_decode_backend: str = "opencv", clip_start_sec: float = 0.0,
+    clip_end_sec: float | None = None, num_frames: int = 8,
+) -> Any:  # fmt: skip
     """Transform `num_frames` frames (C, T, H, W), spread evenly over a video or the part between two times.
 
     `video_path` may also be the frames of one clip: files, PIL images or an array. All decoders give the same frames,
@@ -112,12 +108,13 @@ def preprocess(modality: Modality, item: Any) -> Tensor:
     return x[:, 0] if x.shape[1] == 1 else x
 
 
-def transform_clip(modality: Any, clip: Any) -> Any:
+def transform_clip(config: Any, clip: Any) -> Any:
     """Preprocess all frames of a clip (C, T, H, W) of 0..255; of a clip in a dictionary, `num_frames` frames."""
+    modality: Any = modality_of("video", config)
     if isinstance(clip, Mapping):
         frames = clip["video"]
         chosen = modality.frame_indices(frames.shape[1]) if frames.shape[1] > modality.num_frames else slice(None)
-        return {**clip, "video": transform_clip(modality, frames[:, chosen])}
+        return {**clip, "video": transform_clip(config, frames[:, chosen])}
     frames = as_tensor(clip)
     if frames.ndim != 4 or frames.shape[0] not in (1, 3):
         raise DecodeError(clip, "expected frames (C, T, H, W) with values from 0 to 255")
