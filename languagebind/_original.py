@@ -9,13 +9,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODALITIES = ("Audio", "Depth", "Image", "Thermal", "Video")
+KINDS = ("configuration", "modeling", "processing", "tokenization")
 # Name in the original, where {0} is a modality and {1} the same in small letters -> its module, and name if another
 NAMES = {
     "AudioTransform": "hub.transforms",
-    "CLIPEncoder": "transformer:Transformer",
     "CLIPEncoderLayer": "transformer:Block",
     "CLIPTextConfig": "hub.config:LanguageBindTextConfig",
-    "CLIPTextTransformer": "hub.hf_modules:HFClipText",
     "CLIPVisionConfig": "hub.config:LanguageBindVisionConfig",
     "CLIPVisionTransformer": "hub.hf_modules:HFVisionTransformer",
     "LanguageBind{0}": "hub.published",
@@ -36,7 +35,7 @@ class OriginalModule(ModuleType):
 
     def __init__(self, name: str, package: str, homes: dict[str, str]):
         super().__init__(name, __doc__)
-        self.__spec__ = ModuleSpec(name, None)
+        self.__spec__, self.__path__ = ModuleSpec(name, None), []
         self.__all__, self._package, self._homes = list(homes), package, homes
 
     def __getattr__(self, name: str):
@@ -51,11 +50,7 @@ def install(package: str) -> None:
     for modality in MODALITIES:
         low = modality.lower()
         homes = {name.format(modality, low): home for name, home in NAMES.items()}
-        folder = OriginalModule(f"{package}.{low}", package, {})
-        folder.__path__ = []  # what makes a package of a module
-        setattr(sys.modules[package], low, folder)
-        sys.modules[folder.__name__] = folder
-        for kind in ("configuration", "modeling", "processing", "tokenization"):
-            module = OriginalModule(f"{package}.{low}.{kind}_{low}", package, homes)
-            setattr(folder, f"{kind}_{low}", module)
-            sys.modules[module.__name__] = module
+        for name in (low, *(f"{low}.{kind}_{low}" for kind in KINDS)):
+            parent, _, last = f"{package}.{name}".rpartition(".")
+            sys.modules[f"{package}.{name}"] = OriginalModule(f"{package}.{name}", package, homes)
+            setattr(sys.modules[parent], last, sys.modules[f"{package}.{name}"])

@@ -139,8 +139,7 @@ class Transformer(nn.Module):
             block.init_weights(depth)
 
     @property
-    def gradient_checkpointing(self) -> bool:
-        """True if activations are recomputed; transformers sets it to do so in every block."""
+    def gradient_checkpointing(self) -> bool:  # the name that transformers knows
         return self.checkpointed > 0
 
     @gradient_checkpointing.setter

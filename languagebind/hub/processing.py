@@ -139,12 +139,18 @@ class Processor:
             options = {"max_length": context_length, "padding": "max_length", "truncation": True, **kwargs}
             encoding = self.tokenizer(text, return_tensors=return_tensors, **options)
         if images is not None:
-            several = isinstance(images, (list, tuple)) and not _is_waveform_and_rate(images)
-            if several and hasattr(self.modality, "num_frames"):
-                several = not all(map(_is_picture, images))
-            inputs = [self.image_processor(item, self.transform) for item in (images if several else [images])]
+            items = [images] if self._is_item(images) else images
+            inputs = [self.image_processor(item, self.transform) for item in items]
             encoding["pixel_values"] = torch.stack([x["video"] if isinstance(x, Mapping) else x for x in inputs])
         return encoding
+
+    def _is_item(self, value: Any) -> bool:
+        """Tell a (waveform, rate) pair, or for video the pictures of one clip, from a list of items."""
+        if not isinstance(value, (list, tuple)):
+            return True
+        if hasattr(self.modality, "num_frames"):
+            return all(isinstance(x, Image.Image) or len(getattr(x, "shape", ())) == 3 for x in value)
+        return len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor)) and isinstance(value[1], Real)
 
     def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchEncoding | dict[str, Tensor]:
         """Return a dictionary with the batch `pixel_values` (B, …)."""
@@ -169,14 +175,6 @@ class Processor:
         self.config.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-
-
-def _is_waveform_and_rate(value: Sequence[Any]) -> bool:
-    return len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor)) and isinstance(value[1], Real)
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, Image.Image) or len(getattr(value, "shape", ())) == 3
 
 
 PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS, kind={name: name for name in CONFIGS})
