@@ -76,8 +76,13 @@ def test_a_cached_repository_loads_offline_through_every_class(toys, cache, name
     assert TOKENIZERS[name].from_pretrained(former, **options)(["two dogs"])["input_ids"] == ids
     assert PROCESSORS[name].from_pretrained(repo, **options)(text=["two dogs"])["input_ids"][0][:4] == ids[0]
     kind, layer = getattr(languagebind, f"LanguageBind{name.title()}Tower"), Namespace(mm_vision_select_layer=-2)
-    weight = kind(former, layer, cache_dir=str(cache)).encoder.post_layernorm.weight
+    weight = kind(former, layer, **options).encoder.post_layernorm.weight
     assert torch.equal(weight, found.vision_model.post_layernorm.weight)
+    weights = LanguageBind({name: repo}, **options).state_dict()
+    assert torch.equal(weights[f"modality_encoder.{name}.post_layernorm.weight"], weight)
+    model = languagebind.load(former, **options).encoders["infrared" if name == "thermal" else name][0]
+    assert torch.equal(model.vision_model.post_layernorm.weight, weight)
+    assert languagebind.get_tokenizer(repo, **options)(["two dogs"])[0, :2].tolist() == ids[0][:2]
 
 
 def test_the_default_cache_serves_all_other_doors(toys, default_cache, files, tmp_path, monkeypatch):
@@ -98,6 +103,8 @@ def test_the_default_cache_serves_all_other_doors(toys, default_cache, files, tm
     assert isinstance(AutoProcessor.from_pretrained(repo), PROCESSORS["depth"])
     assert AutoTokenizer.from_pretrained(repo)("two dogs")["input_ids"][0] == 49406
     languagebind.LanguageBindDepthTower(repo, Namespace(mm_vision_select_layer=-2))
+    with pytest.raises(TypeError, match="unexpected option 'local_file_only'"):
+        languagebind.load(repo, local_file_only=True)
 
 
 def test_a_cache_under_the_former_name(toys, tmp_path):
@@ -126,7 +133,7 @@ def test_all_files_come_from_one_revision(toys, tmp_path):
     with pytest.raises(UserError, match=rf"{new.name} has no weights file: expected one of model\.safetensors"):
         LanguageBindDepth.from_pretrained(repo, **options)  # and not the old weights
     (new / "config.json").unlink()
-    with pytest.raises(UserError, match=rf"{new.name} has no config\.json"):
+    with pytest.raises(UserError, match=r"it is not in the cache: load it once with access to the hub"):
         LanguageBindDepth.from_pretrained(repo, **options)
     assert same_weights(LanguageBindDepth.from_pretrained(repo, revision=old.name, **options), toys / "depth")
 

@@ -128,7 +128,7 @@ def is_training_checkpoint(source: str | Path, subfolder: str | None = None) -> 
     """Return True for a checkpoint file, a URL or a run's folder; False for the published layout or a hub id."""
     path = Path(source, subfolder or "")
     if not is_url(source) and path.is_dir():
-        return not (path / "config.json").is_file() and path.parent.name != "snapshots"  # of the hub's cache
+        return not (path / "config.json").is_file()
     return is_url(source) or path.is_file() or path.suffix == ".pt"
 
 

@@ -22,6 +22,7 @@ from ..model import DualEncoder, same_text
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import build_checkpoint, is_training_checkpoint, read_checkpoint
+from .files import HUB_OPTIONS
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - the usual name
     num_frames: int | None = None,
-    cache_dir: str | Path | None = None,
+    **hub: Any,
 ) -> "Encoders":
     """Load encoders, one per modality. Equal text towers are loaded once; different ones stay beside each other.
 
@@ -47,7 +48,7 @@ def load(
         compile: compile the encoders with `torch.compile`.
         num_frames: frames per clip, for encoders with temporal attention; by default as in training, otherwise
             temporal embeddings are interpolated.
-        cache_dir: folder for downloads; by default the cache of the Hugging Face hub.
+        hub: options of the Hugging Face hub: cache_dir, force_download, local_files_only, revision, subfolder, token.
 
     Raises:
         UserError: a source cannot be used, or two have the same modality.
@@ -61,7 +62,7 @@ def load(
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     towers: dict[int, DualEncoder] = {}  # a model for each text tower
     for expected, source in wanted:
-        model, modality = _load(source, list(towers.values()), expected, num_frames, cache_dir)
+        model, modality = _load(source, list(towers.values()), expected, num_frames, hub)
         towers.setdefault(id(model.text_model), model)
         name = modality_name(modality)
         if name in encoders:
@@ -200,7 +201,7 @@ def load_model(
     like: DualEncoder | None = None,
     modality: str | None = None,
     num_frames: int | None = None,
-    cache_dir: str | Path | None = None,
+    **hub: Any,
 ) -> tuple[DualEncoder, Modality]:
     """Return the model, in evaluation mode, and the modality of one source; for other arguments see `load`.
 
@@ -212,7 +213,7 @@ def load_model(
         UserError: the checkpoint cannot be used, or is for another modality.
         WeightsError: the weights do not fit, or the text tower differs from that of `like`.
     """
-    model, found = _load(source, [] if like is None else [like], modality, num_frames, cache_dir)
+    model, found = _load(source, [] if like is None else [like], modality, num_frames, hub)
     if like is not None and model.text_model is not like.text_model:
         raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
     return model.to(device), found
@@ -220,16 +221,18 @@ def load_model(
 
 def _load(
     source: str | Path, loaded: Sequence[DualEncoder], modality: str | None, num_frames: int | None,
-    cache_dir: str | Path | None,
+    hub: dict[str, Any],
 ) -> tuple[DualEncoder, Modality]:  # fmt: skip
     """Return a model on the CPU, which shares the text tower of one of the `loaded` models if they are equal."""
-    if is_training_checkpoint(source):
+    if unknown := hub.keys() - set(HUB_OPTIONS):
+        raise TypeError(f"unexpected option {min(unknown)!r}")
+    if is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
         tower = checkpoint["text_fingerprint"]
         same = next((other for other in loaded if other.text_fingerprint() == tower), None)
         model, found = build_checkpoint(checkpoint, source, same, num_frames)
     else:
-        model, found = _load_published(source, num_frames=num_frames, cache_dir=cache_dir)
+        model, found = _load_published(source, num_frames=num_frames, **hub)
         if (same := next((other for other in loaded if same_text(model, other)), None)) is not None:
             model.text_model, model.text_projection = same.text_model, same.text_projection
     if modality not in (None, modality_name(found)):

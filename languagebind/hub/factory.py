@@ -55,7 +55,11 @@ class OpenClipInterface(nn.Module):
 
 
 def create_model_and_transforms(
-    model_name: str | Path, pretrained: str | None = None, precision: str = "fp32", device: str | torch.device = "cpu"
+    model_name: str | Path,
+    pretrained: str | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    **hub: Any,
 ) -> tuple[OpenClipInterface, Transform, Transform]:
     """Return a model, its training transform and its evaluation transform, which map files to inputs (C, T, H, W).
 
@@ -63,11 +67,12 @@ def create_model_and_transforms(
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
         pretrained: the model's entry in `list_pretrained()`; optional, since every model includes its weights.
         precision: dtype of the weights: fp32, bf16 or fp16.
+        hub: options of the Hugging Face hub, as in `languagebind.load`.
     """
     dtype = dtype_of(precision)
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
         raise UserError(f"omit pretrained={pretrained!r}: {model_name} includes its weights")
-    model, modality = load_model(source_of(model_name), device)
+    model, modality = load_model(source_of(model_name), device, **hub)
     return OpenClipInterface(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
 
 
@@ -84,14 +89,14 @@ def create_model_from_pretrained(
     return model, preprocess
 
 
-def get_tokenizer(model_name: str | Path) -> Callable[[list[str]], Tensor]:
+def get_tokenizer(model_name: str | Path, **hub: Any) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of a model: from a list of B texts to token ids (B, context length)."""
     source = source_of(model_name)
-    if is_training_checkpoint(source):
+    if is_training_checkpoint(source, hub.get("subfolder")):
         return checkpoint_tokens(source)
     from .config import read_config  # needs transformers, unlike our own checkpoints
 
-    return clip_tokens(read_config(source)[0].text.max_position_embeddings)
+    return clip_tokens(read_config(source, **hub)[0].text.max_position_embeddings)
 
 
 def list_models() -> list[str]:

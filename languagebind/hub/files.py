@@ -41,8 +41,10 @@ def pin(name: str | Path, wanted: Iterable[str] = WEIGHTS, /, **hub: Any) -> tup
     from huggingface_hub.errors import OfflineModeIsEnabled, RemoteEntryNotFoundError
 
     short = name.removeprefix(f"{FORMER}/")
-    name = f"{ORGANISATION}/{short}" if short in PUBLISHED or short != name else name
+    name, folder = f"{ORGANISATION}/{short}" if short in PUBLISHED or short != name else name, None
     try:
+        if not hub.get("force_download"):
+            folder = _cached_folder(name, wanted, hub) or _cached_folder(name, ("config.json",), hub)
         if hub.get("local_files_only"):
             raise OfflineModeIsEnabled("local_files_only is set")
         commit = model_info(name, revision=hub.get("revision"), timeout=10, token=hub.get("token")).sha
@@ -50,38 +52,36 @@ def pin(name: str | Path, wanted: Iterable[str] = WEIGHTS, /, **hub: Any) -> tup
             hf_hub_download(name, "config.json", **hub)  # also records the branch's commit, for use without the hub
         return name, hub | {"revision": commit}
     except Exception as error:  # the network and the hub raise many types
-        folders = [] if hub.get("force_download") else _cached_folders(name, **hub)
-        if not folders:
+        if folder is None:
             raise not_there(name, error) from error
-        folder = max(folders, key=lambda folder: any(any(folder.rglob(file)) for file in wanted))  # the first of equals
         if not isinstance(error, OfflineModeIsEnabled):
             warnings.warn(f"cannot reach the hub ({first_line(error)}): reading {folder}", stacklevel=2)
-        return str(folder), hub
+        return str(folder), {}
 
 
-def _cached_folders(name: str, revision: str = "main", cache_dir: Any = None, **_: Any) -> list[Path]:
-    """Return the folders of a revision in the given and the default cache, under the current and the former name."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+def _cached_folder(name: str, wanted: Iterable[str], hub: dict[str, Any]) -> Path | None:
+    """Return the folder of a wanted file, in the given or the default cache, under the current or the former name."""
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    found = []
-    names = name, name.replace(f"{ORGANISATION}/", f"{FORMER}/", 1)
-    for cache, known in product((cache_dir or HF_HUB_CACHE, HF_HUB_CACHE), names):
-        folder = Path(cache).expanduser() / f"models--{known.replace('/', '--')}"
-        branch = folder / "refs" / revision
-        found.append(folder / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision))
-    return [folder for folder in found if folder.is_dir()]
+    caches = hub.get("cache_dir", constants.HF_HUB_CACHE), constants.HF_HUB_CACHE
+    for cache, repo, file in product(caches, (name, name.replace(f"{ORGANISATION}/", f"{FORMER}/", 1)), wanted):
+        path = str(Path(hub.get("subfolder", ""), file))
+        found = try_to_load_from_cache(repo, path, Path(cache).expanduser(), hub.get("revision"))
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
 
 
 def not_there(name: str, error: Exception) -> UserError:
     """Return the error for a name that is neither a local folder nor on the hub, nor in its cache."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    reason = f"its download from the hub failed: {first_line(error)}"
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         return UserError(f"there is no folder {name}")
     if isinstance(error, OfflineModeIsEnabled):
-        reason = "it is not in the cache: load it once with access to the hub, or change cache_dir or revision"
-    return UserError(f"there is no folder {name}, and {reason}")
+        advice = "load it once with access to the hub, or change cache_dir or revision"
+        return UserError(f"there is no folder {name}, and it is not in the cache: {advice}")
+    return UserError(f"there is no folder {name}, and its download from the hub failed: {first_line(error)}")
 
 
 def find_file(name: str, file: str, **hub: Any) -> Path | None:

@@ -23,6 +23,7 @@ class LlavaTower(nn.Module):
             `mm_vision_select_feature`, `patch` or `cls_patch` (keep the class token; clips always keep it).
         delay_load: read only the config; `load_model()` reads the weights later.
         cache_dir: folder for downloads.
+        local_files_only: read a repository from the cache, without asking the hub.
 
     Attributes:
         image_processor, video_processor: the processor of the tower's modality, under both names.
@@ -35,20 +36,21 @@ class LlavaTower(nn.Module):
 
     def __init__(
         self, name: str | Path | None = None, args: Any = None, delay_load: bool = False,
-        cache_dir: str | None = "./cache_dir", **tower: str | Path,
+        cache_dir: str | None = "./cache_dir", local_files_only: bool = False, **tower: str | Path,
     ):  # fmt: skip
         super().__init__()
         name = tower.pop(f"{self.modality}_tower", name)
         if name is None or tower:
             raise TypeError(f"expected the argument {self.modality}_tower, got {', '.join(tower) or None}")
         self.name, self.cache_dir = str(name), cache_dir
+        self.hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         setattr(self, f"{self.modality}_tower_name", self.name)
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if self.select_feature not in ("patch", "cls_patch"):
             raise UserError(f"mm_vision_select_feature should be patch or cls_patch, not {self.select_feature!r}")
         self.is_loaded = False
-        self.cfg_only, _ = read_config(name, CONFIGS[self.modality], cache_dir=cache_dir)
+        self.cfg_only, _ = read_config(name, CONFIGS[self.modality], **self.hub)
         self.image_processor = self.video_processor = PROCESSORS[self.modality](self.cfg_only)
         depth = self.cfg_only.vision.num_hidden_layers
         if not -depth - 1 <= self.select_layer <= depth:
@@ -59,7 +61,7 @@ class LlavaTower(nn.Module):
     def load_model(self) -> None:
         """Read the weights if they are not loaded yet."""
         if not self.is_loaded:
-            model = MODELS[self.modality].from_pretrained(self.name, cache_dir=self.cache_dir)
+            model = MODELS[self.modality].from_pretrained(self.name, **self.hub)
             setattr(self, f"{self.modality}_tower", model.vision_model.requires_grad_(False).eval())
             self.is_loaded = True
 

@@ -38,6 +38,7 @@ class LanguageBind(OriginalState):
             original; `languagebind.load` keeps the towers of all.
         use_temp: multiply the features of each modality, but not of text, by the encoder's logit scale.
         cache_dir: folder for downloads.
+        local_files_only: read repositories from the cache, without asking the hub.
 
     Raises:
         UserError: a modality is unknown, or features differ in size.
@@ -49,6 +50,7 @@ class LanguageBind(OriginalState):
         clip_type: Mapping[str, str | Path] | Iterable[str] = tuple(DEFAULTS),
         use_temp: bool = True,
         cache_dir: str | Path | None = "./cache_dir",
+        local_files_only: bool = False,
     ):
         super().__init__()
         self.use_temp = use_temp
@@ -57,7 +59,8 @@ class LanguageBind(OriginalState):
         self.modality_config: dict[str, LanguageBindConfig] = {}
         models: dict[str, LanguageBindModel] = {}
         for name, source in _sources(clip_type).items():
-            config, state, _ = read_pretrained(source, CONFIGS[name], cache_dir=cache_dir)
+            hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+            config, state, _ = read_pretrained(source, CONFIGS[name], **hub)
             models[name] = model = build_published(config, state, source)  # memory-mapped
             self.modality_encoder[name], self.modality_proj[name] = model.vision_model, model.visual_projection
             self.modality_scale[name] = model.logit_scale
