@@ -55,12 +55,9 @@ class OpenClipInterface(nn.Module):
 
 
 def create_model_and_transforms(
-    model_name: str | Path,
-    pretrained: str | None = None,
-    precision: str = "fp32",
-    device: str | torch.device = "cpu",
-    **hub: Any,
-) -> tuple[OpenClipInterface, Transform, Transform]:
+    model_name: str | Path, pretrained: str | None = None, precision: str = "fp32",
+    device: str | torch.device = "cpu", **hub: Any,
+) -> tuple[OpenClipInterface, Transform, Transform]:  # fmt: skip
     """Return a model, its training transform and its evaluation transform, which map files to inputs (C, T, H, W).
 
     Args:

@@ -18,8 +18,9 @@ class OriginalState(nn.Module):
     def _load_from_state_dict(self, state_dict: State, prefix: str, *args: Any) -> None:
         own = {name for name, _ in self.named_parameters(remove_duplicate=False)}
         given = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict)}
-        given = {key if key in own else WRAPPERS.sub("", key): value for key, value in given.items()}
-        given = {key: value for key, value in given.items() if key in own or not key.endswith("position_ids")}
+        given = {
+            key if key in own else WRAPPERS.sub("", key): x for key, x in given.items() if "position_ids" not in key
+        }
         sizes: Any = getattr(self, "config", None)
         if hasattr(sizes, "lora_alpha") and not given.keys() <= own and not any(".lora_" in key for key in own):
             try:
