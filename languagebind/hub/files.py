@@ -79,8 +79,8 @@ def not_there(name: str, error: Exception) -> UserError:
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         return UserError(f"there is no folder {name}")
     if isinstance(error, OfflineModeIsEnabled):
-        advice = "load it once with access to the hub, or change cache_dir or revision"
-        return UserError(f"there is no folder {name}, and it is not in the cache: {advice}")
+        advice = "it is not in the cache, so load it once with access to the hub, or change cache_dir or revision"
+        return UserError(f"there is no folder {name}, and its download from the hub is off: {advice}")
     return UserError(f"there is no folder {name}, and its download from the hub failed: {first_line(error)}")
 
 
