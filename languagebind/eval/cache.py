@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load, save
@@ -69,7 +70,9 @@ class FeatureCache:
     def put(self, items: Sequence[Any], features: Tensor) -> None:
         """Write the features of a batch. Raises `UserError` if writing fails, for example on a full disk."""
         data = save({"features": features.cpu().contiguous()})
-        write_output(self._path(items), hashlib.sha256(data).digest() + data)
+        own = self._path(items).with_suffix(f".{uuid4().hex}")  # another run may write the same batch meanwhile
+        write_output(own, hashlib.sha256(data).digest() + data)
+        own.replace(self._path(items))
 
     def _path(self, items: Sequence[Any]) -> Path:
         return self.folder / f"{digest(items)}.features"
