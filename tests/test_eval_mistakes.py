@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +182,18 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_label(tmp_path):
     config = load_dataset_config(tmp_path / "a.yaml")
     assert list(config.class_names) == ["cat", "sea\u2028horse"]
     assert config.templates == ("a {c}",)
+
+
+def test_paths_are_as_good_as_texts(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "prompts.txt").write_text("a {c}\n")
+    found = [
+        DatasetConfig("pets", "classification", kind(tmp_path / "a.csv"), class_names=kind(tmp_path / "names.txt"),
+                      templates=kind(tmp_path / "prompts.txt"), data_root=kind(tmp_path))
+        for kind in (Path, str)
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert (found[0].data_root, found[0].class_names) == (str(tmp_path), CLASSES)
 
 
 @pytest.mark.parametrize(
