@@ -75,8 +75,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
         found, details = _classification(config, query, targets[kept], used, samples)
     lost = len(next(iter(matched.values()))) - len(query)
     counts = {"samples": len(query), "skipped_samples": unpaired + lost, "unpaired_samples": unpaired}
-    counts["missing_samples"] = missing
-    found["protocol"] = _protocol(config, used, identity) | counts | found["protocol"]
+    found["protocol"] = _protocol(config, used, identity) | counts | {"missing_samples": missing} | found["protocol"]
     return new_result(config, "+".join(models), found, details)
 
 
@@ -94,6 +93,8 @@ def _encode(
             features[name], positions = used[name].encode_samples(samples)
         rows[name] = {position: row for row, position in enumerate(positions)}
     kept = sorted(set.intersection(*map(set, rows.values())))
+    if not kept:
+        raise UserError(f"no sample can be read in all of {', '.join(matched)}")
     features = {name: x[[rows[name][position] for position in kept]] for name, x in features.items()}
     return features, {name: [samples[i] for i in kept] for name, samples in matched.items()}, kept
 
