@@ -440,6 +440,30 @@ def test_folders_are_searched_and_other_files_passed_over(tmp_path, caplog):
     assert "index.json" in caplog.text
 
 
+def test_a_file_that_lacks_keys_of_a_result_is_named(tmp_path, caplog):
+    for key in ("metrics", "protocol"):
+        rest = {name: value for name, value in plain(key).items() if name != key}
+        (tmp_path / f"no_{key}.json").write_text(json.dumps(rest))
+    (tmp_path / "index.json").write_text('{"shards": 3}')
+    write_result(plain("a"), tmp_path / "a.json")
+    main([str(tmp_path)])
+    warnings = "".join(record.message for record in caplog.records if record.levelname == "WARNING")
+    assert re.findall(r"\w+\.json", warnings) == ["no_metrics.json", "no_protocol.json"]
+
+
+def test_two_published_figures_of_a_model_and_large_ranks(tmp_path):
+    ranked = {"metrics": {"text_to_modality/mean_rank": 123456.4}, "task": "retrieval"}
+    entry = "{{model: m, values: {{text_to_modality/mean_rank: {}}}, where: {}}}"
+    published = ", ".join(entry.format(*each) for each in ((100000, "table 1"), (1234567, "table 2")))
+    configs = f"d: {{task: retrieval, data: x, metric: text_to_modality/mean_rank, published: [{published}]}}"
+    table = make(tmp_path, plain("a", half=None) | ranked, configs=configs).table("Headline metric of each dataset")
+    assert {name: cells[0] for name, cells in table.items() if name != "model"} == {
+        "a": "123456",
+        "m (table 1)": "100000 ★",
+        "m (table 2)": "1234567",
+    }
+
+
 def test_templates_go_into_the_wheel():
     with (ROOT / "pyproject.toml").open("rb") as file:
         patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["languagebind.eval.report"]

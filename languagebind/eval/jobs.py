@@ -176,7 +176,8 @@ def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str,
 
 def _read_same(path: Path, asked: Mapping[str, Any]) -> Result:
     """Return the result in a file. Raises `UserError` if it is of another checkpoint or was made with other options."""
-    result = read_result(path)
+    if (result := read_result(path)) is None:
+        raise UserError(f"{path} is not a result: --overwrite replaces it")
     made = result.get("asked")
     if not isinstance(made, dict):
         log.warning("%s does not say how it was made: check that the checkpoint and the options are the same", path)
