@@ -53,6 +53,9 @@ def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, 
     [
         (["--engine=fsdp"], "start training with torchrun"),
         (["--engine=deepspeed"], "start training with torchrun"),
+        (["--engine=fsdp", "--optimizer=adamw8bit"], "fsdp does not support --optimizer adamw8bit"),
+        (["--engine=deepspeed", "--optimizer=timm/lamb"], "deepspeed does not support --optimizer timm/lamb"),
+        (["--engine=fsdp", "--precision=amp"], "fsdp does not support --precision amp"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_path):

@@ -30,6 +30,7 @@ from languagebind.hub.encoders import load
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
+from training.logger import LogConfig, Logger
 from training.main import main
 from training.params import parse_args
 
@@ -231,6 +232,7 @@ WRONG_VALUES = [
     "--beta1=1.5",
     "--log-every-n-steps=0",
     "--lora-rank=0",
+    "--lora-dropout=-0.1",
     "--name=a/b",
     "--patch-dropout=1",
     "--precision=half",
@@ -246,6 +248,14 @@ def test_wrong_values_are_refused(flag, depth_shards, tmp_path):
     with pytest.raises((SystemExit, UserError)) as ended:
         main(train_flags(depth_shards, tmp_path, flag))
     assert getattr(ended.value, "code", 2) == 2
+
+
+def test_a_row_without_a_step_is_named_and_kept(tmp_path):
+    rows = '{"step": 1, "train/loss": 2.0}\n{"note": "mine"}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=r"metrics.jsonl: a row should have a whole number `step`: {'note': 'mine'}"):
+        Logger(tmp_path, LogConfig(), {})
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
 
 
 def test_help_without_a_modality_names_them(capsys):
