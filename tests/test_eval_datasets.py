@@ -230,6 +230,10 @@ def test_a_new_dataset_is_one_yaml(models, tmp_path):
         'media: "clips/{file}.mp4", caption: desc}\n'
     )
     assert prepare(tmp_path / "new.yaml", tmp_path / "download", tmp_path / "data")["samples"] == 4
+    wrong = (tmp_path / "new.yaml").read_text().replace("[test, extra]", "val")
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    with pytest.raises(UserError, match=r"new.json: `where` selects no row. The columns hold split: .*\btest\b"):
+        prepare(tmp_path / "wrong.yaml", tmp_path / "download", tmp_path / "wrong")
     result = score(models, "video", tmp_path / "new.yaml", tmp_path / "data")
     assert result["protocol"]["samples"] == 4
 

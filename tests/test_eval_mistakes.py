@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from eval_files import write_jsonl, write_shard
+from helpers import ROOT
 from PIL import Image as Picture
 
 from languagebind._yaml import PlainLoader
@@ -63,6 +64,13 @@ def test_links_that_lead_back_are_not_followed(folders, link, to):
     (folders / link).symlink_to(to)
     assert keys(folders) == FILES
     assert list(class_names(dataset(folders, class_names=None))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("to", ["a", ".", "a/.."])
+def test_a_class_that_links_to_another_is_refused(folders, to):
+    (folders / "z").symlink_to(to)
+    with pytest.raises(UserError, match=r"the class folder .*z is a link to files of another class: remove it"):
+        class_names(dataset(folders, class_names=None))
 
 
 def test_links_to_folders_elsewhere_are_followed(folders, tmp_path):
@@ -219,6 +227,13 @@ def test_mistakes_in_a_config(tmp_path, line, message):
     (tmp_path / "a.yaml").write_text(f"task: retrieval\ndata: x\n{line}\n")
     with pytest.raises(UserError, match=rf"a\.yaml.*{message}"):
         load_dataset_config(tmp_path / "a.yaml")
+
+
+def test_a_recipe_of_training_is_refused_in_a_few_lines():
+    with pytest.raises(UserError) as refused:
+        load_dataset_config(ROOT / "configs" / "depth.yaml")
+    assert 3 < len(str(refused.value).splitlines()) <= 5
+    assert str(refused.value).splitlines()[-1].endswith("more errors")
 
 
 def test_a_name_that_no_file_can_have(tmp_path):

@@ -346,7 +346,7 @@ def test_csv_has_a_row_a_metric(world):
     assert found["epoch_1", "audioset", "d_prime"]["value"] == ""
 
 
-def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path):
+def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path, monkeypatch):
     example = {"key": "a", "source": [], "text": "\0", "found": "b", "rank": 2, "score": 0.5}
     result = {"dataset": "d", "model": "depth", "pretrained": "=1+1", "task": "classification",
               "metrics": {"top1": 0.5}, "protocol": {}, "examples": {"best": [example]}}  # fmt: skip
@@ -358,6 +358,9 @@ def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path
     assert not (tmp_path / "data.html").exists()
     for _ in range(2):  # over its own it writes
         main([str(tmp_path)])
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(UserError, match="results"):  # the default folder, which is not there
+        main([])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
     assert [row["model"] for row in rows] == ["'=1+1"]
     (tmp_path / "report.csv").unlink()

@@ -171,6 +171,14 @@ MISTAKES = {
 }
 
 
+def test_a_row_without_its_modality_is_not_packed_from_another_column(tmp_path):
+    (tmp_path / "m.csv").write_text("path,depth,caption\nrgb.png,d.png,one\nrgb.png,,two\n")
+    printed = make(
+        tmp_path / "out", "csv", f"--manifest={tmp_path}/m.csv", f"--root={tmp_path}", "--modality=depth", status=2
+    )
+    assert "m.csv:3: 'depth' is missing or empty; the columns are path, depth, caption" in printed
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_named(case, vidal, tmp_path):
     flags, message = MISTAKES[case]

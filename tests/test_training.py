@@ -26,7 +26,7 @@ import languagebind.modalities
 from languagebind.config import UserError, from_dict
 from languagebind.data.shards import ShardWriter
 from languagebind.hub.checkpoint import load_checkpoint
-from languagebind.hub.encoders import load
+from languagebind.hub.encoders import load, load_model
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
@@ -86,6 +86,9 @@ def test_the_text_tower_is_bitwise_the_same_afterwards(run):
     model, _ = load_checkpoint(run / "run/checkpoints/step_00000024.pt")
     for key, value in tower[0].state_dict().items():
         assert torch.equal(model.text_model.state_dict()[key], value)
+    loaded, _ = load_model(run / "run")
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_the_saved_config_is_a_command_line_that_repeats_the_run(run):
@@ -100,6 +103,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(run, step):
     call("-m", "training.main", f"--config={run / 'run/config.yaml'}", f"--name={name}", f"--resume={resume}")
     whole = losses(run, "run")
     assert losses(run, name) == {k: v for k, v in whole.items() if k > step}
+    assert "resume: null" in (run / name / "config.yaml").read_text()  # its config starts other runs from step 0
     ours, theirs = checkpoint(run, name, 24)["model"], checkpoint(run, "run", 24)["model"]
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 

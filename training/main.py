@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -104,7 +105,8 @@ def fit(config: TrainConfig, process: Process) -> None:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
         if process.is_main:  # only now: an accepted checkpoint's options may be replaced
             set_aside_later(folder / "checkpoints", state.step)
-            write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+            again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
+            write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
         logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
         k = config.optim.accum_freq
         steps = (k * steps_per_epoch, k * total_steps, k * state.step)

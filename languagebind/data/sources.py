@@ -67,7 +67,7 @@ class Jsonl:
                 captions |= several if isinstance(several, dict) else {"caption": several}
             columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
             if absent := [column for column in columns.values() if not row.get(column)]:
-                raise UserError(f"{where}: there is no {absent[0]!r}, only {columns_of(row)}")
+                raise UserError(f"{where}: {absent[0]!r} is missing or empty; the columns are {columns_of(row)}")
             paths = {name: as_list(row[column]) for name, column in columns.items()}
             sample_id = str(row.get("id") or Path(next(iter(paths.values()))[0]).with_suffix(""))
             media = {name: [[self.root / path for path in files]] for name, files in paths.items()}

@@ -1,8 +1,8 @@
 """Cache features on disk, so that a killed run resumes and a repeated run encodes nothing.
 
 A folder holds the features of one combination of weights, options and rules, with one file per batch. Files are written
-atomically. A batch is found again only if it has the same files or texts in the same order. Its cached features are
-then bit for bit equal to newly computed features.
+atomically. A batch is found again only if it has the same files or texts in the same order. The weights and the
+`fingerprint` of a model must tell it apart from others, because its code is not examined.
 """
 
 import hashlib

@@ -111,8 +111,10 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
         own = {key: value for key, value in changes.items() if key != "templates" or dataset.task != "retrieval"}
         datasets[i] = validate(DatasetConfig, vars(dataset) | own, dataset.name)
     if not datasets:
-        usage = "no datasets: name some with --config FILE.yaml (see configs/eval) or --data FOLDER, or use --all"
-        raise UserError("\n  ".join([usage, *map(describe_absent, absent)]))
+        usage = "name some with --config FILE.yaml (see configs/eval) or --data FOLDER, or use --all"
+        if options.all:
+            usage = f"{options.data_root or options.configs} holds the data of none of the configs in {options.configs}"
+        raise UserError("\n  ".join([f"no datasets: {usage}", *map(describe_absent, absent)]))
     return datasets, absent
 
 

@@ -156,7 +156,12 @@ def list_files(folder: Path) -> list[Sample]:
 
 
 def _class_folders(config: DatasetConfig) -> list[str]:
-    return sorted(folder.name for folder in Path(config.data).glob("[!.]*/"))
+    root = Path(config.data).resolve()
+    folders = sorted(Path(config.data).glob("[!.]*/"))
+    for folder in folders:
+        if folder.is_symlink() and root in (folder.resolve(), *folder.resolve().parents):
+            raise UserError(f"{config.name}: the class folder {folder} is a link to files of another class: remove it")
+    return [folder.name for folder in folders]
 
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:

@@ -18,7 +18,7 @@ from ...config import UserError
 from ...data.tables import KEY, Format, Record, columns_of, read_list, read_records, require
 from ...files import files_below, is_plain
 from ..data.validation import CONFIG, must_be
-from .writing import Row
+from .writing import Row, inside
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 OneGroup = must_be(lambda pattern: pattern.groups <= 1, "a pattern with one group; write other groups as (?:...)")
@@ -105,10 +105,15 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
     form = Format(options.format, options.columns, options.comment, options.encoding, options.records, skip_spaces=True)
     key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
     in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
+    values: dict[str, set[str]] = {column: set() for column in options.where}
+    chosen = False
     for where, record in read_records(source / options.table, form):
         require(record, [*options.where, *options.match], where)
-        if any(str(record[column]) not in values for column, values in options.where.items()):
+        for column, found_values in values.items():
+            found_values.add(str(record[column]))
+        if any(str(record[column]) not in wanted for column, wanted in options.where.items()):
             continue
+        chosen = True
         for column, pattern in options.match.items():
             if not (found := pattern.match(str(record[column]))) or found[pattern.groups] is None:
                 raise UserError(f"{where}: {record[column]!r} does not match {pattern.pattern!r}")
@@ -119,6 +124,9 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
         elif options.split_list:
             continue
         yield where, key, record
+    if values and not chosen:
+        held = "; ".join(f"{column}: {', '.join(sorted(found)[:8])}" for column, found in values.items())
+        raise UserError(f"{source}/{options.table}: `where` selects no row. The columns hold {held}")
     if lost := [key for key, found in in_table.items() if not found]:
         count = f"{len(lost)} of {len(in_table)} keys are not in {options.table}"
         raise UserError(f"{source}/{options.split_list}: {count}, such as {lost[0]!r}")
@@ -168,9 +176,7 @@ def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
 
 def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str) -> str:
     """Return the path of a record's file below the download, or the filled-in pattern if the file is missing."""
-    path = _fill(pattern, record, where)
-    if path.startswith("/") or ".." in path.split("/") or not is_plain(path):
-        raise UserError(f"{where}: {path!r} is not a path in the folder of the download")
+    path = inside(_fill(pattern, record, where), where)
     if not path.endswith(".*"):
         return path
     folder, _, name = path.removesuffix(".*").rpartition("**/")
