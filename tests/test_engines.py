@@ -63,6 +63,12 @@ def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_p
         main(train_flags(depth_shards, tmp_path, *flags, "--workers=0"))
 
 
+def test_an_optimizer_that_fsdp_cannot_shard_is_refused_at_the_first_step(depth_shards, tmp_path):
+    flags = ["--engine=fsdp", "--optimizer=timm/cadamw", "--workers=0"]
+    output = call_ranks(1, "-m", "training.main", *train_flags(depth_shards, tmp_path, *flags), status=2)
+    assert "error: --engine fsdp does not support this --optimizer" in output
+
+
 def test_a_deepspeed_config_cannot_decide_what_flags_decide(tmp_path):
     (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
     with pytest.raises(UserError, match="sets bf16: use the flags of training"):

@@ -75,15 +75,14 @@ def _known_failure(error: Exception, process: Process) -> UserError | None:
     if not isinstance(error, RuntimeError):
         return None
     if process.world_size > 1 and is_lost_rank(error):
-        return UserError(
-            f"Rank {process.rank} lost contact with another rank. See that rank's log, then continue with --resume"
-            f" latest. ({first_line(error)})"
-        )
+        remedy = "See that rank's log, then continue with --resume latest."
+        return UserError(f"Rank {process.rank} lost contact with another rank. {remedy} ({first_line(error)})")
     if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
-        return UserError(
-            f"{first_line(error)} This happens when memory runs out: use fewer --workers or a smaller --shuffle-buffer,"
-            " and continue with --resume latest"
-        )
+        remedy = "use fewer --workers or a smaller --shuffle-buffer, and continue with --resume latest"
+        return UserError(f"{first_line(error)} This happens when memory runs out: {remedy}")
+    if "placement changes" in str(error):  # of FSDP's sharded tensors
+        remedy = "change it or use --engine ddp"
+        return UserError(f"--engine fsdp does not support this --optimizer: {remedy} ({first_line(error)})")
     return None
 
 
