@@ -175,7 +175,7 @@ def load_model(
     num_frames: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[DualEncoder, Modality]:
-    """Return the frozen model, in evaluation mode, and the modality of one source; for other arguments see `load`.
+    """Return the model, in evaluation mode, and the modality of one source; for other arguments see `load`.
 
     Args:
         like: a loaded model with the same text tower; the new model shares that tower.
@@ -192,7 +192,7 @@ def load_model(
     if modality not in (None, modality_name(found)):
         hint = " (called thermal in the original code)" if modality == "thermal" else ""
         raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
-    return model.requires_grad_(False).to(device), found
+    return model.to(device), found
 
 
 def _load_published(source: str | Path, like: DualEncoder | None, **options: Any) -> tuple[DualEncoder, Modality]:
@@ -209,4 +209,4 @@ def _load_published(source: str | Path, like: DualEncoder | None, **options: Any
         if not same_text(model, like):
             raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
         model.text_model, model.text_projection = like.text_model, like.text_projection
-    return model.eval(), config.modality
+    return model.eval().requires_grad_(False), config.modality
