@@ -40,7 +40,7 @@ class TuningConfig:
 
     def __post_init__(self):
         at_least(1, lora_rank=self.lora_rank)
-        at_least(0, lora_alpha=self.lora_alpha)
+        at_least(0, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout)
 
 
 def apply_tuning(model: nn.Module, config: TuningConfig) -> None:

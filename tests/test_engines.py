@@ -53,11 +53,20 @@ def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, 
     [
         (["--engine=fsdp"], "start training with torchrun"),
         (["--engine=deepspeed"], "start training with torchrun"),
+        (["--engine=fsdp", "--optimizer=adamw8bit"], "fsdp does not support --optimizer adamw8bit"),
+        (["--engine=deepspeed", "--optimizer=timm/lamb"], "deepspeed does not support --optimizer timm/lamb"),
+        (["--engine=fsdp", "--precision=amp"], "fsdp does not support --precision amp"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(flags, message, depth_shards, tmp_path):
     with pytest.raises(UserError, match=message):
         main(train_flags(depth_shards, tmp_path, *flags, "--workers=0"))
+
+
+def test_an_optimizer_that_fsdp_cannot_shard_is_refused_at_the_first_step(depth_shards, tmp_path):
+    flags = ["--engine=fsdp", "--optimizer=timm/cadamw", "--workers=0"]
+    output = call_ranks(1, "-m", "training.main", *train_flags(depth_shards, tmp_path, *flags), status=2)
+    assert "error: --engine fsdp does not support this --optimizer" in output
 
 
 def test_a_deepspeed_config_cannot_decide_what_flags_decide(tmp_path):

@@ -250,6 +250,13 @@ def test_caption_sources_are_chosen_not_guessed(world, tmp_path):
     assert run(shard, "retrieval", caption_source="ofa")["protocol"]["captions"] == 2
     with pytest.raises(UserError, match="has 0 captions"):
         run(shard, "retrieval", caption_source="polish")
+    row = {"path": str(picture), "caption": "pink", "captions": {"ofa": ["blue", "green"]}}
+    manifest = write_jsonl(tmp_path / "a.jsonl", [row])
+    with pytest.raises(UserError, match="captions from caption, ofa: choose one with caption_source"):
+        run(manifest, "retrieval")
+    for source, expected in (("caption", ("pink",)), ("ofa", ("blue", "green"))):
+        (sample,) = read_samples(dataset(manifest, "retrieval", caption_source=source), IMAGE)
+        assert sample.captions == expected
 
 
 def test_limit_is_spread_over_the_data(world):

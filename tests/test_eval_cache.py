@@ -19,6 +19,8 @@ from PIL import Image as Picture
 
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig
+from languagebind.eval.cache import FeatureCache
+from languagebind.eval.data.readers import choose_protocol
 from languagebind.eval.evaluate import evaluate
 from languagebind.eval.features import _progress
 from languagebind.modalities.image import Image
@@ -197,8 +199,23 @@ def test_damaged_files_are_found_and_made_again(data, tmp_path, caplog):
     assert mine.read_bytes() == b"not of the cache"
     assert run(data, tmp_path) == (expected, 0, 0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*\.features: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*file.*: Not a directory"):
         run(data, tmp_path / "file")
+
+
+def test_two_runs_may_write_the_same_batch_at_once(tmp_path, monkeypatch):
+    runs = [FeatureCache(tmp_path / "d", Slow(), choose_protocol("ours", None, None, IMAGE), "fp32") for _ in range(2)]
+    fsync = os.fsync
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", fsync)
+        runs[1].put(["x"], torch.ones(2, 3))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    runs[0].put(["x"], torch.ones(2, 3))
+    assert torch.equal(runs[0].get(["x"]), torch.ones(2, 3))
+    assert [path.suffix for path in runs[0].folder.iterdir()] == [".features"]
 
 
 def test_a_killed_run_goes_on(data, tmp_path):

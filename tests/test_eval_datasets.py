@@ -230,6 +230,10 @@ def test_a_new_dataset_is_one_yaml(models, tmp_path):
         'media: "clips/{file}.mp4", caption: desc}\n'
     )
     assert prepare(tmp_path / "new.yaml", tmp_path / "download", tmp_path / "data")["samples"] == 4
+    wrong = (tmp_path / "new.yaml").read_text().replace("[test, extra]", "dev")
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    with pytest.raises(UserError, match=r"new.json: `where` selects no row. The columns hold split: test, val"):
+        prepare(tmp_path / "wrong.yaml", tmp_path / "download", tmp_path / "wrong")
     result = score(models, "video", tmp_path / "new.yaml", tmp_path / "data")
     assert result["protocol"]["samples"] == 4
 
@@ -424,7 +428,7 @@ def test_mistakes_on_the_command_line(sounds, tmp_path):
         prepare(sounds_yaml(tmp_path, data="set/a.csv"), tmp_path / "download", tmp_path / "data")
     with pytest.raises(UserError, match=r"3 samples, expected 4: .*download is incomplete"):
         prepare(sounds_yaml(tmp_path, expect="{samples: 4}"), tmp_path / "download", tmp_path / "data")
-    with pytest.raises(UserError, match="0 samples, expected 3"):
+    with pytest.raises(UserError, match=r"`where` selects no row. The columns hold text: one, three, two"):
         prepare(sounds_yaml(tmp_path, where={"text": ["five", "six"]}), tmp_path / "download", tmp_path / "data")
 
 
@@ -475,6 +479,8 @@ def test_bad_rows(sounds, tmp_path, rows, message):
         ({"split_list": "twice.txt"}, r"twice.txt:2: 'a' is listed twice"),
         ({"match": {"id": "(x)"}}, "list.csv:2: 'a' does not match"),
         ({"match": {"id": "("}}, "match.id should be a valid regular expression"),
+        ({"match": {"id": "(a)|(b)"}}, r"match.id should be a pattern with one group.*, not '\(a\)\|\(b\)'"),
+        ({"match": {"id": "a|(b)"}}, "list.csv:2: 'a' does not match"),
         ({"match": "id"}, "match should be"),
         ({"where": {"split": "test"}}, "no column 'split'"),
         ({"join": "lines"}, "join should be 'paragraph', not 'lines'"),
@@ -558,6 +564,22 @@ def test_a_paragraph_may_have_an_empty_sentence_but_not_be_empty(tmp_path):
     assert json.loads((tmp_path / "data" / "set" / "test.jsonl").read_text())["captions"] == ["One. Two."]
     write_json(tmp_path / "l.json", {"v_a": {"sentences": [" ", ""]}})
     with pytest.raises(UserError, match="entry 'v_a': the paragraph is empty"):
+        prepare(config, tmp_path, tmp_path / "data", "--overwrite")
+
+
+def test_a_sample_may_be_of_none_of_the_classes(models, tmp_path):
+    for k in range(3):
+        picture(tmp_path / "clips" / f"{k}.png")
+    rows = [{"id": k, "tags": tags} for k, tags in enumerate((["red"], [], ["red", "blue"]))]
+    options = {"table": "l.json", "media": "clips/{id}.png", "caption": None, "labels": "tags"}
+    config = sounds_yaml(tmp_path, more="class_names: [red, blue]\n", **options)
+    config.write_text(config.read_text().replace("retrieval", "multilabel"))
+    write_json(tmp_path / "l.json", rows)
+    prepare(config, tmp_path, tmp_path / "data")
+    result = score(models, "image", config, tmp_path / "data")
+    assert (result["protocol"]["samples"], [each["samples"] for each in result["classes"]]) == (3, [2, 1])
+    write_json(tmp_path / "l.json", [*rows[:2], {"id": 2, "tags": [" "]}])
+    with pytest.raises(UserError, match="entry 3: tags is empty"):
         prepare(config, tmp_path, tmp_path / "data", "--overwrite")
 
 

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from eval_files import write_jsonl, write_shard
+from helpers import ROOT
 from PIL import Image as Picture
 
 from languagebind._yaml import PlainLoader
@@ -62,6 +64,13 @@ def test_links_that_lead_back_are_not_followed(folders, link, to):
     (folders / link).symlink_to(to)
     assert keys(folders) == FILES
     assert list(class_names(dataset(folders, class_names=None))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("to", ["a", ".", "a/.."])
+def test_a_class_that_links_to_another_is_refused(folders, to):
+    (folders / "z").symlink_to(to)
+    with pytest.raises(UserError, match=r"the class folder .*z is a link to files of another class: remove it"):
+        class_names(dataset(folders, class_names=None))
 
 
 def test_links_to_folders_elsewhere_are_followed(folders, tmp_path):
@@ -183,6 +192,18 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_label(tmp_path):
     assert config.templates == ("a {c}",)
 
 
+def test_paths_are_as_good_as_texts(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "prompts.txt").write_text("a {c}\n")
+    found = [
+        DatasetConfig("pets", "classification", kind(tmp_path / "a.csv"), class_names=kind(tmp_path / "names.txt"),
+                      templates=kind(tmp_path / "prompts.txt"), data_root=kind(tmp_path))
+        for kind in (Path, str)
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert (found[0].data_root, found[0].class_names) == (str(tmp_path), CLASSES)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -206,6 +227,13 @@ def test_mistakes_in_a_config(tmp_path, line, message):
     (tmp_path / "a.yaml").write_text(f"task: retrieval\ndata: x\n{line}\n")
     with pytest.raises(UserError, match=rf"a\.yaml.*{message}"):
         load_dataset_config(tmp_path / "a.yaml")
+
+
+def test_a_recipe_of_training_is_refused_in_a_few_lines():
+    with pytest.raises(UserError) as refused:
+        load_dataset_config(ROOT / "configs" / "depth.yaml")
+    assert 3 < len(str(refused.value).splitlines()) <= 5
+    assert str(refused.value).splitlines()[-1].endswith("more errors")
 
 
 def test_a_name_that_no_file_can_have(tmp_path):

@@ -457,7 +457,7 @@ def test_mistakes_on_the_command_line(world, tmp_path):
         ([*config, "--model", colours, colours], f"two results would be .*here_{HERE}-Colours.json"),
         ([*config, "--model", colours, "--modality", "depth"], "is for image, not depth"),
         (["--model", colours], "no datasets: name some with --config"),
-        (["--model", colours, "--all", "--configs", str(tmp_path)], "no datasets: name some"),
+        (["--model", colours, "--all", "--configs", str(tmp_path)], "no datasets: .* holds the data of none"),
         ([*config, "--model", colours, "--export-features", __file__], "test_eval_models.py cannot be written"),
     ]
     for argv, message in cases:

@@ -1,6 +1,7 @@
 """Public downloads to crops and depth maps: files of the real formats, to the pixel."""
 
 import hashlib
+import json
 import sys
 
 import h5py
@@ -164,6 +165,16 @@ def test_flir_v1_crops_by_the_numbers_of_categories(tmp_path):
     rows, counts = run(crops, tmp_path, FLIR_V1)
     assert [row["path"] for row in rows] == ["person/FLIR_08863_5.png", "person/FLIR_08864_6.png"]
     assert counts == {"category other vehicle": 1, "clipped": 1}
+
+
+@pytest.mark.parametrize("name", ["../outside.jpeg", "/etc/outside.jpeg"])
+def test_pictures_outside_of_the_download_are_refused(tmp_path, name):
+    flir(tmp_path, *V1)
+    file = next(tmp_path.rglob("thermal_annotations.json"))
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name
+    file.write_text(json.dumps(content))
+    refused(crops, tmp_path, FLIR_V1, "outside.jpeg' is not a path in the folder of the download")
 
 
 def test_rows_of_a_missing_picture_have_no_file_and_say_so(tmp_path):

@@ -198,6 +198,19 @@ def test_samples_without_a_partner_stop_the_run_or_are_counted(scenes, encoders,
     assert found == pytest.approx(both_ways(features["depth"][rows], features["infrared"][rows]))
 
 
+def test_samples_that_no_two_modalities_can_read_stop_the_run(scenes, encoders, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\xff")
+    pairs = list(scenes[1].items())[:2]
+    samples = {
+        key: (files | {name: broken}, record) for name, (key, (files, record)) in zip(MODALITIES, pairs, strict=True)
+    }
+    write(tmp_path / "both.tar", samples)
+    text = RETRIEVAL.replace("both.tar", str(tmp_path / "both.tar"))
+    with pytest.raises(UserError, match="no sample can be read in all of depth, infrared"):
+        evaluate(scenes, encoders, tmp_path, text, skip_bad=True)
+
+
 def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
     root, samples = scenes
     other = {f"other_{key}": value for key, value in samples.items()}
@@ -228,6 +241,7 @@ def test_data_that_does_not_go_together(scenes, encoders, tmp_path):
         (RETRIEVAL.replace("gallery: infrared\n", ""), "retrieval needs a gallery"),
         ("task: classification\nquery: depth\ndata: {depth: both.tar}\n", "classification needs class_names"),
         (RETRIEVAL + "labels: infrared\n", "labels is 'infrared', which is not in the query"),
+        ("task: classification\nquery: text\ndata: {text: both.tar}\n" + CLASSES, "needs a modality besides text"),
         (RETRIEVAL.replace("infrared: both.tar", "infrared: none.tar"), "no such shard or folder|does not exist"),
         (RETRIEVAL.replace("infrared: both.tar", "infrared: none.jsonl"), "none.jsonl does not exist"),
         (RETRIEVAL.replace("infrared", "video"), "needs an encoder: --model video=CHECKPOINT"),

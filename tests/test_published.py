@@ -8,11 +8,13 @@ import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Compose
@@ -22,6 +24,7 @@ import languagebind
 from languagebind import DecodeError, LanguageBind, LanguageBindDepth, LanguageBindVideo, to_device, transform_dict
 from languagebind.config import UserError
 from languagebind.hub.config import CONFIGS
+from languagebind.hub.files import read_weights
 from languagebind.hub.processing import PROCESSORS, TOKENIZERS
 from languagebind.hub.published import MODELS
 from languagebind.transformer import Attention
@@ -215,6 +218,20 @@ def test_a_sharded_bin_loads(toys, tmp_path):
             LanguageBindDepth.from_pretrained(tmp_path)
 
 
+def test_a_part_that_the_hub_does_not_give_is_no_fault_of_the_index(tmp_path, monkeypatch):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+
+    def download(name, file, **options):
+        if file == index.name:
+            return index
+        raise RemoteEntryNotFoundError(file, response=Mock()) if file == "model.safetensors" else OSError("it broke")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UserError, match=r"^there is no folder a/b, and its download from the hub failed: it broke"):
+        read_weights("a/b", 0, 1)
+
+
 def test_pickled_code_is_never_run(toys, tmp_path):
     shutil.copy(toys / "depth" / "config.json", tmp_path)
     torch.save({"a": torch.zeros(1), "b": Namespace}, tmp_path / "pytorch_model.bin")
@@ -240,6 +257,7 @@ def test_configs_that_do_not_fit(toys, tmp_path):
         (config | {"vision_config": "x"}, "vision_config"),
         (config | {"vision_config": config["vision_config"] | {"hidden_act": "tanh"}}, "hidden_act.*tanh"),
         (config | {"vision_config": config["vision_config"] | {"image_size": [56, 56, 56]}}, "the config of"),
+        (config | {"vision_config": config["vision_config"] | {"tube_size": 2}}, "tube_size"),
         (
             config | {"vision_config": config["vision_config"] | {"num_frames": 0}},
             r"does not support inputs .* \(3, 0, 56, 56\)",

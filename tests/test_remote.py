@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from helpers import call, call_ranks, stripes_config, train_flags, write_shards
 
 from languagebind.config import UserError
@@ -299,6 +300,24 @@ def test_checkpoints_that_are_gone_are_removed_when_a_newer_one_is_there(s3, tmp
     assert names() == [f"step_0000000{step}.pt" for step in (1, 3)]
     (checkpoints / "step_00000003.pt").unlink()
     assert names() == [f"step_0000000{step}.pt" for step in (1, 3)]  # the last one stays
+
+
+class Deleted(MemoryFileSystem):
+    """A store whose bucket was deleted."""
+
+    protocol = "deleted"
+
+    def put_file(self, *args, **kwargs):
+        raise FileNotFoundError("The specified bucket does not exist")
+
+
+def test_a_bucket_that_was_deleted_is_named(tmp_path, caplog):
+    fsspec.register_implementation("deleted", Deleted, clobber=True)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    sync = RemoteSync(tmp_path, "deleted://bucket/run", 1000)
+    sync.attempt()
+    assert "cannot copy to deleted://bucket/run, trying again: " in caplog.text
+    assert not sync.copied
 
 
 def test_a_store_out_of_reach_neither_stops_nor_holds_up_a_run(tmp_path, monkeypatch, shards):

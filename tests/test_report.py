@@ -346,7 +346,7 @@ def test_csv_has_a_row_a_metric(world):
     assert found["epoch_1", "audioset", "d_prime"]["value"] == ""
 
 
-def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path):
+def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path, monkeypatch):
     example = {"key": "a", "source": [], "text": "\0", "found": "b", "rank": 2, "score": 0.5}
     result = {"dataset": "d", "model": "depth", "pretrained": "=1+1", "task": "classification",
               "metrics": {"top1": 0.5}, "protocol": {}, "examples": {"best": [example]}}  # fmt: skip
@@ -358,6 +358,9 @@ def test_files_of_others_are_not_written_over_and_names_are_no_formulas(tmp_path
     assert not (tmp_path / "data.html").exists()
     for _ in range(2):  # over its own it writes
         main([str(tmp_path)])
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(UserError, match="results"):  # the default folder, which is not there
+        main([])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
     assert [row["model"] for row in rows] == ["'=1+1"]
     (tmp_path / "report.csv").unlink()
@@ -438,6 +441,30 @@ def test_folders_are_searched_and_other_files_passed_over(tmp_path, caplog):
     page = Page((tmp_path / "one" / "report.html").read_text())
     assert list(page.table("Headline metric")) == ["model", "a", "b"]
     assert "index.json" in caplog.text
+
+
+def test_a_file_that_lacks_keys_of_a_result_is_named(tmp_path, caplog):
+    for key in ("metrics", "protocol"):
+        rest = {name: value for name, value in plain(key).items() if name != key}
+        (tmp_path / f"no_{key}.json").write_text(json.dumps(rest))
+    (tmp_path / "index.json").write_text('{"shards": 3}')
+    write_result(plain("a"), tmp_path / "a.json")
+    main([str(tmp_path)])
+    warnings = "".join(record.message for record in caplog.records if record.levelname == "WARNING")
+    assert re.findall(r"\w+\.json", warnings) == ["no_metrics.json", "no_protocol.json"]
+
+
+def test_two_published_figures_of_a_model_and_large_ranks(tmp_path):
+    ranked = {"metrics": {"text_to_modality/mean_rank": 123456.4}, "task": "retrieval"}
+    entry = "{{model: m, values: {{text_to_modality/mean_rank: {}}}, where: {}}}"
+    published = ", ".join(entry.format(*each) for each in ((100000, "table 1"), (1234567, "table 2")))
+    configs = f"d: {{task: retrieval, data: x, metric: text_to_modality/mean_rank, published: [{published}]}}"
+    table = make(tmp_path, plain("a", half=None) | ranked, configs=configs).table("Headline metric of each dataset")
+    assert {name: cells[0] for name, cells in table.items() if name != "model"} == {
+        "a": "123456",
+        "m (table 1)": "100000 ★",
+        "m (table 2)": "1234567",
+    }
 
 
 def test_templates_go_into_the_wheel():

@@ -20,6 +20,7 @@ from helpers import call, depth_png, start, write_shards
 from languagebind.config import UserError
 from languagebind.data.members import media_members, stream_samples
 from languagebind.data.shards import as_key, count_samples, expand_shards, indexed, is_key
+from languagebind.data.sources import Csv
 from languagebind.data.vidal import MissingCaption, choose_caption, clean_title, media_paths, read_annotation
 from languagebind.eval.data.shards import read_shard
 
@@ -169,6 +170,20 @@ MISTAKES = {
         "no layout for 'image'",
     ),
 }
+
+
+def test_a_caption_beside_captions_is_kept(tmp_path):
+    (tmp_path / "m.csv").write_text("path,caption,captions\na.png,one,two|three\n")
+    (sample,) = Csv(tmp_path / "m.csv", tmp_path, ("depth",)).samples()
+    assert sample.captions == {"caption": ["one", "two", "three"]}
+
+
+def test_a_row_without_its_modality_is_not_packed_from_another_column(tmp_path):
+    (tmp_path / "m.csv").write_text("path,depth,caption\nrgb.png,d.png,one\nrgb.png,,two\n")
+    printed = make(
+        tmp_path / "out", "csv", f"--manifest={tmp_path}/m.csv", f"--root={tmp_path}", "--modality=depth", status=2
+    )
+    assert "m.csv:3: 'depth' is missing or empty; the columns are path, depth, caption" in printed
 
 
 @pytest.mark.parametrize("case", MISTAKES)

@@ -27,9 +27,11 @@ from languagebind.config import UserError, from_dict
 from languagebind.data.shards import ShardWriter
 from languagebind.hub.checkpoint import load_checkpoint
 from languagebind.hub.encoders import load
+from languagebind.hub.factory import create_model
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
+from training.logger import LogConfig, Logger
 from training.main import main
 from training.params import parse_args
 
@@ -85,6 +87,9 @@ def test_the_text_tower_is_bitwise_the_same_afterwards(run):
     model, _ = load_checkpoint(run / "run/checkpoints/step_00000024.pt")
     for key, value in tower[0].state_dict().items():
         assert torch.equal(model.text_model.state_dict()[key], value)
+    loaded = create_model(run / "run")
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_the_saved_config_is_a_command_line_that_repeats_the_run(run):
@@ -99,6 +104,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(run, step):
     call("-m", "training.main", f"--config={run / 'run/config.yaml'}", f"--name={name}", f"--resume={resume}")
     whole = losses(run, "run")
     assert losses(run, name) == {k: v for k, v in whole.items() if k > step}
+    assert "resume: null" in (run / name / "config.yaml").read_text()  # its config starts other runs from step 0
     ours, theirs = checkpoint(run, name, 24)["model"], checkpoint(run, "run", 24)["model"]
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
@@ -231,6 +237,7 @@ WRONG_VALUES = [
     "--beta1=1.5",
     "--log-every-n-steps=0",
     "--lora-rank=0",
+    "--lora-dropout=-0.1",
     "--name=a/b",
     "--patch-dropout=1",
     "--precision=half",
@@ -246,6 +253,14 @@ def test_wrong_values_are_refused(flag, depth_shards, tmp_path):
     with pytest.raises((SystemExit, UserError)) as ended:
         main(train_flags(depth_shards, tmp_path, flag))
     assert getattr(ended.value, "code", 2) == 2
+
+
+def test_a_row_without_a_step_is_named_and_kept(tmp_path):
+    rows = '{"step": 1, "train/loss": 2.0}\n{"note": "mine"}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=r"metrics.jsonl: a row should have a whole number `step`: {'note': 'mine'}"):
+        Logger(tmp_path, LogConfig(), {})
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
 
 
 def test_help_without_a_modality_names_them(capsys):

@@ -71,8 +71,7 @@ class Logger:
         """Return True if metrics.jsonl has an evaluation of each dataset at a step, or on other ranks."""
         if self.folder is None:
             return True
-        rows = read_rows(self.folder / "metrics.jsonl")
-        found = [name for row in rows if row["step"] == step for name in row]
+        found = [name for row in read_rows(self.folder / "metrics.jsonl") if row["step"] == step for name in row]
         return all(any(name.startswith(f"{dataset}/") for name in found) for dataset in datasets)
 
     def skipped(self, step: int, samples: list[tuple[str, str, str]]) -> None:
@@ -100,10 +99,8 @@ def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
     try:
         run = wandb.init(**options, config=config, resume="allow")
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        log.warning(
-            "cannot reach Weights & Biases (%s): upload the log in %s later with wandb sync",
-            first_line(error), folder / "wandb",
-        )  # fmt: skip
+        advice = "cannot reach Weights & Biases (%s): upload the log in %s later with wandb sync"
+        log.warning(advice, first_line(error), folder / "wandb")
         wandb.teardown()  # or the run's name would still be taken
         run = wandb.init(**options, config=config, mode="offline")
     run.define_metric("*", step_metric="step")
@@ -121,6 +118,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError:
             log.warning("%s: skipping an unreadable line", path)
+    if wrong := [row for row in rows if not (isinstance(row, dict) and isinstance(row.get("step"), int))]:
+        raise UserError(f"{path}: a row should have a whole number `step`: {wrong[0]}")
     return rows
 
 

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -74,15 +75,14 @@ def _known_failure(error: Exception, process: Process) -> UserError | None:
     if not isinstance(error, RuntimeError):
         return None
     if process.world_size > 1 and is_lost_rank(error):
-        return UserError(
-            f"Rank {process.rank} lost contact with another rank. See that rank's log, then continue with --resume"
-            f" latest. ({first_line(error)})"
-        )
+        remedy = "See that rank's log, then continue with --resume latest."
+        return UserError(f"Rank {process.rank} lost contact with another rank. {remedy} ({first_line(error)})")
     if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
-        return UserError(
-            f"{first_line(error)} This happens when memory runs out: use fewer --workers or a smaller --shuffle-buffer,"
-            " and continue with --resume latest"
-        )
+        remedy = "use fewer --workers or a smaller --shuffle-buffer, and continue with --resume latest"
+        return UserError(f"{first_line(error)} This happens when memory runs out: {remedy}")
+    if "placement changes" in str(error):  # of FSDP's sharded tensors
+        remedy = "change it or use --engine ddp"
+        return UserError(f"--engine fsdp does not support this --optimizer: {remedy} ({first_line(error)})")
     return None
 
 
@@ -104,7 +104,8 @@ def fit(config: TrainConfig, process: Process) -> None:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
         if process.is_main:  # only now: an accepted checkpoint's options may be replaced
             set_aside_later(folder / "checkpoints", state.step)
-            write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+            again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
+            write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
         logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
         k = config.optim.accum_freq
         steps = (k * steps_per_epoch, k * total_steps, k * state.step)

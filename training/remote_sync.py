@@ -99,13 +99,16 @@ class RemoteSync(threading.Thread):
         with reaching(self.url):
             self._set_aside(fs, root)
             for name in [*checkpoints, *RECORDS]:
-                with suppress(FileNotFoundError):  # not written yet, or removed by --keep-last
-                    found = (self.folder / name).stat()
-                    state = (found.st_size, found.st_mtime_ns)
+                path, target = self.folder / name, join(root, name)
+                try:
+                    state = (path.stat().st_size, path.stat().st_mtime_ns)
                     if self.copied.get(name) != state:
-                        fs.makedirs(join(root, name).rpartition("/")[0], exist_ok=True)
-                        fs.put_file(str(self.folder / name), join(root, name))  # the object appears when it is complete
+                        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                        fs.put_file(str(path), target)  # the object appears when it is complete
                         self.copied[name] = state
+                except FileNotFoundError:
+                    if path.exists():  # otherwise not written yet, or removed by --keep-last
+                        raise
             # Remove copies of checkpoints that this run has removed, but never the newest copy.
             for name in sorted_by_step(self.copied)[:-1]:
                 if not (self.folder / name).exists():

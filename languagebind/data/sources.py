@@ -63,11 +63,13 @@ class Jsonl:
         """Yield a sample per row."""
         for where, row in read_manifest(self.manifest, self._format()):
             captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
-            if several := row.get("captions"):
-                captions |= several if isinstance(several, dict) else {"caption": several}
+            if isinstance(several := row.get("captions"), dict):
+                captions |= several
+            elif several:
+                captions["caption"] = as_list(captions.get("caption")) + as_list(several)
             columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
             if absent := [column for column in columns.values() if not row.get(column)]:
-                raise UserError(f"{where}: there is no {absent[0]!r}, only {columns_of(row)}")
+                raise UserError(f"{where}: {absent[0]!r} is missing or empty; the columns are {columns_of(row)}")
             paths = {name: as_list(row[column]) for name, column in columns.items()}
             sample_id = str(row.get("id") or Path(next(iter(paths.values()))[0]).with_suffix(""))
             media = {name: [[self.root / path for path in files]] for name, files in paths.items()}

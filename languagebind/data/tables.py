@@ -56,14 +56,14 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 
 
 def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Record]]:
-    """Yield (location for messages, row) for each row of a manifest, like `read_records` but without empty cells.
+    """Yield (location for messages, row) for each row of a manifest, like `read_records` but with None for empty cells.
 
     In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
     """
     for where, row in read_records(file, form):
         if form.name_for(file) == "csv":
-            row = {name: cell for name, cell in row.items() if cell}
-            row |= {name: row[name].split("|") for name in ("labels", "captions") if name in row}
+            row = {name: cell or None for name, cell in row.items()}
+            row |= {name: row[name].split("|") for name in ("labels", "captions") if row.get(name)}
         yield where, row
 
 

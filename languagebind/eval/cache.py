@@ -1,8 +1,8 @@
 """Cache features on disk, so that a killed run resumes and a repeated run encodes nothing.
 
 A folder holds the features of one combination of weights, options and rules, with one file per batch. Files are written
-atomically. A batch is found again only if it has the same files or texts in the same order. Its cached features are
-then bit for bit equal to newly computed features.
+atomically. A batch is found again only if it has the same files or texts in the same order. The weights and the
+`fingerprint` of a model must tell it apart from others, because its code is not examined.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load, save
@@ -69,7 +70,9 @@ class FeatureCache:
     def put(self, items: Sequence[Any], features: Tensor) -> None:
         """Write the features of a batch. Raises `UserError` if writing fails, for example on a full disk."""
         data = save({"features": features.cpu().contiguous()})
-        write_output(self._path(items), hashlib.sha256(data).digest() + data)
+        own = self._path(items).with_suffix(f".{uuid4().hex}")  # another run may write the same batch meanwhile
+        write_output(own, hashlib.sha256(data).digest() + data)
+        own.replace(self._path(items))
 
     def _path(self, items: Sequence[Any]) -> Path:
         return self.folder / f"{digest(items)}.features"

@@ -178,10 +178,9 @@ class FeatureEncoder:
 
     def _gather(self, own: dict[int, Tensor], names: Sequence[str]) -> Tensor:
         """Return the features (N, D) of all ranks, from each batch's features by first row. `names` name the inputs."""
-        parts: dict[int, Tensor] = {}
-        for part in gather_objects({start: features.cpu() for start, features in own.items()}):
-            parts |= part
-        features = torch.cat([parts[start] for start in sorted(parts)]).to(self.device)
+        shared = gather_objects({start: x.cpu() for start, x in own.items()}) if world_size() > 1 else [own]
+        parts = {start: x for part in shared for start, x in part.items()}
+        features = torch.cat([parts[start].to(self.device) for start in sorted(parts)])
         wrong = (~features.isfinite()).any(dim=1).nonzero()
         if len(wrong):
             count, first = f"{len(wrong)} of {len(names)} inputs", names[int(wrong[0])]

@@ -112,8 +112,10 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
         own = {key: value for key, value in changes.items() if key != "templates" or dataset.task != "retrieval"}
         datasets[i] = validate(DatasetConfig, vars(dataset) | own, dataset.name)
     if not datasets:
-        usage = "no datasets: name some with --config (see `languagebind configs`) or --data FOLDER, or use --all"
-        raise UserError("\n  ".join([usage, *map(describe_absent, absent)]))
+        usage = "name some with --config (see `languagebind configs`) or --data FOLDER, or use --all"
+        if options.all:
+            usage = f"{options.data_root or options.configs} holds the data of none of the configs in {options.configs}"
+        raise UserError("\n  ".join([f"no datasets: {usage}", *map(describe_absent, absent)]))
     return datasets, absent
 
 
@@ -177,7 +179,8 @@ def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str,
 
 def _read_same(path: Path, asked: Mapping[str, Any]) -> Result:
     """Return the result in a file. Raises `UserError` if it is of another checkpoint or was made with other options."""
-    result = read_result(path)
+    if (result := read_result(path)) is None:
+        raise UserError(f"{path} is not a result: --overwrite replaces it")
     made = result.get("asked")
     if not isinstance(made, dict):
         log.warning("%s does not say how it was made: check that the checkpoint and the options are the same", path)

@@ -108,6 +108,8 @@ def _encode(
             features[name], positions = used[name].encode_samples(samples)
         rows[name] = {position: row for row, position in enumerate(positions)}
     kept = sorted(set.intersection(*map(set, rows.values())))
+    if not kept:
+        raise UserError(f"no sample can be read in all of {', '.join(matched)}")
     features = {name: x[[rows[name][position] for position in kept]] for name, x in features.items()}
     samples_kept = {name: [samples[i] for i in kept] for name, samples in matched.items()}
     return _in_blocks(features, partners), samples_kept, kept

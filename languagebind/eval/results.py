@@ -73,29 +73,28 @@ def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str
     return result if details is None else result | {"statistics": settings()} | details
 
 
-class NotAResult(UserError):
-    """A JSON file that is not the result of an evaluation."""
+def read_result(file: Path) -> Result | None:
+    """Return the result in a file. Return None and log a line if the file is not a result.
 
-
-def read_result(file: Path) -> Result:
-    """Return the result in a file.
-
-    Raises:
-        NotAResult: the file is not a result.
-        UserError: the file cannot be read, or one of its values is wrong.
+    Raises `UserError` if the file cannot be read, or one of its values is wrong.
     """
+    errors: list[Any] = []
     try:
         data = file.read_bytes()
         ResultFile.model_validate_json(data, strict=True)
         return json.loads(data)
     except OSError as error:
-        kind, reason = UserError, error.strerror
+        reason = error.strerror
     except ValidationError as error:
         errors = error.errors()
-        other = any(each["type"] == "missing" and len(each["loc"]) == 1 for each in errors)
-        kind = NotAResult if other or errors[0]["type"] == "model_type" else UserError
         reason = ": ".join(filter(None, [".".join(map(str, errors[0]["loc"])), errors[0]["msg"]]))
-    raise kind(f"{file} is not a valid result ({reason}): evaluate again, or move the file elsewhere")
+    message = f"{file} is not a valid result ({reason}): evaluate again, or move the file elsewhere"
+    missing = sum(each["type"] == "missing" and len(each["loc"]) == 1 for each in errors)
+    if not missing and not (errors and errors[0]["type"] == "model_type"):
+        raise UserError(message)
+    # A file with most of a result's keys was meant to be one
+    log.log(logging.WARNING if missing in (1, 2) else logging.INFO, "skipped: %s", message)
+    return None
 
 
 def read_results(*folders: Path) -> list[Result]:
@@ -110,12 +109,8 @@ def read_results(*folders: Path) -> list[Result]:
     for folder in folders:
         some = False
         for file in sorted(folder.rglob("*.json")):
-            if any(part.startswith(".") for part in file.relative_to(folder).parts):
-                continue
-            try:
-                result = read_result(file)
-            except NotAResult as error:
-                log.info("skipped: %s", error)
+            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if hidden or (result := read_result(file)) is None:
                 continue
             some, key = True, (result["dataset"], model_name(result))
             known = found.setdefault(key, (file, result))[0]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -120,7 +120,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     audio_std: int | float = 0.5
     audio_channels: str = "first"  # not in the published files: the original code uses the first channel
     clip_type: str | None = "vl"
-    tube_size: int = 1
+    tube_size: Literal[1] = 1
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -301,10 +301,8 @@ def to_config(
     if name not in KIND_OF:
         raise UserError(f"the published layout does not support {name}, only {', '.join(sorted(KIND_OF))}")
     if text is None:
-        raise UserError(
-            "the published layout supports only CLIP's text tower, but this model has another one: share its checkpoint"
-            " file, which languagebind.load can read"
-        )
+        remedy = "share its checkpoint file, which languagebind.load can read"
+        raise UserError(f"the published layout supports only CLIP's text tower, but this model has another: {remedy}")
     sizes = {theirs: getattr(encoder, ours) for ours, theirs in ENCODER_SIZES.items()}
     options = {theirs: getattr(modality, ours) for ours, theirs in option_names(type(modality)).items()}
     clip_type = "vl_new" if encoder.patch_embedding == "3d" else "vl"

@@ -70,7 +70,8 @@ def create_model_and_transforms(
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):
         raise UserError(f"omit pretrained={pretrained!r}: {model_name} includes its weights")
     model, modality = load_model(source_of(model_name), device, **hub)
-    return OpenClipInterface(model.to(dtype), modality).eval(), partial(_augment, modality), modality.preprocess
+    model = model.requires_grad_(False).to(dtype)
+    return OpenClipInterface(model, modality).eval(), partial(_augment, modality), modality.preprocess
 
 
 def create_model(model_name: str | Path, *args: Any, **kwargs: Any) -> OpenClipInterface:

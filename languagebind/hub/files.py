@@ -137,10 +137,10 @@ def _weight_files(name: str, variant: str | None, **hub: Any) -> list[Path]:
     if path.suffix != ".json":
         return [path]
     try:
-        parts = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-        paths = {part: find_file(name, part, **hub) for part in parts}
+        parts = sorted({str(Path(part)) for part in json.loads(path.read_bytes())["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not a valid index of weights: {first_line(error)}") from error
+    paths = {part: find_file(name, part, **hub) for part in parts}
     if missing := [part for part, file in paths.items() if file is None]:
         raise UserError(f"{path} lists {missing[0]}, which does not exist")
     return [file for file in paths.values() if file]

@@ -20,7 +20,7 @@ def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Se
     _write_lines(folder / "reworded_templates.txt", REWORDED_TEMPLATES)
     for modality in modalities:
         seen, unseen = seen_pairs(modality), unseen_pairs(modality)
-        for split in ("test", "unseen"):
+        for split in ("train", "test", "unseen"):  # a probe needs labels for training
             rng = random.Random(f"{seed} {split} {modality}")
             lines = [_manifest_line(root, split, scene, modality, rng) for scene in splits[split]]
             _write_lines(folder / f"{modality}_{split}.jsonl", lines)

@@ -96,12 +96,13 @@ def _are_fractions(values: Mapping[str, float]) -> bool:
 
 
 NotEmpty = Field(min_length=1)
+FromPath = BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
 Text = Annotated[str, NotEmpty]
 FileName = Annotated[str, must_be(NAME.fullmatch, "a file name: at most 100 letters, digits and _ . -")]
 ModalityName = Annotated[str, must_be(modality_names().__contains__, f"one of {', '.join(modality_names())}")]
 Template = Annotated[str, must_be(lambda text: "{c}" in text, "a prompt with {c} for the class name")]
-Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_read)]
-ClassNames = Annotated[Mapping[Text, Text], NotEmpty, BeforeValidator(_by_label)]
+Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_read), FromPath]
+ClassNames = Annotated[Mapping[Text, Text], NotEmpty, BeforeValidator(_by_label), FromPath]
 Interval = Annotated[tuple[Number, Number], must_be(lambda t: 0 <= t[0] < t[1], "a start and a later end, in seconds")]
 Counted = Literal["samples", "captions", "classes"]
 Counts = Mapping[Counted, Annotated[Whole, Field(ge=0)]]
@@ -122,7 +123,7 @@ class DatasetConfig:
 
     name: FileName
     task: Literal["classification", "multilabel", "retrieval"]
-    data: Annotated[Text, AfterValidator(_resolve)]  # a path, or a brace pattern of shards
+    data: Annotated[Text, FromPath, AfterValidator(_resolve)]  # a path, or a brace pattern of shards
     modality: ModalityName | None = None
     class_names: ClassNames | None = None  # label -> name in prompts, in class order; None: the class folders
     templates: Templates = ("{c}",)
@@ -142,7 +143,7 @@ class DatasetConfig:
     expect: Counts = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)  # `kind`, and the kind's own options
-    data_root: str | None = None  # second folder for the paths in a manifest; set by --data-root, not in YAML files
+    data_root: Annotated[str | None, FromPath] = None  # second folder for a manifest's paths: --data-root
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -177,7 +178,7 @@ def load_dataset_config(path: str | Path, data_root: Path | None = None, prepare
     missing = isinstance(names, str) and find(names, folders) is None
     if missing:
         del values["class_names"]
-    values["data_root"] = data_root and str(data_root)
+    values["data_root"] = data_root
     config = validate(DatasetConfig, values, str(path), folders)
     if missing and prepared:
         raise not_there(config, folders[-1] / str(names))

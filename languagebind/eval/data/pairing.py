@@ -82,6 +82,7 @@ class PairsConfig:
             f"{', '.join(both)} is on both sides, where each sample would find itself": both,
             "retrieval needs a gallery, and classification has none": retrieval != bool(self.gallery),
             "classification needs class_names, and retrieval has none": retrieval == bool(self.class_names),
+            "classification needs a modality besides text in its query": not retrieval and set(self.query) == {TEXT},
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
             named: self.data.keys() != self.used.keys(),
             f"labels is {self.labels!r}, which is not in the query": self.labels not in (None, *self.query),
@@ -104,7 +105,7 @@ def load_pairs_config(path: str | Path, data_root: Path | None = None, there: bo
     values, folders = read_values(path, data_root)
     if isinstance(values.get("data"), dict):
         shared: dict[str, Any] = {key: values[key] for key in ("name", "caption_source", "source") if key in values}
-        shared["data_root"] = data_root and str(data_root)
+        shared["data_root"] = data_root
         # Only retrieval reads captions, so the other data need no caption source
         values["data"] = {
             name: shared | {"data": place, "task": "retrieval" if name == TEXT else "classification"}

@@ -156,7 +156,12 @@ def list_files(folder: Path) -> list[Sample]:
 
 
 def _class_folders(config: DatasetConfig) -> list[str]:
-    return sorted(folder.name for folder in Path(config.data).glob("[!.]*/"))
+    root = Path(config.data).resolve()
+    folders = sorted(Path(config.data).glob("[!.]*/"))
+    for folder in folders:
+        if folder.is_symlink() and root in (folder.resolve(), *folder.resolve().parents):
+            raise UserError(f"{config.name}: the class folder {folder} is a link to files of another class: remove it")
+    return [folder.name for folder in folders]
 
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
@@ -189,13 +194,15 @@ def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) ->
     labels = as_list(record.get("label")) + as_list(record.get("labels"))
     captions: list[Any] = []
     if config.task == "retrieval":  # The other tasks need no caption source
-        for value in (record.get("caption"), record.get("captions")):
-            if isinstance(value, dict):
-                if len(value) != 1 and not config.caption_source:
-                    choices = ", ".join(value)
-                    raise UserError(f"{where}: captions from {choices}: choose one with caption_source in the config")
-                value = value.get(config.caption_source or next(iter(value)))
-            captions += as_list(value)
+        values = [record[key] for key in ("caption", "captions") if record.get(key) is not None]
+        if any(isinstance(value, dict) for value in values):  # A plain caption has the source `caption`
+            named = [value if isinstance(value, dict) else {"caption": value} for value in values]
+            sources = {source: texts for value in named for source, texts in value.items()}
+            if len(sources) != 1 and not config.caption_source:
+                choices = ", ".join(sources)
+                raise UserError(f"{where}: captions from {choices}: choose one with caption_source in the config")
+            values = [sources.get(config.caption_source or next(iter(sources)))]
+        captions = [caption for value in values for caption in as_list(value)]
     expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
     for name, values, kind, types in expected:
         # Not isinstance, because True is an int. No tokenizer can encode a lone surrogate (half an emoji)

@@ -68,7 +68,8 @@ def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:
         return TypeAdapter(kind).validate_python(values, context=context)
     except ValidationError as error:
         lines = [_describe(details, kind, where) for details in error.errors(include_url=False)]
-        raise UserError("\n  ".join(lines)) from error
+        more = [f"and {len(lines) - 4} more errors"] if len(lines) > 5 else []
+        raise UserError("\n  ".join(lines[:4] + more if more else lines)) from error
 
 
 def unknown(what: str, name: Any, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from ...config import UserError
 from ...files import parse_json, twice
 from ..data.validation import CONFIG, Count
-from .writing import Row, reading, write_png
+from .writing import Row, inside, reading, write_png
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -110,7 +110,9 @@ def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
         content = parse_json(file.read_bytes())
         names = {str(item["id"]): str(item["name"]) for item in content["categories"]}
         pictures = {
-            item["id"]: Picture(file.parent / item["file_name"], file, (item.get("width"), item.get("height")), [])
+            item["id"]: Picture(
+                file.parent / inside(item["file_name"], file), file, (item.get("width"), item.get("height")), []
+            )
             for item in content["images"]
         }
         for item in content["annotations"]:

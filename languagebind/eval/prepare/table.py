@@ -17,10 +17,11 @@ from pydantic.dataclasses import dataclass
 from ...config import UserError
 from ...data.tables import KEY, Format, Record, columns_of, read_list, read_records, require
 from ...files import files_below, is_plain
-from ..data.validation import CONFIG
-from .writing import Row
+from ..data.validation import CONFIG, must_be
+from .writing import Row, inside
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+OneGroup = must_be(lambda pattern: pattern.groups <= 1, "a pattern with one group; write other groups as (?:...)")
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -50,7 +51,7 @@ class Options:
     records: str | None = None  # key of a JSON object that holds the records
     where: dict[str, Columns] = field(default_factory=dict)  # rows to use: {split: test}, or a list of values
     split_list: str | None = None  # .txt or .json list of the keys to use; each must be in the table
-    match: dict[str, re.Pattern[str]] = field(default_factory=dict)  # column -> pattern whose group is the part to use
+    match: dict[str, Annotated[re.Pattern[str], OneGroup]] = field(default_factory=dict)  # column -> the part to use
     repeats: bool = False  # allow several rows per sample
     join: Literal["paragraph"] | None = None  # join the captions of a sample into one text
     classes: Classes | None = None
@@ -101,16 +102,20 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
 
 def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record]]:
     """Yield (place, key, record) of each row that `where` and `split_list` select."""
-    names = (options.format, options.columns, options.comment, options.encoding, options.records)
-    table = Format(*names, skip_spaces=True)
+    form = Format(options.format, options.columns, options.comment, options.encoding, options.records, skip_spaces=True)
     key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
     in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
-    for where, record in read_records(source / options.table, table):
+    values: dict[str, set[str]] = {column: set() for column in options.where}
+    chosen = False
+    for where, record in read_records(source / options.table, form):
         require(record, [*options.where, *options.match], where)
-        if any(str(record[column]) not in values for column, values in options.where.items()):
+        for column, found_values in values.items():
+            found_values.add(str(record[column]))
+        if any(str(record[column]) not in wanted for column, wanted in options.where.items()):
             continue
+        chosen = True
         for column, pattern in options.match.items():
-            if not (found := pattern.match(str(record[column]))):
+            if not (found := pattern.match(str(record[column]))) or found[pattern.groups] is None:
                 raise UserError(f"{where}: {record[column]!r} does not match {pattern.pattern!r}")
             record[column] = found[pattern.groups]
         [key] = _texts(_fill(key_pattern, record, where), options.key, where)
@@ -119,6 +124,9 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
         elif options.split_list:
             continue
         yield where, key, record
+    if values and not chosen:
+        held = "; ".join(f"{column}: {', '.join(sorted(found)[:8])}" for column, found in values.items())
+        raise UserError(f"{source}/{options.table}: `where` selects no row. The columns hold {held}")
     if lost := [key for key, found in in_table.items() if not found]:
         count = f"{len(lost)} of {len(in_table)} keys are not in {options.table}"
         raise UserError(f"{source}/{options.split_list}: {count}, such as {lost[0]!r}")
@@ -133,7 +141,7 @@ def _annotation(record: Record, options: Options, where: str) -> Row:
     if options.labels:
         value = record[options.labels]
         value = value.split(options.labels_separator) if isinstance(value, str) else value
-        found["labels"] = _texts(value, options.labels, where)
+        found["labels"] = [] if value == [] else _texts(value, options.labels, where)  # none of the classes
     if options.caption:
         # A sentence of a paragraph may be empty, but a caption may not, because it is a query
         texts = [_texts(record[column], column, where, bool(options.join)) for column in options.caption]
@@ -168,9 +176,7 @@ def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
 
 def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str) -> str:
     """Return the path of a record's file below the download, or the filled-in pattern if the file is missing."""
-    path = _fill(pattern, record, where)
-    if path.startswith("/") or ".." in path.split("/") or not is_plain(path):
-        raise UserError(f"{where}: {path!r} is not a path in the folder of the download")
+    path = inside(_fill(pattern, record, where), where)
     if not path.endswith(".*"):
         return path
     folder, _, name = path.removesuffix(".*").rpartition("**/")

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ...config import UserError, first_line
+from ...files import is_plain
 from ..data.datasets import DatasetConfig
 
 Row = dict[str, Any]
@@ -112,11 +113,20 @@ def write_png(image: Image.Image, target: Path) -> None:
     image.save(target, "PNG")
 
 
+def inside(path: str, where: object) -> str:
+    """Return a path that stays in the folder of the download. Raises `UserError` for other paths."""
+    if path.startswith("/") or ".." in path.split("/") or not is_plain(path):
+        raise UserError(f"{where}: {path!r} is not a path in the folder of the download")
+    return path
+
+
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
     """Turn any error of a library about a damaged or missing file into a `UserError` that names the file."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # PIL, expat, json, h5py and SciPy raise many types
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"cannot read {file}: {reason}; check --source, or download the file again") from error

@@ -27,7 +27,7 @@ MARK = 40  # characters at the start of the file, which all pages share, and all
 class ReportConfig:
     """Make one HTML page, and a .csv file beside it, of all results below some folders."""
 
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),)
     """folders with the .json files that `languagebind eval` wrote"""
     output: Path | None = None
     """HTML file to write, with a .csv file beside it; default: report.html in the first folder"""

@@ -45,8 +45,10 @@ class Dataset:
         known = [value for value in values.values() if value is not None]
         compared = len(known) > 1 and len(caveats.comparable(results)) == 1
         self.best = {model for model, value in values.items() if compared and value == pick(known)}
-        figures = [(entry["model"], entry["values"].get(self.metric)) for entry in (config.published if config else ())]
-        published = {model: value for model, value in figures if value is not None}
+        entries = [entry for entry in (config.published if config else ()) if self.metric in entry["values"]]
+        models = [entry["model"] for entry in entries]
+        names = [f"{x['model']} ({x['where']})" if models.count(x["model"]) > 1 else x["model"] for x in entries]
+        published = {name: entry["values"][self.metric] for name, entry in zip(names, entries, strict=True)}
         self.published = dict(sorted(published.items(), key=lambda item: item[1], reverse=pick is max))
 
         expect = config.expect if isinstance(config, DatasetConfig) else {}
@@ -86,9 +88,8 @@ def make_page(results: Sequence[Result], folder: Path) -> str:
                               trim_blocks=True, lstrip_blocks=True, finalize=clean)  # fmt: skip
     environment.policies["urlize.rel"] = "noreferrer"
     environment.filters |= {"figure": figure, "breakable": breakable}
-    functions = (interval, illustrated, recall_curves, Confusion)
-    environment.globals |= {function.__name__: function for function in functions}
-    environment.globals |= {"caveats": caveats, "COMPARED": COMPARED}
+    environment.globals |= {"interval": interval, "illustrated": illustrated, "recall_curves": recall_curves,
+                            "Confusion": Confusion, "caveats": caveats, "COMPARED": COMPARED}  # fmt: skip
     style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "sort.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     configs = read_configs(folder)
@@ -102,7 +103,8 @@ def figure(value: float | None, metric: str = "") -> str:
     """Return the text of a value: fractions in percent, other metrics unchanged."""
     if value is None:
         return "not finite"
-    return (f"{100 * value:.1f}" if not metric.endswith(NOT_SHARES) else f"{value:.5g}").replace("inf", "∞")
+    share = not metric.endswith(NOT_SHARES)
+    return (f"{100 * value:.1f}" if share else f"{value:.5g}" if value < 1e4 else f"{value:.0f}").replace("inf", "∞")
 
 
 def breakable(name: str) -> Markup:
