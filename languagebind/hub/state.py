@@ -1,5 +1,6 @@
 """Load state dicts of the original code into modules with the published parameter names."""
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,14 @@ class OriginalState(nn.Module):
     It ignores `position_ids` and the prefixes of DataParallel and `torch.compile`. Adapters are merged, unless the
     module has adapters itself.
     """
+
+    def load_state_dict(self, state_dict: State, strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
+        """Load a state dict. With `strict=False`, a warning names the weights that keep their values."""
+        found = super().load_state_dict(state_dict, strict, assign)
+        if missing := found.missing_keys:
+            names = ", ".join(missing[:5])
+            warnings.warn(f"the state dict lacks {len(missing)} weights, which do not change: {names}", stacklevel=2)
+        return found
 
     def _load_from_state_dict(self, state_dict: State, prefix: str, *args: Any) -> None:
         own = {name for name, _ in self.named_parameters(remove_duplicate=False)}
