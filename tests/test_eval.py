@@ -425,7 +425,9 @@ def test_bad_samples_stop_the_run_or_are_counted(world, tmp_path, workers, caplo
 
 def test_a_sample_without_media_is_bad_and_all_bad_is_an_error(world, tmp_path):
     shard = write_shard(tmp_path / "a.tar", [("0", {"json": {"label": "red"}})])
-    with pytest.raises(UserError, match=r"a.tar/0: the sample holds no file that this modality reads"):
+    with pytest.raises(
+        UserError, match=r"a.tar/0: the sample holds no file that this modality reads; it holds caption"
+    ):
         run(shard)
     with pytest.raises(UserError, match="1 of 1 samples cannot be read"):
         run(shard, skip_bad=True)

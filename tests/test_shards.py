@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import call, depth_png, start, write_shards
+from PIL import Image
 
 from languagebind.config import UserError
 from languagebind.data.members import media_members, stream_samples
@@ -23,6 +24,7 @@ from languagebind.data.shards import as_key, count_samples, expand_shards, index
 from languagebind.data.sources import Csv
 from languagebind.data.vidal import MissingCaption, choose_caption, clean_title, media_paths, read_annotation
 from languagebind.eval.data.shards import read_shard
+from languagebind.modalities import modality_class
 
 CAPTIONS = {
     "raw": "A Room #shorts",
@@ -320,3 +322,48 @@ def test_keys_and_members():
     assert media_members(["json", "mp4"], ["mp4", "jpg"]) == "mp4"
     assert media_members(["10.jpg", "9.jpg", "json"], ["mp4", "jpg"]) == {9: "9.jpg", 10: "10.jpg"}
     assert media_members(["json"], ["mp4"]) is None
+
+
+def test_each_modality_reads_its_own_file_of_a_pack(tmp_path):
+    """A thermal TIFF beside a colour JPEG and a depth TIFF: each is read back bit for bit, by Pillow's values."""
+    rng, media = np.random.default_rng(3), tmp_path / "media"
+    media.mkdir()
+    Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(media / "colour.jpg")
+    Image.fromarray(rng.integers(29000, 31000, (40, 50)).astype(np.uint16)).save(media / "thermal.tif")
+    Image.fromarray(rng.integers(500, 9000, (40, 50)).astype(np.uint16)).save(media / "far.tiff")
+    row = {"id": "s0", "infrared": "thermal.tif", "image": "colour.jpg", "depth": "far.tiff", "caption": "a kettle"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    flags = ["jsonl", f"--manifest={tmp_path / 'm.jsonl'}", f"--root={media}"]
+    make(tmp_path / "shards", *flags, "--modality", "infrared", "image", "depth")
+    shard = str(tmp_path / "shards/00000.tar")
+    with tarfile.open(shard) as archive:
+        assert archive.getnames() == ["s0.infrared.tiff", "s0.jpg", "s0.depth.tiff", "s0.json"]
+    files = {"infrared": "thermal.tif", "image": "colour.jpg", "depth": "far.tiff"}
+    (sample,) = stream_samples(shard)
+    for name, file in files.items():
+        extensions = modality_class(name).extensions
+        assert sample[media_members(sample, extensions)] == (media / file).read_bytes()
+        ((_, source, _),) = read_shard(Path(shard), extensions, None)
+        assert source.read() == (media / file).read_bytes()
+    assert "it holds depth.tiff, infrared.tiff, jpg: is --modality right?" in check(shard, "--modality=audio", status=1)
+
+
+def test_packs_of_earlier_versions_are_read_by_what_they_hold():
+    """They named every TIFF `tiff`, and other files of the two modalities as now."""
+    thermal = {"tiff": b"", "jpg": b"", "json": b"", "depth.png": b""}
+    assert media_members(thermal, modality_class("infrared").extensions) == "tiff"
+    assert media_members(thermal, modality_class("depth").extensions) == "depth.png"
+    assert media_members({"tiff": b"", "png": b""}, modality_class("depth").extensions) == "tiff"
+    assert media_members({"jpg": b""}, modality_class("infrared").extensions) == "jpg"
+
+
+def test_a_picture_beside_frames_of_another_kind_is_refused(tmp_path):
+    """A reader of video would use the whole `jpg`, and not the frames `0.png`, `1.png`."""
+    media = tmp_path / "media"
+    (media / "clip").mkdir(parents=True)
+    for i, name in enumerate(("clip/0.png", "clip/1.png", "a.jpg")):
+        Image.fromarray(np.full((20, 20, 3), 50 * i, np.uint8)).save(media / name)
+    row = {"video": "clip", "image": "a.jpg", "caption": "grey", "id": "a"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    flags = ["jsonl", f"--manifest={tmp_path / 'm.jsonl'}", f"--root={media}", "--modality", "video", "image"]
+    assert "jpg would be read for video" in make(tmp_path / "out", *flags, status=2)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from languagebind.config import UserError, first_line
-from languagebind.data.members import media_members, read_captions, stream_samples
+from languagebind.data.members import held_members, media_members, read_captions, stream_samples
 from languagebind.data.text_features import TextFeatures
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
@@ -194,9 +194,12 @@ class WorkerStream:
 
     def _fail(self, what: str) -> None:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common(5))
-        names = ", ".join(f"<key>.{extension}" for extension in self.modality.extensions)
-        where = f"{len(self.shards)} shards, the first is {next(iter(self.shards))}"
-        raise UserError(f"{what} in {where}. {reasons or f'No member is named {names}'}")
+        first = next(iter(self.shards))
+        if not reasons or "no member is named" in reasons:
+            absent = f"no member is named {' or '.join(self.modality.extensions)}"
+            sample = next(stream_samples(first, lambda error: True), {})  # with all of its members
+            reasons = f"{reasons or absent}. The first sample: {held_members(sample)}"
+        raise UserError(f"{what} in {len(self.shards)} shards, the first is {first}. {reasons}")
 
 
 def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random, frame: int | None) -> Any:

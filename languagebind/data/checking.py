@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..config import UserError, first_line, parse
 from ..modalities import DecodeError, Modality, modality_class
 from ..remote import fetched, is_url
-from .members import media_members, member_extension, read_captions, stream_samples
+from .members import held_members, media_members, member_extension, read_captions, stream_samples
 from .shards import ShardInfo, expand_shards, file_sha256, indexed, write_index
 from .vidal import MissingCaption, texts_of
 
@@ -125,7 +125,7 @@ def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) ->
     """Yield the faults of a sample's media."""
     found = media_members(members, modality.extensions)
     if found is None:
-        yield f"no member is named {' or '.join(modality.extensions)}"
+        yield f"no member is named {' or '.join(modality.extensions)}; {held_members(members)}"
         return
     if isinstance(found, str):
         sources: list[Any] = [members[found]]

@@ -94,6 +94,12 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
     return None
 
 
+def held_members(names: Iterable[str]) -> str:
+    """Return what a sample without a modality's member holds instead, as the end of a message."""
+    held = {member_extension(name)[0] for name in names if not name.startswith("__")} - {"json", "txt"}
+    return f"it holds {', '.join(sorted(held)) or 'captions alone'}: is --modality right?"
+
+
 def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the captions of a sample from its `.json` and `.txt`, keyed by source.
 

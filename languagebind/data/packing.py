@@ -11,7 +11,7 @@ import torch
 
 from ..config import UserError, at_least
 from ..modalities import DecodeError, Modality, modality_class
-from .members import member_extension
+from .members import media_members
 from .shards import as_key
 from .sources import Sample
 from .vidal import texts_of
@@ -67,15 +67,19 @@ def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], d
     if not captions:
         return LeftOut(sample.id, "missing caption", f"no text in {sorted(sample.captions)}")
     media: dict[str, bytes] = {}
+    own: dict[str, dict[str, bytes]] = {}
     for name, locations in sample.media.items():
         try:
-            members = _read_media(modality_class(name), locations, options)
+            own[name] = _read_media(modality_class(name), locations, options)
         except _Unusable as error:
             return LeftOut(sample.id, *error.args)
-        # `jpg` and `0.jpg` also clash: a reader would use the single picture and ignore the frames.
-        if both := {member_extension(n)[0] for n in media} & {member_extension(n)[0] for n in members}:
-            return LeftOut(sample.id, "two modalities in one member", f"{min(both)} of {name} and of another modality")
-        media |= members
+        media |= own[name]
+    for name, members in own.items():  # a reader would use `jpg` in place of the frames `0.png`, `1.png`
+        found = media_members(media, modality_class(name).extensions) or {}
+        names = [found] if isinstance(found, str) else list(found.values())
+        if {each: media[each] for each in names} != members:
+            detail = f"{names[0]} would be read for {name}: pack {name} into shards of its own"
+            return LeftOut(sample.id, "two modalities in one member", detail)
     metadata: dict[str, Any] = {"id": sample.id, "captions": captions}
     if len(sample.labels) > 1:
         metadata["labels"] = sample.labels

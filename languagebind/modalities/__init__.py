@@ -29,8 +29,10 @@ class Modality(ABC):
     This is all that the encoder, the loader and the evaluation know about a modality.
     """
 
-    # In a shard, a sample's member for this modality is the first `<key>.<extension>` that exists. A member
-    # `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a random one.
+    # In a shard, a sample's member for this modality is the first `<key>.<extension>` that exists, and files are packed
+    # under the first extension that fits. Extensions that other modalities share come last: `depth.png` before `png`.
+    # A member `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a
+    # random one.
     extensions: ClassVar[tuple[str, ...]]
 
     @property

@@ -28,7 +28,8 @@ class Depth(ImageModality):
     Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
     """
 
-    extensions = ("depth.png", "depth.npy", "png", "npy", "tiff")
+    # A plain .tiff comes before the pictures, because versions that packed it so put colour pictures beside it
+    extensions = ("depth.png", "depth.npy", "depth.tiff", "tiff", "png", "npy")
 
     max_depth: float = 10.0
     """Maximum depth in metres; farther points are clipped. 0 scales each map by its own maximum."""

@@ -19,7 +19,8 @@ class Infrared(ImageModality):
     or tensor, (H, W), (H, W, C) or (C, H, W), of bytes, wider integers or floats.
     """
 
-    extensions = ("infrared.jpg", "infrared.png", "jpg", "png", "tiff")
+    # A plain .tiff comes before the pictures, because versions that packed it so put colour pictures beside it
+    extensions = ("infrared.jpg", "infrared.png", "infrared.tiff", "tiff", "jpg", "png")
 
     infrared_range: Literal["minmax", "full"] = "minmax"
     """Input range of values above 8 bits: each picture's minimum to maximum, or full 16 bits (floats: 0 to 1)."""

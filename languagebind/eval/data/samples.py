@@ -24,7 +24,7 @@ from ...distributed import gather_objects
 from ...files import files_below, is_plain
 from ...modalities import DecodeError, Modality
 from .datasets import Counted, DatasetConfig, find, not_there
-from .shards import Member, list_shards, read_shard
+from .shards import HELD, Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Sample:
     labels: tuple[str | int, ...] = ()
     captions: tuple[str, ...] = ()
     id: str | None = None
+    held: str = ""  # what a sample without media holds instead, for messages
 
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
         """Return the source for `Modality.decode`: a path, the bytes of a member, or a list of these.
@@ -57,7 +58,8 @@ class Sample:
         if isinstance(source, Member):
             return source.read()
         if source is None or not source.is_file():
-            reason = "the sample holds no file that this modality reads" if source is None else "No such file"
+            absent = f"the sample holds no file that this modality reads{self.held and f'; {self.held}'}"
+            reason = absent if source is None else "No such file"
             raise DecodeError(source or self.key, reason)
         return source
 
@@ -168,7 +170,7 @@ def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Itera
     num_classes = None if config.class_names is None else len(config.class_names)
     for key, source, record in read_shard(shard, modality.extensions, num_classes):
         name = f"{shard.name}/{key}"
-        yield Sample(name, source, *_annotation(record, name, config))
+        yield Sample(name, source, *_annotation(record, name, config), held=record.get(HELD, ""))
 
 
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:

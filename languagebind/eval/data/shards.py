@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from ...config import UserError
-from ...data.members import group_members, media_members
+from ...data.members import group_members, held_members, media_members
 from ...data.shards import expand_shards
 from ...files import parse_json, text_lines
 from ...modalities import DecodeError
 from ...remote import is_url, local_copy
+
+HELD = "__held__"  # in the annotation of a sample without media: what the sample holds instead
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def read_shard(
             annotation = _annotation(rest, num_classes)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{shard}: cannot read the labels and captions of {key}: {error}") from error
-        yield key, source, annotation
+        yield key, source, annotation if found else annotation | {HELD: held_members(members)}
 
 
 def _scan(shard: Path) -> Iterator[tuple[str, Member]]:
