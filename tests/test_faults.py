@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,21 +14,26 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
     call,
     checkpoint,
+    depth_png,
     free_port,
     losses,
+    metrics,
     start,
     start_ranks,
+    stripes_config,
     torchrun,
     train_flags,
     wait_for,
     write_shards,
 )
 
+import training.run
 from languagebind.config import UserError
 from training.checkpoint_files import checkpoint_path, damage
 from training.main import main
@@ -77,7 +84,8 @@ def test_a_signal_saves_and_ends_with_status_0(number, depth_shards, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert f"stopped by {number.name} after step" in output
-    assert "continue with --name run --resume latest" in output
+    config = tmp_path / "run/config.yaml"
+    assert f"continue with python -m training.main --config {config} --resume latest" in output
     saved = list((tmp_path / "run/checkpoints").iterdir())
     assert len(saved) == 1
     step = max(losses(tmp_path, "run"))
@@ -360,3 +368,74 @@ def test_srun_starts_the_ranks_without_torchrun(depth_shards, tmp_path, monkeypa
     assert losses(tmp_path, "srun") == losses(tmp_path, "torchrun")
     monkeypatch.delenv("MASTER_ADDR")
     assert "set MASTER_ADDR" in call("-m", "training.main", *flags, "--name=without", status=2)
+
+
+def test_ctrl_c_saves_and_prints_a_command_that_continues(depth_shards, tmp_path):
+    """The run has no --name, so that the printed command has to name it."""
+    flags = train_flags(depth_shards, tmp_path / "my logs", "--epochs=40", "--workers=2", "--save-every-n-steps=0")
+    process = start("-m", "training.main", *flags, "--lr-scheduler=const", start_new_session=True)
+    wait_for(lambda: [file for file in tmp_path.glob("my logs/*/metrics.jsonl") if lines(file) > 2])
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "Ctrl-C again ends at once" in output
+    (folder,) = (tmp_path / "my logs").iterdir()
+    (command,) = re.findall(r"stopped by SIGINT after step \d+: continue with python (.*)", output)
+    first = max(losses(folder.parent, folder.name))
+    output = call(*shlex.split(command), f"--train-num-samples={8 * (first + 2)}", "--epochs=1")
+    assert f"at step {first} of {first + 2}" in output
+    assert max(losses(folder.parent, folder.name)) == first + 2
+
+
+def test_a_second_ctrl_c_ends_at_once(depth_shards, tmp_path):
+    """The first one arrives in an evaluation that would take a minute."""
+    code = (
+        "import runpy, time, training.run as run; run.evaluate = lambda *a, **k: print('busy', flush=True) or"
+        " time.sleep(60); runpy.run_module('training.main', run_name='__main__')"
+    )
+    flags = ["--workers=1", f"--val-config={stripes_config(tmp_path, depth_shards)}", "--val-every-n-steps=2"]
+    process = start("-c", code, *train_flags(depth_shards, tmp_path, *flags, "--name=run"), start_new_session=True)
+    wait_for(lambda: (tmp_path / "run/checkpoints/step_00000002.pt").exists())
+    begin = time.monotonic()
+    for _ in range(2):
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 30
+    assert process.returncode == 130, output
+    assert output.rstrip().endswith("interrupted")
+    assert damage(tmp_path / "run/checkpoints/step_00000002.pt") is None
+
+
+def test_evaluation_never_ends_training(depth_shards, tmp_path, caplog):
+    """A missing file, a row without a caption, a damaged file; then all files of another set vanish in the run."""
+    files, rng = tmp_path / "files", np.random.default_rng(5)
+    files.mkdir()
+    rows = [{"path": f"{i}.png", "caption": f"scene {i}"} for i in range(8)]
+    for i in range(8):
+        (files / f"{i}.png").write_bytes(depth_png(i % 4, rng))
+    (files / "3.png").unlink()
+    (files / "5.png").write_bytes((files / "5.png").read_bytes()[:90])
+    rows[6]["caption"] = ""
+    (files / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.yaml").write_text(f"task: retrieval\ndata: {files / 'm.jsonl'}\n")
+    gone = write_shards(tmp_path / "gone", [8])
+    (tmp_path / "gone.yaml").write_text(f"name: gone\ntask: retrieval\ndata: {gone}\ncaption_source: raw\n")
+    (tmp_path / "few.yaml").write_text(f"name: few\ntask: retrieval\ndata: {depth_shards}\ncaption_source: raw\n")
+    configs = ["--val-config", *(str(tmp_path / f"{name}.yaml") for name in ("mine", "gone", "few"))]
+    flags = train_flags(depth_shards, tmp_path, "--workers=0", "--train-num-samples=16", "--name=run", *configs)
+    before = training.run.Run.validate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.run.Run.validate", lambda *args: (shutil.rmtree(gone), before(*args)))
+        main([*flags, "--keep-best=gone/text_to_modality/R@1"])
+    text = (tmp_path / "run/out.log").read_text()
+    found = "mine: 1 of 8 samples do not fit retrieval: 6.png has 0 captions; the evaluation leaves them out"
+    assert found in caplog.text  # before the run has a log
+    assert "mine: the files of 1 of 7 samples are missing, first of 3.png" in caplog.text
+    assert "2 of 7 samples cannot be read" in text
+    assert "(2 samples left out)" in text
+    assert "the evaluation on gone failed, and training continues: gone: 8 of 8 samples cannot be read" in text
+    assert "no best checkpoint at step 2: the evaluation gave no gone/text_to_modality/R@1" in text
+    (row,) = [row for row in metrics(tmp_path, "run") if "mine/text_to_modality/R@1" in row]
+    assert row["step"] == 2
+    assert "few/text_to_modality/R@1" in row

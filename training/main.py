@@ -9,6 +9,7 @@ torchrun --nproc_per_node 8 -m training.main -- --config depth --train-data /dat
 
 import logging
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -24,7 +25,7 @@ from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
 from languagebind.distributed import Process, close_process, init_process, is_lost_rank
 from languagebind.eval import ListedDataset, check_dataset, load_dataset_config
-from languagebind.eval.data.datasets import METRICS
+from languagebind.eval.data.samples import metrics_of
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
@@ -88,7 +89,8 @@ def _known_failure(error: Exception, process: Process) -> UserError | None:
 
 def fit(config: TrainConfig, process: Process) -> None:
     """Train an encoder with these options."""
-    with interrupts() as signals, ExitStack() as held:
+    signals: list[str] = []
+    with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
         shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
         total_steps = steps_per_epoch * config.optim.epochs
         val_datasets = list_val_datasets(config)
@@ -116,6 +118,8 @@ def fit(config: TrainConfig, process: Process) -> None:
         batches = copied_ahead(loaded, process.device) if k == 1 else loaded
         url = config.remote.url(folder.name) if process.is_main else None
         with RemoteSync(folder, url, config.remote.remote_sync_frequency) if url else nullcontext(), closing(loaded):
+            # Before the first step, Ctrl-C ends the run, because there is nothing to save
+            held.enter_context(interrupts(signals, signal.SIGINT, is_main=process.is_main))
             run.evaluate_missed(state, logger)
             for _ in train(state, batches, config, steps_per_epoch, logger):
                 if run.after_step(state, logger, signals):
@@ -129,11 +133,12 @@ def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two --val-config files have the name {max(names, key=names.count)}: use different names")
-    metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in METRICS[dataset.task]]
+    listed = [check_dataset(dataset, config.inputs, skip_bad=True) for dataset in datasets]
+    metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in metrics_of(dataset)]
     best = config.checkpoint.keep_best
     if best is not None and best not in metrics:
         raise UserError(f"--keep-best {best} is not one of the metrics of --val-config: {', '.join(metrics) or 'none'}")
-    return [check_dataset(dataset, config.inputs) for dataset in datasets]
+    return listed
 
 
 def new_model(config: TrainConfig) -> DualEncoder:

@@ -1,6 +1,8 @@
 """Save checkpoints, evaluate, and handle signals between the steps of a run."""
 
 import logging
+import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from types import FrameType
 from languagebind.config import UserError, to_dict
 from languagebind.distributed import Process, on_any_rank, on_main
 from languagebind.eval import ListedDataset, evaluate
+from languagebind.model import DualEncoder
 
 from .checkpoint import TrainState, checkpoint_content
 from .checkpoint_files import note_best, write_checkpoint
@@ -22,16 +25,20 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def interrupts() -> Iterator[list[str]]:
-    """Yield a list that collects the names of SIGTERM and SIGUSR1 signals, which do not kill the process."""
-    received: list[str] = []
+def interrupts(received: list[str], *numbers: signal.Signals, is_main: bool = True) -> Iterator[None]:
+    """Add the names of signals to a list, in place of their effect. A second SIGINT (Ctrl-C) ends the process."""
 
     def receive(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and name in received:
+            raise KeyboardInterrupt
+        received.append(name)
+        if number == signal.SIGINT and is_main:  # os.write, because the signal may arrive within a print
+            os.write(2, b"interrupted: saving a checkpoint after this step; Ctrl-C again ends at once\n")
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -68,12 +75,19 @@ class Run:
             self.save(state, last=stop or state.step == self.total_steps)
         if stop and state.step < self.total_steps:
             name = signals[-1] if signals else "a signal to another rank"
-            command = f"--name {self.folder.name} --resume latest"
-            log.info("stopped by %s after step %d: continue with %s", name, state.step, command)
+            log.info("stopped by %s after step %d: continue with %s", name, state.step, self.continuation())
             return True
         if self._evaluates_at(state.step):
             self.validate(state, logger)
         return False
+
+    def continuation(self) -> str:
+        """Return the command that continues this run. The launcher of several nodes is left to the reader."""
+        ranks, here = self.process.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+        launcher = f"torchrun --nproc_per_node {ranks}" if here == ranks else "torchrun ..."
+        start = "python -m training.main" if ranks == 1 else f"{launcher} -m training.main --"
+        name = [] if self.config.checkpoint.name else ["--name", self.folder.name]
+        return f"{start} {shlex.join(['--config', str(self.folder / 'config.yaml'), *name, '--resume', 'latest'])}"
 
     def evaluate_missed(self, state: TrainState, logger: Logger) -> None:
         """Run the evaluation that was due when the run was stopped."""
@@ -102,24 +116,31 @@ class Run:
         metrics: dict[str, float] = {}
         with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
             for dataset in self.val_datasets:
-                result = evaluate(
-                    model,
-                    self.config.inputs,
-                    dataset,
-                    statistics=False,
-                    batch_size=self.config.eval.val_batch_size,
-                    workers=self.config.data.workers,
-                    device=self.process.device,
-                    precision=self.config.optim.precision,
-                )
-                found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
-                log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
-                metrics |= found
+                metrics |= self._evaluate(model, dataset)
         best = self.config.checkpoint.keep_best
-        if best is not None:
-            on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, best, metrics))
+        if best in metrics:
+            on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, str(best), metrics))
+        elif best is not None:
+            log.warning("no best checkpoint at step %d: the evaluation gave no %s", state.step, best)
         # Last: a run that is killed earlier evaluates this step again, which also repairs an unfinished best.pt.
         logger.metrics(state.step, metrics)
+
+    def _evaluate(self, model: DualEncoder, dataset: ListedDataset) -> dict[str, float]:
+        """Return a dataset's metrics without its unreadable samples, or {} if the evaluation fails."""
+        options = {"batch_size": self.config.eval.val_batch_size, "workers": self.config.data.workers,
+                   "device": self.process.device, "precision": self.config.optim.precision}  # fmt: skip
+        try:
+            result = evaluate(model, self.config.inputs, dataset, statistics=False, skip_bad=True, **options)
+        except (UserError, OSError, RuntimeError) as error:
+            if self.process.world_size > 1 and not isinstance(error, UserError):
+                raise  # all ranks raise the same UserError, but may wait for the one with another error
+            log.error("the evaluation on %s failed, and training continues: %s", dataset.config.name, error)
+            return {}
+        found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
+        left_out = result["protocol"]["skipped_samples"]
+        note = f" ({left_out} samples left out)" if left_out else ""
+        log.info("Eval %s%s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()), note)
+        return found
 
     def _evaluates_at(self, step: int) -> bool:
         return bool(self.val_datasets) and self._is_due(step, self.config.eval.val_every_n_steps)

@@ -88,14 +88,20 @@ def evaluate(
     return new_result(config, modality_name(modality), found, describe() if statistics else None)
 
 
-def check_dataset(dataset: DatasetConfig, modality: Modality) -> ListedDataset:
+def check_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = False) -> ListedDataset:
     """Return a dataset with its samples, for `evaluate`.
+
+    Args:
+        skip_bad: leave out samples without labels or captions, with a warning; also warn of missing files.
 
     Raises:
         UserError: data is missing, a label is wrong, captions are missing, or the files are of another modality.
     """
     reader = _choose(dataset, modality).reader
-    samples = read_samples(dataset, modality)
+    samples = read_samples(dataset, modality, skip_bad)
+    if skip_bad and (absent := [sample.key for sample in samples if not sample.is_there()]):
+        counts = dataset.name, len(absent), len(samples), absent[0]
+        log.warning("%s: the files of %d of %d samples are missing, first of %s", *counts)
     if dataset.task != "retrieval":
         label_targets(samples, class_names(dataset), dataset.name)
     for sample in samples[:PROBED_SAMPLES]:

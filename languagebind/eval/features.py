@@ -260,5 +260,6 @@ def _check_bad(bad: dict[int, str], total: int, skip_bad: bool) -> None:
     more = [f"... and {len(bad) - BAD_SAMPLES_LISTED} more"] if len(bad) > BAD_SAMPLES_LISTED else []
     found, listed = f"{len(bad)} of {total} samples cannot be read", "\n  ".join(["", *reasons, *more])
     if not skip_bad or len(bad) == total:
-        raise UserError(f"{found} (--skip-bad continues without them):{listed}")
+        advice = " (--skip-bad continues without them)" if len(bad) < total else ""
+        raise UserError(f"{found}{advice}:{listed}")
     log.warning("%s; the result leaves them out:%s", found, listed)

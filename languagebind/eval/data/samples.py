@@ -23,7 +23,7 @@ from ...data.tables import as_list, read_manifest
 from ...distributed import gather_objects
 from ...files import files_below, is_plain
 from ...modalities import DecodeError, Modality
-from .datasets import Counted, DatasetConfig, find, not_there
+from .datasets import METRICS, Counted, DatasetConfig, find, not_there
 from .shards import HELD, Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ class Sample:
             return self._contents(self.source[len(self.source) // 2])
         return [self._contents(frame) for frame in self.source]
 
+    def is_there(self) -> bool:
+        """Return False if the sample has no media, or one of its files does not exist."""
+        sources = self.source if isinstance(self.source, tuple) else (self.source,)
+        return all(isinstance(source, Member) or (source is not None and source.is_file()) for source in sources)
+
     def _contents(self, source: Source | None) -> Path | bytes:
         if isinstance(source, Member):
             return source.read()
@@ -64,10 +69,11 @@ class Sample:
         return source
 
 
-def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
+def read_samples(config: DatasetConfig, modality: Modality, skip_bad: bool = False) -> list[Sample]:
     """Return the samples of a dataset, or with `limit` that many of them, evenly spaced over the data.
 
     For classification they are evenly spaced within each label, so that each class keeps its share, up to rounding.
+    With `skip_bad`, samples without the labels or captions of the task are left out with a warning, unless all are.
     Raises `UserError` if the data is missing, empty, of an unknown kind, or lacks the labels or captions of its task.
     """
     samples = list_samples(config, modality)
@@ -83,7 +89,11 @@ def read_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     # Some samples of multi-label data have no label
     if wrong and (config.task != "multilabel" or len(wrong) == len(samples)):
         example = f"{samples[wrong[0]].key} has {counts[wrong[0]]} {what}"
-        raise UserError(f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}")
+        message = f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}"
+        if not skip_bad or len(wrong) == len(samples):
+            raise UserError(message)
+        log.warning("%s; the evaluation leaves them out", message)
+        samples = [sample for i, sample in enumerate(samples) if i not in set(wrong)]
     return samples
 
 
@@ -136,6 +146,12 @@ def class_names(config: DatasetConfig) -> dict[str, str]:
     if names := [] if list_shards(config.data) else _class_folders(config):
         return {name: name.replace("_", " ") for name in names}
     raise UserError(f"{config.name}: class_names is needed, since {config.data} does not contain class folders")
+
+
+def metrics_of(config: DatasetConfig) -> list[str]:
+    """Return the metrics that an evaluation on a dataset gives."""
+    few = config.task == "classification" and len(class_names(config)) < 5
+    return [metric for metric in METRICS[config.task] if not (few and metric == "top5")]
 
 
 def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
