@@ -749,3 +749,22 @@ def test_options_that_make_no_sense():
         EncodeOptions(workers=-1)
     with pytest.raises(UserError, match="amp_bf16, amp, fp32, not fp8"):
         EncodeOptions(precision="fp8")
+
+
+def test_captions_of_several_samples_bound_recall_and_are_said(world, tmp_path, caplog):
+    files = sorted(path for path in world.rglob("*.png"))[:10]
+    texts = ["a"] * 4 + [f"caption {i}" for i in range(6)]
+    rows = [{"path": str(path), "caption": text} for path, text in zip(files, texts, strict=True)]
+    manifest = write_jsonl(tmp_path / "data.jsonl", rows)
+    with caplog.at_level(logging.WARNING):
+        own = run(manifest, "retrieval")
+    assert "4 of 10 captions belong to several samples: R@1 cannot exceed 0.70 / 0.60" in caplog.text
+    assert own["protocol"]["ceiling"]["text_to_modality/R@1"] == 0.7
+    caplog.clear()
+    twins = run(manifest, "retrieval", relevant="caption")
+    assert "ceiling" not in twins["protocol"]
+    assert "cannot exceed" not in caplog.text
+    assert twins["protocol"]["relevance"] == "a caption is relevant to every sample that has it"
+    assert twins["metrics"]["modality_to_text/R@5"] >= own["metrics"]["modality_to_text/R@5"]
+    # Four equal captions of ten: a random one of ten is right for 4 of the 10 queries with probability 0.4
+    assert twins["protocol"]["chance"]["text_to_modality/R@1"] == pytest.approx((4 * 0.4 + 6 * 0.1) / 10)

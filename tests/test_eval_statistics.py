@@ -14,7 +14,7 @@ from languagebind.config import UserError
 from languagebind.eval import overlaps
 from languagebind.eval.data.samples import Sample
 from languagebind.eval.data.shards import Member
-from languagebind.eval.results import write_result
+from languagebind.eval.results import ceiling_note, write_result
 from languagebind.eval.score import statistics
 from languagebind.eval.score.examples import EXAMPLES, pick_examples
 from languagebind.eval.score.metrics import classification_metrics, multilabel_metrics, rank_metrics
@@ -337,3 +337,47 @@ def test_memory_of_retrieval_does_not_grow_with_the_queries():
         peaks.append(int(done.stdout) / 1024)  # MiB
     assert peaks[1] < 1200  # of 2048, a good part of it PyTorch
     assert peaks[1] - peaks[0] < 150
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_captions_that_samples_share_are_right_for_all_of_them_if_asked(seed, monkeypatch):
+    data = problem(seed)
+    data = Captioned(data.features, data.text_features, data.rows % 5, data.owners, twins=True)
+    scores = data.text_features[data.rows] @ data.features.T  # (Q, N)
+    has = torch.zeros(12, len(data.features), dtype=torch.bool)
+    has[data.rows, data.owners] = True
+    right = has[data.rows]
+    for size in (2**24, 5):
+        monkeypatch.setattr("languagebind.eval.score.retrieval.SCORES_AT_A_TIME", size)
+        found, ranked = retrieve(data)
+        assert ranked["text_to_modality"].ranks.tolist() == brute_force(scores, right)
+        assert ranked["modality_to_text"].ranks.tolist() == brute_force(scores.T, right.T)
+        assert "ceiling" not in found["protocol"]
+        for name, good in (("text_to_modality", right), ("modality_to_text", right.T)):
+            expected = [1 - good.shape[1] ** -1 * (good.shape[1] - n) for n in good.sum(dim=1).tolist()]
+            assert found["protocol"]["chance"][f"{name}/R@1"] == pytest.approx(np.mean(expected))
+
+
+def test_the_highest_possible_recall_of_shared_captions():
+    """30 samples of one caption each; six captions belong to two samples. A perfect model reaches the bounds."""
+    texts = torch.nn.functional.normalize(torch.eye(24) + 0.01, dim=1)
+    rows = torch.cat([torch.arange(24), torch.arange(6)])
+    found, _ = retrieve(Captioned(texts[rows] + torch.linspace(0, 1e-3, 30)[:, None], texts, rows, torch.arange(30)))
+    ceiling = found["protocol"]["ceiling"]
+    assert ceiling["text_to_modality/R@1"] == found["metrics"]["text_to_modality/R@1"] == pytest.approx(24 / 30)
+    assert ceiling["modality_to_text/R@1"] == found["metrics"]["modality_to_text/R@1"] == pytest.approx(18 / 30)
+    assert ceiling["text_to_modality/R@5"] == ceiling["modality_to_text/R@5"] == 1
+    shared = "12 of 30 captions belong to several samples: R@1 cannot exceed 0.80 / 0.60"
+    assert ceiling_note(found["protocol"]).startswith(shared)
+    apart, _ = retrieve(Captioned(texts, texts, torch.arange(24), torch.arange(24)))
+    assert ceiling_note(apart["protocol"]) is None
+    assert apart["protocol"]["captions_of_several_samples"] == 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_ranking_exceeds_the_highest_possible_recall(seed):
+    data = problem(seed)
+    data = Captioned(torch.randn(len(data.features), 3), torch.randn(12, 3), data.rows % 4, data.owners)
+    found, _ = retrieve(data)
+    for name, bound in found["protocol"].get("ceiling", {}).items():
+        assert found["metrics"][name] <= bound + 1e-12

@@ -524,3 +524,12 @@ def test_nothing_overflows_a_telephone(world, tmp_path):
     found = re.search(r"<p>wide (\d+) end</p>", dom)
     assert found, dom
     assert int(found[1]) <= 400
+
+
+def test_the_highest_possible_recall_is_on_the_page(tmp_path):
+    bound = {f"{way}/R@1": value for way, value in (("text_to_modality", 0.998), ("modality_to_text", 0.5))}
+    shared = {"captions": 500, "captions_of_several_samples": 2, "ceiling": bound}
+    made = plain("a", **shared) | {"task": "retrieval", "metrics": {"text_to_modality/R@1": 0.2}}
+    page = make(tmp_path, made, plain("b", dataset="e"))
+    assert page.text.count("2 of 500 captions belong to several samples: R@1 cannot exceed 0.99 / 0.50") == 1
+    assert page.text.count("belong to several samples") == 1

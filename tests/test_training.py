@@ -375,3 +375,15 @@ def test_a_full_disk_is_refused_before_training(depth_shards, tmp_path, monkeypa
 def test_every_recipe_is_a_command_line(path):
     config = parse_args([f"--config={path}"])
     assert config.inputs.input_shape[0] == 3
+
+
+def test_captions_that_repeat_in_a_batch_are_said_once(tmp_path):
+    shards = write_shards(tmp_path / "shards", [24])
+    with tarfile.open(shards / "00000.tar") as archive:
+        records = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith(".json")]
+    counts = torch.tensor([int(record["label"]) for record in records]).bincount().double()  # a caption per label
+    floor = float((counts * counts.log()).sum() / 24)  # the mean of log n over samples whose caption n samples share
+    main(train_flags(shards, tmp_path, "--batch-size=24", "--workers=0", "--epochs=3", "--name=few"))
+    text = (tmp_path / "few/out.log").read_text()
+    assert text.count(f"24 of the 24 captions of this batch repeat, so the loss cannot fall below {floor:.2f}") == 1
+    assert losses(tmp_path, "few")[3] > floor

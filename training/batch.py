@@ -78,6 +78,7 @@ class Batch:
     groups: torch.Tensor | None
     """group numbers (B,): samples with the same number match; None: each sample matches only its own caption"""
     keys: list[str]
+    captions: list[str]
     skipped: list[Skipped]
     """samples skipped since the previous batch of the worker"""
     worker: int

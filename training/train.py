@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_LOG_SCALE = math.log(100)  # as in CLIP
 # --max-bad-share applies after this number of samples.
 BUDGET_FROM = 100
+WORTH_SAYING = 0.1  # lowest possible loss above which repeated captions are reported
 
 
 def train(
@@ -159,8 +160,21 @@ class Meter:
         value = loss.item() if due else None  # waits for the device
         self.seconds += time.perf_counter() - self.resumed
         if value is not None:
+            matched = self.config.optim.loss == "siglip" and self.config.data.positives == "caption"
+            if not self.used and not matched:
+                self.warn_of_repeats([caption for batch in batches for caption in batch.captions])
             self.report(value)
             self.reset()
+
+    def warn_of_repeats(self, captions: list[str]) -> None:
+        """Warn if the captions of a step repeat so much that the loss cannot come near 0, however good the model."""
+        copies = Counter(caption for part in gather_objects(captions) for caption in part)
+        repeated = sum(count for count in copies.values() if count > 1)
+        floor = sum(count * math.log(count) for count in copies.values()) / copies.total()
+        if floor > WORTH_SAYING and self.state.engine.process.is_main:
+            message = "%d of the %d captions of this batch repeat, so the loss cannot fall below %.2f: %s"
+            advice = "add captions that tell samples apart, or use a smaller batch"
+            log.warning(message, repeated, copies.total(), floor, advice)
 
     def report(self, loss: float) -> None:
         state, engine, seconds = self.state, self.state.engine, self.seconds

@@ -96,6 +96,7 @@ class WorkerStream:
             text=text,
             groups=None if self.config.positives == "pair" else torch.tensor([x.group for x in samples]),
             keys=[x.key for x in samples],
+            captions=[x.caption for x in samples],
             skipped=skipped,
             worker=self.worker,
             epoch=self.epoch,

@@ -17,7 +17,7 @@ from .data.readers import EvalProtocol, Reader, choose_protocol
 from .data.samples import Sample, class_names, count_missing, digest_of_samples, read_samples, warn_of_count
 from .export import Features, export_features
 from .features import EncodeOptions, FeatureEncoder, class_prompts
-from .results import Result, new_result
+from .results import Result, ceiling_note, new_result
 from .score.retrieval import Captioned, describe_retrieval, retrieve
 from .score.zero_shot import classify, describe_classification, describe_multilabel, label_targets
 
@@ -78,7 +78,7 @@ def evaluate(
     log.info("%s: %s on %d samples", config.name, config.task, len(samples))
     with naming(config.name):
         if config.task == "retrieval":
-            found, describe, features = _retrieval(encoder, samples, dual_softmax)
+            found, describe, features = _retrieval(encoder, samples, dual_softmax, config.relevant == "caption")
         else:
             found, describe, features = _classification(encoder, config, samples)
     if export is not None and not rank():
@@ -167,14 +167,16 @@ def _classification(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Se
     return found, describe, Features(features, seen, classifier, texts)
 
 
-def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax: bool) -> _Found:
+def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax: bool, twins: bool) -> _Found:
     features, kept = encoder.encode_samples(samples)
     seen = [samples[i] for i in kept]
     captions = [caption for sample in seen for caption in sample.captions]
     owners = [i for i, sample in enumerate(seen) for _ in sample.captions]
     text_features, rows = encoder.encode_texts(captions)
-    captioned = Captioned(features, text_features, *torch.tensor([rows, owners], device=features.device))
+    captioned = Captioned(features, text_features, *torch.tensor([rows, owners], device=features.device), twins)
     found, ranked = retrieve(captioned, encoder.model.logit_scale.to(features.device) if dual_softmax else None)
+    if not rank() and (note := ceiling_note(found["protocol"])):
+        log.warning(note)
     texts = [{"text": text} for text in dict.fromkeys(captions)]
     describe = partial(describe_retrieval, captioned, ranked, seen, captions)
     return found, describe, Features(features, seen, text_features, texts)

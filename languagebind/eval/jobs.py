@@ -21,7 +21,8 @@ from .results import Result, read_result, result_path
 log = logging.getLogger(__name__)
 
 # The fields of a dataset's config that a result depends on
-ASKED = ("task", "data", "templates", "caption_source", "limit", "clip", "clips", "crops", "protocol", "paper", "split")
+ASKED = ("task", "data", "templates", "caption_source", "limit", "clip", "clips", "crops", "protocol", "paper", "split",
+         "relevant")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +12,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..config import UserError
 from ..files import write_atomic
+from .data.datasets import DIRECTIONS
 from .score.statistics import interval, overlaps, settings
 
 log = logging.getLogger(__name__)
 
 # Settings of a protocol: results that differ in one of them are not of the same samples and task
 COMPARED = ("samples", "limit", "split", "data_sha256", "caption_source", "classes", "protocol", "clip", "query",
-            "gallery", "labels")  # fmt: skip
+            "gallery", "labels", "relevance")  # fmt: skip
 Result = dict[str, Any]
 
 LARGEST = 1e15  # more than any count, rank or share
@@ -38,6 +40,8 @@ class ResultProtocol(BaseModel):
     inputs: dict[str, Any] = {}
     templates: list[str] | None = None
     chance: dict[str, Number | None] = {}
+    captions_of_several_samples: Count = 0
+    ceiling: dict[str, Number] = {}
 
 
 class ResultFile(BaseModel):
@@ -125,6 +129,17 @@ def model_name(result: Result) -> str:
     """Return the name of the checkpoint, or else the modality. The paper's protocol is added in parentheses."""
     name = result.get("pretrained") or result["model"]
     return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
+
+
+def ceiling_note(protocol: Mapping[str, Any]) -> str | None:
+    """Return a sentence on the captions that several samples share, or None if they do not bound recall."""
+    ceiling = protocol.get("ceiling")
+    if not ceiling:
+        return None
+    # Rounded down, because a bound of 0.999 is not 1.00
+    bounds = " / ".join(f"{math.floor(100 * ceiling[f'{name}/R@1'] + 1e-9) / 100:.2f}" for name in DIRECTIONS)
+    shared = f"{protocol['captions_of_several_samples']} of {protocol['captions']} captions belong to several samples"
+    return f"{shared}: R@1 cannot exceed {bounds}; `relevant: caption` in the config counts all of them as right"
 
 
 def setting_name(key: str) -> str:

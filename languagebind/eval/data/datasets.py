@@ -11,6 +11,7 @@
     source: https://...                 # where to get the data; `licence`: its licence; `layout`: its files and folders
     limit: 500                          # use only this many samples, evenly spaced
     caption_source: ofa                 # the source to use if samples have captions from several sources
+    relevant: caption                   # a caption is right for every sample that has it; default: its own sample alone
     clip: [0, 31]                       # the part of each video to use, in seconds
     clips: 4                            # clips per video, and `crops` per clip; their features are averaged
     protocol: ours                      # or paper: evaluate as the original LanguageBind code does
@@ -130,6 +131,7 @@ class DatasetConfig:
     split: str = "test"
     language: str = "en"
     caption_source: str | None = None
+    relevant: Literal["sample", "caption"] | None = None  # None: sample, as in results that do not say
     limit: Count | None = None
     clip: Interval | None = None
     clips: Count = 1

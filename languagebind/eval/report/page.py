@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ..data.datasets import DatasetConfig, load_dataset_config
 from ..data.pairing import PairsConfig, load_pairs_config
-from ..results import COMPARED, Result, model_name, shown_metrics
+from ..results import COMPARED, Result, ceiling_note, model_name, shown_metrics
 from ..score.statistics import interval
 from . import caveats
 from .charts import recall_curves
@@ -87,7 +87,7 @@ def make_page(results: Sequence[Result], folder: Path) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, finalize=clean)  # fmt: skip
     environment.policies["urlize.rel"] = "noreferrer"
-    environment.filters |= {"figure": figure, "breakable": breakable}
+    environment.filters |= {"figure": figure, "breakable": breakable, "ceiling_note": ceiling_note}
     environment.globals |= {"interval": interval, "illustrated": illustrated, "recall_curves": recall_curves,
                             "Confusion": Confusion, "caveats": caveats, "COMPARED": COMPARED}  # fmt: skip
     style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "sort.js"))

@@ -1,15 +1,18 @@
 """Retrieval in both directions: from captions to samples, and from samples to captions.
 
 A caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for the other
-sample. No model can tell such copies apart, so the protocol records their number.
+sample. No model can tell such copies apart, so the protocol records their number and the highest possible recall. With
+`relevant: caption`, a caption is relevant to every sample that has it.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from ..data.datasets import DIRECTIONS, RECALL_AT
@@ -33,6 +36,7 @@ class Captioned:
     text_features: Tensor  # (U, D) of the distinct captions
     rows: Tensor  # (Q,) row of each caption in `text_features`
     owners: Tensor  # (Q,) sample of each caption; every sample has a caption
+    twins: bool = False  # a caption is relevant to every sample that has it
 
     def __post_init__(self):
         if not (self.features.isfinite().all() and self.text_features.isfinite().all()):
@@ -41,11 +45,15 @@ class Captioned:
     def direction(self, name: str) -> "Direction":
         """Return the queries and the gallery of a direction in `DIRECTIONS`."""
         texts, rows, features = self.text_features, self.rows, self.features
-        captions = torch.arange(len(rows), device=rows.device)
+        captions, owners = np.arange(len(rows)), self.owners.cpu().numpy()
+        text = rows.cpu().numpy() if self.twins else captions  # of each caption; by default, each has its own
+        of_captions, of_samples = (csr_array((np.ones(len(rows)), (text, items))) for items in (captions, owners))
         if name == "text_to_modality":
-            return Direction(lambda q: texts[rows[q]] @ features.T, len(rows), len(features), captions, self.owners)
+            sides = of_captions.T.tocsr(), of_samples
+            return Direction(lambda q: texts[rows[q]] @ features.T, len(rows), len(features), *sides, rows.device)
         # Scores of equal captions are copied, so that they tie exactly
-        return Direction(lambda q: (features[q] @ texts.T)[:, rows], len(features), len(rows), self.owners, captions)
+        sides = of_samples.T.tocsr(), of_captions
+        return Direction(lambda q: (features[q] @ texts.T)[:, rows], len(features), len(rows), *sides, rows.device)
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,9 @@ class Direction:
     scores: Callable[[Tensor], Tensor]  # (q,) queries -> (q, G) similarities
     num_queries: int
     gallery: int
-    queries: Tensor  # (P,) query of each relevant pair
-    items: Tensor  # (P,) gallery item of each relevant pair
+    queries: csr_array  # (Q, T): the texts of each query
+    items: csr_array  # (T, G): the gallery items of each text, which are relevant to its queries
+    device: torch.device
 
     def ranks(self, adjust: Callable[[Tensor], Tensor] | None = None) -> Ranked:
         """Return the ranks of all queries, on the CPU. `adjust` maps similarities (q, G) to other scores."""
@@ -64,9 +73,7 @@ class Direction:
         found = Ranked(*(torch.empty(self.num_queries, dtype=kind) for kind in (torch.long, torch.bool, torch.float)))
         for block in self.blocks():
             scores = self.scores(block)
-            here = ((self.queries >= block[0]) & (self.queries <= block[-1])).nonzero()[:, 0]
-            pairs = self.queries[here] - block[0], self.items[here]
-            ranked = rank_pairs(scores if adjust is None else adjust(scores), *pairs)
+            ranked = rank_pairs(scores if adjust is None else adjust(scores), *self.pairs(block))
             for values, new in zip(found, ranked, strict=True):
                 values[block[0] : block[-1] + 1] = new
         return found
@@ -78,15 +85,25 @@ class Direction:
         metrics say nothing about a search with one query and must not be compared with those of the plain cosine.
         """
         scale = logit_scale.detach().float().exp()
-        over_queries = torch.full((self.gallery,), -torch.inf, device=self.items.device)
+        over_queries = torch.full((self.gallery,), -torch.inf, device=self.device)
         for block in self.blocks():
             over_queries = torch.logaddexp(over_queries, (scale * self.scores(block)).logsumexp(dim=0))
         # In log space. The denominator of the softmax over the gallery is left out: it is the same for all items
         return self.ranks(lambda scores: scores.mul_(2 * scale).sub_(over_queries))
 
+    def pairs(self, queries: Tensor) -> Tensor:
+        """Return the relevant pairs of some queries, (2, P): the place in `queries`, and the gallery item."""
+        found = (self.queries[queries.tolist()] @ self.items).nonzero()
+        return torch.from_numpy(np.stack(found)).long().to(queries.device)
+
+    def positives(self) -> list[int]:
+        """Return the number of relevant items of each query; a single one if all queries have the same."""
+        counts = torch.cat([self.pairs(block)[0].bincount(minlength=len(block)) for block in self.blocks()]).tolist()
+        return counts if len(set(counts)) > 1 else counts[:1]
+
     def blocks(self) -> Sequence[Tensor]:
         """Return the queries in order, as many at a time as SCORES_AT_A_TIME allows."""
-        queries = torch.arange(self.num_queries, device=self.items.device)
+        queries = torch.arange(self.num_queries, device=self.device)
         return queries.split(max(1, SCORES_AT_A_TIME // self.gallery))
 
 
@@ -102,21 +119,42 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
         ranked |= {f"dual_softmax/{name}": d.ranks_of_dual_softmax(dual_softmax) for name, d in directions.items()}
     metrics = {f"{name}/{key}": x for name, found in ranked.items() for key, x in rank_metrics(found.ranks).items()}
     rows, owners = captioned.rows.tolist(), captioned.owners.tolist()
-    owners_of_text = Counter(row for row, _ in set(zip(rows, owners, strict=True)))
-    counts = list(Counter(owners).values())
-    chance = {f"text_to_modality/R@{k}": chance_at(k, len(captioned.features), [1]) for k in RECALL_AT}
-    chance |= {f"modality_to_text/R@{k}": chance_at(k, len(rows), counts) for k in RECALL_AT}
+    counts = Counter(owners).values()
+    positives = {name: (direction.gallery, direction.positives()) for name, direction in directions.items()}
+    chance = {f"{name}/R@{k}": chance_at(k, *known) for name, known in positives.items() for k in RECALL_AT}
+    bounds = recall_bounds(rows, owners)
+    if captioned.twins:
+        bounds.pop("ceiling", None)
+    having = "every sample that has it" if captioned.twins else "its own sample alone"
     protocol: dict[str, Any] = {
         "captions": len(rows),
         "captions_per_sample": [min(counts), max(counts)],
-        "captions_of_several_samples": sum(owners_of_text[row] > 1 for row in rows),
-        "relevance": "a caption is relevant to its own sample alone",
+        **bounds,
+        "relevance": f"a caption is relevant to {having}",
         "chance": chance,
     }
     if dual_softmax is not None:
         protocol["dual_softmax"] = "softmax over the gallery times softmax over all queries, at the model's logit scale"
         protocol["chance"] |= {f"dual_softmax/{key}": value for key, value in protocol["chance"].items()}
     return {"metrics": metrics, "protocol": protocol}, ranked
+
+
+def recall_bounds(captions: Sequence[Any], owners: Sequence[int]) -> dict[str, Any]:
+    """Return the number of captions that several samples have, and if there are any, the highest possible recalls."""
+    copies: dict[Any, Counter[int]] = defaultdict(Counter)  # how often each sample has a caption
+    for caption, owner in zip(captions, owners, strict=True):
+        copies[caption][owner] += 1
+    # The copies of a text rank the samples alike, and for a sample, they all tie
+    foreign = dict.fromkeys(owners, len(captions))
+    for caption, owner in zip(captions, owners, strict=True):
+        foreign[owner] = min(foreign[owner], copies[caption].total() - copies[caption][owner])
+    ceiling = {}
+    for k in RECALL_AT:
+        hits = sum(count for having in copies.values() for _, count in having.most_common(k))
+        ceiling[f"text_to_modality/R@{k}"] = hits / len(captions)
+        ceiling[f"modality_to_text/R@{k}"] = sum(others < k for others in foreign.values()) / len(foreign)
+    shared = sum(len(copies[caption]) > 1 for caption in captions)
+    return {"captions_of_several_samples": shared} | ({"ceiling": ceiling} if shared else {})
 
 
 def describe_retrieval(
@@ -136,7 +174,7 @@ def describe_retrieval(
         owner = first = int(captioned.owners[query])
         if found.ranks[query] > 1:
             scores = direction.scores(torch.tensor([query], device=captioned.owners.device))[0]
-            scores[owner] = -torch.inf
+            scores[direction.pairs(torch.tensor([query], device=scores.device))[1]] = -torch.inf
             first = int(scores.argmax())
         return media(samples[owner]) | {"text": captions[query], "found": samples[first].key}
 
