@@ -5,9 +5,11 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,14 +74,77 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+# A byte that is not UTF-8 is kept as a lone surrogate, \udc80 to \udcff, as in Python's file names
+_ESCAPED = re.compile("[\udc80-\udcff]")
+# What Western languages do not write: three such letters in a row, a sign within a word, and some signs at all
+_DOUBTFUL = re.compile(r"[^\W\d_][£-©¬-¹¼-¿×÷]+[^\W\d_]|[‚ƒ†‡ˆ‰˜¤¦¨¬¯¸]")
+POINTER = "it is a Git LFS pointer, not the file itself: run git lfs pull in its repository"
+
+
 def is_plain(text: str) -> bool:
-    """Tell whether a string can be a file name in UTF-8: no NUL and no lone surrogates."""
-    return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
+    """Tell whether a string is Unicode text without NUL and without lone surrogates, and so can be a file name."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def printable(text: str) -> str:
+    """Return a text with lone surrogates written out as `\\udc80`, so that it can be printed, hashed and stored."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def decode_text(data: bytes) -> str:
+    """Return bytes as text: by their byte order mark, else as UTF-8. Other bytes are read as `mend` describes."""
+    try:
+        return mend(data.decode(json.detect_encoding(data), "surrogateescape"))
+    except UnicodeDecodeError:  # half of a character in UTF-16
+        return data.decode(errors="surrogateescape")
+
+
+def mend(text: str) -> str:
+    """Join the halves of characters, and read escaped bytes as Windows-1252 if that is certain.
+
+    It is certain if at most two of them stand together, ASCII letters outnumber them, and they become letters and signs
+    of Western languages. Otherwise the text keeps its lone surrogates, and `is_plain` is false for it.
+    """
+    if is_plain(text):
+        return text
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    read = _ESCAPED.sub(lambda byte: bytes([ord(byte[0]) - 0xDC00]).decode("cp1252", "surrogateescape"), text)
+    few = len(_ESCAPED.findall(text)) <= len(re.findall("[A-Za-z]", text)) and not re.search("[\udc80-\udcff]{3}", text)
+    return read if few and is_plain(read) and not _DOUBTFUL.search(read) else text
 
 
 def text_lines(data: bytes) -> list[str]:
-    """Return the stripped lines of UTF-8 text. Unlike `str.splitlines`, do not split at U+2028 or form feed."""
-    return [line.strip() for line in data.decode("utf-8-sig").split("\n")]
+    """Return the stripped lines of a text. Unlike `str.splitlines`, do not split at U+2028 or form feed."""
+    text = data.decode(json.detect_encoding(data), "surrogateescape")
+    return [mend(line.strip()) for line in text.split("\n")]
+
+
+def is_pointer(data: bytes) -> bool:
+    """Tell whether a file that starts with `data` is a Git LFS pointer."""
+    return data.startswith(b"version https://git-lfs")
+
+
+def head(path: str | os.PathLike) -> bytes:
+    """Return the first bytes of a file, or nothing if it cannot be read."""
+    if not os.path.isfile(path):  # what is read from a pipe is gone
+        return b""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(64)
+    return b""
+
+
+def as_on_disk(folder: Path, name: str) -> Path:
+    """Return the path of a file below a folder. If it is missing, try other ways to write an accented letter or `/`."""
+    if os.path.exists(folder / name):
+        return folder / name
+    composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    windows = os.fsdecode(composed.encode("cp1252", "backslashreplace"))
+    spellings = (composed, decomposed, windows, name.replace("\\", "/"))
+    return next((folder / spelling for spelling in spellings if os.path.exists(folder / spelling)), folder / name)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -89,6 +154,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: the text is not JSON, is nested too deeply, or repeats a key (Python would keep the last value).
     """
     try:
+        text = decode_text(text) if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=_no_twins)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error

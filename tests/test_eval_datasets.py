@@ -427,7 +427,7 @@ def test_mistakes_on_the_command_line(sounds, tmp_path):
     with pytest.raises(UserError, match=r"writes a .jsonl manifest or class folders"):
         prepare(sounds_yaml(tmp_path, data="set/a.csv"), tmp_path / "download", tmp_path / "data")
     with pytest.raises(UserError, match=r"3 samples, expected 4: .*download is incomplete"):
-        prepare(sounds_yaml(tmp_path, expect="{samples: 4}"), tmp_path / "download", tmp_path / "data")
+        prepare(sounds_yaml(tmp_path, expect="{samples: 4}"), tmp_path / "download", tmp_path / "data", "--strict")
     with pytest.raises(UserError, match=r"`where` selects no row. The columns hold text: one, three, two"):
         prepare(sounds_yaml(tmp_path, where={"text": ["five", "six"]}), tmp_path / "download", tmp_path / "data")
 

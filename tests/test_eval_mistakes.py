@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -373,7 +374,7 @@ def test_a_table_names_its_columns_once(tmp_path):
 
 
 def test_wrong_counts_name_the_download(tmp_path):
-    options = download(tmp_path, expect={"samples": 4})
+    options = replace(download(tmp_path, expect={"samples": 4}), strict=True)
     with pytest.raises(UserError, match=r"pets: 3 samples, expected 4: .*/download is incomplete or from"):
         prepare(options)
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from languagebind.config import UserError, first_line
-from languagebind.data.members import held_members, media_members, read_captions, stream_samples
+from languagebind.config import UserError
+from languagebind.data.members import dotted, held_members, media_members, read_captions, stream_samples
+from languagebind.data.shards import why_unreadable
 from languagebind.data.text_features import TextFeatures
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.modalities import DecodeError, Modality
@@ -126,7 +127,7 @@ class WorkerStream:
             x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
             feature = None if self.features is None else self.features.find(shard, caption)
         except (DecodeError, MissingCaption) as error:
-            return Skipped(shard, key, getattr(error, "reason", str(error)))
+            return Skipped(shard, key, getattr(error, "reason", str(error)) + dotted(sample))
         except Exception as error:  # a bug in our code must not count as a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
@@ -156,9 +157,13 @@ class WorkerStream:
             for sample in islice(samples, first, last):
                 read += 1
                 yield {**sample, "__lap__": lap}
+            lost = 0 if last is None else last - read
             if errors:  # several layers of webdataset report the same fault
-                lost = 1 if last is None else max(1, last - read)
-                yield from [Skipped(shard, "", f"broken shard: {first_line(errors[0])}")] * lost
+                yield from [Skipped(shard, "", f"broken shard: {why_unreadable(shard, errors[0])}")] * max(1, lost)
+            elif lost or (last == self.shards[shard] and next(samples, None)):
+                found = read if lost else f"more than {read}"
+                reason = f"it has {found} samples, but its index.json or sizes.json says {self.shards[shard]}"
+                yield from [Skipped(shard, "", reason)] * max(1, lost)
 
     def _parts_of_lap(self, lap: int, rng: random.Random) -> Iterator[Part]:
         if self.config.dataset_resampled:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from ..config import UserError, first_line, parse
 from ..modalities import DecodeError, Modality, modality_class
 from ..remote import fetched, is_url
-from .members import held_members, media_members, member_extension, read_captions, stream_samples
-from .shards import ShardInfo, expand_shards, file_sha256, indexed, write_index
-from .vidal import MissingCaption, texts_of
+from .members import dotted, held_members, media_members, member_extension, read_captions, stream_samples
+from .shards import ShardInfo, count_samples, expand_shards, file_sha256, indexed, why_unreadable, write_index
+from .tables import is_not_given
+from .vidal import NOT_TEXT, MissingCaption, caption_fault, texts_of
 
 FAULTS_SHOWN = 50
 
@@ -33,6 +34,7 @@ class Checked:
     sizes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # bytes per member, by extension
     words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # words per caption, by source
     captions: Counter[str] = field(default_factory=Counter)
+    unusable: Counter[str] = field(default_factory=Counter)  # captions that are blank, `n/a` or not text
     keys: dict[str, str] = field(default_factory=dict)  # key of a sample -> its shard
 
     def statistics(self) -> dict[str, Any]:
@@ -60,14 +62,15 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
         UserError: no shard is found, an index is damaged, or the store cannot be reached.
     """
     checked, shards = Checked(), expand_shards(spec)
-    index = indexed(shards)
+    index, sizes = indexed(shards), count_samples(dict.fromkeys(shards))
     for shard in tqdm(shards, unit=" shards", disable=None):
         with fetched(shard) as path:
             info = ShardInfo(path.name, bytes=os.path.getsize(path), sha256=file_sha256(path))
             if (known := index[shard]) and (known.bytes, known.sha256) != (info.bytes, info.sha256):
                 expected, found = (f"{each.bytes} bytes, SHA-256 {each.sha256[:12]}…" for each in (known, info))
                 checked.faults.append(f"{shard}: the index says {expected}, but the file has {found}")
-            errors = [] if _is_whole(path) else ["it is truncated, or is not a tar file"]
+            damage = ValueError("it is truncated, or is not a tar file")
+            errors = [] if _is_whole(path) else [why_unreadable(path, damage)]
             for key, members in () if errors else _read_samples(path, errors):
                 faults = list(_check_sample(checked, info, shard, key, members))
                 if modality is not None:
@@ -76,6 +79,8 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
         checked.faults += [f"{shard}: broken tar file: {error}" for error in errors]
         if not errors:
             checked.infos[shard] = info
+            if sizes[shard] not in (None, info.samples):
+                checked.faults.append(f"{shard}: it has {info.samples} samples, but sizes.json says {sizes[shard]}")
     return checked
 
 
@@ -117,8 +122,12 @@ def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, membe
         checked.words[source] += [len(text.split()) for text in texts_of(value)]
         texts += texts_of(value)
     checked.captions.update(texts)
+    faults = [caption_fault(text) or ("n/a" if is_not_given(text) else None) for text in texts]
+    checked.unusable.update(filter(None, faults))
+    if NOT_TEXT in faults:
+        yield f"{faults.count(NOT_TEXT)} of {len(texts)} captions are {NOT_TEXT}"
     if not any(text.strip() for text in texts):
-        yield problem
+        yield problem + dotted(members)
 
 
 def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) -> Iterator[str]:
@@ -186,6 +195,8 @@ def print_statistics(checked: Checked) -> None:
     for name, (number, *spread) in found["captions"].items():
         print(f"  {name}: {number} captions; words {' / '.join(f'{x:g}' for x in spread)}")
     print(f"  {found['distinct captions']} of {found['captions in all']} captions are distinct")
+    for fault, number in sorted(checked.unusable.items()):
+        print(f"  {number} captions are {fault}")
 
 
 def write_indexes(checked: Checked) -> None:

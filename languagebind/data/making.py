@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -32,12 +32,19 @@ from ..config import UserError, expand_config, parse, to_dict
 from ..files import write_atomic
 from ..modalities import modality_class
 from .packing import LeftOut, PackOptions, has_frames, pack
-from .shards import ShardInfo, ShardWriter, as_key, file_sha256, write_index
+from .shards import INDEX_NAME, ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from .sources import SOURCES, Sample
+from .splitting import assign, group_of, parse_shares
+from .vidal import caption_faults
 
 # This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
 STATE_FOLDER = ".make_shards"
 EXAMPLES = 5  # samples listed per reason in the report
+ADVICE = {
+    "missing file": "check --root",
+    "unsupported kind of file": "check --modality",
+    "missing caption": "check the captions",
+}
 
 Entries = list[Sample | LeftOut]  # the input of a shard; a `LeftOut` is a sample with a duplicate key
 
@@ -56,6 +63,8 @@ class MakeOptions:
     """Number of processes. Each writes whole shards."""
     overwrite: bool = False
     """Delete the shards in the output folder and start again."""
+    split: tuple[str, ...] = ()
+    """Parts and their shares of the samples, such as train=0.8 val=0.1 test=0.1; each gets a folder in the output."""
     packing: PackOptions = dataclasses.field(default_factory=PackOptions)
 
     def __post_init__(self):
@@ -81,8 +90,11 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
     unexpected = {path.name for path in options.output.glob("*.tar")} - {state["shard"]["name"] for state in states}
     if unexpected:
         raise UserError(f"{options.output} also holds {min(unexpected)} from a longer input; use --overwrite")
-    write_index(options.output, (ShardInfo(**state["shard"]) for state in states))
     report = _report(states)
+    if report["samples"]:
+        write_index(options.output, (ShardInfo(**state["shard"]) for state in states))
+    else:
+        _clear(options.output)
     write_atomic(options.output / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
     return report
 
@@ -90,17 +102,16 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
 def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     """Create the output folder, or check that an existing one has the same source and options."""
     state_folder = options.output / STATE_FOLDER
-    if options.overwrite and options.output.exists():
-        shutil.rmtree(state_folder, ignore_errors=True)
-        for path in options.output.glob("*.tar"):
-            path.unlink()
+    if options.output.exists() and (options.overwrite or _packed_nothing(state_folder)):
+        _clear(options.output)
     if not state_folder.exists() and any(options.output.glob("*.tar")):
         raise UserError(f"{options.output} holds shards that were made by other means; use --overwrite to replace them")
     state_folder.mkdir(parents=True, exist_ok=True)
     for path in itertools.chain(options.output.glob(".*.tmp"), state_folder.glob(".*.tmp")):
         path.unlink()  # an incomplete file of a killed run
     cut = {"samples_per_shard": options.samples_per_shard, "shard_size": options.shard_size}
-    fixed = json.loads(json.dumps({**source, **to_dict(options.packing), **cut}, default=str))
+    used = {name: value or None for name, value in {**source, **to_dict(options.packing), **cut}.items()}
+    fixed = json.loads(json.dumps(used, default=str))
     record = state_folder / "options.json"
     # An option that is newer than the record had its default value.
     before = to_dict(PackOptions()) | json.loads(record.read_bytes()) if record.exists() else fixed
@@ -109,6 +120,18 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
         was, now = before.get(changed[0]), fixed.get(changed[0])
         raise UserError(f"{options.output} was made with {changed[0]} {was}, not {now}; use --overwrite to start again")
     write_atomic(record, json.dumps(fixed).encode())
+
+
+def _packed_nothing(state_folder: Path) -> bool:
+    """Tell whether no shard of an earlier run has a sample, as with a wrong --root."""
+    records = (json.loads(path.read_bytes()) for path in state_folder.glob("[0-9]*.json"))
+    return state_folder.exists() and not any(record["shard"]["samples"] for record in records)
+
+
+def _clear(output: Path) -> None:
+    shutil.rmtree(output / STATE_FOLDER, ignore_errors=True)
+    for path in [*output.glob("*.tar"), output / INDEX_NAME]:
+        path.unlink(missing_ok=True)
 
 
 def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
@@ -173,7 +196,8 @@ def _make_shard(path: Path, entries: Entries, packing: PackOptions) -> dict[str,
                 else:
                     writer.add(*packed)
         shard, left = dataclasses.asdict(writer.info), list(map(dataclasses.asdict, left_out))
-        state = {"input": fingerprint, "shard": shard, "left_out": left}
+        faults = sum((caption_faults(sample.captions) for sample in samples), Counter())
+        state = {"input": fingerprint, "shard": shard, "left_out": left, "captions_left_out": faults}
         write_atomic(record, json.dumps(state).encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
@@ -187,7 +211,7 @@ def _fingerprint(samples: list[Sample], duplicates: list[LeftOut]) -> str:
         paths = [path for locations in sample.media.values() for files in locations for path in files]
         found = [path.stat() if path.exists() else None for path in paths]
         stats = [stat and [stat.st_size, stat.st_mtime_ns] for stat in found]
-        digest.update(json.dumps([dataclasses.astuple(sample), stats], default=str).encode())
+        digest.update(json.dumps([dataclasses.astuple(sample)[:4], stats], default=str).encode())  # not the group
     return digest.hexdigest()
 
 
@@ -199,7 +223,9 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
         if len(reason["examples"]) < EXAMPLES:
             reason["examples"].append({"id": item["id"], "detail": item["detail"]})
     counts = {name: sum(state["shard"][name] for state in states) for name in ("samples", "bytes")}
-    return {**counts, "shards": len(states), "left_out": dict(sorted(reasons.items()))}
+    captions = sum((Counter(state.get("captions_left_out", {})) for state in states), Counter())
+    left_out = {"left_out": dict(sorted(reasons.items())), "captions_left_out": dict(sorted(captions.items()))}
+    return {**counts, "shards": len(states), **left_out}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -217,7 +243,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.making.packing.frames and not any(map(has_frames, kinds)):
         raise UserError("--frames needs a modality with frames, such as video")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print_report(make_shards(config.source.samples(), {"kind": kind, **to_dict(config.source)}, config.making))
+    facts = {"kind": kind, **to_dict(config.source), "split": config.making.split}
+    shares = parse_shares(config.making.split)
+    if not shares:
+        if getattr(config.source, "by", None):
+            raise UserError("--by needs --split, such as --split train=0.8 val=0.1 test=0.1")
+        print_report(make_shards(config.source.samples(), facts, config.making))
+        return
+    parts = assign(config.source.samples(), shares)
+    for part in shares:
+        samples = (sample for sample in config.source.samples() if parts[group_of(sample)] == part)
+        options = dataclasses.replace(config.making, output=config.making.output / part)
+        print(f"{part}: ", end="")
+        print_report(make_shards(samples, facts, options))
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -228,5 +266,9 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"  {name}: {reason['count']}")
         for example in reason["examples"]:
             print(f"    {example['id']}: {example['detail']}")
+    if report["captions_left_out"]:
+        faults = (f"{number} {fault}" for fault, number in report["captions_left_out"].items())
+        print(f"captions left out: {', '.join(faults)}")
     if not report["samples"]:
-        raise UserError("no sample was packed; check --root and --modality")
+        common = max(report["left_out"], key=lambda reason: report["left_out"][reason]["count"], default="")
+        raise UserError(f"no sample was packed; {ADVICE.get(common, 'see the reasons above')}")

@@ -14,6 +14,7 @@ from webdataset.handlers import reraise_exception
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
 
 from ..config import UserError
+from ..files import decode_text, printable
 from ..remote import is_url, open_url
 from .vidal import MissingCaption
 
@@ -37,10 +38,12 @@ def stream_samples(
 
     def wanted(name: str) -> bool:
         extension = _extension(name)
-        return extension is not None and (extensions is None or member_extension(extension)[0] in extensions)
+        if extension is None or extensions is None:
+            return extension is not None
+        return member_extension(extension)[0] in extensions or bool(dotted([extension]))
 
     if not is_url(shard):
-        yield from tarfile_samples(iter([{"url": shard}]), handler=handler, select_files=wanted)
+        yield from tarfile_samples(iter([{"url": shard}]), handler, wanted, printable)
         return
     try:
         file = open_url(shard)
@@ -48,7 +51,7 @@ def stream_samples(
         handler(error)
         return
     with file:
-        members = tar_file_expander(iter([{"url": shard, "stream": file}]), handler=handler, select_files=wanted)
+        members = tar_file_expander(iter([{"url": shard, "stream": file}]), handler, wanted, printable)
         yield from group_by_keys(members, handler=handler)
 
 
@@ -62,7 +65,8 @@ def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tupl
     def refuse(error: Exception) -> bool:
         raise UserError(f"{shard}: {error.args[0]}") from error
 
-    named = ({"fname": name, "data": data, "__url__": shard} for name, data in members if _extension(name) is not None)
+    shown = ((printable(name), data) for name, data in members)
+    named = ({"fname": name, "data": data, "__url__": shard} for name, data in shown if _extension(name) is not None)
     seen: set[str] = set()
     for sample in group_by_keys(named, handler=refuse):
         key, _ = sample.pop("__key__"), sample.pop("__url__")
@@ -76,6 +80,14 @@ def member_extension(extension: str) -> tuple[str, int | None]:
     """Split an extension from its frame number: `3.depth.png` -> (`depth.png`, 3), `mp4` -> (`mp4`, None)."""
     frame = _FRAME_MEMBER.fullmatch(extension)
     return (frame[2], int(frame[1])) if frame else (extension, None)
+
+
+def dotted(names: Iterable[str]) -> str:
+    """Return a remark for messages if a sample has no annotation because of a dot in what was meant as its key."""
+    found = {name.rpartition(".")[2]: name for name in names if name.endswith(("json", "txt", "cls"))}
+    if not found or found.keys() & set(found.values()):
+        return ""
+    return f"; a key ends at the first dot of a name, as in <key>.{min(found.values())}: rename such files"
 
 
 def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict[int, str] | None:
@@ -108,10 +120,10 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         MissingCaption: the `.json` has no captions or is damaged, and there is no `.txt`.
     """
-    captions = {"txt": sample["txt"].decode(errors="replace")} if "txt" in sample else {}
+    captions = {"txt": decode_text(sample["txt"])} if "txt" in sample else {}
     if "json" in sample:
         try:
-            record = json.loads(sample["json"])
+            record = json.loads(decode_text(sample["json"]))
             found = record["captions"] if "captions" in record else record["caption"]
             captions |= found if isinstance(found, dict) else {"caption": found}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -122,6 +134,6 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def _extension(name: str) -> str | None:
     """Return the extension of a member's name in lower case, or None if the member belongs to no sample."""
-    hidden = name.rpartition("/")[2].startswith(".")
+    hidden = name.rpartition("/")[2].startswith(".") or re.match("__[^/]*__/", name)  # a folder of webdataset's own
     extension = None if hidden else base_plus_ext(name)[1]
     return extension and extension.lower()

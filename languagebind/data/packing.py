@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 
 from ..config import UserError, at_least
+from ..files import POINTER, is_pointer, printable
 from ..modalities import DecodeError, Modality, modality_class
 from .members import media_members
 from .shards import as_key
 from .sources import Sample
-from .vidal import texts_of
+from .vidal import caption_faults, clean_captions
 
 # The signature of each kind of file, as offset and bytes. An error page that was saved as a picture does not have it.
 _SIGNATURES = {
@@ -63,9 +64,10 @@ class _Unusable(Exception):
 
 def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], dict[str, Any]] | LeftOut:
     """Return the arguments of `ShardWriter.add` (key, media by extension, metadata), or a `LeftOut` with the reason."""
-    captions = {name: value for name, value in sample.captions.items() if any(map(str.strip, texts_of(value)))}
+    captions = clean_captions(sample.captions)
     if not captions:
-        return LeftOut(sample.id, "missing caption", f"no text in {sorted(sample.captions)}")
+        faults = caption_faults(sample.captions)
+        return LeftOut(sample.id, "missing caption", f"the caption is {' and '.join(faults) or 'missing'}")
     media: dict[str, bytes] = {}
     own: dict[str, dict[str, bytes]] = {}
     for name, locations in sample.media.items():
@@ -80,7 +82,7 @@ def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], d
         if {each: media[each] for each in names} != members:
             detail = f"{names[0]} would be read for {name}: pack {name} into shards of its own"
             return LeftOut(sample.id, "two modalities in one member", detail)
-    metadata: dict[str, Any] = {"id": sample.id, "captions": captions}
+    metadata: dict[str, Any] = {"id": printable(sample.id), "captions": captions}
     if len(sample.labels) > 1:
         metadata["labels"] = sample.labels
     elif sample.labels:
@@ -136,6 +138,8 @@ def _read(path: Path) -> bytes:
         raise _Unusable(reason, f"{path}: {error.strerror}") from error
     kind = path.suffix.lower().lstrip(".")
     offset, signature = _SIGNATURES.get(_ALIASES.get(kind, kind), (0, b""))
+    if is_pointer(data):
+        raise _Unusable("Git LFS pointer", f"{path}: {POINTER}")
     whole = data[offset : offset + len(signature)] == signature and (kind != "png" or data.endswith(_PNG_END))
     if not data or not whole:
         raise _Unusable("undecodable" if data else "empty file", f"{path}: not a complete {kind} file")

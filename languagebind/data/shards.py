@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, first_line
-from ..files import atomic_file, write_atomic
+from ..files import POINTER, atomic_file, head, is_pointer, write_atomic
 from ..remote import MissingFile, find_files, is_url, join, read_url
 from .members import member_extension
+from .members import read_captions as read_captions  # scripts import it from here
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -80,7 +81,8 @@ def _find(name: str) -> list[str]:
         return [name]
     if name and not glob.has_magic(name):
         raise UserError(f"no such shard or folder: {name}")
-    return sorted(glob.glob(name))
+    folder, pattern = os.path.split(name)  # the name of an existing folder may contain brackets
+    return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, pattern)))
 
 
 def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
@@ -104,7 +106,7 @@ def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None
     counts = {}
     for shard, info in index.items():
         folder, name = split_shard(shard)
-        counts[shard] = info.samples if info else sizes[folder].get(name)
+        counts[shard] = info.samples if info else _as_count(sizes[folder].get(name), join(folder, "sizes.json"))
     return counts
 
 
@@ -177,6 +179,11 @@ def as_key(sample_id: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', sample_id)[-64:]}-{digest}"
 
 
+def why_unreadable(shard: str | os.PathLike, error: Exception) -> str:
+    """Return the reason for an error of reading a shard."""
+    return POINTER if not is_url(shard) and is_pointer(head(shard)) else first_line(error)
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, as the index records it."""
     with open(path, "rb") as file:
@@ -199,6 +206,13 @@ def _read_json(path: str) -> dict[str, Any]:
         return {}
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def _as_count(value: Any, path: str) -> int | None:
+    """Return a number of samples in a `sizes.json`, where some programs write it as text."""
+    if value is None or str(value).isdecimal():
+        return None if value is None else int(value)
+    raise UserError(f"{path}: {value!r} is not a number of samples")
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -3,13 +3,15 @@
 Each source is a dataclass with the options of the source. Its method `samples` streams the input.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import UserError
-from .tables import Format, as_list, columns_of, read_manifest
+from ..files import as_on_disk
+from .tables import CAPTIONS, Format, Renames, as_list, columns_of, read_manifest, require
 from .vidal import CAPTION_SOURCES, media_paths, read_annotation
 
 
@@ -24,6 +26,7 @@ class Sample:
     media: dict[str, list[list[Path]]]
     captions: dict[str, Any] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
+    group: str | None = None  # samples of the same group stay together when the samples are split
 
 
 @dataclass(frozen=True)
@@ -58,23 +61,65 @@ class Jsonl:
     """Base folder for the paths in the manifest."""
     modality: tuple[str, ...]
     """Modalities to pack. With several, each has a column (or key) with its name instead of `path`."""
+    columns: tuple[str, ...] = ()
+    """The table's names for our columns: path=filename caption=text label=scene. Repeat caption= for several."""
+    by: str | None = None
+    """With --split: a column whose values, such as persons or places, are not divided between the parts."""
 
     def samples(self) -> Iterator[Sample]:
-        """Yield a sample per row."""
-        for where, row in read_manifest(self.manifest, self._format()):
-            captions = {name: row[name] for name in ("caption", *CAPTION_SOURCES) if row.get(name)}
+        """Yield a sample per file, in the order of the files' first rows. Several rows of a file are its captions."""
+        seen: set[str] = set()
+        more: dict[str, list[Sample]] = defaultdict(list)  # the rows of each file after its first
+        names: dict[str, None] = {}
+        for row, sample in self._rows():
+            names |= dict.fromkeys(row)
+            if (files := str(sample.media)) in seen:
+                more[files].append(sample)
+            seen.add(files)
+        if not seen:
+            raise UserError(f"{self.manifest} has no rows")
+        if not names.keys() & set(CAPTIONS):
+            raise self._absent("caption", names, str(self.manifest))
+        for _, sample in self._rows():
+            if (files := str(sample.media)) in seen:
+                seen.remove(files)
+                yield from _join([sample, *more.pop(files, ())])
+
+    def _rows(self) -> Iterator[tuple[dict[str, Any], Sample]]:
+        """Yield each row with its own sample."""
+        for where, row in read_manifest(self.manifest, self._format(), self._renames()):
+            captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES) if name in row}
             if isinstance(several := row.get("captions"), dict):
                 captions |= several
             elif several:
                 captions["caption"] = as_list(captions.get("caption")) + as_list(several)
             columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
-            if absent := [column for column in columns.values() if not row.get(column)]:
-                raise UserError(f"{where}: {absent[0]!r} is missing or empty; the columns are {columns_of(row)}")
-            paths = {name: as_list(row[column]) for name, column in columns.items()}
+            paths = {name: as_list(row.get(column)) for name, column in columns.items()}
+            for name, column in columns.items():
+                if column not in row:
+                    raise self._absent(column, row, where)
+                if not paths[name] or not all(path and isinstance(path, str) for path in paths[name]):
+                    raise UserError(f"{where}: {column!r} is missing or empty; the columns are {columns_of(row)}")
+            require(row, filter(None, [self.by]), where)
             sample_id = str(row.get("id") or Path(next(iter(paths.values()))[0]).with_suffix(""))
-            media = {name: [[self.root / path for path in files]] for name, files in paths.items()}
+            media = {name: [[as_on_disk(self.root, path) for path in files]] for name, files in paths.items()}
             labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
-            yield Sample(sample_id, media, captions, labels)
+            group = row[self.by] if self.by else None
+            yield row, Sample(sample_id, media, captions, labels, None if group is None else str(group))
+
+    def _renames(self) -> Renames:
+        known = dict.fromkeys(("path", "caption", "label", "id", "labels", *CAPTIONS, *self.modality))
+        renames: dict[str, list[str]] = {}
+        for pair in self.columns:
+            ours, _, theirs = pair.partition("=")
+            if ours not in known or not theirs:
+                raise UserError(f"--columns {pair}: write caption=COLUMN; instead of caption also {', '.join(known)}")
+            renames.setdefault(ours, []).append(theirs)
+        return renames
+
+    def _absent(self, column: str, row: dict[str, Any], where: str) -> UserError:
+        own = {name: None for name in row if name not in self._renames()}
+        return UserError(f"{where}: no column {column!r}, only {columns_of(own)}; use --columns {column}=COLUMN")
 
     def _format(self) -> Format:
         return Format("jsonl")
@@ -88,7 +133,7 @@ class Csv(Jsonl):
     """
 
     separator: str = ","
-    r"""Column separator. Use `\t` for a tab."""
+    r"""Column separator. A tab (`\t`) or semicolon is found."""
 
     def _format(self) -> Format:
         return Format("csv", separator=self.separator.replace("\\t", "\t"))
@@ -114,6 +159,20 @@ class Folder:
                 captions = {"caption": folder.name.replace("_", " ")}
                 sample_id = f"{folder.name}/{path.name if path.is_dir() else path.stem}"
                 yield Sample(sample_id, {self.modality[0]: [[path]]}, captions, [folder.name])
+
+
+def _join(rows: list[Sample]) -> list[Sample]:
+    """Return the sample of one file's rows, followed by the rows that add nothing to those before them."""
+    captions, labels, twins = dict(rows[0].captions), list(rows[0].labels), []
+    for row in rows[1:]:
+        found = {name: as_list(captions.get(name)) for name in row.captions}
+        added = {name: [x for x in as_list(row.captions[name]) if x not in found[name]] for name in found}
+        captions |= {name: found[name] + texts for name, texts in added.items() if texts}
+        own = [label for label in row.labels if label not in labels]
+        labels += own
+        if not own and not any(added.values()):
+            twins.append(row)
+    return [replace(rows[0], captions=captions, labels=labels), *twins]
 
 
 SOURCES = {"vidal": Vidal, "csv": Csv, "jsonl": Jsonl, "folder": Folder}

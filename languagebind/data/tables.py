@@ -2,19 +2,26 @@
 
 import csv
 import itertools
+import json
 import pickle
+import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..config import UserError, first_line
-from ..files import parse_json, twice
+from ..files import POINTER, head, is_pointer, mend, parse_json, twice
+from .vidal import CAPTION_SOURCES
 
 Record = dict[str, Any]
+Renames = Mapping[str, Sequence[str]]  # our name of a column -> the table's, or several that are read as a list
 # Columns for data without column names: the key of an entry in a mapping, and an entry that is not a mapping.
 KEY, VALUE = "key", "value"
+CAPTIONS = ("caption", "captions", *CAPTION_SOURCES)
+NOT_GIVEN = ("n/a", "#n/a", "<na>", "nan", "null", "none")
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,9 @@ class Format:
     name: str | None = None  # a key of READERS; default: the file's extension
     columns: tuple[str, ...] = ()  # the column names of a table without a header
     comment: str | None = None  # the start of each line to skip before the table
-    encoding: str = "utf-8-sig"
+    encoding: str | None = None  # None: by the byte order mark, else UTF-8, with texts that are not mended by `mend`
     records: str | None = None  # the key of the records in a JSON object
-    separator: str = ","  # the column separator of a CSV
-    skip_spaces: bool = False  # after a separator: AudioSet writes `id, 0.000, "a,b"`, where csv ignores the quotes
+    separator: str = ","  # the column separator of a CSV; if its first line has no comma, a tab or semicolon is found
 
     def name_for(self, file: Path) -> str:
         """Return the name of the format, by default the extension of `file`."""
@@ -43,10 +49,12 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     name = form.name_for(file)
     if name not in READERS:
         raise UserError(f"{file}: unknown table format {name!r}; set format to one of {', '.join(READERS)}")
+    if is_pointer(head(file)):
+        raise UserError(f"cannot read {file}: {POINTER}")
     after = ""
     try:
         for where, record in READERS[name](file, form):
-            yield where, record
+            yield where, record if form.encoding else _change_texts(record, mend)
             after = f" after {where}"
     except UserError:
         raise
@@ -55,15 +63,26 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
         raise UserError(f"cannot read {file} as {name}{after}: {first_line(error)}{hint}") from error
 
 
-def read_manifest(file: Path, form: Format = Format()) -> Iterator[tuple[str, Record]]:
+def read_manifest(file: Path, form: Format = Format(), columns: Renames | None = None) -> Iterator[tuple[str, Record]]:
     """Yield (location for messages, row) for each row of a manifest, like `read_records` but with None for empty cells.
 
-    In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
+    A caption such as `n/a` becomes blank. In a CSV the columns `labels` and `captions` hold several values, separated
+    by `|`.
     """
+    columns = columns or {}
+    cells = form.name_for(file) in ("csv", "tsv")
+    form = replace(form, name="csv") if cells else form  # programs that write tables for others quote texts
     for where, row in read_records(file, form):
-        if form.name_for(file) == "csv":
+        if cells:
             row = {name: cell or None for name, cell in row.items()}
-            row |= {name: row[name].split("|") for name in ("labels", "captions") if row.get(name)}
+        elif row.keys() == {VALUE}:  # a line that is not an object
+            row = {}
+        require(row, itertools.chain(*columns.values()), where)
+        found = {ours: [row[name] for name in theirs] for ours, theirs in columns.items()}
+        row |= {ours: values if len(values) > 1 else values[0] for ours, values in found.items()}
+        several = [name for name in ("labels", "captions") if cells and isinstance(row.get(name), str)]
+        row |= {name: row[name].split("|") for name in several}
+        row |= {name: _change_texts(row[name], _given) for name in CAPTIONS if name in row}
         yield where, row
 
 
@@ -76,6 +95,15 @@ def read_list(file: Path, form: Format) -> list[str]:
             raise UserError(f"{where}: {name!r} is listed twice, first at {names[name]}")
         names[name] = where
     return list(names)
+
+
+def is_not_given(text: str) -> bool:
+    """Tell whether a program wrote a text in place of an empty cell."""
+    return text.strip().lower() in NOT_GIVEN
+
+
+def _given(text: str) -> str:
+    return "" if is_not_given(text) else text
 
 
 def as_list(value: Any) -> list[Any]:
@@ -98,22 +126,35 @@ def require(record: Record, columns: Iterable[str], where: str) -> None:
 
 
 def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    return _rows(file, form, delimiter=form.separator, skipinitialspace=form.skip_spaces, strict=True)
+    return _rows(file, form, lambda lines: _dialect(lines, form.separator))
 
 
 def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     """Read tab-separated columns without quoting, because a sentence may contain a single `"`."""
-    return _rows(file, form, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _rows(file, form, lambda lines: {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
 
 
-def _rows(file: Path, form: Format, **dialect: Any) -> Iterator[tuple[str, Record]]:
+def _dialect(lines: list[str], separator: str) -> dict[str, Any]:
+    """Return the options of csv.reader for a table with these first two lines."""
+    if separator == "," and "," not in lines[0]:
+        separator = next((sign for sign in SEPARATORS if sign in lines[0]), ",")
+    sign = re.escape(separator)
+    # AudioSet writes `id, 0.000, "a,b"`, where csv would ignore the quotes. Other blanks may belong to a file's name.
+    quoted = any(re.search(f'{sign} +"', re.sub('"[^"]*"', '"', line)) for line in lines)
+    spaced = re.fullmatch(f"[^{sign}]*({sign} +[^{sign} ][^{sign}]*)+", lines[0]) is not None
+    return {"delimiter": separator, "skipinitialspace": quoted or spaced, "strict": True}
+
+
+def _rows(file: Path, form: Format, dialect: Callable[[list[str]], dict[str, Any]]) -> Iterator[tuple[str, Record]]:
     csv.field_size_limit(sys.maxsize)
     columns = list(form.columns)
-    with open(file, encoding=form.encoding, newline="") as lines:
+    with _open(file, form, newline="") as lines:
         skipped, first = 0, next(lines, "")
         while form.comment and first.startswith(form.comment):
             skipped, first = skipped + 1, next(lines, "")
-        reader = csv.reader(itertools.chain([first], lines), **dialect)
+        start = [first, *itertools.islice(lines, 1)]
+        options = dialect(start)
+        reader = csv.reader(itertools.chain(start, lines), **options)
         for row in filter(None, reader):  # a blank line has no cells
             where = f"{file}:{reader.line_num + skipped}"
             if not columns:
@@ -124,24 +165,27 @@ def _rows(file: Path, form: Format, **dialect: Any) -> Iterator[tuple[str, Recor
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()  # a separator at the end of a line
             if len(row) != len(columns):
+                sign = SEPARATORS.get(options["delimiter"], repr(options["delimiter"]))
                 expected = f"expected {len(columns)}: {', '.join(columns)}"
-                raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a comma needs double quotes")
+                raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a {sign} needs double quotes")
             yield where, dict(zip(columns, row, strict=True))
 
 
 def _json(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    content = parse_json(file.read_text(encoding=form.encoding))
+    with _open(file, form) as stream:
+        content = parse_json(stream.read())
     return _entries(content if form.records is None else content[form.records], file)
 
 
 def _jsonl(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    with open(file, encoding=form.encoding, newline="\n") as lines:
+    with _open(file, form, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
                     yield f"{file}:{number}", _record(parse_json(line))
             except ValueError as error:
-                raise UserError(f"{file}:{number}: not valid JSON: {error}") from error
+                reason = str(error).replace("line 1 column", "column")  # each line is a document of its own
+                raise UserError(f"{file}:{number}: not valid JSON: {reason}") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -156,13 +200,28 @@ class _PlainUnpickler(pickle.Unpickler):
 def _pickle(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     with open(file, "rb") as stream:
         # Strings that Python 2 pickled are bytes, so they need the encoding.
-        content = _PlainUnpickler(stream, encoding=form.encoding.removesuffix("-sig")).load()
+        content = _PlainUnpickler(stream, encoding=(form.encoding or "utf-8").removesuffix("-sig")).load()
     return _entries(content, file)
 
 
 def _lines(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    with open(file, encoding=form.encoding) as lines:
+    with _open(file, form) as lines:
         yield from ((f"{file}:{number}", {VALUE: line.strip()}) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _open(file: Path, form: Format, newline: str | None = None) -> IO[str]:
+    if form.encoding:
+        return open(file, encoding=form.encoding, newline=newline)
+    return open(file, encoding=json.detect_encoding(head(file)), errors="surrogateescape", newline=newline)
+
+
+def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value with each text in it changed, also in lists and objects."""
+    if isinstance(value, dict):
+        return {name: _change_texts(each, change) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_change_texts(each, change) for each in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _entries(content: Any, file: Path) -> Iterator[tuple[str, Record]]:

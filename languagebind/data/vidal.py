@@ -8,11 +8,13 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..config import UserError, first_line
+from ..files import is_plain, mend
 
 NUM_FRAMES = 8  # frames per clip in VIDAL; `ofa` has one caption per frame
 
@@ -41,6 +43,9 @@ _NOT_IN_TITLE = re.compile(r"[^a-z0-9\s.,;:?!'\"|]")
 _NOT_IN_TAGS = re.compile(r"[^a-z0-9\s]")
 
 
+BLANK, NOT_TEXT = "blank", "not valid UTF-8"  # faults of captions
+
+
 class MissingCaption(ValueError):
     """A sample has no caption of the requested source, or the caption is empty after cleaning."""
 
@@ -60,7 +65,9 @@ def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random)
         for text, frame in _texts(captions, name)
     ]
     if not choices:
-        raise MissingCaption(f"no caption of source {source!r}, only of {sorted(captions)}")
+        faults = {caption_fault(text) for name in source_names(source) for text in texts_of(captions.get(name, []))}
+        absent = f"no caption of source {source!r}, only of {sorted(captions)}"
+        raise MissingCaption("the caption is not valid UTF-8" if NOT_TEXT in faults else absent)
     ((text, frame, _),) = rng.choices(choices, weights=[weight for _, _, weight in choices])
     return text, frame
 
@@ -73,6 +80,30 @@ def all_captions(captions: Mapping[str, Any], source: str) -> list[str]:
 def texts_of(value: Any) -> list[str]:
     """Return the texts of a caption source, whose value is one text or a list."""
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
+def caption_fault(text: str) -> str | None:
+    """Return why a text cannot be used as a caption, or None if it can."""
+    return BLANK if not text.strip() else None if is_plain(mend(text)) else NOT_TEXT
+
+
+def caption_faults(captions: Mapping[str, Any]) -> Counter[str]:
+    """Return the number of captions of one sample with each fault."""
+    return Counter(fault for value in captions.values() for text in texts_of(value) if (fault := caption_fault(text)))
+
+
+def clean_captions(captions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the captions without unusable texts, and the others as `mend` reads them.
+
+    Unusable entries of `ofa` become blank, because the place of an entry is the frame that it describes.
+    """
+    cleaned: dict[str, Any] = {}
+    for name, value in captions.items():
+        texts = _cleaned(value)
+        if any(texts):
+            texts = texts if name == "ofa" else list(filter(None, texts))
+            cleaned[name] = texts if isinstance(value, list) else texts[0]
+    return cleaned
 
 
 def source_names(source: str) -> tuple[str, ...]:
@@ -101,7 +132,7 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
         UserError: the file cannot be read, or is damaged.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             yield from itertools.islice(_object_items(file), limit)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as a VIDAL annotation: {first_line(error)}") from error
@@ -125,10 +156,14 @@ def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[
 
 def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None]]:
     """Return the texts of one source that are not empty, each with the frame that it describes, or None."""
-    value = captions.get(name)
-    texts = [text if isinstance(text, str) else "" for text in (value if isinstance(value, list) else [value])]
-    cleaned = [clean_title(text) if name == "raw" else text.strip() for text in texts]
+    cleaned = [clean_title(text) if name == "raw" else text.strip() for text in _cleaned(captions.get(name))]
     return [(text[:_LONGEST], index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
+
+
+def _cleaned(value: Any) -> list[str]:
+    """Return the texts of a caption source as `mend` reads them, with a blank for each that cannot be used."""
+    texts = [text if isinstance(text, str) else "" for text in (value if isinstance(value, list) else [value])]
+    return ["" if caption_fault(text) else mend(text) for text in texts]
 
 
 def _object_items(file: TextIO) -> Iterator[tuple[str, Any]]:

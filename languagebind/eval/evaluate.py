@@ -76,14 +76,16 @@ def evaluate(
     samples = dataset.samples if isinstance(dataset, ListedDataset) else read_samples(config, modality)
     identity = digest_of_samples([[x.key, x.labels, x.captions] for x in samples], config.name)
     log.info("%s: %s on %d samples", config.name, config.task, len(samples))
+    usable = [sample for sample in samples if sample.captions or not sample.bad_captions]
     with naming(config.name):
         if config.task == "retrieval":
-            found, describe, features = _retrieval(encoder, samples, dual_softmax, config.relevant == "caption")
+            found, describe, features = _retrieval(encoder, usable, dual_softmax, config.relevant == "caption")
         else:
             found, describe, features = _classification(encoder, config, samples)
     if export is not None and not rank():
         export_features(features, export)
     counts = {"samples": len(features.samples), "skipped_samples": len(samples) - len(features.samples)}
+    counts["bad_captions"] = sum(sample.bad_captions for sample in samples)
     found["protocol"] = _protocol(encoder, config, identity) | counts | found["protocol"]
     return new_result(config, modality_name(modality), found, describe() if statistics else None)
 
@@ -188,6 +190,7 @@ def _protocol(encoder: FeatureEncoder, dataset: DatasetConfig, identity: str) ->
     return {
         "split": dataset.split,
         "limit": dataset.limit,
+        "expected": dict(dataset.expect),
         "data_sha256": identity,
         "missing_samples": count_missing(dataset),
         "input_shape": list(modality.input_shape),

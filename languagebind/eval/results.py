@@ -37,6 +37,8 @@ class ResultProtocol(BaseModel):
     unpaired_samples: Count = 0
     missing_samples: Count | None = None
     limit: Count | None = None
+    expected: dict[str, Count] = {}
+    bad_captions: Count = 0
     inputs: dict[str, Any] = {}
     templates: list[str] | None = None
     chance: dict[str, Number | None] = {}
@@ -171,7 +173,7 @@ def write_result(result: Result, path: Path) -> None:
     numbers = json.dumps({key: result[key] for key in ("metrics", "intervals") if key in result})
     finite = json.loads(numbers, parse_constant=lambda infinity: None)
     text = json.dumps(result | finite, indent=2, ensure_ascii=False, allow_nan=False)
-    write_output(path, text.encode() + b"\n")
+    write_output(path, text.encode(errors="backslashreplace") + b"\n")  # paths that are not UTF-8
 
 
 def results_table(results: Sequence[Result]) -> str:

@@ -16,7 +16,8 @@
     clips: 4                            # clips per video, and `crops` per clip; their features are averaged
     protocol: ours                      # or paper: evaluate as the original LanguageBind code does
     paper: {inputs: seconds, similarity: dot} # differences of the original's protocol, see readers.py; {}: none
-    expect: {samples: 654, classes: 10} # expected counts, also of captions; `prepare` refuses other counts
+    columns: {path: file, caption: text} # the manifest's names for our columns path, caption(s), label(s) and id
+    expect: {samples: 654, classes: 10} # expected counts, also of captions; a result says if there are others
     published:                          # results reported by others, as fractions
     - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
     prepare: {kind: table, ...}         # how `python -m languagebind.eval.prepare` makes `data` from the download
@@ -39,11 +40,11 @@ from typing_extensions import TypedDict
 
 from ... import configs
 from ...config import UserError, load_yaml
-from ...files import text_lines, twice
+from ...files import as_on_disk, is_plain, text_lines, twice
 from ...modalities import modality_names
 from ...remote import is_url
 from .readers import Paper
-from .validation import CONFIG, Count, Number, Whole, must_be, refuse, unknown, validate
+from .validation import CONFIG, Columns, Count, Number, Whole, must_be, refuse, unknown, validate
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("text_to_modality", "modality_to_text")
@@ -105,6 +106,7 @@ Template = Annotated[str, must_be(lambda text: "{c}" in text, "a prompt with {c}
 Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_read), FromPath]
 ClassNames = Annotated[Mapping[Text, Text], NotEmpty, BeforeValidator(_by_label), FromPath]
 Interval = Annotated[tuple[Number, Number], must_be(lambda t: 0 <= t[0] < t[1], "a start and a later end, in seconds")]
+Column = Literal["path", "caption", "captions", "label", "labels", "id"]
 Counted = Literal["samples", "captions", "classes"]
 Counts = Mapping[Counted, Annotated[Whole, Field(ge=0)]]
 Figures = Annotated[Mapping[str, Number], NotEmpty, must_be(_are_fractions, "fractions of 1, not percentages")]
@@ -143,6 +145,7 @@ class DatasetConfig:
     licence: str | None = None
     layout: str | None = None
     expect: Counts = field(default_factory=dict)
+    columns: Mapping[Column, Columns] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)  # `kind`, and the kind's own options
     data_root: Annotated[str | None, FromPath] = None  # second folder for a manifest's paths: --data-root
@@ -207,7 +210,7 @@ def read_values(path: Path, data_root: Path | None) -> tuple[dict[str, Any], tup
 
 def find(name: str, folders: tuple[Path, ...]) -> Path | None:
     """Return the path of the file `name` in the first folder that has it, or None."""
-    files = (folder / name for folder in folders)
+    files = (as_on_disk(folder, name) for folder in folders)
     return next((file for file in files if os.path.isfile(file)), None)  # unlike Path.is_file, False for overlong names
 
 
@@ -259,6 +262,9 @@ def _benchmark(folder: Path, split: str, given: Collection[str] = ()) -> dict[st
 def _lines(file: Path) -> list[str]:
     """Return a file's lines without trailing blank lines."""
     try:
-        return text_lines(file.read_bytes().rstrip())
+        lines = text_lines(file.read_bytes().rstrip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
+    if wrong := [number for number, line in enumerate(lines, 1) if not is_plain(line)]:
+        raise UserError(f"{file}:{wrong[0]} is not UTF-8: save the file as UTF-8")
+    return lines

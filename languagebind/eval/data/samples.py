@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UserError, digest
-from ...data.tables import as_list, read_manifest
+from ...data.tables import as_list, columns_of, read_manifest
+from ...data.vidal import NOT_TEXT, caption_fault
 from ...distributed import gather_objects
-from ...files import files_below, is_plain
+from ...files import files_below, is_plain, mend, printable
 from ...modalities import DecodeError, Modality
 from .datasets import METRICS, Counted, DatasetConfig, find, not_there
 from .shards import HELD, Member, list_shards, read_shard
@@ -29,6 +30,7 @@ from .shards import HELD, Member, list_shards, read_shard
 log = logging.getLogger(__name__)
 
 Source = Path | Member
+MANIFESTS = (".csv", ".tsv", ".jsonl")
 PREPARED = ".prepare.json"  # ending of the report that `prepare` writes beside the data
 
 
@@ -40,6 +42,7 @@ class Sample:
     source: Source | tuple[Source, ...] | None
     labels: tuple[str | int, ...] = ()
     captions: tuple[str, ...] = ()
+    bad_captions: int = 0  # left out, because they are not valid text
     id: str | None = None
     held: str = ""  # what a sample without media holds instead, for messages
 
@@ -86,6 +89,10 @@ def read_samples(config: DatasetConfig, modality: Modality, skip_bad: bool = Fal
     what = "captions" if config.task == "retrieval" else "labels"
     counts = [len(getattr(sample, what)) for sample in samples]
     wrong = [i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)]
+    if bad := [sample for sample in samples if sample.bad_captions]:
+        number = sum(sample.bad_captions for sample in bad)
+        log.warning("%s: left out %d captions that are %s, the first of %s", config.name, number, NOT_TEXT, bad[0].key)
+        wrong = wrong if len(wrong) == len(samples) else [i for i in wrong if not samples[i].bad_captions]
     # Some samples of multi-label data have no label
     if wrong and (config.task != "multilabel" or len(wrong) == len(samples)):
         example = f"{samples[wrong[0]].key} has {counts[wrong[0]]} {what}"
@@ -140,12 +147,17 @@ def check_data(config: DatasetConfig) -> None:
 
 
 def class_names(config: DatasetConfig) -> dict[str, str]:
-    """Return label -> name in prompts, in class order. Without names in the config, the class folders provide them."""
+    """Return label -> name in prompts, in class order. Without names in the config, they are the folders or labels."""
     if config.class_names is not None:
         return dict(config.class_names)
-    if names := [] if list_shards(config.data) else _class_folders(config):
+    manifest = Path(config.data)
+    if manifest.suffix in MANIFESTS:
+        names = sorted({str(label) for sample in _from_manifest(manifest, config) for label in sample.labels})
+    else:
+        names = [] if list_shards(config.data) else _class_folders(config)
+    if names and not any(map(str.isdecimal, names)):
         return {name: name.replace("_", " ") for name in names}
-    raise UserError(f"{config.name}: class_names is needed, since {config.data} does not contain class folders")
+    raise UserError(f"{config.name}: class_names is needed, since {config.data} does not name its classes")
 
 
 def metrics_of(config: DatasetConfig) -> list[str]:
@@ -160,7 +172,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     data = Path(config.data)
     if shards := list_shards(config.data):
         return [sample for shard in shards for sample in _from_shard(shard, config, modality)]
-    if data.suffix in (".csv", ".jsonl"):
+    if data.suffix in MANIFESTS:
         return _from_manifest(data, config)
     if _class_folders(config):
         return [sample for sample in list_files(data) if sample.labels]
@@ -170,7 +182,12 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 def list_files(folder: Path) -> list[Sample]:
     """Return every file below a folder as a sample. Its label is the name of the top folder on its path, if any."""
     paths = [file.relative_to(folder) for file in files_below(folder)]
-    return [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
+    labels = [tuple(map(_class, path.parts[:-1][:1])) for path in paths]
+    return [Sample(printable(path.as_posix()), folder / path, own) for path, own in zip(paths, labels, strict=True)]
+
+
+def _class(folder: str) -> str:
+    return printable(mend(folder))
 
 
 def _class_folders(config: DatasetConfig) -> list[str]:
@@ -179,7 +196,7 @@ def _class_folders(config: DatasetConfig) -> list[str]:
     for folder in folders:
         if folder.is_symlink() and root in (folder.resolve(), *folder.resolve().parents):
             raise UserError(f"{config.name}: the class folder {folder} is a link to files of another class: remove it")
-    return [folder.name for folder in folders]
+    return [_class(folder.name) for folder in folders]
 
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
@@ -192,23 +209,29 @@ def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Itera
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
     samples: dict[tuple[str, ...], Sample] = {}
     folders = (manifest.parent, *([Path(config.data_root)] if config.data_root else []))
-    for where, row in read_manifest(manifest):
+    for where, row in read_manifest(manifest, columns=config.columns):
         paths = as_list(row.get("path"))
         if not paths or not all(isinstance(path, str) and path for path in paths):
-            raise UserError(f"{where}: a row needs a path (or a list of frames), and label(s) or caption(s)")
-        labels, captions = _annotation(row, where, config)
+            needs = "a row needs a path (or a list of frames), and label(s) or caption(s)"
+            own = columns_of({name: None for name in row if name not in config.columns})
+            raise UserError(f"{where}: {needs}; its columns are {own}; set `columns` if they have other names")
+        labels, captions, bad = _annotation(row, where, config)
         files = tuple(find(path, folders) or manifest.parent / path for path in paths)
         name = None if row.get("id") is None else str(row["id"])
         source = files if isinstance(row["path"], list) else files[0]
-        old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
+        old = samples.get(tuple(paths)) or Sample(printable(paths[0]), source, id=name)
         # A repeated caption counts as two queries, but a repeated label as one label
         labels = tuple(dict.fromkeys(old.labels + labels))
-        samples[tuple(paths)] = replace(old, labels=labels, captions=old.captions + captions)
+        bad += old.bad_captions
+        samples[tuple(paths)] = replace(old, labels=labels, captions=old.captions + captions, bad_captions=bad)
     return list(samples.values())
 
 
-def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...]]:
-    """Return the labels and captions in a row of a manifest or in the metadata of a sample in a shard."""
+def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...], int]:
+    """Return the labels and captions in a row of a manifest or in the metadata of a sample in a shard.
+
+    The last value is the number of captions that are left out, because they are not valid text.
+    """
     labels = as_list(record.get("label")) + as_list(record.get("labels"))
     captions: list[Any] = []
     if config.task == "retrieval":  # The other tasks need no caption source
@@ -223,7 +246,9 @@ def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) ->
         captions = [caption for value in values for caption in as_list(value)]
     expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
     for name, values, kind, types in expected:
-        # Not isinstance, because True is an int. No tokenizer can encode a lone surrogate (half an emoji)
-        if not all(type(value) in types and is_plain(str(value)) for value in values):
+        # Not isinstance, because True is an int
+        if not all(type(value) in types and (values is captions or is_plain(str(value))) for value in values):
             raise UserError(f"{where}: {name} should be {kind}, not {values!r}")
-    return tuple(dict.fromkeys(labels)), tuple(text for caption in captions if (text := caption.strip()))
+    faults = [caption_fault(caption) for caption in captions]
+    texts = tuple(mend(text).strip() for text, fault in zip(captions, faults, strict=True) if not fault)
+    return tuple(dict.fromkeys(labels)), texts, faults.count(NOT_TEXT)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ...config import UserError
-from ...data.members import group_members, held_members, media_members
-from ...data.shards import expand_shards
+from ...data.members import dotted, group_members, held_members, media_members
+from ...data.shards import expand_shards, why_unreadable
 from ...files import parse_json, text_lines
 from ...modalities import DecodeError
 from ...remote import is_url, local_copy
@@ -80,6 +80,8 @@ def read_shard(
             annotation = _annotation(rest, num_classes)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{shard}: cannot read the labels and captions of {key}: {error}") from error
+        if remark := dotted(members):
+            raise UserError(f"{shard}: {key} has no label or caption{remark}")
         yield key, source, annotation if found else annotation | {HELD: held_members(members)}
 
 
@@ -90,7 +92,7 @@ def _scan(shard: Path) -> Iterator[tuple[str, Member]]:
                 if info.isfile():
                     yield info.name, Member(shard, info.name, info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{shard} cannot be read as a tar file: {error}") from error
+        raise UserError(f"{shard} cannot be read as a tar file: {why_unreadable(shard, error)}") from error
 
 
 def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str, Any]:
@@ -103,5 +105,5 @@ def _annotation(members: dict[str, Member], num_classes: int | None) -> dict[str
             raise ValueError(f"the .npy should hold 0 or 1 for each of {num_classes} classes")
         record.setdefault("labels", np.flatnonzero(vector).tolist())
     if "txt" in members and not record.keys() & {"caption", "captions"}:
-        record["captions"] = text_lines(members["txt"].read())
+        record["captions"] = [line for line in text_lines(members["txt"].read()) if line]
     return record

@@ -40,6 +40,8 @@ class PrepareConfig:
     """leave out rows whose file is missing, and list them in the .prepare.json file"""
     overwrite: bool = False
     """replace the data of an earlier run"""
+    strict: bool = False
+    """refuse other numbers of samples, captions or classes than the YAML's `expect`; otherwise they are reported"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {report['data']}: {', '.join(counts)}")
     if report["missing"]:
         print(f"left out because the file is missing: {len(report['missing'])}")
+    if report["unexpected"]:
+        print(f"not the whole dataset, or another version of it: {'; '.join(report['unexpected'])}")
 
 
 def prepare(options: PrepareConfig) -> dict[str, Any]:
@@ -68,8 +72,12 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock")):
             _refuse_existing(target, options)
-            report = _report(dataset, _write(dataset, kind, values, target, options))
-            write_atomic(Path(f"{target}{PREPARED}"), json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+            listing, unexpected = _write(dataset, kind, values, target, options)
+            report = _report(dataset, listing) | {"unexpected": unexpected}
+            write_atomic(
+                Path(f"{target}{PREPARED}"),
+                json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n",
+            )
     except BlockingIOError as error:
         raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
@@ -110,8 +118,10 @@ def _refuse_existing(target: Path, options: PrepareConfig) -> None:
         raise UserError(f"--source {options.source} is inside {target}, which would be replaced: move it out")
 
 
-def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, options: PrepareConfig) -> Listing:
-    """Write the class names, the links, and the manifest or the class folders.
+def _write(
+    dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, options: PrepareConfig
+) -> tuple[Listing, list[str]]:
+    """Write the class names, the links, and the manifest or the class folders. Also return the unexpected counts.
 
     An empty report is written just before the data. If the run stops in between, the report marks the data as made by
     `prepare`, and no old report can be mistaken for the report of the new data.
@@ -127,7 +137,10 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
             names = kind.class_names(source, values) if names_file and hasattr(kind, "class_names") else None
         log.info("%s: left out or changed: %s", dataset.name, listing.left_out or "nothing")
         names = names or {label: label for label in sorted(listing.labels)}
-        listing.check(dataset, names if names_file else dataset.class_names or names, source, options.skip_missing)
+        classes = names if names_file else dataset.class_names or names
+        unexpected = listing.check(dataset, classes, source, options.skip_missing, options.strict)
+        if unexpected:
+            log.warning("%s: %s", dataset.name, "; ".join(unexpected))
         if names_file:
             contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
             if names_file.exists() and names_file.read_bytes() != contents and not options.overwrite:
@@ -139,7 +152,7 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
         if not by_class:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in listing.kept]
             write_atomic(target, "".join(lines).encode())
-    return listing
+    return listing, unexpected
 
 
 def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:

@@ -5,22 +5,22 @@ If a mapping or a list in the table's file holds plain values, their column is n
 
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from ...config import UserError
 from ...data.tables import KEY, Format, Record, columns_of, read_list, read_records, require
-from ...files import files_below, is_plain
-from ..data.validation import CONFIG, must_be
+from ...data.vidal import NOT_TEXT
+from ...files import as_on_disk, files_below, is_plain, mend
+from ..data.validation import CONFIG, Columns, must_be
 from .writing import Row, inside
 
-Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+UTF8 = "utf-8-sig"
 OneGroup = must_be(lambda pattern: pattern.groups <= 1, "a pattern with one group; write other groups as (?:...)")
 
 
@@ -47,7 +47,7 @@ class Options:
     format: str | None = None  # format of the table, such as csv, if the extension is wrong
     columns: Columns = ()  # column names of a table without a header
     comment: str | None = None  # start of comment lines before the table, such as "#"
-    encoding: str = Format.encoding
+    encoding: str = UTF8
     records: str | None = None  # key of a JSON object that holds the records
     where: dict[str, Columns] = field(default_factory=dict)  # rows to use: {split: test}, or a list of values
     split_list: str | None = None  # .txt or .json list of the keys to use; each must be in the table
@@ -61,13 +61,17 @@ class Options:
             raise ValueError("set caption, label or labels to the name of a column")
 
 
-def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
-    """Yield the manifest's rows in the order of the table. Paths are relative to `source`, where the media stay."""
+def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
+    """Yield the manifest's rows in the order of the table, and count what is left out.
+
+    Paths are relative to `source`, where the media stay.
+    """
     media = _media_index(source, options.media)
+    counts: Counter[str] = Counter()
     samples: dict[str, Row] = {}
     for where, key, record in _selected(source, options):
-        path = _find(media, options.media, record | {"key": key}, where)
-        row: Row = {"where": where, "path": path} | _annotation(record, options, where)
+        path = _find(media, source, options.media, record, key, where)
+        row: Row = {"where": where, "path": path} | _annotation(record, options, where, counts)
         sample = samples.setdefault(key, row)
         if sample is row:
             continue
@@ -79,10 +83,14 @@ def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
         for name in row.keys() & {"labels", "captions"}:
             sample[name] += row[name]
     for row in samples.values():
+        if options.caption and not row["captions"]:
+            counts[f"samples whose captions are {NOT_TEXT}"] += 1
+            continue
         if options.join:
             paragraph = " ".join(filter(None, row["captions"]))
             row["captions"] = _texts(paragraph, "the paragraph", row["where"])
         yield row
+    return dict(counts)
 
 
 def class_names(source: Path, options: Options) -> dict[str, str] | None:
@@ -91,7 +99,7 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
         return None
     columns = options.classes.label, options.classes.name or options.classes.label
     names: dict[str, str] = {}
-    for where, record in read_records(source / options.classes.table, Format(skip_spaces=True)):
+    for where, record in read_records(source / options.classes.table, Format(encoding=UTF8)):
         require(record, columns, where)
         label, name = (str(record[column]).strip() for column in columns)
         if label in names:
@@ -102,7 +110,7 @@ def class_names(source: Path, options: Options) -> dict[str, str] | None:
 
 def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record]]:
     """Yield (place, key, record) of each row that `where` and `split_list` select."""
-    form = Format(options.format, options.columns, options.comment, options.encoding, options.records, skip_spaces=True)
+    form = Format(options.format, options.columns, options.comment, options.encoding, options.records)
     key_pattern = options.key if "{" in options.key else f"{{{options.key}}}"
     in_table = dict.fromkeys(read_list(source / options.split_list, Format()) if options.split_list else [], False)
     values: dict[str, set[str]] = {column: set() for column in options.where}
@@ -118,9 +126,10 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
             if not (found := pattern.match(str(record[column]))) or found[pattern.groups] is None:
                 raise UserError(f"{where}: {record[column]!r} does not match {pattern.pattern!r}")
             record[column] = found[pattern.groups]
-        [key] = _texts(_fill(key_pattern, record, where), options.key, where)
-        if key in in_table:
-            in_table[key] = True
+        key = _fill(key_pattern, record, where)
+        [name] = _texts(key, options.key, where)
+        if name in in_table:
+            in_table[name] = True
         elif options.split_list:
             continue
         yield where, key, record
@@ -132,8 +141,8 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
         raise UserError(f"{source}/{options.split_list}: {count}, such as {lost[0]!r}")
 
 
-def _annotation(record: Record, options: Options, where: str) -> Row:
-    """Return the label, labels and captions of a record."""
+def _annotation(record: Record, options: Options, where: str, counts: Counter[str]) -> Row:
+    """Return the label, labels and captions of a record. Count the captions that are left out."""
     require(record, [column for column in (*options.caption, options.label, options.labels) if column], where)
     found: Row = {}
     if options.label:
@@ -144,17 +153,23 @@ def _annotation(record: Record, options: Options, where: str) -> Row:
         found["labels"] = [] if value == [] else _texts(value, options.labels, where)  # none of the classes
     if options.caption:
         # A sentence of a paragraph may be empty, but a caption may not, because it is a query
-        texts = [_texts(record[column], column, where, bool(options.join)) for column in options.caption]
-        found["captions"] = [text for column in texts for text in column]
+        columns = [_texts(record[column], column, where, bool(options.join), plain=False) for column in options.caption]
+        texts = [text for column in columns for text in column]
+        found["captions"] = list(filter(is_plain, texts))
+        if len(texts) > len(found["captions"]):
+            counts[f"captions that are {NOT_TEXT}"] += len(texts) - len(found["captions"])
     return found
 
 
-def _texts(value: Any, column: str, where: str, may_be_empty: bool = False) -> list[str]:
+def _texts(value: Any, column: str, where: str, may_be_empty: bool = False, plain: bool = True) -> list[str]:
     """Return the stripped texts in a text, a list of texts, or a list of lists of words."""
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in values]
+    texts = [mend(text) if isinstance(text, str) else text for text in texts]
     for text in texts or [""]:
-        if type(text) not in (str, int) or not is_plain(str(text)):  # not isinstance, because True is an int
+        if type(text) not in (str, int) or (
+            plain and not is_plain(str(text))
+        ):  # not isinstance, because True is an int
             raise UserError(f"{where}: {column} should be text, not {text!r}")
         if not (may_be_empty or str(text).strip()):
             raise UserError(f"{where}: {column} is empty")
@@ -174,11 +189,11 @@ def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
     return index
 
 
-def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str) -> str:
+def _find(index: dict[str, list[str]], source: Path, pattern: str, record: Record, key: str, where: str) -> str:
     """Return the path of a record's file below the download, or the filled-in pattern if the file is missing."""
-    path = inside(_fill(pattern, record, where), where)
+    path = inside(_fill(pattern, record, where, key=key), where)
     if not path.endswith(".*"):
-        return path
+        return as_on_disk(source, path).relative_to(source).as_posix()
     folder, _, name = path.removesuffix(".*").rpartition("**/")
     found = [file for file in index.get(unicodedata.normalize("NFC", name), ()) if file.startswith(folder)]
     if len(found) > 1:
@@ -186,10 +201,10 @@ def _find(index: dict[str, list[str]], pattern: str, record: Record, where: str)
     return found[0] if found else path
 
 
-def _fill(pattern: str, record: Record, where: str) -> str:
-    """Return a pattern filled in with the columns of a record."""
+def _fill(pattern: str, record: Record, where: str, **more: str) -> str:
+    """Return a pattern filled in with the columns of a record, and with more values by name."""
     try:
-        return pattern.format_map(record)
+        return pattern.format_map(record | more)
     except KeyError as error:
         raise UserError(f"{where}: no column {error}, only {columns_of(record)}") from error
     except (LookupError, ValueError, AttributeError, TypeError) as error:

@@ -32,8 +32,14 @@ class Listing:
         """The rows whose file exists."""
         return [row for path, row in self.rows.items() if path not in self.missing]
 
-    def check(self, dataset: DatasetConfig, classes: Collection[str], source: Path, skip_missing: bool) -> None:
-        """Raise `UserError` if a file is missing, a count is not the expected one, or a label is not a class."""
+    def check(
+        self, dataset: DatasetConfig, classes: Collection[str], source: Path, skip_missing: bool, strict: bool = False
+    ) -> list[str]:
+        """Return the counts that are not the expected ones.
+
+        Raises `UserError` if a file is missing, a label is not a class, there are no samples, or (with `strict`) a
+        count is not the expected one.
+        """
         name, expect = dataset.name, dataset.expect
         if self.missing and not (skip_missing and self.kept):
             first = "; ".join(list(self.missing.values())[:SHOWN_MISSING])
@@ -41,7 +47,7 @@ class Listing:
             raise UserError(f"{name}: {count}: {first}; --skip-missing leaves these rows out and lists them")
         found = {"samples": len(self.rows), "captions": count_captions(self.rows.values()), "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expect.items() if found[key] != count]
-        if wrong or not self.rows:
+        if (wrong and strict) or not self.rows:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items()) or "nothing"
             raise UserError(
                 f"{name}: {'; '.join(wrong) or 'no samples'}: {source} is incomplete or from another release. Left out"
@@ -50,6 +56,7 @@ class Listing:
         if unknown := [label for label in self.labels if label not in classes]:
             place, others = self.labels[unknown[0]], len(unknown) - 1
             raise UserError(f"{place}: {unknown[0]!r} is not a class of {name} (other unknown labels: {others})")
+        return wrong
 
 
 def list_rows(rows: Generator[Row, None, Any], source: Path, folder: Path, by_class: bool) -> Listing:

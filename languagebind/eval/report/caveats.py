@@ -19,7 +19,7 @@ def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
     """Return the differences of a result from the full dataset: unexpected counts, and samples left out."""
     protocol = result["protocol"]
     texts: list[str] = []
-    for what, expected in expect.items():
+    for what, expected in (protocol.get("expected", {}) | expect).items():
         count = protocol.get(what, expected)
         if count != expected and not (what == "captions" and texts):  # Fewer samples have fewer captions
             texts.append(f"{count:,} {'of' if count < expected else 'instead of'} {expected:,} {what}")
@@ -27,8 +27,12 @@ def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
     limit = protocol.get("limit")
     if limit and "samples" not in expect and protocol.get("samples", 0) + skipped == limit:
         texts.append(f"limited to {limit:,} samples")
-    left_out = {"missing from the prepared data": protocol.get("missing_samples"), "without a partner": unpaired,
-                "could not be read": skipped - unpaired}  # fmt: skip
+    left_out = {
+        "missing from the prepared data": protocol.get("missing_samples"),
+        "without a partner": unpaired,
+        "could not be read": skipped - unpaired,
+        "captions are not valid text": protocol.get("bad_captions"),
+    }
     return texts + [f"{count:,} {why}" for why, count in left_out.items() if count]
 
 
