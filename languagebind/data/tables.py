@@ -16,7 +16,7 @@ from ..files import POINTER, head, is_pointer, mend, parse_json, twice
 from .vidal import CAPTION_SOURCES
 
 Record = dict[str, Any]
-Renames = Mapping[str, Sequence[str]]  # our name of a column -> the table's, or several that are read as a list
+Renames = Mapping[Any, Sequence[str]]  # our name of a column -> the table's, or several that are read as a list
 # Columns for data without column names: the key of an entry in a mapping, and an entry that is not a mapping.
 KEY, VALUE = "key", "value"
 CAPTIONS = ("caption", "captions", *CAPTION_SOURCES)
