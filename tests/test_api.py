@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
-from languagebind.hub.config import to_published
+from languagebind.hub.config import to_config, to_published
 from languagebind.hub.processing import PROCESSORS
 from languagebind.modalities.infrared import Infrared
-from languagebind.text import TextConfig, build_text
+from languagebind.text import ClipTextConfig, TextConfig, build_text
+from languagebind.vit import EncoderConfig
 from training.main import main
 from training.params import parse_args
 
@@ -322,6 +323,13 @@ def test_the_verbs_of_open_clip(toys, trained, files):
         languagebind.create_model_and_transforms("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth")  # offline
     with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
         languagebind.get_tokenizer("LanguageBind_Depth")
+
+
+@pytest.mark.parametrize("bounds", ["full", (0, 80), (27315, 35315.5)])
+def test_the_range_of_infrared_is_exported(bounds, tmp_path):
+    modality = Infrared(infrared_range=bounds)
+    to_config(modality, EncoderConfig(), ClipTextConfig(), 512).save_pretrained(tmp_path)
+    assert languagebind.LanguageBindThermalConfig.from_pretrained(tmp_path).modality == modality
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

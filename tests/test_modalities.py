@@ -150,6 +150,15 @@ def test_junk_is_refused_by_name(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("name", MODALITIES)
+def test_a_git_lfs_pointer_is_named_as_one(tmp_path, name):
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2127000\n".encode()
+    (tmp_path / "a.media").write_bytes(text)
+    for source in (tmp_path / "a.media", text):
+        with pytest.raises(DecodeError, match="Git LFS pointer"):
+            make(name).preprocess(source)
+
+
+@pytest.mark.parametrize("name", MODALITIES)
 def test_what_is_no_file_is_refused(tmp_path, name):
     for path in (tmp_path, tmp_path / "missing", "nul\0character"):
         with pytest.raises(DecodeError, match=r".+: .+"):
@@ -198,6 +207,8 @@ def test_odd_values_in_memory_are_refused(name, value):
         ("image", {"max_pixels": 0}),
         ("depth", {"max_depth": -1.0}),
         ("infrared", {"infrared_range": "all"}),
+        ("infrared", {"infrared_range": (80, 0)}),
+        ("infrared", {"infrared_range": (0, float("nan"))}),
         ("video", {"num_frames": 0}),
         ("video", {"max_seconds": 0.0}),
         ("video", {"video_backend": "vlc"}),
@@ -213,6 +224,16 @@ def test_bad_options_name_their_flag(name, options):
     flag = next(iter(options)).replace("_", "-")
     with pytest.raises(UserError, match=f"--{flag} is .*(set|choose) "):
         make(name, **options)
+
+
+def test_an_infrared_range_is_two_words_or_two_numbers():
+    from languagebind.config import from_dict, parse, to_dict
+
+    kind = modality_class("infrared")
+    for flags, expected in (("full", "full"), ("0 80", (0.0, 80.0)), ("-20.5 1e3", (-20.5, 1000.0))):
+        options = parse(kind, ["--infrared-range", *flags.split()])
+        assert options.infrared_range == expected
+        assert from_dict(kind, to_dict(options)) == options
 
 
 @pytest.mark.parametrize("name", MODALITIES)

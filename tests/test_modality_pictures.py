@@ -99,6 +99,57 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     assert torch.equal(Image().preprocess(encode(stored, exif=exif)), Image().preprocess(upright))
 
+    x = Image().preprocess(Pil.open(io.BytesIO(encode(stored, "JPEG", quality=95, exif=exif))))
+    assert torch.equal(x, Image().preprocess(encode(stored, "JPEG", quality=95, exif=exif)))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])  # PIL itself turns TIFF
+def test_exif_orientation_can_be_left(form):
+    exif = Pil.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    file = encode(photo(), form, exif=exif)
+    as_stored = np.asarray(Pil.open(io.BytesIO(file)).convert("RGB"))
+    for value in (file, Pil.open(io.BytesIO(file))):
+        assert torch.equal(Image(exif=False).preprocess(value), Image().preprocess(as_stored))
+        assert torch.equal(Image().preprocess(value), Image().preprocess(np.rot90(as_stored, -1)))
+    clip = [Pil.open(io.BytesIO(file))] * 2
+    assert torch.equal(Video(num_frames=2).preprocess(clip), Video(num_frames=2).preprocess([np.rot90(as_stored, -1)]))
+    damaged = Pil.open(io.BytesIO(file))
+    damaged.info["exif"] = b"Exif\x00\x00MM\x00*\xff\xff"
+    Image().preprocess(damaged)
+
+
+def test_what_follows_a_picture_does_not_matter():
+    film = b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x08 a scan? \xff\xc4" * 9  # as behind a motion photo
+    for form, behind in (("JPEG", film), ("JPEG", bytes(999)), ("WEBP", bytes(999)), ("PNG", b"\n"), ("GIF", film)):
+        picture = encode(photo(), form)
+        assert torch.equal(Image().preprocess(picture + behind), Image().preprocess(picture))
+    progressive = encode(photo(), "JPEG", progressive=True)
+    assert torch.equal(Image().preprocess(progressive + film), Image().preprocess(progressive))
+    for end in (-1, -2, -100):
+        with pytest.raises(DecodeError, match="truncated"):
+            Image().preprocess(progressive[:end])
+
+
+@pytest.mark.parametrize("form", [".png", ".tiff", "uncompressed.tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colours_keep_their_lower_byte(form, channels):
+    import cv2
+
+    counts = np.random.default_rng(0).integers(7000, 7200, (8, 8, channels), np.uint16)
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, 1] if form.startswith("un") else []
+    file = cv2.imencode(form[-5:] if options else form, counts, options)[1].tobytes()  # (blue, green, red[, alpha])
+    rgb = torch.from_numpy(counts[..., 2::-1].astype(np.float32)).permute(2, 0, 1)
+    x = unnormalised(Infrared(image_size=8, infrared_range=(7000, 7200)).preprocess(file))
+    torch.testing.assert_close(x, (rgb - 7000) / 200, atol=1e-5, rtol=0)
+    torch.testing.assert_close(unnormalised(Image(image_size=8).preprocess(file)), rgb / 65535, atol=1e-6, rtol=0)
+    if form == ".png":
+        exif = Pil.Exif()
+        exif[0x0112] = 6  # turn by 90 degrees
+        turned = file[:33] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + file[33:]
+        x = unnormalised(Infrared(image_size=8, infrared_range=(7000, 7200)).preprocess(turned))
+        torch.testing.assert_close(x, (rgb.rot90(-1, (1, 2)) - 7000) / 200, atol=1e-5, rtol=0)
+
 
 def test_picture_forms_agree():
     array = photo()
@@ -233,10 +284,17 @@ def test_sun_rgbd_bits_are_turned_back():
     np.testing.assert_allclose(metres(encode(stored), sun_rgbd=True), mm.astype(np.float32) / 1000)
 
 
-def test_pixels_that_are_not_finite_are_holes():
+def test_nan_and_minus_infinity_are_holes_and_infinity_is_far():
     depth = np.array([[np.nan, 1.0], [np.inf, -np.inf]], np.float32)
-    np.testing.assert_array_equal(metres(npy(depth)), [[0, 1], [0, 0]])
-    assert bool(Depth(max_depth=0.0).preprocess(depth).isfinite().all())
+    np.testing.assert_array_equal(metres(npy(depth)), [[0, 1], [10, 0]])
+    np.testing.assert_array_equal(metres(depth, max_depth=0.0), [[0, 1], [1, 0]])
+    sky = np.full((8, 8), np.inf)
+    sky[4:, :4], sky[4:, 4:] = 5, 25
+    x = unnormalised(Depth(image_size=8).preprocess(sky))[0]
+    torch.testing.assert_close(x[:, 0], torch.tensor([1.0] * 4 + [0.5] * 4))
+    torch.testing.assert_close(x[:, 7], torch.ones(8))
+    own = unnormalised(Depth(image_size=8, max_depth=0.0).preprocess(npy(sky)))[0]  # scaled by 25 m
+    torch.testing.assert_close(own[:, 0], torch.tensor([1.0] * 4 + [0.2] * 4))
     with pytest.raises(DecodeError, match="no pixel is finite"):
         metres(npy(np.full((4, 4), np.nan)))
 
@@ -287,6 +345,20 @@ def test_raw_counts_fill_the_range_or_keep_sixteen_bits():
     celsius = (counts / 100 - 50).astype(np.float32)
     for value in (celsius, encode(celsius, "TIFF"), torch.from_numpy(celsius)):
         torch.testing.assert_close(unnormalised(Infrared(image_size=8).preprocess(value)), x, atol=1e-4, rtol=0)
+
+
+def test_a_fixed_range_is_the_same_for_all_pictures():
+    celsius = np.linspace(-20, 120, 64, dtype=np.float32).reshape(8, 8)
+    fixed = Infrared(image_size=8, infrared_range=(0, 80))
+    expected = torch.from_numpy(np.clip(celsius / 80, 0, 1)).expand(3, 8, 8)
+    for value in (celsius, encode(celsius, "TIFF"), np.stack([celsius] * 3)):
+        torch.testing.assert_close(unnormalised(fixed.preprocess(value)), expected, atol=1e-6, rtol=0)
+    kelvin = np.round((celsius + 273.15) * 100).astype(np.uint16)  # hundredths, as FLIR cameras store them
+    counts = Infrared(image_size=8, infrared_range=(27315, 35315))
+    torch.testing.assert_close(unnormalised(counts.preprocess(encode(kelvin))), expected, atol=1e-4, rtol=0)
+    assert fixed.picture(fixed.decode(encode(celsius, "TIFF")))[1] == "0 (black) to 80 (white)"
+    with pytest.raises(DecodeError, match="8-bit pictures hold no temperatures"):
+        fixed.preprocess(encode(photo(), "JPEG"))
 
 
 def test_a_constant_picture_has_no_range():

@@ -118,6 +118,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     audio_sample_rate: int = 16000
     audio_mean: int | float = 0.5
     audio_std: int | float = 0.5
+    infrared_range: str | list[float] | tuple[float, ...] = "minmax"  # not in the published files
     audio_channels: str = "first"  # not in the published files: the original code uses the first channel
     clip_type: str | None = "vl"
     tube_size: Literal[1] = 1

@@ -6,7 +6,9 @@ antialiasing, the default since 0.17, gives other features.
 """
 
 import io
+import re
 import struct
+import sys
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,11 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 # PIL's errors for damaged files, which depend on the format and the place of the damage
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+ORIENTATION = 0x0112  # EXIF tag
+# PIL's names of the layouts of 16-bit colour, and those of the other byte order
+_SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+BYTE_ORDERS = {f"{mode};16{a}": f"{mode};16{b}" for mode in ("RGB", "RGBA") for a, b in _SWAPPED.items()}
+JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # 00 and d0 to d7 belong to the pixels
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class ImageModality(Modality):
     """Height and width of the encoder's input, in pixels."""
     max_pixels: int = 50_000_000
     """Maximum number of pixels in a picture or frame, checked before decoding."""
+    exif: bool = True
+    """Turn and mirror pictures as their EXIF orientation says."""
     hflip: float = 0.0
     """Probability of a left-right flip; training only."""
     random_crop: bool = False
@@ -73,7 +82,9 @@ class ImageModality(Modality):
         return x.expand(3, -1, -1)
 
     def open_picture(self, source: Source, upright: bool = True) -> Any:
-        """Return a picture file as a PIL image; if `upright`, apply the EXIF orientation.
+        """Return a picture file as a PIL image; if `upright`, apply the EXIF orientation unless the option is off.
+
+        PIL reads 16-bit colours as 8 bits. `pixels` finds the lower bytes in the attribute `low`, an image as well.
 
         Raises:
             DecodeError: the file is not a picture, is truncated, or has more than `max_pixels` pixels.
@@ -88,9 +99,11 @@ class ImageModality(Modality):
             if image.format == "PNG":
                 image.verify()  # check the checksums, which load() ignores; then the file must be reopened
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
-            image.load()
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
+            images = [image, *_lower_bytes(image, data)]
+            for each in images:
+                each.load()
+                if upright and self.exif:
+                    ImageOps.exif_transpose(each, in_place=True)
         except DecodeError:
             raise
         except (*BROKEN, Image.DecompressionBombError) as error:
@@ -99,6 +112,7 @@ class ImageModality(Modality):
         if is_cut(data):
             raise DecodeError(source, "the picture is truncated")
         image.filename = describe(source)  # for errors
+        image.low = images[1] if len(images) > 1 else None  # type: ignore[attr-defined]  # our own attribute
         return image
 
     def check_size(self, source: Any, width: int, height: int) -> None:
@@ -114,7 +128,7 @@ class ImageModality(Modality):
 
         Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
         """
-        x = as_tensor(value)
+        x = as_tensor(turned_upright(value) if self.exif else value)
         first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
         if x.ndim == 2:
             x = x[None]
@@ -154,12 +168,26 @@ class ImageModality(Modality):
         return top, left
 
 
+def turned_upright(value: Any) -> Any:
+    """Return a PIL image turned and mirrored as its EXIF orientation says; return any other value unchanged."""
+    from PIL import Image, ImageOps
+
+    try:
+        turned = isinstance(value, Image.Image) and value.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(value) if turned else value
+    except BROKEN:  # damaged EXIF data
+        return value
+
+
 def as_tensor(value: Any) -> Tensor:
     """Convert a PIL image or array to a tensor of the same layout and dtype. PIL images become (H, W[, 3])."""
     from PIL import Image
 
     if isinstance(value, Image.Image):
+        low = getattr(value, "low", None)
         value = np.asarray(plain_mode(value))
+        if low is not None:
+            value = (value.astype(np.uint16) << 8) | np.asarray(plain_mode(low))
     elif hasattr(value, "asnumpy"):  # an array of decord
         value = value.asnumpy()
     if isinstance(value, (np.ndarray, Tensor)):
@@ -178,8 +206,38 @@ def plain_mode(image: Any) -> Any:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _lower_bytes(image: Any, data: bytes) -> list[Any]:
+    """Return a picture of 16-bit colours, not loaded yet, once more with swapped bytes; an empty list for others."""
+    from PIL import Image
+
+    def swapped(arguments: Any) -> Any:  # a name, or a tuple that begins with it
+        if isinstance(arguments, tuple):
+            return (swapped(arguments[0]), *arguments[1:])
+        return BYTE_ORDERS.get(arguments, arguments)
+
+    tiles = [(*tile[:3], swapped(tile[3])) for tile in image.tile]
+    if tiles == [tuple(tile) for tile in image.tile]:
+        return []
+    low = Image.open(io.BytesIO(data), formats=FORMATS)
+    low.tile = tiles  # type: ignore[assignment]  # a named tuple since Pillow 11.1
+    return [low]
+
+
 def is_cut(data: bytes) -> bool:
     """Tell whether a picture's end is missing or zeros, as after a broken download. PIL would fill it with grey."""
-    if data.startswith(b"\xff\xd8"):  # JPEG: no end marker after the last scan
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    return data.startswith(b"RIFF") and data.endswith(bytes(64))  # WebP
+    if data.startswith(b"\xff\xd8"):
+        # JPEG: no end marker after the last scan. The video behind a motion photo may look like a scan.
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") and _jpeg_is_cut(data)
+    end = 8 + int.from_bytes(data[4:8], "little")
+    return data.startswith(b"RIFF") and data.endswith(bytes(64), 0, end)  # WebP
+
+
+def _jpeg_is_cut(data: bytes) -> bool:
+    """Tell whether a JPEG has no end marker; what follows that marker does not matter."""
+    at = 2
+    while marker := JPEG_MARKER.search(data, at):
+        at = marker.end()
+        if marker[0].endswith(b"\xd9"):
+            return False
+        at += int.from_bytes(data[at : at + 2], "big")
+    return True

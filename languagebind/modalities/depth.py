@@ -22,8 +22,9 @@ class Depth(ImageModality):
     """Depth maps clipped to 0.01 m .. `max_depth`, scaled to 0..1 and repeated in three channels.
 
     Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres. 8-bit values are refused, because they
-    are a picture of depth, not depth. A negative or non-finite pixel is a hole, like 0 in a PNG, and gets the minimum
-    depth. Maps without a finite pixel are refused, and so are float maps entirely above 100, which must be millimetres.
+    are a picture of depth, not depth. A negative or NaN pixel is a hole, like 0 in a PNG, and gets the minimum depth;
+    an infinite one, such as rendered sky, is as far as `max_depth` or the farthest finite pixel. Maps without a finite
+    pixel are refused, and so are float maps entirely above 100, which must be millimetres.
 
     Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
     """
@@ -72,9 +73,10 @@ class Depth(ImageModality):
         depth = x[0]
         if depth.is_floating_point():
             depth = depth.float()
-            if not bool(depth.isfinite().any()):
+            finite = depth[depth.isfinite()]
+            if not len(finite):
                 raise DecodeError(source, "no pixel is finite")
-            depth = depth.nan_to_num(0.0, 0.0, 0.0)
+            depth = depth.nan_to_num(0.0, max(self.max_depth, finite.max().item()), 0.0)
             if bool((depth > 0).any()) and depth[depth > 0].min() > 100:  # metres
                 raise DecodeError(source, "all points are beyond 100 m; divide millimetres by 1000")
             return depth

@@ -1,11 +1,13 @@
 """Infrared pictures. The class names of the original LanguageBind code say Thermal."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..config import UserError
 from ._images import ImageModality
 from ._pictures import to_bytes
 from ._sources import DecodeError
@@ -22,8 +24,21 @@ class Infrared(ImageModality):
     # A plain .tiff comes before the pictures, because versions that packed it so put colour pictures beside it
     extensions = ("infrared.jpg", "infrared.png", "infrared.tiff", "tiff", "jpg", "png")
 
-    infrared_range: Literal["minmax", "full"] = "minmax"
-    """Input range of values above 8 bits: each picture's minimum to maximum, or full 16 bits (floats: 0 to 1)."""
+    infrared_range: Literal["minmax", "full"] | tuple[float, float] = "minmax"
+    """Input range of values above 8 bits: each picture's minimum to maximum, full 16 bits (floats: 0 to 1), or two
+    temperatures or counts, such as 0 80. Values outside two numbers are clipped, and 8-bit pictures are refused."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        bounds: Any = self.infrared_range
+        if isinstance(bounds, str):
+            usable = bounds in ("minmax", "full")
+        else:  # a list: from a JSON file
+            bounds = tuple(map(float, bounds))
+            object.__setattr__(self, "infrared_range", bounds)
+            usable = len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
+        if not usable:
+            raise UserError(f"--infrared-range is {bounds}; choose from minmax, full, or set two numbers, lower first")
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(self._unit_range(raw)[None], rng)
@@ -31,11 +46,13 @@ class Infrared(ImageModality):
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
         if raw.dtype == torch.uint8:
             return to_bytes(raw), ""
-        low, high = (0.0, 1.0) if self.infrared_range == "full" else (bound.item() for bound in raw.aminmax())
+        low, high = self._bounds(raw)
         return to_bytes(self._unit_range(raw)), f"{low:g} (black) to {high:g} (white)"
 
     def check(self, x: Tensor, source: Any) -> Tensor:
         if x.dtype == torch.uint8:
+            if isinstance(self.infrared_range, tuple):
+                raise DecodeError(source, "8-bit pictures hold no temperatures or counts; use --infrared-range minmax")
             return x
         wide = torch.float32 if x.is_floating_point() else torch.float64
         values = x.to(wide)
@@ -51,5 +68,12 @@ class Infrared(ImageModality):
         # A 14-bit sensor uses a small part of 16 bits: divided by 65535, every picture would be nearly black
         if raw.dtype == torch.uint8 or self.infrared_range == "full":
             return raw
-        low, high = raw.aminmax()
-        return (raw - low) / (high - low).clamp(min=torch.finfo(raw.dtype).tiny)
+        low, high = self._bounds(raw)
+        return ((raw - low) / (high - low).clamp(min=torch.finfo(raw.dtype).tiny)).clamp(0, 1)
+
+    def _bounds(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        if self.infrared_range == "minmax":
+            low, high = raw.aminmax()
+        else:
+            low, high = raw.new_tensor((0.0, 1.0) if self.infrared_range == "full" else self.infrared_range)
+        return low, high
