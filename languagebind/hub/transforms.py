@@ -16,7 +16,7 @@ from ..config import UserError
 from ..modalities import DecodeError, Modality, is_source, modality_class
 from ..modalities._images import as_tensor
 from ..modalities._sources import fetch
-from ..modalities._video_backends import BACKENDS, read_frames
+from ..modalities._video_backends import BACKENDS
 from .config import modality_of
 
 IMAGE, VIDEO, DEPTH, AUDIO = (cast(Any, modality_class(name))() for name in ("image", "video", "depth", "audio"))
@@ -93,9 +93,7 @@ def load_and_transform_video(
     """
     video: Any = replace(VIDEO, num_frames=num_frames, video_backend=_decoder(video_decode_backend))
     if clip_start_sec or clip_end_sec is not None:
-        source = fetch(video_path)
-        count, part = video.frames_between(source, clip_start_sec, clip_end_sec)
-        clip = read_frames(source, part.start + video.frame_indices(len(part)), count, video.video_backend)
+        clip = video.read_part(fetch(video_path), clip_start_sec, clip_end_sec)
     else:
         clip = video.load(video_path)
     clip = (clip.double() * 255 if clip.is_floating_point() else clip).transpose(0, 1)

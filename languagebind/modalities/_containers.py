@@ -3,18 +3,50 @@
 import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
+
+import numpy as np
 
 from ._sources import DecodeError, Source, file_size
 
 Kind = Literal["video", "audio"]
+VP8_SHOWN = 16  # bit of the first byte of a VP8 frame; it is 0 in frames to which only others refer
 
 
-def count_frames(
+@dataclass
+class Packets:
+    """The packets of a stream that are shown. For video, also how the decoded frames become the frames shown."""
+
+    times: list[float]
+    """When the frames are shown, in seconds, in order."""
+    unclear: str = ""
+    """Why the frames may differ from the packets in number or time; empty if they do not."""
+    countable: bool = False
+    """Whether a frame can be found by counting from the key frame before it."""
+    rate: Fraction = Fraction(0)
+    """Mean number of frames per second, by the header."""
+    stream: int = 0
+    leads: bool = True
+    """Whether the stream is the first video stream of the file."""
+    shape: tuple[int, int] = (0, 0)
+    """Height and width of the first frame as it is shown."""
+    rotation: int = 0
+    """Degrees counterclockwise by which a frame is turned to be shown: 0, 90, 180 or 270."""
+    mirrored: bool = False
+
+
+def count_frames(source: Source, kind: Kind, max_seconds: float) -> int:
+    """Return the number of shown packets of a stream, without decoding. Raises `DecodeError` as `read_packets`."""
+    return len(read_packets(source, kind, max_seconds).times)
+
+
+def read_packets(
     source: Source, kind: Kind, max_seconds: float, check: Callable[[Any], None] = lambda codec: None
-) -> int:
-    """Return the number of shown packets of a stream, without decoding. For video, this is the number of frames.
+) -> Packets:
+    """Read the times of a stream's packets. Of a video, decode the first frame.
 
     Args:
         check: function that gets the stream's codec context (width, height, ...) and may raise `DecodeError`.
@@ -22,30 +54,66 @@ def count_frames(
     Raises:
         DecodeError: the stream is missing or longer than `max_seconds`, or the file is truncated.
     """
+    import av
+
     with open_stream(source, kind) as (container, stream):
+        codec, form, first = stream.codec_context, container.format.name, None
         check_seconds(source, (container.duration or 0) / 1e6, max_seconds)  # from microseconds
-        check(stream.codec_context)
-        packets = shown = 0
-        end = 0.0
+        check(codec)
+        found: list[tuple[int | None, bool, bool]] = []
+        ends: dict[int, int] = {}
+        hidden = 0
         for packet in container.demux():
-            if packet.is_corrupt:
+            if packet.is_corrupt and form != "mpegts":  # there, it may only mean that segments were joined
                 raise DecodeError(source, "the file is truncated within a packet")
-            if packet.size and packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.size and packet.stream is stream:
-                packets += 1
-                shown += not packet.is_discard  # an edit list hides the frames before a cut
-        form, length = container.format.name, end - (container.start_time or 0) / 1e6
+            if not packet.size:
+                continue
+            track, time = packet.stream_index, packet.pts
+            if time is not None:
+                ends[track] = max(ends.get(track, 0), time + (packet.duration or 0))
+            if track == stream.index and not (codec.name == "vp8" and not memoryview(packet)[0] & VP8_SHOWN):
+                found.append((time, packet.is_keyframe, packet.is_discard))
+                hidden += packet.is_discard  # an edit list hides the frames before a cut
+                if kind == "video" and first is None:
+                    with suppress(av.error.InvalidDataError):  # a recording may begin before its first key frame
+                        first = next(iter(packet.decode()), None)
+        end = max((float(ticks * container.streams[track].time_base) for track, ticks in ends.items()), default=0.0)
+        length = end - (container.start_time or 0) / 1e6
         # MP4 stores its number of packets. All formats except MP3 and raw AAC store their duration, but it is rounded,
         # and the last packet may lack a duration. Both numbers are wrong if an edit list hides packets.
-        missing = form.startswith("mov") and packets < stream.frames
+        missing = form.startswith("mov") and len(found) < stream.frames
         stated = container.duration or 0 if form.startswith(("mov", "matroska", "avi")) else 0
-        if packets == shown and (missing or length < 0.9 * stated / 1e6 - 0.5):
-            raise DecodeError(source, f"the file is truncated after {packets} packets, {length:.1f} s")
+        if not hidden and (missing or length < 0.9 * stated / 1e6 - 0.5):
+            raise DecodeError(source, f"the file is truncated after {len(found)} packets, {length:.1f} s")
         check_seconds(source, length, max_seconds)
-    if not shown:
-        raise DecodeError(source, f"the {kind} stream is empty")
-    return shown
+        if len(found) == hidden:
+            raise DecodeError(source, f"the {kind} stream is empty")
+        if kind == "audio":
+            return Packets([0.0] * (len(found) - hidden))
+        if first := first or next(iter(codec.decode()), None):  # some decoders hold frames until the end
+            return _describe(container, stream, found, first)
+        raise DecodeError(source, "no frame can be decoded")
+
+
+def _describe(container: Any, stream: Any, found: list[tuple[int | None, bool, bool]], first: Any) -> Packets:
+    form, reorders, streams = container.format.name, stream.codec_context.has_b_frames, container.streams.video
+    ticks, keys, hidden = (np.array(column) for column in zip(*found, strict=True))
+    ticks = ticks.astype(float)  # NaN where a packet states no time
+    times = np.sort(ticks[~hidden]) * float(stream.time_base)
+    later = np.minimum.accumulate(ticks[::-1])[::-1]  # the earliest time from each packet on
+    unclear = "" if keys[0] and ticks[0] == later[0] else "the file does not begin with a key frame"
+    # AVI states no times, and a file made from AVI may state those of decoding
+    as_decoded = form == "avi" or (not form.startswith("mov") and bool((np.diff(ticks) > 0).all()))
+    if (reorders and as_decoded) or not (np.diff(times) > 0).all():
+        unclear = "the file does not state when each frame is shown"
+    # Elsewhere, decord does not find the key frames
+    countable = form.startswith(("mov", "matroska", "avi")) and len(streams) == 1 and bool((ticks == later)[keys].all())
+    rotation = round(first.rotation / 90) * 90 % 360
+    shape = (first.width, first.height) if rotation % 180 else (first.height, first.width)
+    matrix = first.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist() if matrix is not None else (1, 0, 0, 0, 1)
+    rate, leads = Fraction(stream.average_rate or 0), stream is streams[0]
+    return Packets(times.tolist(), unclear, countable, rate, stream.index, leads, shape, rotation, a * d < b * c)
 
 
 def check_seconds(source: Any, seconds: float, max_seconds: float) -> None:
@@ -56,7 +124,10 @@ def check_seconds(source: Any, seconds: float, max_seconds: float) -> None:
 
 @contextmanager
 def open_stream(source: Source, kind: Kind) -> Iterator[tuple[Any, Any]]:
-    """Open a container and its first stream of a kind, on one thread; turn FFmpeg's errors into `DecodeError`."""
+    """Open a container and a stream of a kind, on one thread; turn FFmpeg's errors into `DecodeError`.
+
+    Of several video streams, take the default one, then the largest, then the first, as the `ffmpeg` command does.
+    """
     import av
 
     file_size(source)
@@ -65,12 +136,20 @@ def open_stream(source: Source, kind: Kind) -> Iterator[tuple[Any, Any]]:
             if container.format.name.endswith("_pipe") or container.format.name in ("image2", "tty"):
                 raise DecodeError(source, f"not a {kind} file, but {container.format.name}")
             streams = [s for s in getattr(container.streams, kind) if not s.disposition & s.disposition.attached_pic]
-            if not streams or streams[0].codec_context is None:
+            stream = max(streams, key=_rank, default=None)
+            if stream is None or stream.codec_context is None:
                 raise DecodeError(source, "the codec is unknown" if streams else f"no {kind} stream")
-            streams[0].codec_context.thread_count = 1
-            yield container, streams[0]
+            stream.codec_context.thread_count = 1
+            yield container, stream
     except av.FFmpegError as error:
         raise DecodeError(source, error.strerror or str(error)) from error
+
+
+def _rank(stream: Any) -> tuple[bool, int]:
+    if stream.type != "video":
+        return False, 0
+    codec = stream.codec_context
+    return bool(stream.disposition & stream.disposition.default), codec.width * codec.height if codec else 0
 
 
 def handle(source: Source) -> Any:

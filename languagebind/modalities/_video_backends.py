@@ -1,7 +1,8 @@
-"""Four video decoders behind one function. All return the same RGB frames for the same indices.
+"""Four video decoders behind one function. For the same indices, all return the same RGB frames, or an error.
 
-A backend is a function (source, sorted indices, number of frames) -> K frames, (H, W, 3) bytes each. It opens the file,
-decodes on one thread and closes the file. Nothing is kept between samples.
+torchcodec and decord find frames by index, so the times of their frames are compared with those of the packets. PyAV
+and OpenCV decode a file in order. Each opens the file, decodes on one thread and closes the file; nothing is kept
+between samples.
 """
 
 import functools
@@ -17,31 +18,49 @@ import torch
 from torch import Tensor
 
 from ..config import UserError
-from ._containers import handle, open_stream
-from ._sources import DecodeError, Source
+from ._containers import Packets, handle, open_stream
+from ._sources import DecodeError, Source, describe
 
 log = logging.getLogger(__name__)
 
 Frames = Sequence[np.ndarray] | np.ndarray
+Choose = Callable[[int], np.ndarray]
+TOLERANCE = 1e-3  # seconds; decord's times are float32
 
 
-def read_frames(source: Source, indices: np.ndarray, count: int, backend: str) -> Tensor:
-    """Return the frames (T, 3, H, W), uint8, at `indices` of a video of `count` frames. Indices may repeat.
+def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) -> Tensor:
+    """Return frames (T, 3, H, W), uint8, of a video.
+
+    Where the first backend of `auto` fails or returns frames of other times, PyAV decodes the file in order.
+
+    Args:
+        packets: result of `read_packets` for this file.
+        choose: function of the number of frames; it returns the indices (T,) of the frames to return, which may repeat.
 
     Raises:
-        DecodeError: a frame cannot be decoded, or the backend counts the frames differently.
+        DecodeError: a frame cannot be decoded, or the given backend returns frames of other times.
         UserError: the backend is not installed.
     """
-    wanted, order = np.unique(indices, return_inverse=True)
-    backend = resolve(backend)
+    name = resolve(backend)
     try:
-        frames = BACKENDS[backend][1](source, wanted.tolist(), count)
+        if name in IN_ORDER:
+            frames, indices = _in_order(source, packets, choose, IN_ORDER[name])
+        else:
+            indices = choose(len(packets.times))
+            frames = _seek(source, packets, np.unique(indices).tolist(), SEEKING[name])
     except (RuntimeError, IndexError) as error:
-        raise DecodeError(source, f"{backend}: {str(error).strip().splitlines()[-1]}") from error
+        reason = f"{name}: {str(error).strip().splitlines()[-1]}"
+        if backend != "auto" or name in IN_ORDER:
+            raise DecodeError(source, f"{reason}; try another --video-backend") from error
+        log.debug("%s: %s; PyAV decodes it in order", describe(source), reason)
+        frames, indices = _in_order(source, packets, choose, _pyav)
+    wanted, order = np.unique(indices, return_inverse=True)
     sizes = len({frame.shape for frame in frames})
     if len(frames) != len(wanted) or sizes > 1:
-        raise DecodeError(source, f"{backend}: decoded {len(frames)} of {len(wanted)} frames, in {sizes} sizes")
+        raise DecodeError(source, f"decoded {len(frames)} of {len(wanted)} frames, in {sizes} sizes")
     clip = torch.from_numpy(np.asarray(frames))  # (K, H, W, 3)
+    if packets.mirrored:  # the decoders only turn frames
+        clip = clip.flip(2 if packets.rotation % 180 else 1)
     if not np.array_equal(indices, wanted):
         clip = clip[torch.from_numpy(order)]
     return clip.permute(0, 3, 1, 2)
@@ -54,7 +73,7 @@ def resolve(backend: str) -> str:
     reasons = []
     for name in names:
         try:
-            importlib.import_module(BACKENDS[name][0])
+            importlib.import_module(BACKENDS[name])
         except (ImportError, OSError, RuntimeError) as error:  # torchcodec: RuntimeError without FFmpeg's libraries
             reasons.append(f"{name} ({str(error).strip().splitlines()[0]})")
         else:
@@ -63,53 +82,92 @@ def resolve(backend: str) -> str:
     raise UserError(f"no usable video backend: {', '.join(reasons)}")
 
 
-def _torchcodec(source: Source, indices: list[int], count: int) -> Frames:
+def _seek(source: Source, packets: Packets, indices: list[int], find: Callable[..., Any]) -> Frames:
+    """Return the frames at sorted indices, found by a decoder. Raises `RuntimeError` if it returns other frames."""
+    if packets.unclear:
+        raise RuntimeError(packets.unclear)
+    frames, times = find(source, packets, indices)
+    if not np.allclose(times, [packets.times[i] for i in indices], rtol=0, atol=TOLERANCE):
+        raise RuntimeError("the frames are not those of the times asked for")
+    if frames.shape[1:3] != packets.shape:
+        raise RuntimeError("the frames differ in size or are not turned")
+    return frames
+
+
+def _torchcodec(source: Source, packets: Packets, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
     from torchcodec.decoders import VideoDecoder
 
     file = source if isinstance(source, bytes) else handle(source)
-    decoder = VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-    _same_count(len(decoder), count)
-    return decoder.get_frames_at(indices).data.numpy()
+    decoder = VideoDecoder(
+        file, stream_index=packets.stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+    )
+    _same_count(len(decoder), packets)
+    if (getattr(decoder.metadata, "rotation", None) or 0) % 360 != packets.rotation:
+        raise RuntimeError("the frames are not turned")
+    frames = decoder.get_frames_at(indices)
+    return frames.data.numpy(), frames.pts_seconds.numpy()
 
 
-def _decord(source: Source, indices: list[int], count: int) -> Frames:
+def _decord(source: Source, packets: Packets, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
     import decord
 
     try:
         reader = decord.VideoReader(handle(source), num_threads=1)
-        _same_count(len(reader), count)
-        frames = reader.get_batch(indices)
-        return frames.numpy() if isinstance(frames, Tensor) else frames.asnumpy()  # a tensor after set_bridge("torch")
+        _same_count(len(reader), packets)
+        # Its times are those of its index, not of the decoded frames, so they do not show that it counted wrongly
+        if not packets.countable:
+            raise RuntimeError("frames cannot be counted from the key frames of this file")
+        frames, times = reader.get_batch(indices), reader.get_frame_timestamp([0, *indices])[:, 0]
     except decord.DECORDError as error:
         raise RuntimeError(str(error)) from error
+    frames = frames.numpy() if isinstance(frames, Tensor) else frames.asnumpy()  # a tensor after set_bridge("torch")
+    return frames, times[1:] - times[0] + packets.times[0]
 
 
-def _pyav(source: Source, indices: list[int], count: int) -> Frames:
-    frames = []
+def _same_count(found: int, packets: Packets) -> None:
+    if found != len(packets.times):
+        raise RuntimeError(f"found {found} frames, expected {len(packets.times)}")
+
+
+def _in_order(source: Source, packets: Packets, choose: Choose, decode: Callable[..., Any]) -> tuple[Frames, Any]:
+    """Return the chosen frames and their indices, decoding a file from its start.
+
+    If the number or times of the frames differ from those of the packets, the frames are counted, and chosen again.
+    """
+    count, known = len(packets.times), not packets.unclear
+    while True:
+        indices = choose(count)
+        wanted, frames, found = set(indices.tolist()), [], 0
+        for i, (time, picture) in enumerate(decode(source, packets)):
+            found += 1
+            if i in wanted:
+                known = known and (time is None or abs(time - packets.times[i]) < TOLERANCE)
+                frames.append(picture())
+            if known and len(frames) == len(wanted):
+                return frames, indices
+        if known or found in (0, count):
+            return frames, indices
+        count = found
+
+
+def _pyav(source: Source, packets: Packets) -> Iterator[tuple[float | None, Callable[[], np.ndarray]]]:
     with open_stream(source, "video") as (container, stream):
-        for i, frame in enumerate(container.decode(stream)):
-            if i in indices:
-                # rotation is in degrees counterclockwise; the other backends rotate the picture themselves
-                frames.append(np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), frame.rotation // 90))
-            if i == indices[-1]:
-                break
-    return frames
+        for frame in container.decode(stream):
+            yield frame.time, functools.partial(_upright, frame, packets.rotation)
 
 
-def _opencv(source: Source, indices: list[int], count: int) -> Frames:
+def _upright(frame: Any, rotation: int) -> np.ndarray:
+    return np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), rotation // 90)
+
+
+def _opencv(source: Source, packets: Packets) -> Iterator[tuple[None, Callable[[], np.ndarray]]]:
     import cv2
 
-    frames = []
+    if not packets.leads:
+        raise RuntimeError("only the first video stream can be read")
     with open_capture(source) as capture:
-        # In order from the start, because seeking finds the wrong frame in some codecs
-        for i in range(indices[-1] + 1):
-            found = capture.grab()
-            if found and i in indices:
-                found, frame = capture.retrieve()
-                frames += [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)] if found else []
-            if not found:
-                break  # `read_frames` reports the missing frames
-    return frames
+        while capture.grab():
+            yield None, lambda: cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
 
 
 @contextmanager
@@ -139,16 +197,7 @@ def open_capture(source: Source) -> Iterator[Any]:
         capture.release()
 
 
-def _same_count(found: int, count: int) -> None:
-    # decord also counts the frames that an edit list hides, and misplaces the others
-    if found != count:
-        raise RuntimeError(f"found {found} frames, expected {count}; try another --video-backend")
-
-
 # In the order that `auto` tries: exact and maintained; fast; always installed, since it reads the headers; slow
-BACKENDS: dict[str, tuple[str, Callable[[Source, list[int], int], Frames]]] = {
-    "torchcodec": ("torchcodec.decoders", _torchcodec),
-    "decord": ("decord", _decord),
-    "pyav": ("av", _pyav),
-    "opencv": ("cv2", _opencv),
-}
+BACKENDS = {"torchcodec": "torchcodec.decoders", "decord": "decord", "pyav": "av", "opencv": "cv2"}
+SEEKING: dict[str, Callable[..., Any]] = {"torchcodec": _torchcodec, "decord": _decord}
+IN_ORDER: dict[str, Callable[..., Any]] = {"pyav": _pyav, "opencv": _opencv}

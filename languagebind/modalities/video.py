@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import check_options
-from ._containers import check_seconds, count_frames, open_stream
+from ._containers import Packets, check_seconds, open_stream, read_packets
 from ._images import ImageModality
 from ._pictures import to_bytes
 from ._sources import DecodeError, Source, read
-from ._video_backends import read_frames
+from ._video_backends import Choose, read_frames
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Video(ImageModality):
     num_frames: int = 8
     """Number of frames taken from each clip."""
     video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
-    """Video decoder; all give the same frames. auto uses the first of the listed decoders that is installed."""
+    """Video decoder. auto uses the first of the listed decoders that is installed, and pyav for files whose frames that
+    decoder misses. All give the same frames, or an error: see the table in docs/performance.md."""
     max_seconds: float = 3600.0
     """Maximum length in seconds, checked before decoding."""
     hflip: float = 0.5
@@ -57,33 +58,39 @@ class Video(ImageModality):
             return self._pick(source, self.open_picture)
         if self.num_frames == 1 and is_picture(source):  # one of a sample's frames
             return self._pick([source], self.open_picture)
-        count = count_frames(
-            source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
-        )
-        return read_frames(source, self.frame_indices(count), count, self.video_backend)
+        return read_frames(source, self._packets(source), self.frame_indices, self.video_backend)
 
-    def inspect(self, source: Source, count: bool = True) -> tuple[int, Fraction, float]:
-        """Return a video's number of frames (0 without `count`), mean frame rate, and length in seconds by its header.
+    def read_part(self, source: Source, start: float, end: float | None = None, choose: Choose | None = None) -> Tensor:
+        """Return frames (T, 3, H, W) from `start` to `end` in seconds; `choose` is `frame_indices` by default.
 
         Raises:
-            DecodeError: the file is not a video, exceeds the limits, or, with `count`, is truncated.
+            DecodeError: no frame lies there, or the file cannot be decoded.
         """
+        packets = self._packets(source)
+
+        def indices(count: int) -> np.ndarray:
+            # Exact fractions, because 1.1 * 10.0 is more than 11 in floating point
+            times = (Fraction(str(float(time))) * packets.rate if time is not None else count for time in (start, end))
+            first, last = (min(max(math.ceil(time), 0), count) for time in times)
+            if last <= first:
+                until = "the end" if end is None else f"{end:g} s"
+                raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
+            return first + (choose or self.frame_indices)(last - first).flatten()
+
+        return read_frames(source, packets, indices, self.video_backend)
+
+    def header_seconds(self, source: Source) -> float:
+        """Return a video's length by its header. Raises `DecodeError` if it is not a video or exceeds the limits."""
         with open_stream(source, "video") as (container, stream):
             self.check_size(source, stream.codec_context.width, stream.codec_context.height)
-            rate, seconds = Fraction(stream.average_rate or 0), (container.duration or 0) / 1e6  # from microseconds
+            seconds = (container.duration or 0) / 1e6  # from microseconds
         check_seconds(source, seconds, self.max_seconds)
-        return count_frames(source, "video", self.max_seconds) if count else 0, rate, seconds
+        return seconds
 
-    def frames_between(self, source: Source, start: float, end: float | None = None) -> tuple[int, range]:
-        """Return a video's number of frames, and the range of those from `start` to `end` in seconds, never empty."""
-        count, rate, _ = self.inspect(source)
-        # Exact fractions, because 1.1 * 10.0 is more than 11 in floating point
-        times = (Fraction(str(float(time))) * rate if time is not None else count for time in (start, end))
-        first, last = (min(max(math.ceil(time), 0), count) for time in times)
-        if last <= first:
-            until = "the end" if end is None else f"{end:g} s"
-            raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
-        return count, range(first, last)
+    def _packets(self, source: Source) -> Packets:
+        return read_packets(
+            source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
+        )
 
     def from_memory(self, value: Any) -> Tensor:
         value = value.asnumpy() if hasattr(value, "asnumpy") else value  # frames of decord

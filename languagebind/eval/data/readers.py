@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from ...config import UserError
 from ...modalities import DecodeError, Modality, modality_name
 from ...modalities._images import MEAN, STD, ImageModality
-from ...modalities._video_backends import open_capture, read_frames
+from ...modalities._video_backends import open_capture
 
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product of features that are not normalised"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,8 +64,7 @@ class VideoReader(Reader):
 
     def frames(self, source: Any, choose: Callable[[int], np.ndarray]) -> Tensor:
         """Return frames (N, 3, H, W) of `clip`. `choose` maps the number of frames in it to the indices to read."""
-        count, part = self.modality.frames_between(source, *(self.clip or (0, None)))
-        return read_frames(source, part.start + choose(len(part)).flatten(), count, self.modality.video_backend)
+        return self.modality.read_part(source, *(self.clip or (0, None)), choose)
 
 
 class Clips(VideoReader):
@@ -119,7 +118,7 @@ class Seconds(VideoReader):
         import cv2
         from PIL.Image import fromarray
 
-        duration = self.modality.inspect(source, count=False)[2]
+        duration = self.modality.header_seconds(source)
         clip = (0, math.ceil(duration)) if self.up_to_duration else self.clip
         fit = _pil_transform(self.modality.image_size)
         x = torch.zeros(self.modality.input_shape)
