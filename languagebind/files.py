@@ -97,10 +97,7 @@ def printable(text: str) -> str:
 
 def decode_text(data: bytes) -> str:
     """Return bytes as text: by their byte order mark, else as UTF-8. Other bytes are read as `mend` describes."""
-    try:
-        return mend(data.decode(json.detect_encoding(data), "surrogateescape"))
-    except UnicodeDecodeError:  # half of a character in UTF-16
-        return data.decode(errors="surrogateescape")
+    return mend(_decoded(data))
 
 
 def mend(text: str) -> str:
@@ -119,8 +116,14 @@ def mend(text: str) -> str:
 
 def text_lines(data: bytes) -> list[str]:
     """Return the stripped lines of a text. Unlike `str.splitlines`, do not split at U+2028 or form feed."""
-    text = data.decode(json.detect_encoding(data), "surrogateescape")
-    return [mend(line.strip()) for line in text.split("\n")]
+    return [mend(line.strip()) for line in _decoded(data).split("\n")]
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode(json.detect_encoding(data), "surrogateescape")
+    except UnicodeDecodeError:  # half of a character in UTF-16
+        return data.decode(errors="surrogateescape")
 
 
 def is_pointer(data: bytes) -> bool:
@@ -137,14 +140,16 @@ def head(path: str | os.PathLike) -> bytes:
     return b""
 
 
-def as_on_disk(folder: Path, name: str) -> Path:
-    """Return the path of a file below a folder. If it is missing, try other ways to write an accented letter or `/`."""
-    if os.path.exists(folder / name):
-        return folder / name
+def as_on_disk(path: Path) -> Path:
+    """Return a path. If it is missing, try other ways to write accented letters and `/` below the nearest folder."""
+    if os.path.exists(path):
+        return path
+    folder = next((parent for parent in path.parents if os.path.isdir(parent)), path.parent)
+    name = str(path.relative_to(folder))
     composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     windows = os.fsdecode(composed.encode("cp1252", "backslashreplace"))
-    spellings = (composed, decomposed, windows, name.replace("\\", "/"))
-    return next((folder / spelling for spelling in spellings if os.path.exists(folder / spelling)), folder / name)
+    spellings = (folder / spelling for spelling in (composed, decomposed, windows, name.replace("\\", "/")))
+    return next(filter(os.path.exists, spellings), path)
 
 
 def parse_json(text: str | bytes) -> Any:

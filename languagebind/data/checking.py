@@ -19,7 +19,7 @@ from ..modalities import DecodeError, Modality, modality_class
 from ..remote import fetched, is_url
 from .members import dotted, held_members, media_members, member_extension, read_captions, stream_samples
 from .shards import ShardInfo, count_samples, expand_shards, file_sha256, indexed, why_unreadable, write_index
-from .tables import is_not_given
+from .tables import given
 from .vidal import NOT_TEXT, MissingCaption, caption_fault, texts_of
 
 FAULTS_SHOWN = 50
@@ -34,7 +34,7 @@ class Checked:
     sizes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # bytes per member, by extension
     words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # words per caption, by source
     captions: Counter[str] = field(default_factory=Counter)
-    unusable: Counter[str] = field(default_factory=Counter)  # captions that are blank, `n/a` or not text
+    unusable: Counter[str] = field(default_factory=Counter)  # captions by their fault
     keys: dict[str, str] = field(default_factory=dict)  # key of a sample -> its shard
 
     def statistics(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, membe
         checked.words[source] += [len(text.split()) for text in texts_of(value)]
         texts += texts_of(value)
     checked.captions.update(texts)
-    faults = [caption_fault(text) or ("n/a" if is_not_given(text) else None) for text in texts]
+    faults = [caption_fault(given(text)) for text in texts]
     checked.unusable.update(filter(None, faults))
     if NOT_TEXT in faults:
         yield f"{faults.count(NOT_TEXT)} of {len(texts)} captions are {NOT_TEXT}"

@@ -29,12 +29,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ..config import UserError, expand_config, parse, to_dict
-from ..files import write_atomic
+from ..files import as_on_disk, printable, write_atomic
 from ..modalities import modality_class
 from .packing import LeftOut, PackOptions, has_frames, pack
 from .shards import INDEX_NAME, ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from .sources import SOURCES, Sample
-from .splitting import assign, group_of, parse_shares
+from .splitting import assign, parse_shares
 from .vidal import caption_faults
 
 # This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
@@ -209,7 +209,7 @@ def _fingerprint(samples: list[Sample], duplicates: list[LeftOut]) -> str:
     digest = hashlib.sha256(repr(duplicates).encode())
     for sample in samples:
         paths = [path for locations in sample.media.values() for files in locations for path in files]
-        found = [path.stat() if path.exists() else None for path in paths]
+        found = [path.stat() if path.exists() else None for path in map(as_on_disk, paths)]
         stats = [stat and [stat.st_size, stat.st_mtime_ns] for stat in found]
         digest.update(json.dumps([dataclasses.astuple(sample)[:4], stats], default=str).encode())  # not the group
     return digest.hexdigest()
@@ -221,7 +221,7 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
         reason = reasons.setdefault(item["reason"], {"count": 0, "examples": []})
         reason["count"] += 1
         if len(reason["examples"]) < EXAMPLES:
-            reason["examples"].append({"id": item["id"], "detail": item["detail"]})
+            reason["examples"].append({key: printable(item[key]) for key in ("id", "detail")})
     counts = {name: sum(state["shard"][name] for state in states) for name in ("samples", "bytes")}
     captions = sum((Counter(state.get("captions_left_out", {})) for state in states), Counter())
     left_out = {"left_out": dict(sorted(reasons.items())), "captions_left_out": dict(sorted(captions.items()))}
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     parts = assign(config.source.samples(), shares)
     for part in shares:
-        samples = (sample for sample in config.source.samples() if parts[group_of(sample)] == part)
+        samples = (sample for sample in config.source.samples() if parts[sample.group or sample.id] == part)
         options = dataclasses.replace(config.making, output=config.making.output / part)
         print(f"{part}: ", end="")
         print_report(make_shards(samples, facts, options))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from ..config import UserError, at_least
-from ..files import POINTER, is_pointer, printable
+from ..files import POINTER, as_on_disk, is_pointer, printable
 from ..modalities import DecodeError, Modality, modality_class
 from .members import media_members
 from .shards import as_key
@@ -97,7 +97,8 @@ def has_frames(modality: type[Modality]) -> bool:
 
 def _read_media(modality: type[Modality], locations: list[list[Path]], options: PackOptions) -> dict[str, bytes]:
     """Return one modality's media by extension: a whole file, numbered frames, or the JPEG frames of a video."""
-    paths = next((paths for paths in map(_frames, locations) if paths and paths[0].exists()), _frames(locations[0]))
+    spelled = [[as_on_disk(path) for path in paths] for paths in locations]
+    paths = next((paths for paths in map(_frames, spelled) if paths and paths[0].exists()), _frames(locations[0]))
     extensions = [_extension(modality, path) for path in paths]
     contents = [_read(path) for path in paths]
     if options.frames and has_frames(modality):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, first_line
-from ..files import POINTER, atomic_file, head, is_pointer, write_atomic
+from ..files import POINTER, atomic_file, head, is_pointer, printable, write_atomic
 from ..remote import MissingFile, find_files, is_url, join, read_url
 from .members import member_extension
 from .members import read_captions as read_captions  # scripts import it from here
@@ -175,7 +175,7 @@ def as_key(sample_id: str) -> str:
     """Return a unique key for a sample id: the id itself if it is a valid key, otherwise its end and a hash."""
     if is_key(sample_id):
         return sample_id
-    digest = hashlib.sha256(sample_id.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(printable(sample_id).encode()).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', sample_id)[-64:]}-{digest}"
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError
-from ..files import as_on_disk
-from .tables import CAPTIONS, Format, Renames, as_list, columns_of, read_manifest, require
+from .tables import CAPTIONS, Format, Record, Renames, as_list, columns_of, read_manifest, require
 from .vidal import CAPTION_SOURCES, media_paths, read_annotation
+
+Files = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Sample:
     media: dict[str, list[list[Path]]]
     captions: dict[str, Any] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
-    group: str | None = None  # samples of the same group stay together when the samples are split
+    group: str = ""  # samples of the same group stay together when the samples are split
 
 
 @dataclass(frozen=True)
@@ -68,58 +69,60 @@ class Jsonl:
 
     def samples(self) -> Iterator[Sample]:
         """Yield a sample per file, in the order of the files' first rows. Several rows of a file are its captions."""
-        seen: set[str] = set()
-        more: dict[str, list[Sample]] = defaultdict(list)  # the rows of each file after its first
+        seen: set[Files] = set()
+        more: dict[Files, list[Sample]] = defaultdict(list)  # the rows of each file after its first
         names: dict[str, None] = {}
-        for row, sample in self._rows():
+        for row, files in self._rows():
             names |= dict.fromkeys(row)
-            if (files := str(sample.media)) in seen:
-                more[files].append(sample)
+            if files in seen:
+                more[files].append(self._sample(row, files))
             seen.add(files)
         if not seen:
             raise UserError(f"{self.manifest} has no rows")
         if not names.keys() & set(CAPTIONS):
             raise self._absent("caption", names, str(self.manifest))
-        for _, sample in self._rows():
-            if (files := str(sample.media)) in seen:
+        for row, files in self._rows():
+            if files in seen:
                 seen.remove(files)
-                yield from _join([sample, *more.pop(files, ())])
+                yield from _join([self._sample(row, files), *more.pop(files, ())])
 
-    def _rows(self) -> Iterator[tuple[dict[str, Any], Sample]]:
-        """Yield each row with its own sample."""
+    def _rows(self) -> Iterator[tuple[Record, Files]]:
+        """Yield each row with its file, or its frames, of each modality."""
         for where, row in read_manifest(self.manifest, self._format(), self._renames()):
-            captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES) if name in row}
-            if isinstance(several := row.get("captions"), dict):
-                captions |= several
-            elif several:
-                captions["caption"] = as_list(captions.get("caption")) + as_list(several)
-            columns = {name: name if len(self.modality) > 1 or name in row else "path" for name in self.modality}
-            paths = {name: as_list(row.get(column)) for name, column in columns.items()}
-            for name, column in columns.items():
-                if column not in row:
-                    raise self._absent(column, row, where)
-                if not paths[name] or not all(path and isinstance(path, str) for path in paths[name]):
+            columns = [name if len(self.modality) > 1 or name in row else "path" for name in self.modality]
+            if absent := [column for column in columns if column not in row]:
+                raise self._absent(absent[0], row, where)
+            files = tuple(tuple(as_list(row[column])) for column in columns)
+            for column, paths in zip(columns, files, strict=True):
+                if not paths or not all(path and isinstance(path, str) for path in paths):
                     raise UserError(f"{where}: {column!r} is missing or empty; the columns are {columns_of(row)}")
             require(row, filter(None, [self.by]), where)
-            sample_id = str(row.get("id") or Path(next(iter(paths.values()))[0]).with_suffix(""))
-            media = {name: [[as_on_disk(self.root, path) for path in files]] for name, files in paths.items()}
-            labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
-            group = row[self.by] if self.by else None
-            yield row, Sample(sample_id, media, captions, labels, None if group is None else str(group))
+            yield row, files
+
+    def _sample(self, row: Record, files: Files) -> Sample:
+        captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES) if name in row}
+        if isinstance(several := row.get("captions"), dict):
+            captions |= several
+        elif several:
+            captions["caption"] = as_list(captions.get("caption")) + as_list(several)
+        media = {name: [[self.root / path for path in paths]] for name, paths in zip(self.modality, files, strict=True)}
+        labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
+        sample_id = str(row.get("id") or Path(files[0][0]).with_suffix(""))
+        return Sample(sample_id, media, captions, labels, str((self.by and row[self.by]) or ""))
 
     def _renames(self) -> Renames:
-        known = dict.fromkeys(("path", "caption", "label", "id", "labels", *CAPTIONS, *self.modality))
-        renames: dict[str, list[str]] = {}
+        known = ("path", "id", "label", "labels", *CAPTIONS, *self.modality)
+        renames: dict[str, list[str]] = defaultdict(list)
         for pair in self.columns:
             ours, _, theirs = pair.partition("=")
             if ours not in known or not theirs:
-                raise UserError(f"--columns {pair}: write caption=COLUMN; instead of caption also {', '.join(known)}")
-            renames.setdefault(ours, []).append(theirs)
+                raise UserError(f"--columns {pair}: write one of {', '.join(known)}, then = and the table's column")
+            renames[ours].append(theirs)
         return renames
 
-    def _absent(self, column: str, row: dict[str, Any], where: str) -> UserError:
-        own = {name: None for name in row if name not in self._renames()}
-        return UserError(f"{where}: no column {column!r}, only {columns_of(own)}; use --columns {column}=COLUMN")
+    def _absent(self, column: str, row: Record, where: str) -> UserError:
+        own = columns_of({name: None for name in row if name not in self._renames()})
+        return UserError(f"{where}: no column {column!r}, only {own}; name it with --columns {column}=COLUMN")
 
     def _format(self) -> Format:
         return Format("jsonl")

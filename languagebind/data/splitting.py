@@ -10,40 +10,23 @@ from .sources import Sample
 
 
 def parse_shares(split: Sequence[str]) -> dict[str, float]:
-    """Return the share of each part, from texts such as `train=0.8`.
-
-    Raises:
-        UserError: a text is not of this form, or the shares do not add up to 1.
-    """
-    shares: dict[str, float] = {}
-    for text in split:
-        part, _, share = text.partition("=")
-        try:
-            shares[part] = float(share)
-        except ValueError:
-            shares[part] = 0.0
-        if not part.isidentifier() or not shares[part] > 0:
-            raise UserError(f"--split {text}: write a name and a share above 0, such as train=0.8")
-    if shares and abs(sum(shares.values()) - 1) > 1e-6:
-        raise UserError(f"the shares of --split add up to {sum(shares.values()):g}, not 1")
+    """Return the share of each part, from texts such as `train=0.8`, or raise `UserError`."""
+    try:
+        shares = {part: float(share) for part, share in (text.split("=") for text in split)}
+    except ValueError:
+        shares = {}
+    fit = all(part.isidentifier() and share > 0 for part, share in shares.items()) and len(shares) == len(split)
+    if not fit or (shares and abs(sum(shares.values()) - 1) > 1e-6):
+        raise UserError(f"--split {' '.join(split)}: write shares that add up to 1, as in train=0.8 val=0.1 test=0.1")
     return shares
 
 
-def group_of(sample: Sample) -> str:
-    """Return the name of a sample's group; a sample without a group is its own."""
-    return sample.id if sample.group is None else sample.group
-
-
 def assign(samples: Iterable[Sample], shares: Mapping[str, float]) -> dict[str, str]:
-    """Return the part of each group, with numbers of samples as near to the shares as whole groups allow.
+    """Return the part of each group, or raise `UserError` if a part would be empty.
 
-    The largest groups come first, each in the part that lacks most. Groups of equal size come in the order of a hash of
-    their names, so the order of the samples does not matter.
-
-    Raises:
-        UserError: there are too few groups.
+    The largest groups come first, groups of equal size by a hash of their names, and each goes where most is lacking.
     """
-    sizes = Counter(map(group_of, samples))
+    sizes = Counter(sample.group or sample.id for sample in samples)
     lacking = {part: share * sizes.total() for part, share in shares.items()}
     parts: dict[str, str] = {}
     for group in sorted(sizes, key=lambda name: (-sizes[name], hashlib.sha256(printable(name).encode()).digest())):

@@ -20,7 +20,6 @@ Renames = Mapping[Any, Sequence[str]]  # our name of a column -> the table's, or
 # Columns for data without column names: the key of an entry in a mapping, and an entry that is not a mapping.
 KEY, VALUE = "key", "value"
 CAPTIONS = ("caption", "captions", *CAPTION_SOURCES)
-NOT_GIVEN = ("n/a", "#n/a", "<na>", "nan", "null", "none")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
@@ -76,13 +75,13 @@ def read_manifest(file: Path, form: Format = Format(), columns: Renames | None =
         if cells:
             row = {name: cell or None for name, cell in row.items()}
         elif row.keys() == {VALUE}:  # a line that is not an object
-            row = {}
+            raise UserError(f'{where}: a row needs a path, as in {{"path": "a.wav", "caption": "a bell"}}')
         require(row, itertools.chain(*columns.values()), where)
         found = {ours: [row[name] for name in theirs] for ours, theirs in columns.items()}
         row |= {ours: values if len(values) > 1 else values[0] for ours, values in found.items()}
         several = [name for name in ("labels", "captions") if cells and isinstance(row.get(name), str)]
         row |= {name: row[name].split("|") for name in several}
-        row |= {name: _change_texts(row[name], _given) for name in CAPTIONS if name in row}
+        row |= {name: _change_texts(row[name], given) for name in CAPTIONS if name in row}
         yield where, row
 
 
@@ -97,13 +96,9 @@ def read_list(file: Path, form: Format) -> list[str]:
     return list(names)
 
 
-def is_not_given(text: str) -> bool:
-    """Tell whether a program wrote a text in place of an empty cell."""
-    return text.strip().lower() in NOT_GIVEN
-
-
-def _given(text: str) -> str:
-    return "" if is_not_given(text) else text
+def given(text: str) -> str:
+    """Return a text, or a blank for what a program writes in place of an empty cell."""
+    return "" if text.strip().lower() in ("n/a", "#n/a", "<na>", "nan", "null", "none") else text
 
 
 def as_list(value: Any) -> list[Any]:
@@ -182,7 +177,7 @@ def _jsonl(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
-                    yield f"{file}:{number}", _record(parse_json(line))
+                    yield f"{file}:{number}", _record(parse_json(line.strip()))
             except ValueError as error:
                 reason = str(error).replace("line 1 column", "column")  # each line is a document of its own
                 raise UserError(f"{file}:{number}: not valid JSON: {reason}") from error

@@ -43,7 +43,7 @@ _NOT_IN_TITLE = re.compile(r"[^a-z0-9\s.,;:?!'\"|]")
 _NOT_IN_TAGS = re.compile(r"[^a-z0-9\s]")
 
 
-BLANK, NOT_TEXT = "blank", "not valid UTF-8"  # faults of captions
+BLANK, NOT_TEXT = "blank or n/a", "not valid UTF-8"  # faults of captions
 
 
 class MissingCaption(ValueError):
@@ -93,17 +93,13 @@ def caption_faults(captions: Mapping[str, Any]) -> Counter[str]:
 
 
 def clean_captions(captions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the captions without unusable texts, and the others as `mend` reads them.
+    """Return the captions as `mend` reads them, without sources that have no usable text.
 
-    Unusable entries of `ofa` become blank, because the place of an entry is the frame that it describes.
+    Unusable texts in a list become blank, because the place of a text can be the frame that it describes.
     """
-    cleaned: dict[str, Any] = {}
-    for name, value in captions.items():
-        texts = _cleaned(value)
-        if any(texts):
-            texts = texts if name == "ofa" else list(filter(None, texts))
-            cleaned[name] = texts if isinstance(value, list) else texts[0]
-    return cleaned
+    cleaned = {name: _cleaned(value) for name, value in captions.items()}
+    usable = {name: texts for name, texts in cleaned.items() if any(texts)}
+    return {name: texts if isinstance(captions[name], list) else texts[0] for name, texts in usable.items()}
 
 
 def source_names(source: str) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..files import POINTER, head, is_pointer
+
 Source = str | os.PathLike | bytes
 
 LFS_POINTER = b"version https://git-lfs."
@@ -16,6 +18,8 @@ class DecodeError(ValueError):
     """A file or value cannot be used: it is unreadable, empty, truncated, of the wrong kind, or above the limits."""
 
     def __init__(self, source: Any, reason: str):
+        if is_pointer(source if isinstance(source, bytes) else head(source) if isinstance(source, Source) else b""):
+            reason = POINTER
         super().__init__(f"{describe(source)}: {reason}")
         self.reason = reason
         self.source = describe(source)

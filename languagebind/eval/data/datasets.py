@@ -210,7 +210,7 @@ def read_values(path: Path, data_root: Path | None) -> tuple[dict[str, Any], tup
 
 def find(name: str, folders: tuple[Path, ...]) -> Path | None:
     """Return the path of the file `name` in the first folder that has it, or None."""
-    files = (as_on_disk(folder, name) for folder in folders)
+    files = (as_on_disk(folder / name) for folder in folders)
     return next((file for file in files if os.path.isfile(file)), None)  # unlike Path.is_file, False for overlong names
 
 
