@@ -5,6 +5,7 @@ so `5e-4` becomes a number although YAML reads a string. The error for an unknow
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -30,6 +31,14 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str | None = None, des
         raise UserError(f"two options of {cls.__name__} are both named {clash}; rename one of them")
     # OmitArgPrefixes: `--lr`, not `--optim.lr`. Nested dataclasses only group the help.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+    argv = sys.argv[1:] if argv is None else argv
+    known = list(_option_names(cls))
+    for word in argv:
+        name = flag_name(word)
+        if name and name.removeprefix("no_") not in (*known, "help") and not name.startswith("tyro_"):
+            where = f"{word.file}: " if isinstance(word, FileWord) else ""
+            print(f"error: {where}no option {name!r}; the nearest are {_nearest(name, known)}", file=sys.stderr)
+            sys.exit(2)
     return tyro.cli(cls, args=argv, prog=prog, description=description, config=options)
 
 
@@ -38,6 +47,29 @@ def at_least(least: float, **options: float | None) -> None:
     for name, value in options.items():
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{name} should be a number of at least {least}, got {value}")
+
+
+class FileWord(str):
+    """A word of a command line that comes from a config file."""
+
+    file: Path
+
+    def __new__(cls, text: str, file: Path) -> "FileWord":
+        word = super().__new__(cls, text)
+        word.file = file
+        return word
+
+
+def flag_name(word: str) -> str:
+    """Return the name of the option that a flag sets, such as `batch_size`, or "" for other words."""
+    return word.partition("=")[0][2:].replace("-", "_") if word.startswith("--") else ""
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Return the flags of the known options that are most like a name or are its initials (learning_rate, lr)."""
+    initials = "".join(part[:1] for part in name.split("_"))
+    near = [initials] * (initials in known) + difflib.get_close_matches(name, known, n=3, cutoff=0)
+    return ", ".join("--" + each.replace("_", "-") for each in dict.fromkeys(near[:3]))
 
 
 def expand_config(argv: Sequence[str] | None, find: Callable[[str], Path] = Path) -> list[str]:
@@ -93,7 +125,7 @@ def yaml_to_argv(path: Path) -> list[str]:
             argv += [flag, *map(str, value)] if value else []
         else:
             argv.append(f"{flag}={value}")
-    return argv
+    return [FileWord(word, path) for word in argv]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -79,6 +79,10 @@ class ClipText(nn.Module):
 
     def __init__(self, config: ClipTextConfig, tokenizer: Tokenizer | None = None):
         super().__init__()
+        tokens = getattr(tokenizer and tokenizer.encode, "vocab_size", 0)  # of CLIP's tokenizer
+        if tokens > config.vocab_size:
+            size = f"the text tower has a vocabulary of {config.vocab_size} tokens"
+            raise UserError(f"{size}, but its tokenizer has {tokens}: set vocab_size to the size in training")
         self.tokenizer = tokenizer
         self.sizes = config
         token_embedding = nn.Embedding(config.vocab_size, config.width)

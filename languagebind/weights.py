@@ -183,7 +183,10 @@ def open_clip_model(
             return open_clip.create_model(name, pretrained, device=device, cache_dir=cache_dir, **options).eval()
     except (RuntimeError, ValueError, OSError) as error:
         models, reason = open_clip.list_models(), first_line(error)
-        hint = f"known tags: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        hint = f"known tags: {', '.join(tags) or 'none'}"
+        if pretrained in tags:
+            hint = "the tag is right, but its weights are not in the cache and could not be downloaded"
         if ":" not in name and name not in models:
             reason, near = "there is no such model", difflib.get_close_matches(name, models, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"

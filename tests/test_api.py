@@ -114,6 +114,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (ValueError, "no encoder for 'smell' is loaded", {"smell": ["a"]}),
         (ValueError, "'torch' or 'numpy', not 'list'", {"text": ["a"], "to": "list"}),
         (ValueError, "truncate_dim should be a number of at least 1, got 0", {"text": ["a"], "truncate_dim": 0}),
+        (ValueError, "truncate_dim should be at most 16 for text, got 17", {"text": ["a"], "truncate_dim": 17}),
         (TypeError, r"a list, depth=\[...\], not a single str", {"depth": files["depth"][0]}),
         (TypeError, "", {"text": [1]}),
         (ValueError, "batch_size should be a number of at least 1", {"text": ["a"], "batch_size": -1}),
@@ -136,11 +137,15 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (toys / "depth" / "model.safetensors", "contains only weights: pass its folder"),
         ([toys / "depth"], r"pass load\(\) paths or hub ids"),
         ({"thermal": toys / "thermal"}, r"is for infrared \(called thermal in the original code\), not thermal"),
+        ({"thermal": toys / "depth"}, r"depth is for depth, not thermal$"),
         (tmp_path / "nothing" / "here", "there is no folder .*here$"),
         ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth"),
     ):
         with pytest.raises(UserError, match=message):
             load(source)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device cuda cannot be used here: "):
+            load(tmp_path / "nothing", device="cuda")  # before anything is read
     with pytest.raises(UserError, match="dtype 'int8'"):
         load(toys / "depth", dtype="int8")
     with pytest.raises(UserError, match="there is no folder nobody/nothing, and its download from the hub"):
@@ -285,6 +290,25 @@ def test_sentence_transformers_takes_the_text_tower_of_a_modality(own_text, toys
     languagebind.LanguageBindAudio(config).save_pretrained(tmp_path / "wide")
     with pytest.raises(UserError, match=r"features of one size, not \{'image': 16, 'audio': 24\}"):
         LanguageBindModule({"image": toys / "image", "audio": tmp_path / "wide"})
+
+
+def test_a_name_that_no_run_has_is_answered_with_the_runs(toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("second", "first"):
+        (tmp_path / "logs" / name / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^no run logs/nope; logs holds first, second$"):
+        load("logs/nope")
+    monkeypatch.chdir(tmp_path / "logs")  # a name without a folder may be one of the hub's
+    with pytest.raises(UserError, match="LanguageBind/LanguageBind_Depth"):
+        load("LanguageBind_Depth")
+
+
+def test_a_text_tower_that_is_too_small_for_its_tokenizer_is_refused(toys, tmp_path):
+    config = languagebind.LanguageBindDepthConfig.from_pretrained(toys / "depth")
+    config.text_config.vocab_size = 1000
+    languagebind.LanguageBindDepth(config).save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match="a vocabulary of 1000 tokens, but its tokenizer has 49408"):
+        load(tmp_path / "small")
 
 
 def test_runs_of_our_training_load_by_their_folder(trained, files):

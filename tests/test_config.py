@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from languagebind import configs
 from languagebind.config import UserError, expand_config, from_dict, parse, take_flag, to_dict, yaml_to_argv
 
 
@@ -69,3 +70,22 @@ def test_a_config_survives_being_written_down():
     assert from_dict(Inner, values["inner"]) == Inner(0.5, ("x",))
     with pytest.raises(UserError, match="lrr"):
         from_dict(Inner, {"lrr": 1})
+
+
+def test_a_flag_that_is_not_known_gets_the_nearest_names_and_its_file(tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text("inner:\n  learning_rate: 1e-3\n")
+    for argv, expected in {
+        (f"--config={tmp_path / 'my.yaml'}",): "my.yaml: no option 'learning_rate'; the nearest are --lr",
+        ("--qqqq=1",): "error: no option 'qqqq'; the nearest are --",
+        ("--no-fas",): "the nearest are --fast",
+        ("--step", "4"): "error: no option 'step'; the nearest are --steps",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            parse(Outer, expand_config(argv))
+        assert expected in capsys.readouterr().err
+    assert parse(Outer, ["--no-fast", "--steps", "7"]).steps == 7
+
+
+def test_a_config_of_another_kind_is_named():
+    with pytest.raises(UserError, match=r"no dataset 'depth'.* depth is a recipe: .*training.main --config depth"):
+        configs.find("depth", "dataset")

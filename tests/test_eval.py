@@ -760,6 +760,7 @@ def test_captions_of_several_samples_bound_recall_and_are_said(world, tmp_path, 
         own = run(manifest, "retrieval")
     assert "4 of 10 captions belong to several samples: R@1 cannot exceed 0.70 / 0.60" in caplog.text
     assert own["protocol"]["ceiling"]["text_to_modality/R@1"] == 0.7
+    assert own["protocol"]["split"] is None  # none was named
     caplog.clear()
     twins = run(manifest, "retrieval", relevant="caption")
     assert "ceiling" not in twins["protocol"]

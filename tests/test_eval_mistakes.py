@@ -18,6 +18,7 @@ from PIL import Image as Picture
 from languagebind._yaml import PlainLoader
 from languagebind.config import UserError
 from languagebind.eval import DatasetConfig, load_dataset_config
+from languagebind.eval.__main__ import main
 from languagebind.eval.data.datasets import load_folder
 from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.data.samples import class_names, list_samples, read_samples
@@ -413,3 +414,14 @@ def test_the_size_of_a_picture_is_checked_however_it_is_written(tmp_path, size, 
         return
     with pytest.raises(UserError, match=re.compile(message)):
         prepare(options)
+
+
+def test_an_error_in_the_data_comes_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "data.csv").write_text("path,caption\na.png,\n")
+    (tmp_path / "mine.yaml").write_text("task: retrieval\nmodality: depth\ndata: data.csv\n")
+    with pytest.raises(UserError, match="mine: 1 of 1 samples do not fit retrieval"):
+        main(["--checkpoint=none.pt", f"--config={tmp_path / 'mine.yaml'}", f"--output={tmp_path}"])
+    (tmp_path / "data.csv").write_text("path,label\na.png,brid\n")
+    (tmp_path / "mine.yaml").write_text("task: classification\ndata: data.csv\nclass_names: [bird, cat]\n")
+    with pytest.raises(UserError, match="'brid'"):
+        main(["--checkpoint=none.pt", f"--config={tmp_path / 'mine.yaml'}", f"--output={tmp_path}"])

@@ -181,6 +181,7 @@ def test_cached_features_are_those_of_the_same_callable(world, tmp_path):
         (f"{HERE}:Mistakes.nan", "returns NaN or infinity for 30 of 30 inputs"),
         ("open_clip:ViT-B-32", "name an open_clip model and its weights"),
         ("open_clip:ViT-B-32/laion3b", "open_clip cannot load ViT-B-32 .*known tags: openai"),
+        ("open_clip:ViT-B-32/laion400m_e32", "the tag is right, but its weights are not in the cache"),
         ("open_clip:ViT-B-33/openai", "cannot load ViT-B-33 .*there is no such model .did you mean ViT-B-32"),
         ("none.pt", "no checkpoint at none.pt"),
     ],

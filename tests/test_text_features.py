@@ -128,3 +128,16 @@ def test_without_features_auto_is_live_and_cached_is_refused(tmp_path):
 
 def test_streams_have_no_place_for_features():
     assert "features cannot be written beside" in call("scripts/embed_text.py", "--train-data=pipe:cat a.tar", status=2)
+
+
+def test_a_recipe_names_the_captions_and_the_text_tower(tmp_path):
+    shards = write_shards(tmp_path / "shards", [4])
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"modality: depth\nmodel: vit-tiny-demo\ndata:\n  caption_source: raw\n  batch_size: 9999\n"
+        f"towers:\n  text_tower: {MINILM}\nlr: 1e-3\nreport_to: [tensorboard]\n"
+    )
+    output = call("scripts/embed_text.py", f"--config={recipe}", f"--train-data={shards}")
+    assert "captions of 1 shards" in output
+    open_text_features("cached", [str(shards / "00000.tar")], "raw", fingerprint(*build_text(TextConfig(MINILM))[:2]))
+    assert "no option 'lr'" in call("scripts/embed_text.py", "--lr=1", f"--train-data={shards}", status=2)

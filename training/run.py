@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from languagebind.config import UserError, to_dict
 from languagebind.distributed import Process, on_any_rank, on_main
@@ -82,12 +83,12 @@ class Run:
         return False
 
     def continuation(self) -> str:
-        """Return the command that continues this run. The launcher of several nodes is left to the reader."""
-        ranks, here = self.process.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-        launcher = f"torchrun --nproc_per_node {ranks}" if here == ranks else "torchrun ..."
-        start = "python -m training.main" if ranks == 1 else f"{launcher} -m training.main --"
+        """Return the command that continues this run; on several nodes, torchrun needs its other flags, too."""
+        ranks = self.process.world_size
+        launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', ranks)}" if ranks > 1 else "python"
         name = [] if self.config.checkpoint.name else ["--name", self.folder.name]
-        return f"{start} {shlex.join(['--config', str(self.folder / 'config.yaml'), *name, '--resume', 'latest'])}"
+        flags = shlex.join(["--config", str(self.folder / "config.yaml"), *name, "--resume", "latest"])
+        return f"{launcher} -m training.main {'-- ' if ranks > 1 else ''}{flags}"
 
     def evaluate_missed(self, state: TrainState, logger: Logger) -> None:
         """Run the evaluation that was due when the run was stopped."""
@@ -127,7 +128,7 @@ class Run:
 
     def _evaluate(self, model: DualEncoder, dataset: ListedDataset) -> dict[str, float]:
         """Return a dataset's metrics without its unreadable samples, or {} if the evaluation fails."""
-        options = {"batch_size": self.config.eval.val_batch_size, "workers": self.config.data.workers,
+        options: dict[str, Any] = {"batch_size": self.config.eval.val_batch_size, "workers": self.config.data.workers,
                    "device": self.process.device, "precision": self.config.optim.precision}  # fmt: skip
         try:
             result = evaluate(model, self.config.inputs, dataset, statistics=False, skip_bad=True, **options)

@@ -2,6 +2,9 @@
 
     languagebind embed-text --train-data shards/ --caption-source mix \\
         --text-tower ViT-L-14 --text-pretrained datacomp_xl_s13b_b90k
+    languagebind embed-text --train-data shards/ --config depth
+
+--config takes the captions and the text tower of a training recipe.
 
 Run the command again to resume a stopped run. Under torchrun each rank processes its share of the shards.
 """
@@ -9,12 +12,14 @@ Run the command again to resume a stopped run. Under torchrun each rank processe
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..config import UserError, expand_config, parse
+from .. import configs
+from ..config import FileWord, UserError, expand_config, flag_name, parse
 from ..distributed import Precision, autocast, close_process, init_process
 from ..remote import is_url
 from ..text import TextConfig, build_text, encode_text, fingerprint
@@ -22,6 +27,9 @@ from .shards import expand_shards
 from .text_features import write_text_features
 
 log = logging.getLogger(__name__)
+
+# The keys of a training recipe (--config) that this command uses
+FROM_RECIPE = ("train_data", "caption_source", "text_tower", "text_pretrained", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class EmbedOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the features, with the options of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = parse(EmbedOptions, expand_config(argv), prog="languagebind embed-text")
+    words = expand_config(argv, partial(configs.find, kind="recipe"))
+    argv = [word for word in words if not isinstance(word, FileWord) or flag_name(word) in FROM_RECIPE]
+    options = parse(EmbedOptions, argv, prog="languagebind embed-text")
     shards = expand_shards(options.train_data)
     if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
         raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")

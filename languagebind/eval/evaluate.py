@@ -175,7 +175,8 @@ def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax:
     captions = [caption for sample in seen for caption in sample.captions]
     owners = [i for i, sample in enumerate(seen) for _ in sample.captions]
     text_features, rows = encoder.encode_texts(captions)
-    captioned = Captioned(features, text_features, *torch.tensor([rows, owners], device=features.device), twins)
+    places = torch.tensor([rows, owners], device=features.device)
+    captioned = Captioned(features, text_features, places[0], places[1], twins)
     found, ranked = retrieve(captioned, encoder.model.logit_scale.to(features.device) if dual_softmax else None)
     if not rank() and (note := ceiling_note(found["protocol"])):
         log.warning(note)

@@ -11,12 +11,15 @@ from typing import Any, Literal
 
 from ..config import UserError, digest
 from ..configs import FOLDER
+from ..modalities import modality_class, modality_names
 from .command import CommandOptions, check_output
 from .data.datasets import DatasetConfig, load_dataset_config, load_folder
-from .data.samples import check_data
+from .data.samples import check_data, class_names, read_samples
+from .data.shards import list_shards
 from .data.validation import validate
 from .models import checkpoint_of, split_name
 from .results import Result, read_result, result_path
+from .score.zero_shot import label_targets
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +120,13 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
         if options.all:
             usage = f"{options.data_root or options.configs} holds the data of none of the configs in {options.configs}"
         raise UserError("\n  ".join([f"no datasets: {usage}", *map(describe_absent, absent)]))
+    kind = datasets[0].modality or options.modality
+    if kind is None and not list_shards(datasets[0].data):
+        kind = modality_names()[0]  # outside shards, all modalities list the same files
+    if kind and len(datasets) == 1 and not options.all:  # errors in the data come before a model is loaded
+        samples = read_samples(datasets[0], modality_class(kind)())
+        if datasets[0].task != "retrieval":
+            label_targets(samples, class_names(datasets[0]), datasets[0].name)
     return datasets, absent
 
 
@@ -170,6 +180,7 @@ def _asked(spec: str, dataset: DatasetConfig, options: EvalOptions) -> dict[str,
         "checkpoint": str(checkpoint),
         "checkpoint_changed": checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None,
         **{key: getattr(dataset, key) for key in ASKED},
+        "split": dataset.split or "test",  # as earlier versions wrote it
         "class_names": None if dataset.class_names is None else digest(dict(dataset.class_names)),
         **{key: getattr(options, key) for key in ("num_frames", "dual_softmax", "clip_benchmark_keys")},
         "precision": options.encode.precision,

@@ -59,7 +59,7 @@ class FolderTask(AbsTaskZeroShotClassification):
             raise UserError(f"{self.config.name}: mteb's task needs one file per sample, not shards or frames")
         columns = {PICTURE: list(map(str, files)), self.label_column_name: single_labels(targets).tolist()}
         split = Dataset.from_dict(columns).cast_column(PICTURE, Image())
-        self.dataset, self.data_loaded = DatasetDict({self.config.split: split}), True
+        self.dataset, self.data_loaded = DatasetDict({self.config.split or "test": split}), True
 
     def get_candidate_labels(self) -> list[str]:
         return class_prompts(list(class_names(self.config).values()), [self.template])
@@ -100,11 +100,11 @@ def mteb_task(
         name="".join(part.title() for part in dataset.name.split("_")) + "ZeroShot",
         description=f"{dataset.name}: {dataset.modality} as pictures, one prompt a class.",
         reference=None,
-        dataset={"path": dataset.name, "revision": dataset.split},
+        dataset={"path": dataset.name, "revision": dataset.split or "test"},
         type="ZeroShotClassification",
         category="i2t",
         modalities=[PICTURE, TEXT],
-        eval_splits=[dataset.split],
+        eval_splits=[dataset.split or "test"],
         eval_langs=["eng-Latn"],
         main_score="accuracy",
     )

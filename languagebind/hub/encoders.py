@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..config import UserError, at_least
+from ..config import UserError, at_least, first_line
 from ..modalities import Modality, modality_name
 from ..model import DualEncoder, same_text
+from ..remote import is_url
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import build_checkpoint, is_training_checkpoint, read_checkpoint
@@ -54,6 +55,10 @@ def load(
         UserError: a source cannot be used, or two have the same modality.
     """
     dtype = dtype_of(dtype)
+    try:  # before models are read
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device} cannot be used here: {first_line(error)}") from error
     wanted: list[tuple[str | None, str | Path]] = []
     for source in sources:
         if not isinstance(source, (str, os.PathLike, Mapping)):
@@ -135,6 +140,8 @@ class Encoders:
             batches = _texts(model, parts) if name == TEXT else self._inputs(name, parts, num_workers)
             shown = tqdm(batches, total=len(parts), desc=name, unit="batch", disable=not progress)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
+            if truncate_dim is not None and truncate_dim > model.embed_dim:
+                raise ValueError(f"truncate_dim should be at most {model.embed_dim} for {name}, got {truncate_dim}")
             x = torch.cat([empty, *shown])[:, :truncate_dim]
             x = F.normalize(x, dim=-1) if normalize else x
             found[name] = x.cpu().numpy() if to == "numpy" else x
@@ -226,6 +233,10 @@ def _load(
     """Return a model on the CPU, which shares the text tower of one of the `loaded` models if they are equal."""
     if unknown := hub.keys() - set(HUB_OPTIONS):
         raise TypeError(f"unexpected option {min(unknown)!r}")
+    logs = Path(source).parent
+    absent = logs.name and not is_url(source) and not Path(source).exists()
+    if absent and (runs := sorted(path.parent.name for path in logs.glob("*/checkpoints"))):  # not an id on the hub
+        raise UserError(f"no run {source}; {logs} holds {', '.join(runs)}")
     if is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
         tower = checkpoint["text_fingerprint"]
@@ -236,8 +247,9 @@ def _load(
         if (same := next((other for other in loaded if same_text(model, other)), None)) is not None:
             model.text_model, model.text_projection = same.text_model, same.text_projection
     if modality not in (None, modality_name(found)):
-        hint = " (called thermal in the original code)" if modality == "thermal" else ""
-        raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
+        name = modality_name(found)
+        hint = " (called thermal in the original code)" if (modality, name) == ("thermal", "infrared") else ""
+        raise UserError(f"{source} is for {name}{hint}, not {modality}")
     return model, found
 
 

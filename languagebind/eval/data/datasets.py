@@ -130,7 +130,7 @@ class DatasetConfig:
     modality: ModalityName | None = None
     class_names: ClassNames | None = None  # label -> name in prompts, in class order; None: the class folders
     templates: Templates = ("{c}",)
-    split: str = "test"
+    split: str | None = None
     language: str = "en"
     caption_source: str | None = None
     relevant: Literal["sample", "caption"] | None = None  # None: sample, as in results that do not say
@@ -184,10 +184,10 @@ def load_dataset_config(path: str | Path, data_root: Path | None = None, prepare
     if missing:
         del values["class_names"]
     values["data_root"] = data_root
-    config = validate(DatasetConfig, values, str(path), folders)
+    config = validate(DatasetConfig, values, str(path) if "task" in values else f"{path} (a dataset?)", folders)
     if missing and prepared:
         raise not_there(config, folders[-1] / str(names))
-    facts = _benchmark(Path(config.data), config.split, given=values)
+    facts = _benchmark(Path(config.data), config.split or "test", given=values)
     if facts.get("task", config.task) != config.task:
         raise UserError(f"{path}: {config.data} is for {facts['task']}, not {config.task}")
     return validate(DatasetConfig, vars(config) | facts, config.data)
@@ -223,7 +223,7 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
         f"{config.name}: {missing} does not exist",
         f"found: {folder} holds {', '.join(entries[:SHOWN_ENTRIES]) or 'nothing'}{more}",
         config.layout and "expected: " + config.layout.strip().replace("\n", "\n    "),
-        "pass the folder of your data: --data-root DIR" if missing.is_relative_to(configs.FOLDER) else None,
+        None if config.data_root else "pass the folder of your data: --data-root DIR (in training, --val-data-root)",
         config.source and f"get it from: {config.source.strip()}",
         "then: " + PREPARE if config.prepare else None,
     ]

@@ -68,7 +68,7 @@ class PairsConfig:
     class_names: ClassNames | None = None
     templates: Templates = ("{c}",)
     caption_source: str | None = None
-    split: str = "test"
+    split: str | None = None
     language: str = "en"
     metric: str | None = None
     source: str | None = None

@@ -67,7 +67,7 @@ class Sample:
             return source.read()
         if source is None or not source.is_file():
             absent = f"the sample holds no file that this modality reads{self.held and f'; {self.held}'}"
-            reason = absent if source is None else "No such file"
+            reason = absent if source is None else f"No such file: {source}; is --data-root right?"
             raise DecodeError(source or self.key, reason)
         return source
 
