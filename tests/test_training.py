@@ -1,10 +1,12 @@
 """Whole runs by their command line: real shards, processes, ranks and signals."""
 
+import io
 import json
 import shutil
 import tarfile
 import time
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -20,20 +22,24 @@ from helpers import (
     train_flags,
     write_shards,
 )
+from PIL import Image
 from webdataset.tariterators import tarfile_samples
 
 import languagebind.modalities
 from languagebind.config import UserError, from_dict
-from languagebind.data.shards import ShardWriter
+from languagebind.data.shards import ShardWriter, write_index
 from languagebind.hub.checkpoint import load_checkpoint
 from languagebind.hub.encoders import load
 from languagebind.hub.factory import create_model
+from languagebind.modalities import modality_class
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
+from training.batch import DataConfig
 from training.logger import LogConfig, Logger
 from training.main import main
 from training.params import parse_args
+from training.preflight import check_data
 
 
 @pytest.fixture(scope="module")
@@ -387,3 +393,20 @@ def test_captions_that_repeat_in_a_batch_are_said_once(tmp_path):
     text = (tmp_path / "few/out.log").read_text()
     assert text.count(f"24 of the 24 captions of this batch repeat, so the loss cannot fall below {floor:.2f}") == 1
     assert losses(tmp_path, "few")[3] > floor
+
+
+def test_pictures_of_no_named_modality_are_asked_about(tmp_path, caplog):
+    """Colour pictures that were packed alone can be read as infrared; a pack of infrared says nothing."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(file, "JPEG")
+    for name in ("jpg", "infrared.jpg"):
+        (tmp_path / name).mkdir()
+        with ShardWriter(tmp_path / name / "0.tar") as writer:
+            for i in range(4):
+                writer.add(f"s{i}", {name: file.getvalue()}, {"captions": {"caption": "a fan"}})
+        write_index(tmp_path / name, [writer.info])
+        config = DataConfig(train_data=str(tmp_path / name), caption_source="caption", batch_size=2)
+        caplog.clear()
+        check_data(config, modality_class("infrared")(), 1)
+        asked = "no member is named infrared.jpg or infrared.png or infrared.tiff, only jpg: is --modality right?"
+        assert (asked in caplog.text) == (name == "jpg")

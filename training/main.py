@@ -25,7 +25,7 @@ from languagebind.config import UserError, first_line, run, to_dict
 from languagebind.data.text_features import open_text_features
 from languagebind.distributed import Process, close_process, init_process, is_lost_rank
 from languagebind.eval import ListedDataset, check_dataset, load_dataset_config
-from languagebind.eval.data.samples import metrics_of
+from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
@@ -133,12 +133,11 @@ def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"two --val-config files have the name {max(names, key=names.count)}: use different names")
-    listed = [check_dataset(dataset, config.inputs, skip_bad=True) for dataset in datasets]
-    metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in metrics_of(dataset)]
+    metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in METRICS[dataset.task]]
     best = config.checkpoint.keep_best
     if best is not None and best not in metrics:
         raise UserError(f"--keep-best {best} is not one of the metrics of --val-config: {', '.join(metrics) or 'none'}")
-    return listed
+    return [check_dataset(dataset, config.inputs, skip_bad=True) for dataset in datasets]
 
 
 def new_model(config: TrainConfig) -> DualEncoder:

@@ -1,5 +1,6 @@
 """Check shards, samples and disk space before the first step."""
 
+import logging
 import os
 import shutil
 from dataclasses import replace
@@ -13,6 +14,8 @@ from languagebind.remote import file_size, is_url
 
 from .batch import DataConfig, Plan
 from .worker import ShardBatches, WorkerStream
+
+log = logging.getLogger(__name__)
 
 
 def check_data(
@@ -30,6 +33,10 @@ def check_data(
         )
     index = indexed(shards)
     _check_sizes(index)
+    named = [extension for extension in modality.extensions if "." in extension]  # of this modality alone
+    held = sorted({name for info in index.values() if info for name in info.members} - {"json"})
+    if held and named and not set(named) & set(held):
+        log.warning("no member is named %s, only %s: is --modality right?", " or ".join(named), ", ".join(held))
     counts = count_samples(index)
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown and not config.train_num_samples:

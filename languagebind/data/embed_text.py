@@ -2,9 +2,7 @@
 
     languagebind embed-text --train-data shards/ --caption-source mix \\
         --text-tower ViT-L-14 --text-pretrained datacomp_xl_s13b_b90k
-    languagebind embed-text --train-data shards/ --config depth
-
---config takes the captions and the text tower of a training recipe.
+    languagebind embed-text --train-data shards/ --config depth  # the captions and text tower of a training recipe
 
 Run the command again to resume a stopped run. Under torchrun each rank processes its share of the shards.
 """

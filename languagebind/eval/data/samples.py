@@ -24,7 +24,7 @@ from ...data.vidal import NOT_TEXT, caption_fault
 from ...distributed import gather_objects
 from ...files import files_below, is_plain, mend, printable
 from ...modalities import DecodeError, Modality
-from .datasets import METRICS, Counted, DatasetConfig, find, not_there
+from .datasets import Counted, DatasetConfig, find, not_there
 from .shards import HELD, Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
@@ -158,12 +158,6 @@ def class_names(config: DatasetConfig) -> dict[str, str]:
     if names and not any(map(str.isdecimal, names)):
         return {name: name.replace("_", " ") for name in names}
     raise UserError(f"{config.name}: class_names is needed, since {config.data} does not name its classes")
-
-
-def metrics_of(config: DatasetConfig) -> list[str]:
-    """Return the metrics that an evaluation on a dataset gives."""
-    few = config.task == "classification" and len(class_names(config)) < 5
-    return [metric for metric in METRICS[config.task] if not (few and metric == "top5")]
 
 
 def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:

@@ -47,7 +47,7 @@ class Captioned:
         texts, rows, features = self.text_features, self.rows, self.features
         captions, owners = np.arange(len(rows)), self.owners.cpu().numpy()
         text = rows.cpu().numpy() if self.twins else captions  # of each caption; by default, each has its own
-        of_captions, of_samples = (csr_array((np.ones(len(rows)), (text, items))) for items in (captions, owners))
+        of_captions, of_samples = (csr_array((text >= 0, (text, items))) for items in (captions, owners))
         if name == "text_to_modality":
             sides = of_captions.T.tocsr(), of_samples
             return Direction(lambda q: texts[rows[q]] @ features.T, len(rows), len(features), *sides, rows.device)
@@ -96,11 +96,6 @@ class Direction:
         found = (self.queries[queries.tolist()] @ self.items).nonzero()
         return torch.from_numpy(np.stack(found)).long().to(queries.device)
 
-    def positives(self) -> list[int]:
-        """Return the number of relevant items of each query; a single one if all queries have the same."""
-        counts = torch.cat([self.pairs(block)[0].bincount(minlength=len(block)) for block in self.blocks()]).tolist()
-        return counts if len(set(counts)) > 1 else counts[:1]
-
     def blocks(self) -> Sequence[Tensor]:
         """Return the queries in order, as many at a time as SCORES_AT_A_TIME allows."""
         queries = torch.arange(self.num_queries, device=self.device)
@@ -120,16 +115,17 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     metrics = {f"{name}/{key}": x for name, found in ranked.items() for key, x in rank_metrics(found.ranks).items()}
     rows, owners = captioned.rows.tolist(), captioned.owners.tolist()
     counts = Counter(owners).values()
-    positives = {name: (direction.gallery, direction.positives()) for name, direction in directions.items()}
-    chance = {f"{name}/R@{k}": chance_at(k, *known) for name, known in positives.items() for k in RECALL_AT}
-    bounds = recall_bounds(rows, owners)
-    if captioned.twins:
-        bounds.pop("ceiling", None)
+    positives = {name: (each.queries @ np.diff(each.items.indptr)).tolist() for name, each in directions.items()}
+    chance = {
+        f"{name}/R@{k}": chance_at(k, direction.gallery, positives[name] if max(positives[name]) > 1 else [1])
+        for name, direction in directions.items()
+        for k in RECALL_AT
+    }
     having = "every sample that has it" if captioned.twins else "its own sample alone"
     protocol: dict[str, Any] = {
         "captions": len(rows),
         "captions_per_sample": [min(counts), max(counts)],
-        **bounds,
+        **recall_bounds(rows, owners, captioned.twins),
         "relevance": f"a caption is relevant to {having}",
         "chance": chance,
     }
@@ -139,8 +135,8 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     return {"metrics": metrics, "protocol": protocol}, ranked
 
 
-def recall_bounds(captions: Sequence[Any], owners: Sequence[int]) -> dict[str, Any]:
-    """Return the number of captions that several samples have, and if there are any, the highest possible recalls."""
+def recall_bounds(captions: Sequence[int], owners: Sequence[int], twins: bool) -> dict[str, Any]:
+    """Return the number of captions that several samples have, and the highest possible recalls if these bound it."""
     copies: dict[Any, Counter[int]] = defaultdict(Counter)  # how often each sample has a caption
     for caption, owner in zip(captions, owners, strict=True):
         copies[caption][owner] += 1
@@ -154,7 +150,7 @@ def recall_bounds(captions: Sequence[Any], owners: Sequence[int]) -> dict[str, A
         ceiling[f"text_to_modality/R@{k}"] = hits / len(captions)
         ceiling[f"modality_to_text/R@{k}"] = sum(others < k for others in foreign.values()) / len(foreign)
     shared = sum(len(copies[caption]) > 1 for caption in captions)
-    return {"captions_of_several_samples": shared} | ({"ceiling": ceiling} if shared else {})
+    return {"captions_of_several_samples": shared} | ({"ceiling": ceiling} if shared and not twins else {})
 
 
 def describe_retrieval(
