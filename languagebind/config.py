@@ -35,7 +35,7 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str | None = None, des
     known = list(_option_names(cls))
     for word in argv:
         name = flag_name(word)
-        if name and name.removeprefix("no_") not in (*known, "help") and not name.startswith("tyro_"):
+        if name and not {name, name.removeprefix("no_")} & {*known, "help"} and not name.startswith("tyro_"):
             where = f"{word.file}: " if isinstance(word, FileWord) else ""
             print(f"error: {where}no option {name!r}; the nearest are {_nearest(name, known)}", file=sys.stderr)
             sys.exit(2)

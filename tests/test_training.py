@@ -220,7 +220,10 @@ MISTAKES = {
     "too few shards": (["--workers=9"], "4 shards are too few for 9 workers x 1 ranks = 9 readers"),
     "too few samples": (["--batch-size=500"], "96 samples do not fill one batch of --batch-size 500 x 1 ranks = 500"),
     "no modality": (["--modality=smell"], "unknown modality 'smell'; choose from"),
-    "another modality's shards": (["--modality=audio"], "no member is named wav"),
+    "another modality's shards": (
+        ["--modality=audio"],
+        "no member is named wav.* The first sample: it holds depth.png: is --modality right",
+    ),
     "no model": (["--model=vit-giant"], "no model 'vit-giant'"),
     "no start": (["--encoder-pretrained=nowhere.pt"], "nowhere.pt is not a file"),
     "latest of what": (["--resume=latest"], "--resume latest needs --name"),
