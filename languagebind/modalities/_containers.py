@@ -63,6 +63,10 @@ def read_packets(
         found: list[tuple[int | None, bool, bool]] = []
         ends: dict[int, int] = {}
         hidden = 0
+        counted = kind == "video" and form.startswith("mov") and stream.frames > 0  # MP4 states its number of packets
+        for other in container.streams:
+            if counted and other is not stream:
+                other.discard = av.stream.Discard.all
         for packet in container.demux():
             if packet.is_corrupt and form != "mpegts":  # there, it may only mean that segments were joined
                 raise DecodeError(source, "the file is truncated within a packet")
@@ -79,10 +83,10 @@ def read_packets(
                         first = next(iter(packet.decode()), None)
         end = max((float(ticks * container.streams[track].time_base) for track, ticks in ends.items()), default=0.0)
         length = end - (container.start_time or 0) / 1e6
-        # MP4 stores its number of packets. All formats except MP3 and raw AAC store their duration, but it is rounded,
-        # and the last packet may lack a duration. Both numbers are wrong if an edit list hides packets.
+        # All formats except MP3 and raw AAC state their duration, but it is rounded, and the last packet may lack a
+        # duration. Both numbers are wrong if an edit list hides packets.
         missing = form.startswith("mov") and len(found) < stream.frames
-        stated = container.duration or 0 if form.startswith(("mov", "matroska", "avi")) else 0
+        stated = container.duration or 0 if form.startswith(("mov", "matroska", "avi")) and not counted else 0
         if not hidden and (missing or length < 0.9 * stated / 1e6 - 0.5):
             raise DecodeError(source, f"the file is truncated after {len(found)} packets, {length:.1f} s")
         check_seconds(source, length, max_seconds)

@@ -53,11 +53,12 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
         if backend != "auto" or name in IN_ORDER:
             raise DecodeError(source, f"{reason}; try another --video-backend") from error
         log.debug("%s: %s; PyAV decodes it in order", describe(source), reason)
+        name = "pyav"
         frames, indices = _in_order(source, packets, choose, _pyav)
     wanted, order = np.unique(indices, return_inverse=True)
     sizes = len({frame.shape for frame in frames})
     if len(frames) != len(wanted) or sizes > 1:
-        raise DecodeError(source, f"decoded {len(frames)} of {len(wanted)} frames, in {sizes} sizes")
+        raise DecodeError(source, f"{name}: decoded {len(frames)} of {len(wanted)} frames, in {sizes} sizes")
     clip = torch.from_numpy(np.asarray(frames))  # (K, H, W, 3)
     if packets.mirrored:  # the decoders only turn frames
         clip = clip.flip(2 if packets.rotation % 180 else 1)
@@ -165,9 +166,18 @@ def _opencv(source: Source, packets: Packets) -> Iterator[tuple[None, Callable[[
 
     if not packets.leads:
         raise RuntimeError("only the first video stream can be read")
+
+    def picture() -> np.ndarray:
+        found, frame = capture.retrieve()
+        if not found:
+            raise RuntimeError("a frame cannot be decoded")
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
     with open_capture(source) as capture:
+        if -capture.get(cv2.CAP_PROP_ORIENTATION_META) % 360 != packets.rotation:  # clockwise
+            raise RuntimeError("the frames are not turned")
         while capture.grab():
-            yield None, lambda: cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
+            yield None, picture
 
 
 @contextmanager
