@@ -235,6 +235,7 @@ def test_a_recipe_of_training_is_refused_in_a_few_lines():
     with pytest.raises(UserError) as refused:
         load_dataset_config(ROOT / "configs" / "depth.yaml")
     assert 3 < len(str(refused.value).splitlines()) <= 5
+    assert "depth.yaml (a recipe of training, not a dataset): task is missing" in str(refused.value)
     assert str(refused.value).splitlines()[-1].endswith("more errors")
 
 

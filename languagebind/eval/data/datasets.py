@@ -184,7 +184,8 @@ def load_dataset_config(path: str | Path, data_root: Path | None = None, prepare
     if missing:
         del values["class_names"]
     values["data_root"] = data_root
-    config = validate(DatasetConfig, values, str(path) if "task" in values else f"{path} (a dataset?)", folders)
+    where = f"{path} (a recipe of training, not a dataset)" if "model" in values else str(path)
+    config = validate(DatasetConfig, values, where, folders)
     if missing and prepared:
         raise not_there(config, folders[-1] / str(names))
     facts = _benchmark(Path(config.data), config.split or "test", given=values)
