@@ -1,8 +1,6 @@
 """The configs that come with the package, by name: the folder `configs/`, which a wheel holds as `_configs`."""
 
-import difflib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +9,20 @@ from .config import UserError
 FOLDER = Path(__file__).resolve().parent / "_configs"
 if not FOLDER.is_dir():
     FOLDER = FOLDER.parents[1] / "configs"  # of a checkout
-# Of each kind, the folder that names start from, the files in it, and the flag that takes a name
+# Of each kind, the folder that names start from, and the files in it
 KINDS = {
-    "recipe": ("", "*.yaml demo/*.yaml", "python -m training.main --config"),
-    "model": ("model", "*.yaml", "python -m training.main --model"),
-    "deepspeed": ("deepspeed", "*.json", "python -m training.main --engine deepspeed --deepspeed-config"),
-    "dataset": ("eval", "*.yaml", "languagebind eval --config"),
-    "comparison": ("eval/pairs", "*.yaml", "languagebind pairs --config"),
+    "recipe": ("", "*.yaml demo/*.yaml"),
+    "model": ("model", "*.yaml"),
+    "deepspeed": ("deepspeed", "*.json"),
+    "dataset": ("eval", "*.yaml"),
+    "comparison": ("eval/pairs", "*.yaml"),
 }
 
 
 def list() -> dict[str, dict[str, Path]]:  # noqa: A001 - `configs.list()`
     """Return the configs of each kind: {kind: {name: file}}."""
     found: dict[str, dict[str, Path]] = {}
-    for kind, (folder, patterns, _) in KINDS.items():
+    for kind, (folder, patterns) in KINDS.items():
         files = (file for pattern in patterns.split() for file in sorted((FOLDER / folder).glob(pattern)))
         found[kind] = {file.relative_to(FOLDER / folder).with_suffix("").as_posix(): file for file in files}
     return found
@@ -33,26 +31,19 @@ def list() -> dict[str, dict[str, Path]]:  # noqa: A001 - `configs.list()`
 def find(config: str | Path, kind: str) -> Path:
     """Return the path of a config, given as a path or as a name in `list()[kind]`. A file that exists comes first.
 
-    Raises `UserError` if there is neither; the message suggests the nearest name.
+    Raises `UserError` if there is neither.
     """
     config, known = str(config), list()[kind]
     if os.path.exists(config) and not os.path.isdir(config):  # a dataset's data may be in a folder of its name
         return Path(config)
     if config in known:
         return known[config]
-    message = f"no {kind} {config!r}: pass a file or one of {', '.join(known)}"
-    if config.endswith((".yaml", ".yml", ".json")):
-        message = f"cannot read {config}: No such file or directory"
-    close = difflib.get_close_matches(Path(config).name.removesuffix(".yaml"), known, n=1)
-    raise UserError(f"{message}. Did you mean {close[0]}?" if close else message)
+    is_file = config.endswith((".yaml", ".yml", ".json"))
+    problem = f"cannot read {config}: No such file or directory" if is_file else f"no {kind} {config!r}"
+    raise UserError(f"{problem}; pass a file or one of {', '.join(known)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the configs of the kinds in `argv`, or of all kinds."""
-    words = sys.argv[1:] if argv is None else argv
-    for kind in [kind for kind in KINDS if kind in words] or KINDS:
-        print(f"{kind}: {KINDS[kind][2]} NAME")
-        for name, file in list()[kind].items():
-            first, _, _ = file.read_text(encoding="utf-8").partition("\n")
-            about = first[2:].partition(". ")[0].rstrip(".") if first.startswith("# ") else ""
-            print(f"  {name:24}{about}".rstrip())
+    """Print the names of each kind."""
+    for kind, files in list().items():
+        print(f"{kind}: {', '.join(files)}")

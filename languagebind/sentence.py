@@ -52,7 +52,7 @@ class LanguageBindModule(InputModule):
             raise UserError(f"sentence-transformers does not support {unnamed[0]}; use languagebind.load")
         self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
-        sizes = {name: model.embed_dim for name, (model, _) in self.encoders.encoders.items()}
+        sizes = {name: model.embed_dim for name, model in self.models.items()}
         if len(set(sizes.values())) > 1:
             raise UserError(f"sentence-transformers needs features of one size, not {sizes}; use languagebind.load")
         self.tokenizer: Any = self.encoders.model(TEXT).text_model.tokenizer

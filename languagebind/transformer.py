@@ -128,23 +128,16 @@ class Transformer(nn.Module):
 
     Attributes:
         checkpointed: number of blocks, from the first, whose activations are recomputed in the backward pass.
+        gradient_checkpointing: the same for all blocks, under the name that transformers sets.
     """
 
     def __init__(self, depth: int, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
         super().__init__()
         blocks = [Block(width, num_heads, mlp_dim, activation, num_frames) for _ in range(depth)]
         self.layers = nn.ModuleList(blocks)
-        self.checkpointed = 0
+        self.checkpointed, self.gradient_checkpointing = 0, False
         for block in blocks:
             block.init_weights(depth)
-
-    @property
-    def gradient_checkpointing(self) -> bool:  # the name that transformers knows
-        return self.checkpointed > 0
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        self.checkpointed = len(self.layers) if enable else 0
 
     def forward(
         self,
@@ -162,7 +155,8 @@ class Transformer(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(x)
             wanted = num_outputs if number == len(self.layers) - 1 else None
-            if number < self.checkpointed and self.training and attentions is None:
+            recompute = self.gradient_checkpointing or number < self.checkpointed
+            if recompute and self.training and attentions is None:
                 x = checkpoint(block, x, is_causal, None, wanted, use_reentrant=False)
             else:
                 x = block(x, is_causal, attentions, wanted)

@@ -41,7 +41,7 @@ class PairsOptions(CommandOptions):
     model: tuple[str, ...] = ()
     """one MODALITY=CHECKPOINT per modality; CHECKPOINT is anything that `languagebind eval` accepts"""
     config: tuple[Path, ...] = ()
-    """comparisons: names (see `languagebind configs comparison`), or YAML files"""
+    """comparisons: names (see `languagebind configs`), or YAML files"""
 
 
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> Result:
@@ -99,8 +99,8 @@ def _encode(
     """Return features (N, D) and samples per modality, and the positions (N,) of the samples that all can read."""
     features: dict[str, Tensor] = {}
     rows: dict[str, dict[int, int]] = {}  # position among the matched samples -> row of the features
-    # Texts get a block of columns for each text tower. A modality that is compared with them is 0 outside its own tower's
-    # block, so products leave out the other towers.
+    # Texts get a block of columns for each text tower. A modality that is compared with them is 0 outside the block of
+    # its own tower, so products leave out the other towers.
     firsts = list(dict.fromkeys(partners.values()))  # a modality for each tower
     for name, samples in matched.items():
         if name == TEXT:
@@ -133,8 +133,8 @@ def _retrieval(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the metrics and protocol of both directions, and the other statistics of the result."""
     if query.shape[1] != gallery.shape[1]:
-        sizes = f"features of {query.shape[1]} and {gallery.shape[1]} dimensions cannot be compared"
-        raise UserError(f"{config.name}: {sizes}: choose models of one embedding size")
+        problem = f"features of {query.shape[1]} and {gallery.shape[1]} dimensions cannot be compared"
+        raise UserError(f"{config.name}: {problem}; choose models of one embedding size")
     rows = torch.arange(len(query), device=query.device)
     compared = Captioned(gallery, query, rows, rows)
     found, ranked = retrieve(compared)

@@ -18,7 +18,7 @@ from ..modalities._images import MEAN, STD
 from ..text import bundled_vocabulary, is_clip_tokens
 from . import transforms
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
-from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
+from .config import CONFIGS, KIND_OF, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
 from .files import HUB_OPTIONS, find_file, pin
 
 CONTEXT_LENGTH = 77
@@ -88,10 +88,10 @@ class Processor:
     """
 
     config_class = LanguageBindConfig
-    kind = ""  # the modality, as the original names it
 
     def __init__(self, config: Any, tokenizer: Any = None, **kwargs: Any):
         self.config, self.tokenizer = config, tokenizer
+        self.kind = KIND_OF[self.config_class.modality_name]
         self.transform = getattr(transforms, f"get_{self.kind}_transform")(config)
         side = getattr(self.modality, "image_size", None)
         if side is not None:
@@ -165,8 +165,7 @@ class Processor:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "Processor":
         """Return the processor of a checkpoint, including the tokenizer."""
-        name = pretrained_model_name_or_path
-        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        name, hub = pin(pretrained_model_name_or_path, **kwargs)
         config, _ = read_config(name, cls.config_class, **hub)
         return cls(config, LanguageBindTokenizer.from_pretrained(name, **hub))
 
@@ -177,5 +176,5 @@ class Processor:
             self.tokenizer.save_pretrained(folder)
 
 
-PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS, kind={name: name for name in CONFIGS})
+PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS)
 TOKENIZERS = subclasses(LanguageBindTokenizer, "Tokenizer")

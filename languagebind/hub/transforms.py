@@ -20,6 +20,7 @@ from ..modalities._video_backends import BACKENDS, read_frames
 from .config import modality_of
 
 IMAGE, VIDEO, DEPTH, AUDIO = (cast(Any, modality_class(name))() for name in ("image", "video", "depth", "audio"))
+torchaudio_loader = AUDIO.load  # from a file to its waveform (channels, samples), float32, and its sample rate
 # Published configs name decord, which is not installed everywhere. Our decoders give the same frames.
 DECODERS = {name: name for name in BACKENDS} | dict.fromkeys(("auto", "decord", "pytorchvideo"), "auto")
 
@@ -75,11 +76,6 @@ def load_and_transform_depth(depth_path: Any, transform: Callable) -> Any:
 
 def load_and_transform_audio(audio_path: Any, transform: Callable) -> Any:
     return transform(torchaudio_loader(audio_path))
-
-
-def torchaudio_loader(path: Any) -> tuple[Tensor, int]:
-    """Return the samples (channels, samples), float32, and the sample rate of an audio file."""
-    return AUDIO.load(path)
 
 
 def load_and_transform_video(
