@@ -31,8 +31,7 @@ from .hub.published import build_published
 class LanguageBindModule(InputModule):
     """Encoders of images, audio or video, with their text towers.
 
-    `model.encode(texts, of="audio")` takes the text tower of a modality; by default, texts are encoded with the tower
-    that most modalities share (in a tie, that of the first).
+    `model.encode(texts, of="audio")` takes a modality's text tower. For the default, see `Encoders.encode`.
 
     Args:
         sources: modality -> path or hub id, as in `languagebind.load`.

@@ -19,7 +19,7 @@ from ..transformer import LAYER_NORM_EPS
 from ..vit import Activation, EncoderConfig
 from ..weights import State, interpolate_frames
 from .checkpoint import is_training_checkpoint, load_checkpoint, options_of, read_checkpoint
-from .files import HUB_OPTIONS, find_file, pin, read_weights
+from .files import HUB_OPTIONS, pin, read_weights
 
 T = TypeVar("T")
 
@@ -219,11 +219,8 @@ def read_config(
         kind: the expected class of the config; by default any modality's class.
         options: options of `PreTrainedConfig.from_pretrained`, and config values that override the file.
     """
-    name, training = source, is_training_checkpoint(source, options.get("subfolder"))
-    if not training:
-        name, hub = pin(source, ("config.json",), **options)
-        if find_file(name, "config.json", **hub) is None:
-            raise UserError(f"{name} has no config.json")
+    training = is_training_checkpoint(source, options.get("subfolder"))
+    name, hub = (source, {}) if training else pin(source, ("config.json",), **options)
     try:
         if training:
             model, modality = options_of(read_checkpoint(name), name)

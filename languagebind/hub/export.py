@@ -77,7 +77,6 @@ def separate_adapter(model: nn.Module, saved: dict[str, Any], folder: Path) -> N
     adapters = {key: value for key, value in state.items() if ".lora_" in key}
     if not adapters:
         raise UserError("--adapter needs a checkpoint with LoRA adapters; this one has none")
-    model.load_state_dict(
-        {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}, strict=False
-    )
+    base = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}
+    model.load_state_dict(model.state_dict() | base)
     save_adapter(folder / "adapter", adapters, tuning["lora_rank"], tuning["lora_alpha"], tuning["lora_dropout"])

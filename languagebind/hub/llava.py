@@ -41,7 +41,7 @@ class LlavaTower(nn.Module):
         super().__init__()
         name = tower.pop(f"{self.modality}_tower", name)
         if name is None or tower:
-            raise TypeError(f"expected the argument {self.modality}_tower, got {', '.join(tower) or None}")
+            raise TypeError(f"expected the argument {self.modality}_tower, got {', '.join(tower) or 'nothing'}")
         self.name, self.cache_dir = str(name), cache_dir
         self.hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         setattr(self, f"{self.modality}_tower_name", self.name)

@@ -145,7 +145,7 @@ class Processor:
         return encoding
 
     def _is_item(self, value: Any) -> bool:
-        """Tell a (waveform, rate) pair, or for video the pictures of one clip, from a list of items."""
+        """Return whether this is one item, such as a (waveform, rate) pair or a clip's pictures, and not a list."""
         if not isinstance(value, (list, tuple)):
             return True
         if hasattr(self.modality, "num_frames"):
