@@ -105,7 +105,7 @@ def test_features_that_do_not_fit_are_refused(embedded, tower, tmp_path):
         open_text_features("cached", shards[:1], "mix", "f" * 64)
     features_path(shards[0], "f" * 64).unlink()
     for mode in ("auto", "cached"):
-        with pytest.raises(UserError, match=r"1 of 3 shards lack text features, .*embed_text.py"):
+        with pytest.raises(UserError, match=r"1 of 3 shards lack text features, .*languagebind embed-text"):
             open_text_features(mode, shards, "mix", own)
     features_path(shards[1], own).write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"is damaged .*; delete it"):
