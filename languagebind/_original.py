@@ -11,9 +11,13 @@ KINDS = ("configuration", "modeling", "processing", "tokenization")
 # Name in the original ({0}: a modality, {1}: in lower case) -> its module here, with `:name` if its name differs here
 NAMES = {
     "AudioTransform": "hub.transforms",
+    "CLIPAttention": "transformer:Attention",
+    "CLIPEncoder": "transformer:Transformer",
     "CLIPEncoderLayer": "transformer:Block",
     "CLIPTextConfig": "hub.config:LanguageBindTextConfig",
+    "CLIPTextTransformer": "hub.hf_modules:HFClipText",
     "CLIPVisionConfig": "hub.config:LanguageBindVisionConfig",
+    "CLIPVisionEmbeddings": "vit:PatchEmbeddings",
     "CLIPVisionTransformer": "hub.hf_modules:HFVisionTransformer",
     "LanguageBind{0}": "hub.published",
     "LanguageBind{0}Config": "hub.config",

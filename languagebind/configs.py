@@ -38,12 +38,13 @@ def find(config: str | Path, kind: str) -> Path:
         return Path(config)
     if config in known:
         return known[config]
-    is_file = config.endswith((".yaml", ".yml", ".json"))
-    problem = f"cannot read {config}: No such file or directory" if is_file else f"no {kind} {config!r}"
-    raise UserError(f"{problem}; pass a file or one of {', '.join(known)}")
+    raise UserError(f"no {kind} {config!r}; pass a file or one of {', '.join(known)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the names of each kind."""
-    for kind, files in list().items():
-        print(f"{kind}: {', '.join(files)}")
+    """Print the names of each kind, or of one."""
+    known, wanted = list(), argv or ()
+    if unknown := set(wanted) - known.keys():
+        raise UserError(f"no kind {min(unknown)!r}: choose from {', '.join(known)}")
+    for kind in wanted or known:
+        print(f"{kind}: {', '.join(known[kind])}")

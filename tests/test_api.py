@@ -134,7 +134,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (tmp_path, "no checkpoint at"),
         (toys / "depth" / "model.safetensors", "contains only weights: pass its folder"),
         ([toys / "depth"], r"pass load\(\) paths or hub ids"),
-        ({"thermal": toys / "thermal"}, r"is for infrared \(called thermal in the original code\), not thermal"),
+        ({"thermal": toys / "thermal"}, "is for infrared, not thermal: write infrared for thermal images"),
         (tmp_path / "nothing" / "here", "there is no folder .*here$"),
         ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth"),
     ):

@@ -171,8 +171,8 @@ def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
         ("vitl14", "model", "one of vit-b-16, .*vit-l-14, .*, vit-tiny-demo$"),
         ("demo/smell", "recipe", "^no recipe 'demo/smell'; .*, demo/video"),
         ("xyz", "comparison", "one of llvip_infrared_rgb, .*vggsound_video_to_audio$"),
-        ("configs/esc50.yaml", "dataset", "^cannot read configs/esc50.yaml: No such file .*one of .*, esc50, "),
-        ("/none/x.json", "deepspeed", "^cannot read /none/x.json: No such file or directory; .* one of zero1, "),
+        ("configs/esc50.yaml", "dataset", "^no dataset 'configs/esc50.yaml'; pass a file or one of .*, esc50, "),
+        ("/none/x.json", "deepspeed", "^no deepspeed '/none/x.json'; pass a file or one of zero1, "),
     ],
 )
 def test_an_unknown_name_says_what_there_is(config, kind, message):

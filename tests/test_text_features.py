@@ -68,7 +68,7 @@ def test_only_what_is_missing_is_written_again(embedded, tower, tmp_path):
     flags = [f"--train-data={folder}", f"--text-tower={MINILM}"]
     output = call("scripts/embed_text.py", *flags)
     assert f"{len(CAPTIONS)} captions of 1 shards" in output
-    assert "2 shards already had features" in output
+    assert "; 2 shards were complete" in output
     assert [paths[i].stat().st_mtime_ns for i in (0, 2)] == before
     both = load_file(paths[0]), load_file(paths[1])
     assert torch.equal(both[0]["captions"], both[1]["captions"])

@@ -60,5 +60,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             for shard in tqdm(own, unit="shard", disable=not process.is_main)
         ]
     captions, done = sum(count or 0 for count in counts), counts.count(None)
-    skipped = f"; {done} shards already had features" if done else ""
-    print(f"{captions} captions of {len(own) - done} shards, text tower {tower[:12]}{skipped}")
+    print(f"{captions} captions of {len(own) - done} shards, text tower {tower[:12]}; {done} shards were complete")

@@ -229,6 +229,7 @@ def read_config(
         else:
             values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
             found = {config.model_type: config for config in CONFIGS.values()}.get(values.get("model_type", ""), kind)
+            found = kind if issubclass(kind, found) else found  # a subclass of a user's
             config, unused = found.from_dict(values, return_unused_kwargs=True, **unused)
         config.check(kind)
     except (StrictDataclassError, OSError, TypeError, ValueError, AttributeError) as error:

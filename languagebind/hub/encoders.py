@@ -227,8 +227,8 @@ def load_model(
     if isinstance(like, DualEncoder) and same is None:
         raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
     if modality not in (None, modality_name(found)):
-        hint = " (called thermal in the original code)" if modality == "thermal" else ""
-        raise UserError(f"{source} is for {modality_name(found)}{hint}, not {modality}")
+        hint = ": write infrared for thermal images" if modality == "thermal" else ""
+        raise UserError(f"{source} is for {modality_name(found)}, not {modality}{hint}")
     return model.to(device), found
 
 

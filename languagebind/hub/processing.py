@@ -108,12 +108,16 @@ class Processor:
 
         `options` are those of `load_and_transform_video`, for videos alone, and by default the config's.
         """
-        if hasattr(self.modality, "num_frames"):
-            backend = getattr(self.config.vision_config, "video_decode_backend", "decord")
-            given = {name: value for name, value in options.items() if value is not None}
-            options = {"video_decode_backend": backend, "num_frames": self.modality.num_frames} | given
+        given = {name: value for name, value in options.items() if value is not None}
         load_and_transform = getattr(transforms, f"load_and_transform_{self.kind}")
-        return load_and_transform(item, self.transform if transform is None else transform, **options)
+        transform = self.transform if transform is None else transform
+        return load_and_transform(item, transform, **self._video_options() | given)
+
+    def _video_options(self) -> dict[str, Any]:
+        if not hasattr(self.modality, "num_frames"):
+            return {}
+        backend = getattr(self.config.vision_config, "video_decode_backend", "decord")
+        return {"video_decode_backend": backend, "num_frames": self.modality.num_frames}
 
     def __call__(
         self,
@@ -140,7 +144,7 @@ class Processor:
             encoding = self.tokenizer(text, return_tensors=return_tensors, **options)
         if images is not None:
             items = [images] if self._is_item(images) else images
-            inputs = [self.image_processor(item, self.transform) for item in items]
+            inputs = [self.image_processor(item, self.transform, **self._video_options()) for item in items]
             encoding["pixel_values"] = torch.stack([x["video"] if isinstance(x, Mapping) else x for x in inputs])
         return encoding
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import Compose
@@ -53,10 +54,10 @@ class AudioTransform(Compose):
     """The transform of (waveform, rate) pairs. Its attributes are the options of `Audio`, and may be changed."""
 
     def __init__(self, args: Any):
-        super().__init__([self.spectrograms])
+        super().__init__([])  # its one step is the call
         self.__dict__.update(asdict(modality_of("audio", args)))
 
-    def spectrograms(self, sound: Any) -> Tensor:
+    def __call__(self, sound: Any) -> Tensor:
         options = {field.name: getattr(self, field.name) for field in fields(AUDIO)}
         return preprocess(replace(AUDIO, **options), sound)
 
@@ -80,18 +81,19 @@ def load_and_transform_audio(audio_path: Any, transform: Callable) -> Any:
 
 def load_and_transform_video(
     video_path: Any, transform: Callable, video_decode_backend: str = "opencv", clip_start_sec: float = 0.0,
-    clip_end_sec: float | None = None, num_frames: int = 8,
+    clip_end_sec: float | None = None, num_frames: int | None = 8,
 ) -> Any:  # fmt: skip
-    """Transform `num_frames` frames (C, T, H, W), spread evenly over a video or the part between two times.
+    """Transform `num_frames` frames (C, T, H, W), spread evenly over a video or the part between two times, or all.
 
     `video_path` may also be the frames of one clip: files, PIL images or an array. All decoders give the same frames,
     but with pytorchvideo the transform gets and returns a dictionary with the frames under `video`.
     """
-    video: Any = replace(VIDEO, num_frames=num_frames, video_backend=_decoder(video_decode_backend))
-    if clip_start_sec or clip_end_sec is not None:
+    video: Any = replace(VIDEO, num_frames=num_frames or 1, video_backend=_decoder(video_decode_backend))
+    if clip_start_sec or clip_end_sec is not None or num_frames is None:
         source = fetch(video_path)
-        count, part = video.frames_between(source, clip_start_sec, clip_end_sec)
-        clip = read_frames(source, part.start + video.frame_indices(len(part)), count, video.video_backend)
+        count, part = video.frames_between(source, clip_start_sec or 0.0, clip_end_sec)
+        chosen = np.arange(len(part)) if num_frames is None else video.frame_indices(len(part))
+        clip = read_frames(source, part.start + chosen, count, video.video_backend)
     else:
         clip = video.load(video_path)
     clip = (clip.double() * 255 if clip.is_floating_point() else clip).transpose(0, 1)

@@ -40,7 +40,7 @@ def describe(value: Any) -> str:
 def is_source(value: Any) -> bool:
     """Tell whether a value is a file, or a sequence of files that are frames, and not decoded data."""
     items = value if isinstance(value, (list, tuple)) and value else [value]
-    return all(isinstance(item, (str, os.PathLike, bytes)) for item in items)
+    return all(isinstance(item, (str, os.PathLike, bytes)) or hasattr(item, "read") for item in items)
 
 
 def file_size(source: Source | Sequence[Source]) -> int:
@@ -80,7 +80,9 @@ def read(source: Source, max_bytes: float = math.inf, first: int | None = None) 
 
 
 def fetch(source: Any) -> Any:
-    """Return the bytes behind an http(s) address, or raise `DecodeError`; return any other value unchanged."""
+    """Return the bytes of an http(s) address, or raise `DecodeError`, or of an open file; return other values as is."""
+    if hasattr(source, "read"):
+        return source.read()
     if not (isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))):
         return source
     from http.client import HTTPException

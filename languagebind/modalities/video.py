@@ -81,8 +81,7 @@ class Video(ImageModality):
         times = (Fraction(str(float(time))) * rate if time is not None else count for time in (start, end))
         first, last = (min(max(math.ceil(time), 0), count) for time in times)
         if last <= first:
-            until = "the end" if end is None else f"{end:g} s"
-            raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
+            raise DecodeError(source, f"no frame of {count} lies from {start} s to {'the end' if end is None else end}")
         return count, range(first, last)
 
     def from_memory(self, value: Any) -> Tensor:
