@@ -15,7 +15,6 @@ NAMES = {
     "CLIPEncoder": "transformer:Transformer",
     "CLIPEncoderLayer": "transformer:Block",
     "CLIPTextConfig": "hub.config:LanguageBindTextConfig",
-    "CLIPTextTransformer": "hub.hf_modules:HFClipText",
     "CLIPVisionConfig": "hub.config:LanguageBindVisionConfig",
     "CLIPVisionEmbeddings": "vit:PatchEmbeddings",
     "CLIPVisionTransformer": "hub.hf_modules:HFVisionTransformer",

@@ -142,7 +142,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
             load(source)
     with pytest.raises(UserError, match="dtype 'int8'"):
         load(toys / "depth", dtype="int8")
-    with pytest.raises(UserError, match="there is no folder nobody/nothing, and its download from the hub"):
+    with pytest.raises(UserError, match="there is no folder nobody/nothing, and it is not in the cache"):
         load("nobody/nothing")
 
 
