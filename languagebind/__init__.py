@@ -8,7 +8,7 @@ import importlib
 from . import _auto, _original
 
 _auto.install()
-_original.install(__name__)
+_original.install()
 
 __version__ = "1.0.0"
 
@@ -37,8 +37,7 @@ _HOME = {
     "to_device": "hub.multimodal",
     "transform_dict": "hub.multimodal",
 }
-for _name in _original.MODALITIES:
-    _HOME |= {key.format(_name): home for key, home in _original.NAMES.items() if key.startswith("LanguageBind")}
+_HOME |= {name: home for name, home in _original.HOMES.items() if name.startswith("LanguageBind")}
 __all__ = sorted(_HOME)
 
 

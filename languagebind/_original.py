@@ -1,21 +1,22 @@
-"""The modules of the original LanguageBind package, such as `languagebind.video.processing_video`.
+"""The modules of the original LanguageBind package, such as `languagebind.video.processing_video`: each is this module.
 
-Each has the names of its modality, which are imported from their places in this package when they are first used.
+Its names are imported from their places in this package when they are first used.
 """
 
 import sys
 from importlib import import_module
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 MODALITIES = ("Audio", "Depth", "Image", "Thermal", "Video")
 KINDS = ("configuration", "modeling", "processing", "tokenization")
-# Name in the original, where {0} is a modality and {1} the same in small letters -> its module, and name if another
+# Name in the original ({0}: a modality, {1}: in lower case) -> its module here, with `:name` if its name differs here
 NAMES = {
     "AudioTransform": "hub.transforms",
+    "CLIPAttention": "transformer:Attention",
+    "CLIPEncoder": "transformer:Transformer",
     "CLIPEncoderLayer": "transformer:Block",
     "CLIPTextConfig": "hub.config:LanguageBindTextConfig",
     "CLIPVisionConfig": "hub.config:LanguageBindVisionConfig",
+    "CLIPVisionEmbeddings": "vit:PatchEmbeddings",
     "CLIPVisionTransformer": "hub.hf_modules:HFVisionTransformer",
     "LanguageBind{0}": "hub.published",
     "LanguageBind{0}Config": "hub.config",
@@ -28,29 +29,23 @@ NAMES = {
     "load_and_transform_{1}": "hub.transforms",
     "torchaudio_loader": "hub.transforms",
 }
+HOMES = {name.format(each, each.lower()): home for each in MODALITIES for name, home in NAMES.items()}
+__all__ = list(HOMES)
+__path__: list[str] = []  # so that modules below it can be imported
 
 
-class OriginalModule(ModuleType):
-    """A module whose names lie elsewhere in `package`."""
-
-    def __init__(self, name: str, package: str, homes: dict[str, str]):
-        super().__init__(name, __doc__)
-        self.__spec__, self.__path__ = ModuleSpec(name, None), []
-        self.__all__, self._package, self._homes = list(homes), package, homes
-
-    def __getattr__(self, name: str):
-        if name not in self._homes:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        module, _, other = self._homes[name].partition(":")
-        return getattr(import_module(f"{self._package}.{module}"), other or name)
+def __getattr__(name: str):
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = HOMES[name].partition(":")
+    return getattr(import_module(f".{module}", __package__), other or name)
 
 
-def install(package: str) -> None:
-    """Make the modules importable, and attributes of `package`, the full name of this package."""
-    for modality in MODALITIES:
-        low = modality.lower()
-        homes = {name.format(modality, low): home for name, home in NAMES.items()}
-        for name in (low, *(f"{low}.{kind}_{low}" for kind in KINDS)):
-            parent, _, last = f"{package}.{name}".rpartition(".")
-            sys.modules[f"{package}.{name}"] = OriginalModule(f"{package}.{name}", package, homes)
-            setattr(sys.modules[parent], last, sys.modules[f"{package}.{name}"])
+def install() -> None:
+    """Make the modules importable, and attributes of this package."""
+    this = sys.modules[__name__]
+    for modality in map(str.lower, MODALITIES):
+        for name in (modality, *(f"{modality}.{kind}_{modality}" for kind in KINDS)):
+            parent, _, last = f"{__package__}.{name}".rpartition(".")
+            sys.modules[f"{__package__}.{name}"] = this
+            setattr(sys.modules[parent], last, this)

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -181,18 +182,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Call `main` and exit with its status. A `UserError` becomes one line on standard error, and exit status 2."""
+def run(main: Callable[[], int | None]) -> None:
+    """Exit with the status that `main` returns. A `UserError` becomes one line on standard error, and exit status 2."""
     try:
-        status = main()
+        sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
-    if status:
-        sys.exit(status)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _option_names(cls: Any) -> Iterator[str]:

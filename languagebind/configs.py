@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,16 +32,14 @@ def list() -> dict[str, dict[str, Path]]:  # noqa: A001 - `configs.list()`
 def find(config: str | Path, kind: str) -> Path:
     """Return the path of a config, given as a path or as a name in `list()[kind]`. A file that exists comes first.
 
-    Raises `UserError` if there is neither; the message suggests the nearest name.
+    Raises `UserError` if there is neither.
     """
     config, known = str(config), list()[kind]
     if os.path.exists(config) and not os.path.isdir(config):  # a dataset's data may be in a folder of its name
         return Path(config)
     if config in known:
         return known[config]
-    message = f"no {kind} {config!r}: pass a file or one of {', '.join(known)}"
-    if config.endswith((".yaml", ".yml", ".json")):
-        message = f"cannot read {config}: No such file or directory"
+    message = f"no {kind} {config!r}; pass a file or one of {', '.join(known)}"
     if other := next((other for other, names in list().items() if config in names and other != kind), None):
         message += f". {config} is a {other}: {KINDS[other][2]} {config}"
     close = difflib.get_close_matches(Path(config).name.removesuffix(".yaml"), known, n=1)
@@ -50,11 +47,9 @@ def find(config: str | Path, kind: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the configs of the kinds in `argv`, or of all kinds."""
-    words = sys.argv[1:] if argv is None else argv
-    for kind in [kind for kind in KINDS if kind in words] or KINDS:
-        print(f"{kind}: {KINDS[kind][2]} NAME")
-        for name, file in list()[kind].items():
-            first, _, _ = file.read_text(encoding="utf-8").partition("\n")
-            about = first[2:].partition(". ")[0].rstrip(".") if first.startswith("# ") else ""
-            print(f"  {name:24}{about}".rstrip())
+    """Print the names of each kind, or of one."""
+    known, wanted = list(), argv or ()
+    if unknown := set(wanted) - known.keys():
+        raise UserError(f"no kind {min(unknown)!r}: choose from {', '.join(known)}")
+    for kind in wanted or known:
+        print(f"{kind}: {', '.join(known[kind])}")

@@ -31,8 +31,7 @@ from .hub.published import build_published
 class LanguageBindModule(InputModule):
     """Encoders of images, audio or video, with their text towers.
 
-    `model.encode(texts, of="audio")` takes the text tower of a modality; by default, texts are encoded with the tower
-    that most modalities share (in a tie, that of the first).
+    `model.encode(texts, of="audio")` takes a modality's text tower. For the default, see `Encoders.encode`.
 
     Args:
         sources: modality -> path or hub id, as in `languagebind.load`.
@@ -52,7 +51,7 @@ class LanguageBindModule(InputModule):
             raise UserError(f"sentence-transformers does not support {unnamed[0]}; use languagebind.load")
         self.encoders = load(sources, dtype=dtype)
         self.models = nn.ModuleDict({name: model for name, (model, _) in self.encoders.encoders.items()})
-        sizes = {name: model.embed_dim for name, (model, _) in self.encoders.encoders.items()}
+        sizes = {name: model.embed_dim for name, model in self.models.items()}
         if len(set(sizes.values())) > 1:
             raise UserError(f"sentence-transformers needs features of one size, not {sizes}; use languagebind.load")
         self.tokenizer: Any = self.encoders.model(TEXT).text_model.tokenizer

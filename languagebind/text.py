@@ -92,7 +92,7 @@ class ClipText(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.encoder(self.embed(input_ids), is_causal=True)
+        (x,) = self.encoder(self.embed(input_ids), is_causal=True)
         return self.pool(self.final_layer_norm(x), input_ids)
 
     def embed(self, input_ids: Tensor) -> Tensor:

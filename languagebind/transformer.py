@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None, num_queries: int | None = None
-    ) -> Tensor:
+    ) -> tuple[Tensor, None]:
         """Return the outputs of all tokens or of the first `num_queries`; append the weights (B, heads, L, L)."""
         q = self._split(self.q_proj(x[:, :num_queries]))
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
@@ -50,8 +50,8 @@ class Attention(nn.Module):
                 attentions.append(weights)
             x = weights @ v
         else:
-            x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, L, D)
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=bool(is_causal))
+        return self.out_proj(x.transpose(1, 2).flatten(2)), None  # (B, L, D); a tuple, as hooks for CLIP expect
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
@@ -95,13 +95,13 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, is_causal: bool = False, attentions: list[Tensor] | None = None, num_outputs: int | None = None
-    ) -> Tensor:
+    ) -> tuple[Tensor]:
         """Return all tokens (B*T, L, D) or the first `num_outputs`. The T frames of a clip are consecutive rows."""
         if self.num_frames > 1:
             x = self._attend_over_frames(x)
-        y = self.self_attn(self.layer_norm1(x), is_causal, attentions, num_outputs)
+        y, _ = self.self_attn(self.layer_norm1(x), is_causal, attentions, num_outputs)
         x = x[:, :num_outputs] + y
-        return x + self.mlp(self.layer_norm2(x))
+        return (x + self.mlp(self.layer_norm2(x)),)
 
     def init_weights(self, depth: int) -> None:
         """Initialise as CLIP does: smaller in wide layers and in layers that write to the residual stream."""
@@ -119,7 +119,7 @@ class Block(nn.Module):
         x = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, T, D)
         # The published weights expect that every block adds the embedding to the residual stream
         x = x + self.temporal_embedding
-        y = self.temporal_attn(self.temporal_layer_norm1(x).flatten(0, 1))  # (B*L, T, D)
+        y, _ = self.temporal_attn(self.temporal_layer_norm1(x).flatten(0, 1))  # (B*L, T, D)
         return (x + y.view_as(x)).transpose(1, 2).flatten(0, 1)
 
 
@@ -128,23 +128,16 @@ class Transformer(nn.Module):
 
     Attributes:
         checkpointed: number of blocks, from the first, whose activations are recomputed in the backward pass.
+        gradient_checkpointing: the same for all blocks, under the name that transformers sets.
     """
 
     def __init__(self, depth: int, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
         super().__init__()
         blocks = [Block(width, num_heads, mlp_dim, activation, num_frames) for _ in range(depth)]
         self.layers = nn.ModuleList(blocks)
-        self.checkpointed = 0
+        self.checkpointed, self.gradient_checkpointing = 0, False
         for block in blocks:
             block.init_weights(depth)
-
-    @property
-    def gradient_checkpointing(self) -> bool:  # the name that transformers knows
-        return self.checkpointed > 0
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        self.checkpointed = len(self.layers) if enable else 0
 
     def forward(
         self,
@@ -153,7 +146,7 @@ class Transformer(nn.Module):
         hidden_states: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
         num_outputs: int | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor]:
         """Return all tokens (B, L, D), or the first `num_outputs`, so that the last block computes no others.
 
         Append each block's input and the last block's output to `hidden_states`, and all weights to `attentions`.
@@ -162,10 +155,11 @@ class Transformer(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(x)
             wanted = num_outputs if number == len(self.layers) - 1 else None
-            if number < self.checkpointed and self.training and attentions is None:
-                x = checkpoint(block, x, is_causal, None, wanted, use_reentrant=False)
+            recompute = self.gradient_checkpointing or number < self.checkpointed
+            if recompute and self.training and attentions is None:
+                (x,) = checkpoint(block, x, is_causal, None, wanted, use_reentrant=False)
             else:
-                x = block(x, is_causal, attentions, wanted)
+                x = block(x, is_causal, attentions, wanted)[0]  # a block in its place may return more
         if hidden_states is not None:
             hidden_states.append(x)
-        return x
+        return (x,)

@@ -86,7 +86,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the inputs are not (B, *input_shape).
         """
-        return self.pool(self.encoder(self.embed(inputs), num_outputs=1))
+        return self.pool(*self.encoder(self.embed(inputs), num_outputs=1))
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the first block's input (B*T, 1 + N, D) for inputs (B, C, T, H, W)."""

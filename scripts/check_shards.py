@@ -1,5 +1,3 @@
-"""The command `languagebind check-shards`, from a checkout."""
-
 from languagebind.config import run
 from languagebind.data.checking import main
 

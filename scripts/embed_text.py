@@ -1,5 +1,3 @@
-"""The command `languagebind embed-text`, from a checkout."""
-
 from languagebind.config import run
 from languagebind.data.embed_text import main
 

@@ -1,5 +1,3 @@
-"""The command `languagebind export`, from a checkout."""
-
 from languagebind.config import run
 from languagebind.hub.export import main
 

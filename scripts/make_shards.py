@@ -1,5 +1,3 @@
-"""The command `languagebind make-shards`, from a checkout."""
-
 from languagebind.config import run
 from languagebind.data.making import main
 

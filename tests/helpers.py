@@ -17,6 +17,7 @@ from forker import Forked
 from PIL import Image
 
 from languagebind.data.shards import ShardWriter, write_index
+from languagebind.eval.score.metrics import rank_metrics, rank_pairs
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -167,3 +168,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def torchrun(ranks: int, *command: str) -> list[str]:
     """Return the words that start ranks through torchrun itself, for `call`; `call_ranks` is much faster."""
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *command]
+
+
+def retrieval_metrics(scores: torch.Tensor, relevant: torch.Tensor) -> dict[str, float]:
+    """The metrics of scores (Q, G) with the relevant items (Q, G)."""
+    return rank_metrics(rank_pairs(scores, *relevant.nonzero(as_tuple=True)).ranks)

@@ -136,7 +136,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (tmp_path, "no checkpoint at"),
         (toys / "depth" / "model.safetensors", "contains only weights: pass its folder"),
         ([toys / "depth"], r"pass load\(\) paths or hub ids"),
-        ({"thermal": toys / "thermal"}, r"is for infrared \(called thermal in the original code\), not thermal"),
+        ({"thermal": toys / "thermal"}, "is for infrared, not thermal: write infrared for thermal images"),
         ({"thermal": toys / "depth"}, r"depth is for depth, not thermal$"),
         (tmp_path / "nothing" / "here", "there is no folder .*here$"),
         ("LanguageBind_Depth", "LanguageBind/LanguageBind_Depth"),
@@ -148,7 +148,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
             load(tmp_path / "nothing", device="cuda")  # before anything is read
     with pytest.raises(UserError, match="dtype 'int8'"):
         load(toys / "depth", dtype="int8")
-    with pytest.raises(UserError, match="there is no folder nobody/nothing, and its download from the hub"):
+    with pytest.raises(UserError, match="there is no folder nobody/nothing, and it is not in the cache"):
         load("nobody/nothing")
 
 

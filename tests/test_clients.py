@@ -1,11 +1,14 @@
 """What other people's code does with the original package: its modules, transforms, loaders, towers and attributes."""
 
+import copy
 import importlib
 import inspect
+import io
 import subprocess
 import sys
 import types
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -32,6 +35,8 @@ import languagebind
 from languagebind import (
     DecodeError,
     LanguageBindAudio,
+    LanguageBindImage,
+    LanguageBindImageConfig,
     LanguageBindImageTower,
     LanguageBindVideo,
     LanguageBindVideoTower,
@@ -419,3 +424,61 @@ def test_the_attributes_of_models_and_configs(toys):
     tower = CLIPVisionTransformer(config)
     tower.load_state_dict(model.vision_model.state_dict())
     close(tower(clips)[1], model.vision_model(clips)[1])
+
+
+def test_hooks_of_clients_read_the_first_of_a_tuple(toys):
+    model, seen = LanguageBindImage.from_pretrained(toys / "image"), []
+    layers = model.vision_model.encoder.layers
+    layers[0].register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    layers[0].self_attn.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    x = torch.randn(2, *layers[0].layer_norm1.weight.shape).unsqueeze(1)
+    (alone,) = layers[0](x, None, None)
+    assert [y.shape for y in (*seen, *model.vision_model.encoder(x))] == [x.shape] * 3
+    torch.testing.assert_close(alone, seen[1])
+
+
+def test_a_subclass_keeps_the_published_weights_and_initialises_its_own(toys):
+    class Config(LanguageBindImageConfig):
+        pass
+
+    class Classifier(LanguageBindImage):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.head = torch.nn.Linear(config.projection_dim, 3)
+
+    torch.manual_seed(0)
+    model, plain = Classifier.from_pretrained(toys / "image"), LanguageBindImage.from_pretrained(toys / "image")
+    assert isinstance(model.config, Config)
+    assert model.name_or_path == model.config.name_or_path == str(toys / "image")
+    assert 0 < model.head.weight.abs().max() <= model.config.projection_dim**-0.5  # PyTorch's range
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in plain.state_dict().items())
+
+
+def test_open_files_are_read(toys, files):
+    for name in ("image", "depth", "audio", "video"):
+        processor = PROCESSORS[name].from_pretrained(toys / name)
+        path = Path(files[name][0])
+        expected = processor(str(path))["pixel_values"]
+        with path.open("rb") as file:
+            assert torch.equal(processor([file])["pixel_values"], expected)
+        assert torch.equal(processor(io.BytesIO(path.read_bytes()))["pixel_values"], expected)
+
+
+def test_the_transform_of_sounds_can_be_printed_and_copied(toys):
+    transform = PROCESSORS["audio"].from_pretrained(toys / "audio").transform
+    assert "AudioTransform" in repr(transform)
+    other, sound = copy.copy(transform), (torch.sin(torch.arange(40_000) / 9)[None], 16000)
+    other.audio_mean = transform.audio_mean + 1
+    assert not torch.equal(other(sound), transform(sound))
+
+
+def test_an_image_processor_in_place_of_ours_gets_the_options_of_the_config(toys):
+    processor = PROCESSORS["video"].from_pretrained(toys / "video")
+    processor.config.vision_config.num_frames = 2
+    seen = {}
+    processor.image_processor = lambda item, transform, **options: seen.update(options) or torch.zeros(3)
+    processor("a.mp4")
+    assert seen == {"video_decode_backend": processor.config.vision_config.video_decode_backend, "num_frames": 2}

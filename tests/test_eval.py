@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from eval_files import write_jsonl, write_shard
-from helpers import call, call_ranks
+from helpers import call, call_ranks, retrieval_metrics
 from PIL import Image as Picture
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +25,6 @@ from languagebind.eval.data.samples import read_samples
 from languagebind.eval.evaluate import check_dataset, evaluate
 from languagebind.eval.features import EncodeOptions, FeatureEncoder
 from languagebind.eval.results import results_table, write_result
-from languagebind.eval.score.metrics import retrieval_metrics
 from languagebind.eval.score.statistics import settings
 from languagebind.hub.checkpoint import checkpoint_name
 from languagebind.modalities import DecodeError, Modality
@@ -707,7 +706,7 @@ def test_mistakes_on_the_command_line(world, tiny, configs, capsys):
     checkpoint = tiny[1]
     cases = [
         (flags(world, checkpoint, configs), "no datasets: name some with --config"),
-        (flags(world, checkpoint, configs, "none.yaml"), "cannot read .*none.yaml: No such file"),
+        (flags(world, checkpoint, configs, "none.yaml"), "no dataset .*none.yaml.; pass a file or one of"),
         (
             flags(world, checkpoint, configs, "first.yaml", "first.yaml"),
             "two results would be .*first_run",

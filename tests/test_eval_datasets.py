@@ -210,7 +210,7 @@ def test_a_dataset_that_is_not_there(tmp_path):
         if name == "kinetics400":  # the file of class names is what is missed first
             assert "kinetics400/class_names.txt does not exist" in message
             assert f"{tmp_path}/kinetics400 holds k400_val.tar.gz, val/" in message
-            assert "python -m languagebind.eval.prepare" in message
+            assert "then: languagebind prepare kinetics400 --source" in message
         else:
             assert ("holds nothing" if name == "msrvtt" else "holds kinetics400/, msrvtt/") in message
 

@@ -75,7 +75,7 @@ def test_help_lists_the_commands_without_importing_torch(installed, tmp_path):
     printed = run(installed, tmp_path, *words).splitlines()
     assert all(any(line.startswith(f"  {name} ") for line in printed) for name in COMMANDS)
     assert f"languagebind {languagebind.__version__}" in printed
-    assert "  msrvtt                  MSR-VTT 1k-A: 1000 videos, one caption each" in printed
+    assert any(line.startswith("dataset: activitynet, ") and ", msrvtt, " in line for line in printed)
     assert printed[-1] == "False"
 
 
@@ -118,7 +118,7 @@ def test_train_and_evaluate_by_name(installed, depth_shards, clip_folder, tmp_pa
 # ---------------------------------------------------------------------------------------------- in this process
 
 
-@pytest.mark.parametrize("name", COMMANDS.keys() - {"configs"})
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"configs"}))
 def test_every_command_has_help(name, capsys):
     with suppress(SystemExit):
         main([name, "--help"])
@@ -167,16 +167,12 @@ def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
-        (
-            "nyu_v3",
-            "dataset",
-            "^no dataset 'nyu_v3': pass a file or one of activitynet, .*sound. Did you mean nyu_v2",
-        ),
-        ("vitl14", "model", "one of vit-b-16, .*, vit-tiny-demo. Did you mean vit-l-14"),
-        ("demo/smell", "recipe", "^no recipe 'demo/smell': .*, demo/video"),
+        ("nyu_v3", "dataset", "^no dataset 'nyu_v3'; pass a file or one of activitynet, .*nyu_v2, .*sound$"),
+        ("vitl14", "model", "one of vit-b-16, .*vit-l-14, .*, vit-tiny-demo$"),
+        ("demo/smell", "recipe", "^no recipe 'demo/smell'; .*, demo/video"),
         ("xyz", "comparison", "one of llvip_infrared_rgb, .*vggsound_video_to_audio$"),
-        ("configs/esc50.yaml", "dataset", "^cannot read configs/esc50.yaml: No such file .*Did you mean esc50"),
-        ("/none/x.yaml", "dataset", "^cannot read /none/x.yaml: No such file or directory$"),
+        ("configs/esc50.yaml", "dataset", "^no dataset 'configs/esc50.yaml'; pass a file or one of .*, esc50, "),
+        ("/none/x.json", "deepspeed", "^no deepspeed '/none/x.json'; pass a file or one of zero1, "),
     ],
 )
 def test_an_unknown_name_says_what_there_is(config, kind, message):
@@ -186,8 +182,8 @@ def test_an_unknown_name_says_what_there_is(config, kind, message):
 
 def test_the_configs_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["configs", "comparison"])
-    assert "The paper's D+RGB: scenes by depth and colour together\n" in capsys.readouterr().out
+    main(["configs"])
+    assert "comparison: llvip_infrared_rgb, " in capsys.readouterr().out
     with pytest.raises(UserError, match=r"(?s)no datasets.*absent: activitynet .*/data/activitynet.*absent: vggsound"):
         main(["eval", "--model=open_clip:ViT-B-32/none", "--all", "--data-root=/data"])
     with pytest.raises(UserError, match=r"nyu_v2: .*\n.*\n.*\n.*\n  pass the folder of your data: --data-root DIR"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from eval_files import save
-from helpers import call
+from helpers import call, retrieval_metrics
 from torch.nn import functional as F
 
 import languagebind
@@ -19,7 +19,7 @@ from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.evaluate import evaluate as evaluate_one
 from languagebind.eval.features import EncodeOptions
 from languagebind.eval.pairs import evaluate_pairs, main
-from languagebind.eval.score.metrics import classification_metrics, retrieval_metrics
+from languagebind.eval.score.metrics import classification_metrics
 from languagebind.fusion import fuse
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.infrared import Infrared

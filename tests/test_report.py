@@ -400,7 +400,7 @@ def test_mistakes_say_what_to_do(tmp_path):
         with pytest.raises(UserError, match=words):
             main([str(tmp_path), *flags])
 
-    fails("no results below .*`python -m languagebind.eval --output")
+    fails("no results below .*`languagebind eval --output")
     good = {"dataset": "d", "model": "depth", "pretrained": "m", "task": "classification", "metrics": {"top1": 0.5},
             "protocol": {}}  # fmt: skip
     for content, words in (

@@ -68,7 +68,7 @@ def test_only_what_is_missing_is_written_again(embedded, tower, tmp_path):
     flags = [f"--train-data={folder}", f"--text-tower={MINILM}"]
     output = call("scripts/embed_text.py", *flags)
     assert f"{len(CAPTIONS)} captions of 1 shards" in output
-    assert "2 shards already had features" in output
+    assert "; 2 shards were complete" in output
     assert [paths[i].stat().st_mtime_ns for i in (0, 2)] == before
     both = load_file(paths[0]), load_file(paths[1])
     assert torch.equal(both[0]["captions"], both[1]["captions"])
@@ -105,7 +105,7 @@ def test_features_that_do_not_fit_are_refused(embedded, tower, tmp_path):
         open_text_features("cached", shards[:1], "mix", "f" * 64)
     features_path(shards[0], "f" * 64).unlink()
     for mode in ("auto", "cached"):
-        with pytest.raises(UserError, match=r"1 of 3 shards lack text features, .*embed_text.py"):
+        with pytest.raises(UserError, match=r"1 of 3 shards lack text features, .*languagebind embed-text"):
             open_text_features(mode, shards, "mix", own)
     features_path(shards[1], own).write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"is damaged .*; delete it"):

@@ -27,7 +27,7 @@ class DataConfig:
     caption_source: str = "mix"
     """source of the captions: raw, mplug, polish_mplug, sound_mplug, ofa, another name, or VIDAL's `mix`"""
     text_features: TextFeaturesMode = "auto"
-    """text features: read the files of scripts/embed_text.py beside the shards (cached), encode the captions of each
+    """text features: read the files of languagebind embed-text beside the shards (cached), encode the captions of each
     batch (live), or use the files if they exist (auto)"""
     shuffle_buffer: int = 1000
     """size of each worker's shuffle buffer; 0 keeps the order of the shards"""

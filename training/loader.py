@@ -44,6 +44,8 @@ def train_batches(batches: ShardBatches) -> Generator[Batch]:
             if isinstance(batch, str):
                 raise UserError(batch)
             yield batch
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError("DataLoader worker was killed while it sent a batch.") from error
     finally:
         close()
         atexit.unregister(close)

@@ -82,8 +82,7 @@ def _known_failure(error: Exception, process: Process) -> UserError | None:
         remedy = "use fewer --workers or a smaller --shuffle-buffer, and continue with --resume latest"
         return UserError(f"{first_line(error)} This happens when memory runs out: {remedy}")
     if "placement changes" in str(error):  # of FSDP's sharded tensors
-        remedy = "change it or use --engine ddp"
-        return UserError(f"--engine fsdp does not support this --optimizer: {remedy} ({first_line(error)})")
+        return UserError(f"--engine fsdp does not support this --optimizer: use --engine ddp ({first_line(error)})")
     return None
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -67,7 +66,7 @@ class TrainConfig(Generic[M]):
 
 def parse_args(argv: Sequence[str]) -> TrainConfig:
     """Return the options of a run from its command line."""
-    argv = expand_config(argv, partial(configs.find, kind="recipe"))
+    argv = expand_config(argv, lambda name: configs.find(name, "recipe"))
     models, argv = take_flag(argv, "--model")
     if models:
         argv = yaml_to_argv(configs.find(models[-1], "model")) + argv

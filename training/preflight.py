@@ -42,7 +42,7 @@ def check_data(
     if unknown and not config.train_num_samples:
         raise UserError(
             f"index.json and sizes.json lack the number of samples of {len(unknown)} of {len(counts)} shards, such as"
-            f" {unknown[0]}: pass --train-num-samples, or write an index with scripts/check_shards.py --write-index"
+            f" {unknown[0]}: pass --train-num-samples, or write an index with languagebind check-shards --write-index"
         )
     num_samples = config.train_num_samples or sum(count or 0 for count in counts.values())
     batch = config.batch_size * accum_freq * world_size
@@ -82,7 +82,7 @@ def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
         if size is not None and size != info.bytes:
             raise UserError(
                 f"{shard} has {size} bytes, but its index.json says {info.bytes}: it is truncated or was changed."
-                " Check it with scripts/check_shards.py"
+                " Check it with languagebind check-shards"
             )
 
 

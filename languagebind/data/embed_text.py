@@ -7,7 +7,6 @@
 Run the command again to resume a stopped run. Under torchrun each rank processes its share of the shards.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,13 +17,11 @@ from tqdm import tqdm
 
 from .. import configs
 from ..config import FileWord, UserError, expand_config, flag_name, parse
-from ..distributed import Precision, autocast, close_process, init_process
+from ..distributed import Precision, autocast, joined
 from ..remote import is_url
 from ..text import TextConfig, build_text, encode_text, fingerprint
 from .shards import expand_shards
 from .text_features import write_text_features
-
-log = logging.getLogger(__name__)
 
 # The keys of a training recipe (--config) that this command uses
 FROM_RECIPE = ("train_data", "caption_source", "text_tower", "text_pretrained", "cache_dir")
@@ -47,15 +44,13 @@ class EmbedOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the features, with the options of the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     words = expand_config(argv, partial(configs.find, kind="recipe"))
     argv = [word for word in words if not isinstance(word, FileWord) or flag_name(word) in FROM_RECIPE]
     options = parse(EmbedOptions, argv, prog="languagebind embed-text")
     shards = expand_shards(options.train_data)
     if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
         raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")
-    process = init_process(options.device)
-    try:
+    with joined(options.device) as process:
         text_model, text_projection, _ = build_text(options.text)
         tower = fingerprint(text_model, text_projection)
         text_model.eval().to(process.device)
@@ -72,8 +67,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_text_features(shard, options.caption_source, tower, encode, options.batch_size)
             for shard in tqdm(own, unit="shard", disable=not process.is_main)
         ]
-    finally:
-        close_process()
     captions, done = sum(count or 0 for count in counts), counts.count(None)
-    skipped = f"; {done} shards already had features" if done else ""
-    log.info("%d captions of %d shards, text tower %s%s", captions, len(own) - done, tower[:12], skipped)
+    print(f"{captions} captions of {len(own) - done} shards, text tower {tower[:12]}; {done} shards were complete")

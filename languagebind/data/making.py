@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -230,19 +229,17 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make shards with the options of the command line, and print a report."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    kind, argv = (argv[0], argv[1:]) if argv else ("", [])
+    kind, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if kind in ("-h", "--help"):
         print(__doc__)
         return
     if kind not in SOURCES:
         raise UserError(f"the first argument should be one of {', '.join(SOURCES)}, got {kind!r}")
     options = dataclasses.make_dataclass("Options", [("source", SOURCES[kind]), ("making", MakeOptions)])
-    config: Any = parse(options, expand_config(argv), f"languagebind make-shards {kind}")
+    config: Any = parse(options, expand_config(rest), f"languagebind make-shards {kind}")
     kinds = [modality_class(name) for name in config.source.modality]
     if config.making.packing.frames and not any(map(has_frames, kinds)):
         raise UserError("--frames needs a modality with frames, such as video")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     facts = {"kind": kind, **to_dict(config.source), "split": config.making.split}
     shares = parse_shares(config.making.split)
     if not shares:

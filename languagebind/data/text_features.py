@@ -93,7 +93,7 @@ class TextFeatures:
         key = _hash(caption)
         row = np.searchsorted(hashes, key)
         if row == len(hashes) or hashes[row] != key:
-            remedy = "if the shard has changed, delete the file and run scripts/embed_text.py again"
+            remedy = "if the shard has changed, delete the file and run languagebind embed-text again"
             raise UserError(f"{path} lacks the caption {caption[:80]!r}; {remedy}")
         return features[row]
 
@@ -121,7 +121,7 @@ def open_text_features(
         if lacking := set(source_names(source)) - _sources(path, fingerprint):
             problems.append(f"{path} lacks captions of source {', '.join(sorted(lacking))}")
     if problems:
-        remedy = "run scripts/embed_text.py for this tower, or train with --text-features live"
+        remedy = "run languagebind embed-text for this tower, or train with --text-features live"
         raise UserError(f"{problems[0]}; {remedy}")
     return TextFeatures(fingerprint)
 

@@ -33,7 +33,7 @@ class EvalOptions(CommandOptions):
     """Evaluate models on the datasets of --config NAME_OR_FILE ..., of --data FOLDER ..., or on --all."""
 
     config: tuple[Path, ...] = ()
-    """datasets: names such as nyu_v2 (see `languagebind configs dataset`), or YAML files"""
+    """datasets: names such as nyu_v2 (see `languagebind configs`), or YAML files"""
     checkpoint: str | None = None
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     model: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ class PairsOptions(CommandOptions):
     model: tuple[str, ...] = ()
     """one MODALITY=CHECKPOINT per modality; CHECKPOINT is anything that `languagebind eval` accepts"""
     config: tuple[Path, ...] = ()
-    """comparisons: names (see `languagebind configs comparison`), or YAML files"""
+    """comparisons: names (see `languagebind configs`), or YAML files"""
 
 
 def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptions) -> Result:
@@ -99,34 +99,24 @@ def _encode(
     """Return features (N, D) and samples per modality, and the positions (N,) of the samples that all can read."""
     features: dict[str, Tensor] = {}
     rows: dict[str, dict[int, int]] = {}  # position among the matched samples -> row of the features
+    # Texts get a block of columns for each text tower. A modality that is compared with them is 0 outside the block of
+    # its own tower, so products leave out the other towers.
+    firsts = list(dict.fromkeys(partners.values()))  # a modality for each tower
     for name, samples in matched.items():
         if name == TEXT:
-            firsts = dict.fromkeys(partners.values())  # a modality for each text tower
-            features[name] = torch.cat([_encode_captions(used[one], samples) for one in firsts], dim=1)
             positions = list(range(len(samples)))
+            blocks = [_encode_captions(used[one], samples) for one in firsts]
         else:
-            features[name], positions = used[name].encode_samples(samples)
+            x, positions = used[name].encode_samples(samples)
+            empty = {one: x.new_zeros(len(x), used[one].model.embed_dim) for one in firsts}
+            blocks = [x if partners.get(name, one) == one else empty[one] for one in firsts] or [x]
+        features[name] = torch.cat(blocks, dim=1)
         rows[name] = {position: row for row, position in enumerate(positions)}
     kept = sorted(set.intersection(*map(set, rows.values())))
     if not kept:
         raise UserError(f"no sample can be read in all of {', '.join(matched)}")
     features = {name: x[[rows[name][position] for position in kept]] for name, x in features.items()}
-    samples_kept = {name: [samples[i] for i in kept] for name, samples in matched.items()}
-    return _in_blocks(features, partners), samples_kept, kept
-
-
-def _in_blocks(features: dict[str, Tensor], partners: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return features with a block of columns for each text tower, as those of texts are, if there are several.
-
-    Those of a partner of texts are 0 outside of the block of its tower, so that products leave out the other towers.
-    """
-    firsts = list(dict.fromkeys(partners.values()))
-    if len(firsts) < 2:
-        return features
-    blocks = {name: [x] * len(firsts) for name, x in features.items() if name != TEXT}
-    for name, first in partners.items():
-        blocks[name] = [features[name] if one == first else torch.zeros_like(features[one]) for one in firsts]
-    return features | {name: torch.cat(parts, dim=1) for name, parts in blocks.items()}
+    return features, {name: [samples[i] for i in kept] for name, samples in matched.items()}, kept
 
 
 def _encode_captions(encoder: FeatureEncoder, samples: Sequence[Sample]) -> Tensor:
@@ -143,8 +133,8 @@ def _retrieval(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the metrics and protocol of both directions, and the other statistics of the result."""
     if query.shape[1] != gallery.shape[1]:
-        sizes = f"features of {query.shape[1]} and {gallery.shape[1]} dimensions cannot be compared"
-        raise UserError(f"{config.name}: {sizes}: choose models of one embedding size")
+        problem = f"features of {query.shape[1]} and {gallery.shape[1]} dimensions cannot be compared"
+        raise UserError(f"{config.name}: {problem}; choose models of one embedding size")
     rows = torch.arange(len(query), device=query.device)
     compared = Captioned(gallery, query, rows, rows)
     found, ranked = retrieve(compared)

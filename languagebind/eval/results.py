@@ -123,7 +123,7 @@ def read_results(*folders: Path) -> list[Result]:
             if known.resolve() != file.resolve():
                 raise UserError(f"{known} and {file} are both results of {key[1]} on {key[0]}: move one away")
         if not some:
-            raise UserError(f"no results below {folder}: run `python -m languagebind.eval --output {folder}` first")
+            raise UserError(f"no results below {folder}: run `languagebind eval --output {folder}` first")
     return [result for _, (_, result) in sorted(found.items(), key=lambda item: item[0])]
 
 

@@ -19,7 +19,7 @@ from ..transformer import LAYER_NORM_EPS
 from ..vit import Activation, EncoderConfig
 from ..weights import State, interpolate_frames
 from .checkpoint import is_training_checkpoint, load_checkpoint, options_of, read_checkpoint
-from .files import HUB_OPTIONS, find_file, pin, read_weights
+from .files import HUB_OPTIONS, pin, read_weights
 
 T = TypeVar("T")
 
@@ -220,11 +220,8 @@ def read_config(
         kind: the expected class of the config; by default any modality's class.
         options: options of `PreTrainedConfig.from_pretrained`, and config values that override the file.
     """
-    name, training = source, is_training_checkpoint(source, options.get("subfolder"))
-    if not training:
-        name, hub = pin(source, ("config.json",), **options)
-        if find_file(name, "config.json", **hub) is None:
-            raise UserError(f"{name} has no config.json")
+    training = is_training_checkpoint(source, options.get("subfolder"))
+    name, hub = (source, {}) if training else pin(source, ("config.json",), **options)
     try:
         if training:
             model, modality = options_of(read_checkpoint(name), name)
@@ -233,6 +230,7 @@ def read_config(
         else:
             values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
             found = {config.model_type: config for config in CONFIGS.values()}.get(values.get("model_type", ""), kind)
+            found = kind if issubclass(kind, found) else found  # a subclass of a user's
             config, unused = found.from_dict(values, return_unused_kwargs=True, **unused)
         config.check(kind)
     except (StrictDataclassError, OSError, TypeError, ValueError, AttributeError) as error:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
@@ -67,7 +67,7 @@ def load(
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     towers: dict[int, DualEncoder] = {}  # a model for each text tower
     for expected, source in wanted:
-        model, modality = _load(source, list(towers.values()), expected, num_frames, hub)
+        model, modality = load_model(source, "cpu", towers.values(), expected, num_frames, **hub)
         towers.setdefault(id(model.text_model), model)
         name = modality_name(modality)
         if name in encoders:
@@ -172,20 +172,18 @@ class Encoders:
     def _text_side(self, of: str | None, names: Iterable[str]) -> DualEncoder:
         """Return the model that encodes texts for `of`, or else for the modalities in `names`."""
         models = {name: self.model(name) for name in ([of] if of else names) if name != TEXT}
-        if not models:
-            return self._usual
         if len({id(model.text_model) for model in models.values()}) > 1:
             advice = f"choose one, as in of={next(iter(models))!r}"
             raise ValueError(f"the text towers of {', '.join(models)} differ: {advice}, and encode texts once for each")
-        return next(iter(models.values()))
+        return next(iter(models.values()), None) or self._usual
 
     @cached_property
     def _usual(self) -> DualEncoder:
         """The first model with the text tower that most modalities share; a warning names the other modalities."""
         towers = {name: id(model.text_model) for name, (model, _) in self.encoders.items()}
         usual = max(towers.values(), key=list(towers.values()).count)  # in a tie, of the first loaded
-        share, others = ([name for name in towers if (towers[name] == usual) is same] for same in (True, False))
-        if others:
+        share = [name for name in towers if towers[name] == usual]
+        if others := [name for name in towers if name not in share]:
             log.warning(
                 "the text towers differ: texts are encoded with that of %s; to compare texts with %s, add of=%r",
                 ", ".join(share), " or ".join(others), others[0],
@@ -205,7 +203,7 @@ class Encoders:
 def load_model(
     source: str | Path,
     device: str | torch.device = "cpu",
-    like: DualEncoder | None = None,
+    like: DualEncoder | Iterable[DualEncoder] = (),
     modality: str | None = None,
     num_frames: int | None = None,
     **hub: Any,
@@ -213,30 +211,21 @@ def load_model(
     """Return the model, in evaluation mode, and the modality of one source; for other arguments see `load`.
 
     Args:
-        like: a loaded model with the same text tower; the new model shares that tower.
+        like: a loaded model with the same text tower, which the new model shares; or several, of which it shares the
+            tower of any that has the same one.
         modality: the expected modality.
 
     Raises:
         UserError: the checkpoint cannot be used, or is for another modality.
-        WeightsError: the weights do not fit, or the text tower differs from that of `like`.
+        WeightsError: the weights do not fit, or the text tower differs from that of the one model `like`.
     """
-    model, found = _load(source, [] if like is None else [like], modality, num_frames, hub)
-    if like is not None and model.text_model is not like.text_model:
-        raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
-    return model.to(device), found
-
-
-def _load(
-    source: str | Path, loaded: Sequence[DualEncoder], modality: str | None, num_frames: int | None,
-    hub: dict[str, Any],
-) -> tuple[DualEncoder, Modality]:  # fmt: skip
-    """Return a model on the CPU, which shares the text tower of one of the `loaded` models if they are equal."""
     if unknown := hub.keys() - set(HUB_OPTIONS):
         raise TypeError(f"unexpected option {min(unknown)!r}")
     logs = Path(source).parent
     absent = logs.name and not is_url(source) and not Path(source).exists()
     if absent and (runs := sorted(path.parent.name for path in logs.glob("*/checkpoints"))):  # not an id on the hub
         raise UserError(f"no run {source}; {logs} holds {', '.join(runs)}")
+    loaded = [like] if isinstance(like, DualEncoder) else like
     if is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
         tower = checkpoint["text_fingerprint"]
@@ -246,11 +235,13 @@ def _load(
         model, found = _load_published(source, num_frames=num_frames, **hub)
         if (same := next((other for other in loaded if same_text(model, other)), None)) is not None:
             model.text_model, model.text_projection = same.text_model, same.text_projection
+    if isinstance(like, DualEncoder) and same is None:
+        raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
     if modality not in (None, modality_name(found)):
         name = modality_name(found)
-        hint = " (called thermal in the original code)" if (modality, name) == ("thermal", "infrared") else ""
-        raise UserError(f"{source} is for {name}{hint}, not {modality}")
-    return model, found
+        hint = ": write infrared for thermal images" if (modality, name) == ("thermal", "infrared") else ""
+        raise UserError(f"{source} is for {name}, not {modality}{hint}")
+    return model.to(device), found
 
 
 def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Modality]:

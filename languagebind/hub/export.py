@@ -6,7 +6,6 @@
 Hugging Face hub as it is.
 """
 
-import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -19,34 +18,11 @@ from torch import nn
 from ..config import UserError, parse
 from ..files import temporary_name
 from ..lora import save_adapter
-from ..text import bundled_vocabulary
 from ..weights import published_names
-from .checkpoint import read_checkpoint
-from .config import KIND_OF
+from .checkpoint import build_checkpoint, read_checkpoint
+from .config import KIND_OF, to_published
 from .processing import PROCESSORS, TOKENIZERS
-from .published import MODELS
-
-log = logging.getLogger(__name__)
-
-CARD = """---
-library_name: languagebind
-tags: [languagebind, {modality}, zero-shot-classification, feature-extraction]
----
-
-# {name}
-
-An encoder for {modality} in the space of a frozen text tower ({tower}), trained with
-[LanguageBind](https://arxiv.org/abs/2310.01852)'s method: {steps} steps, {tuning} tuning.
-
-```python
-import languagebind
-
-model = languagebind.load("ORG/{name}")  # its name on the Hugging Face hub, or its folder
-features = model.encode({modality}=["a file"])  # (1, {dim}), unit norm
-text_features = model.encode(text=["what it may show"])
-print(model.similarity(features, text_features))
-```
-"""
+from .published import build_published
 
 
 @dataclass(frozen=True)
@@ -63,37 +39,31 @@ class ExportOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export the checkpoint."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(ExportOptions, argv, prog="languagebind export")
     output = options.output.absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{options.output} exists and is not an empty folder; choose another")
     saved = read_checkpoint(options.checkpoint)
-    modality = saved["config"]["modality"]
-    kind = KIND_OF.get(modality)
-    if kind is None:
-        raise UserError(f"the published layout has no {modality} model, only {', '.join(KIND_OF)}")
-    model = MODELS[kind].from_pretrained(options.checkpoint)
+    checkpoint = build_checkpoint(saved, options.checkpoint, None, None)
+    model = build_published(*to_published(*checkpoint), str(options.checkpoint))
     folder = temporary_name(output)  # so that an incomplete export never has the final name
     shutil.rmtree(folder, ignore_errors=True)
     if options.adapter:
         separate_adapter(model, saved, folder)
     model.save_pretrained(folder)
-    vocabulary, merges = bundled_vocabulary()
-    length = model.config.text_config.max_position_embeddings
-    tokenizer_class: Any = TOKENIZERS[kind]
-    tokenizer = tokenizer_class(vocab=vocabulary, merges=merges, model_max_length=length)
+    kind, length = KIND_OF[model.config.modality_name], model.config.text.max_position_embeddings
+    tokenizer = TOKENIZERS[kind].from_pretrained(options.checkpoint, model_max_length=length)
     PROCESSORS[kind](model.config, tokenizer).save_pretrained(folder)
     text = saved["config"]["model"]["text"]
     (folder / "README.md").write_text(
-        CARD.format(
-            name=output.name, modality=modality, dim=model.config.projection_dim, steps=saved["step"],
+        Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
+            name=output.name, modality=model.config.modality_name, dim=model.config.projection_dim, steps=saved["step"],
             tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
             tuning=saved["config"]["model"]["tuning"]["tuning"],
         )
     )  # fmt: skip
     folder.rename(output)
-    log.info("wrote %s, %.1f M parameters", options.output, model.num_parameters() / 1e6)
+    print(f"wrote {options.output}, {model.num_parameters() / 1e6:.1f} M parameters")
 
 
 def public(source: str) -> str:
@@ -107,7 +77,6 @@ def separate_adapter(model: nn.Module, saved: dict[str, Any], folder: Path) -> N
     adapters = {key: value for key, value in state.items() if ".lora_" in key}
     if not adapters:
         raise UserError("--adapter needs a checkpoint with LoRA adapters; this one has none")
-    model.load_state_dict(
-        {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}, strict=False
-    )
+    base = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".base_layer." in key}
+    model.load_state_dict(model.state_dict() | base)
     save_adapter(folder / "adapter", adapters, tuning["lora_rank"], tuning["lora_alpha"], tuning["lora_dropout"])

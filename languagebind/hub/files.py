@@ -78,10 +78,10 @@ def not_there(name: str, error: Exception) -> UserError:
 
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         return UserError(f"there is no folder {name}")
+    reason = f"its download from the hub failed: {first_line(error)}"
     if isinstance(error, OfflineModeIsEnabled):
-        advice = "it is not in the cache, so load it once with access to the hub, or change cache_dir or revision"
-        return UserError(f"there is no folder {name}, and its download from the hub is off: {advice}")
-    return UserError(f"there is no folder {name}, and its download from the hub failed: {first_line(error)}")
+        reason = "it is not in the cache: check the name, or load it once with access to the hub"
+    return UserError(f"there is no folder {name}, and {reason}")
 
 
 def find_file(name: str, file: str, **hub: Any) -> Path | None:

@@ -78,5 +78,5 @@ def _encode(
         output_hidden_states = tower.config.output_hidden_states
     attentions: list[Tensor] | None = [] if output_attentions else None
     states: list[Tensor] | None = [] if output_hidden_states else None
-    x = tower.encoder(x, is_causal, states, attentions)
+    (x,) = tower.encoder(x, is_causal, states, attentions)
     return x, {"hidden_states": states and tuple(states), "attentions": attentions and tuple(attentions)}

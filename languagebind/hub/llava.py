@@ -41,7 +41,7 @@ class LlavaTower(nn.Module):
         super().__init__()
         name = tower.pop(f"{self.modality}_tower", name)
         if name is None or tower:
-            raise TypeError(f"expected the argument {self.modality}_tower, got {', '.join(tower) or None}")
+            raise TypeError(f"expected the argument {self.modality}_tower, got {', '.join(tower) or 'nothing'}")
         self.name, self.cache_dir = str(name), cache_dir
         self.hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         setattr(self, f"{self.modality}_tower_name", self.name)
@@ -71,9 +71,9 @@ class LlavaTower(nn.Module):
             raise UserError(f"{self.name} is not loaded yet: call load_model()")
         return getattr(self, f"{self.modality}_tower")
 
-    def feature_select(self, states: tuple[Tensor, ...]) -> Tensor:
+    def feature_select(self, outputs: Any) -> Tensor:
         """Return the tokens (B, N, D) of the selected layer; for clips (B, T, 1 + N, D), with the class tokens."""
-        x, num_frames = states[self.select_layer], self.encoder.input_shape[1]
+        x, num_frames = outputs.hidden_states[self.select_layer], self.encoder.input_shape[1]
         if num_frames > 1:
             return x.unflatten(0, (-1, num_frames))
         return x[:, 1:] if self.select_feature == "patch" else x
@@ -86,8 +86,8 @@ class LlavaTower(nn.Module):
         return self._encode(inputs)
 
     def _encode(self, inputs: Tensor) -> Tensor:
-        states = self.encoder(inputs.to(self.device, self.dtype), output_hidden_states=True).hidden_states
-        return self.feature_select(states).to(inputs.dtype)
+        outputs = self.encoder(inputs.to(self.device, self.dtype), output_hidden_states=True)
+        return self.feature_select(outputs).to(inputs.dtype)
 
     @property
     def dummy_feature(self) -> Tensor:

@@ -18,7 +18,7 @@ from ..modalities._images import MEAN, STD
 from ..text import bundled_vocabulary, is_clip_tokens
 from . import transforms
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
-from .config import CONFIGS, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
+from .config import CONFIGS, KIND_OF, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
 from .files import HUB_OPTIONS, find_file, pin
 
 CONTEXT_LENGTH = 77
@@ -88,10 +88,10 @@ class Processor:
     """
 
     config_class = LanguageBindConfig
-    kind = ""  # the modality, as the original names it
 
     def __init__(self, config: Any, tokenizer: Any = None, **kwargs: Any):
         self.config, self.tokenizer = config, tokenizer
+        self.kind = KIND_OF[self.config_class.modality_name]
         self.transform = getattr(transforms, f"get_{self.kind}_transform")(config)
         side = getattr(self.modality, "image_size", None)
         if side is not None:
@@ -108,12 +108,16 @@ class Processor:
 
         `options` are those of `load_and_transform_video`, for videos alone, and by default the config's.
         """
-        if hasattr(self.modality, "num_frames"):
-            backend = getattr(self.config.vision_config, "video_decode_backend", "decord")
-            given = {name: value for name, value in options.items() if value is not None}
-            options = {"video_decode_backend": backend, "num_frames": self.modality.num_frames} | given
+        given = {name: value for name, value in options.items() if value is not None}
         load_and_transform = getattr(transforms, f"load_and_transform_{self.kind}")
-        return load_and_transform(item, self.transform if transform is None else transform, **options)
+        transform = self.transform if transform is None else transform
+        return load_and_transform(item, transform, **self._video_options() | given)
+
+    def _video_options(self) -> dict[str, Any]:
+        if not hasattr(self.modality, "num_frames"):
+            return {}
+        backend = getattr(self.config.vision_config, "video_decode_backend", "decord")
+        return {"video_decode_backend": backend, "num_frames": self.modality.num_frames}
 
     def __call__(
         self,
@@ -140,12 +144,12 @@ class Processor:
             encoding = self.tokenizer(text, return_tensors=return_tensors, **options)
         if images is not None:
             items = [images] if self._is_item(images) else images
-            inputs = [self.image_processor(item, self.transform) for item in items]
+            inputs = [self.image_processor(item, self.transform, **self._video_options()) for item in items]
             encoding["pixel_values"] = torch.stack([x["video"] if isinstance(x, Mapping) else x for x in inputs])
         return encoding
 
     def _is_item(self, value: Any) -> bool:
-        """Tell a (waveform, rate) pair, or for video the pictures of one clip, from a list of items."""
+        """Return whether this is one item, such as a (waveform, rate) pair or a clip's pictures, and not a list."""
         if not isinstance(value, (list, tuple)):
             return True
         if hasattr(self.modality, "num_frames"):
@@ -165,8 +169,7 @@ class Processor:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "Processor":
         """Return the processor of a checkpoint, including the tokenizer."""
-        name = pretrained_model_name_or_path
-        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        name, hub = pin(pretrained_model_name_or_path, **kwargs)
         config, _ = read_config(name, cls.config_class, **hub)
         return cls(config, LanguageBindTokenizer.from_pretrained(name, **hub))
 
@@ -177,5 +180,5 @@ class Processor:
             self.tokenizer.save_pretrained(folder)
 
 
-PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS, kind={name: name for name in CONFIGS})
+PROCESSORS = subclasses(Processor, "Processor", config_class=CONFIGS)
 TOKENIZERS = subclasses(LanguageBindTokenizer, "Tokenizer")

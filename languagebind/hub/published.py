@@ -60,6 +60,7 @@ class LanguageBindModel(OriginalState, PreTrainedModel):
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self._published = {id(module) for module in self.modules()}
         self.post_init()
         self._use_attention()
 
@@ -77,7 +78,9 @@ class LanguageBindModel(OriginalState, PreTrainedModel):
         return self.text_model.embeddings.token_embedding
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: the modules initialise themselves."""
+        """Initialise a module that a subclass adds to a loaded model. The published ones initialise themselves."""
+        if id(module) not in self._published and callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
     @can_return_tuple
     def forward(
@@ -145,8 +148,12 @@ class LanguageBindModel(OriginalState, PreTrainedModel):
         dtype = dtype_of(kwargs.pop("dtype", dtype))
         found, state, kwargs = read_pretrained(name, cls.config_class, config, **kwargs)
         with torch.device("meta"):
-            load_strict(cls(found), {key: value.to("meta") for key, value in state.items()}, str(name))
-        return super().from_pretrained(None, *args, config=found, state_dict=state, dtype=dtype, **kwargs)
+            published = MODELS[KIND_OF[found.modality_name]](found)  # a subclass may have weights of its own
+            load_strict(published, {key: value.to("meta") for key, value in state.items()}, str(name))
+        loaded = super().from_pretrained(None, *args, config=found, state_dict=state, dtype=dtype, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with the loading info
+        model.name_or_path = model.config.name_or_path = str(name)
+        return loaded
 
     def save_pretrained(  # type: ignore[override]  # options by name only
         self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any

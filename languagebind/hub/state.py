@@ -26,10 +26,8 @@ class OriginalState(nn.Module):
 
     def _load_from_state_dict(self, state_dict: State, prefix: str, *args: Any) -> None:
         own = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-        given = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict)}
-        given = {
-            key if key in own else WRAPPERS.sub("", key): x for key, x in given.items() if "position_ids" not in key
-        }
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if "position_ids" not in key}
+        given = {key if key in own else WRAPPERS.sub("", key): value for key, value in given.items()}
         sizes: Any = getattr(self, "config", None)
         if hasattr(sizes, "lora_alpha") and not given.keys() <= own and not any(".lora_" in key for key in own):
             try:
@@ -37,5 +35,6 @@ class OriginalState(nn.Module):
             except ValueError as error:
                 odd = max(given.keys() - own, key=lambda key: ".lora_" in key)
                 raise RuntimeError(f"cannot load a state dict with {prefix}{odd}: {error}") from error
+        state_dict.clear()
         state_dict.update({prefix + key: value for key, value in given.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import Compose
@@ -20,6 +21,7 @@ from ..modalities._video_backends import BACKENDS
 from .config import modality_of
 
 IMAGE, VIDEO, DEPTH, AUDIO = (cast(Any, modality_class(name))() for name in ("image", "video", "depth", "audio"))
+torchaudio_loader = AUDIO.load  # from a file to its waveform (channels, samples), float32, and its sample rate
 # Published configs name decord, which is not installed everywhere. Our decoders give the same frames.
 DECODERS = {name: name for name in BACKENDS} | dict.fromkeys(("auto", "decord", "pytorchvideo"), "auto")
 
@@ -52,10 +54,10 @@ class AudioTransform(Compose):
     """The transform of (waveform, rate) pairs. Its attributes are the options of `Audio`, and may be changed."""
 
     def __init__(self, args: Any):
-        super().__init__([self.spectrograms])
+        super().__init__([])  # its one step is the call
         self.__dict__.update(asdict(modality_of("audio", args)))
 
-    def spectrograms(self, sound: Any) -> Tensor:
+    def __call__(self, sound: Any) -> Tensor:
         options = {field.name: getattr(self, field.name) for field in fields(AUDIO)}
         return preprocess(replace(AUDIO, **options), sound)
 
@@ -77,23 +79,19 @@ def load_and_transform_audio(audio_path: Any, transform: Callable) -> Any:
     return transform(torchaudio_loader(audio_path))
 
 
-def torchaudio_loader(path: Any) -> tuple[Tensor, int]:
-    """Return the samples (channels, samples), float32, and the sample rate of an audio file."""
-    return AUDIO.load(path)
-
-
 def load_and_transform_video(
     video_path: Any, transform: Callable, video_decode_backend: str = "opencv", clip_start_sec: float = 0.0,
-    clip_end_sec: float | None = None, num_frames: int = 8,
+    clip_end_sec: float | None = None, num_frames: int | None = 8,
 ) -> Any:  # fmt: skip
-    """Transform `num_frames` frames (C, T, H, W), spread evenly over a video or the part between two times.
+    """Transform `num_frames` frames (C, T, H, W), spread evenly over a video or the part between two times, or all.
 
     `video_path` may also be the frames of one clip: files, PIL images or an array. All decoders give the same frames,
     but with pytorchvideo the transform gets and returns a dictionary with the frames under `video`.
     """
-    video: Any = replace(VIDEO, num_frames=num_frames, video_backend=_decoder(video_decode_backend))
-    if clip_start_sec or clip_end_sec is not None:
-        clip = video.read_part(fetch(video_path), clip_start_sec, clip_end_sec)
+    video: Any = replace(VIDEO, num_frames=num_frames or 1, video_backend=_decoder(video_decode_backend))
+    if clip_start_sec or clip_end_sec is not None or num_frames is None:
+        choose = np.arange if num_frames is None else None
+        clip = video.read_part(fetch(video_path), clip_start_sec or 0.0, clip_end_sec, choose)
     else:
         clip = video.load(video_path)
     clip = (clip.double() * 255 if clip.is_floating_point() else clip).transpose(0, 1)

@@ -18,7 +18,9 @@ class DecodeError(ValueError):
     """A file or value cannot be used: it is unreadable, empty, truncated, of the wrong kind, or above the limits."""
 
     def __init__(self, source: Any, reason: str):
-        if is_pointer(source if isinstance(source, bytes) else head(source) if isinstance(source, Source) else b""):
+        if is_pointer(
+            source if isinstance(source, bytes) else head(source) if isinstance(source, (str, os.PathLike)) else b""
+        ):
             reason = POINTER
         super().__init__(f"{describe(source)}: {reason}")
         self.reason = reason
@@ -45,7 +47,7 @@ def describe(value: Any) -> str:
 def is_source(value: Any) -> bool:
     """Tell whether a value is a file, or a sequence of files that are frames, and not decoded data."""
     items = value if isinstance(value, (list, tuple)) and value else [value]
-    return all(isinstance(item, (str, os.PathLike, bytes)) for item in items)
+    return all(isinstance(item, (str, os.PathLike, bytes)) or hasattr(item, "read") for item in items)
 
 
 def file_size(source: Source | Sequence[Source]) -> int:
@@ -91,7 +93,9 @@ def _content(source: Source, first: int | None) -> bytes:
 
 
 def fetch(source: Any) -> Any:
-    """Return the bytes behind an http(s) address, or raise `DecodeError`; return any other value unchanged."""
+    """Return the bytes of an http(s) address, or raise `DecodeError`, or of an open file; return other values as is."""
+    if hasattr(source, "read"):
+        return source.read()
     if not (isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))):
         return source
     from http.client import HTTPException

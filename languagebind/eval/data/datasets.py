@@ -20,7 +20,7 @@
     expect: {samples: 654, classes: 10} # expected counts, also of captions; a result says if there are others
     published:                          # results reported by others, as fractions
     - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
-    prepare: {kind: table, ...}         # how `python -m languagebind.eval.prepare` makes `data` from the download
+    prepare: {kind: table, ...}         # how `languagebind prepare` makes `data` from the download
 
 `data` is a path below the data root, or below the YAML file's folder by default. Text files may be in either folder.
 `samples.py` describes the three kinds of data.
@@ -58,7 +58,6 @@ NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
 SHARDS = "nshards.txt"  # in CLIP_benchmark's folders
 NAME = re.compile(r"[\w.-]{1,100}")  # short, because a result's file name also holds the model's name
 SHOWN_ENTRIES = 8  # entries of a folder that a message lists
-PREPARE = "python -m languagebind.eval.prepare CONFIG.yaml --source DOWNLOAD --output DATA_ROOT"
 
 
 def _read(value: Any, info: ValidationInfo) -> Any:
@@ -226,7 +225,7 @@ def not_there(config: DatasetConfig, missing: Path) -> UserError:
         config.layout and "expected: " + config.layout.strip().replace("\n", "\n    "),
         None if config.data_root else "pass the folder of your data: --data-root DIR (in training, --val-data-root)",
         config.source and f"get it from: {config.source.strip()}",
-        "then: " + PREPARE if config.prepare else None,
+        f"then: languagebind prepare {config.name} --source DOWNLOAD --output DATA_ROOT" if config.prepare else None,
     ]
     return UserError("\n  ".join(filter(None, lines)))
 

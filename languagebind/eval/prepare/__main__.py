@@ -31,7 +31,7 @@ class PrepareConfig:
     """Convert the download that a dataset's authors publish into the data that evaluation reads."""
 
     config: tyro.conf.Positional[Path]
-    """the dataset: a name such as msvd (see `languagebind configs dataset`), or a YAML file"""
+    """the dataset: a name such as msvd (see `languagebind configs`), or a YAML file"""
     source: Path
     """folder with the unpacked download; the keys `layout` and `prepare` in the YAML describe its contents"""
     output: Path

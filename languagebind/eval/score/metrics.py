@@ -17,22 +17,6 @@ from ...config import UserError
 from ..data.datasets import RECALL_AT
 
 
-def retrieval_metrics(scores: Tensor, relevant: Tensor) -> dict[str, float]:
-    """Return R@1, R@5, R@10, median_rank and mean_rank of the best-ranked relevant item of each query.
-
-    Args:
-        scores: (Q, G) similarity of each query to each gallery item.
-        relevant: (Q, G) bool, at least one True per row.
-
-    Raises:
-        ValueError: the scores hold NaN, the shapes differ, or a query has no relevant item.
-    """
-    _check(scores, relevant)
-    if not relevant.any(dim=1).all():
-        raise ValueError(f"query {int((~relevant.any(dim=1)).nonzero()[0])} has no relevant item")
-    return rank_metrics(rank_pairs(scores, *relevant.nonzero(as_tuple=True)).ranks)
-
-
 class Ranked(NamedTuple):
     """The outcome of each query."""
 
