@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import POINTER, head, is_pointer
+from ..files import POINTER, is_pointer
 
 Source = str | os.PathLike | bytes
 
@@ -18,8 +18,7 @@ class DecodeError(ValueError):
     """A file or value cannot be used: it is unreadable, empty, truncated, of the wrong kind, or above the limits."""
 
     def __init__(self, source: Any, reason: str):
-        if is_pointer(source if isinstance(source, bytes) else head(source) if isinstance(source, Source) else b""):
-            reason = POINTER
+        reason = POINTER if is_pointer(source) else reason
         super().__init__(f"{describe(source)}: {reason}")
         self.reason = reason
         self.source = describe(source)
