@@ -9,7 +9,6 @@ from ..files import POINTER, is_pointer
 
 Source = str | os.PathLike | bytes
 
-LFS_POINTER = b"version https://git-lfs."
 LARGEST_DOWNLOAD = 2**31  # bytes
 DOWNLOAD_SECONDS = 60
 
@@ -51,7 +50,7 @@ def file_size(source: Source | Sequence[Source]) -> int:
     """Return the size of a source in bytes, without reading it.
 
     Raises:
-        DecodeError: the source is not a single regular file, it is empty, or only a Git LFS pointer to a file.
+        DecodeError: the source is not a single regular file, or it is empty.
     """
     if not isinstance(source, Source):
         raise DecodeError(source, "expected one file, not several frames")
@@ -62,8 +61,6 @@ def file_size(source: Source | Sequence[Source]) -> int:
     regular = isinstance(source, bytes) or os.path.isfile(source)
     if not size or not regular:  # a pipe may have no end
         raise DecodeError(source, "the file is empty" if regular else "the path is not a file")
-    if size < 1024 and _content(source, len(LFS_POINTER)) == LFS_POINTER:
-        raise DecodeError(source, "the file is only a Git LFS pointer; fetch the content with `git lfs pull`")
     return size
 
 
@@ -76,10 +73,6 @@ def read(source: Source, max_bytes: float = math.inf, first: int | None = None) 
     size = file_size(source)
     if size > max_bytes:
         raise DecodeError(source, f"the file has {size} bytes, more than the limit of {max_bytes}")
-    return _content(source, first)
-
-
-def _content(source: Source, first: int | None) -> bytes:
     if isinstance(source, bytes):
         return source[:first]
     try:
