@@ -126,30 +126,20 @@ def _decoded(data: bytes) -> str:
         return data.decode(errors="surrogateescape")
 
 
-def is_pointer(data: bytes) -> bool:
-    """Tell whether a file that starts with `data` is a Git LFS pointer."""
-    return data.startswith(b"version https://git-lfs")
-
-
-def head(path: str | os.PathLike) -> bytes:
-    """Return the first bytes of a file, or nothing if it cannot be read."""
-    if not os.path.isfile(path):  # what is read from a pipe is gone
-        return b""
-    with suppress(OSError), open(path, "rb") as file:
-        return file.read(64)
-    return b""
+def is_pointer(source: Any) -> bool:
+    """Tell whether a file (a path or bytes) is a Git LFS pointer."""
+    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+        with suppress(OSError), open(source, "rb") as file:
+            source = file.read(64)
+    return isinstance(source, bytes) and source.startswith(b"version https://git-lfs")
 
 
 def as_on_disk(path: Path) -> Path:
-    """Return a path. If it is missing, try other ways to write accented letters and `/` below the nearest folder."""
-    if os.path.exists(path):
-        return path
-    folder = next((parent for parent in path.parents if os.path.isdir(parent)), path.parent)
+    """Return a path, or if it is missing the file with another spelling of accented letters or of `/`."""
+    folder = next(filter(os.path.isdir, path.parents), path.parent)
     name = str(path.relative_to(folder))
-    composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-    windows = os.fsdecode(composed.encode("cp1252", "backslashreplace"))
-    spellings = (folder / spelling for spelling in (composed, decomposed, windows, name.replace("\\", "/")))
-    return next(filter(os.path.exists, spellings), path)
+    names = unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")
+    return path if os.path.exists(path) else next((folder / x for x in names if os.path.exists(folder / x)), path)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -349,6 +349,22 @@ def test_the_verbs_of_open_clip(toys, trained, files):
         languagebind.get_tokenizer("LanguageBind_Depth")
 
 
+def test_limits_and_exif_are_options_of_load_and_encode(toys):
+    long, longer = ((np.random.default_rng(0).normal(size=seconds * 1000), 1000) for seconds in (700, 900))
+    encoders = load({"audio": toys / "audio", "image": toys / "image"}, max_seconds=800)
+    assert len(encoders.encode(audio=[long])) == 1
+    with pytest.raises(DecodeError, match="exceeds --max-seconds 800; in Python, pass max_seconds to load"):
+        encoders.encode(audio=[longer])
+    assert len(encoders.encode(audio=[longer], max_seconds=1000)) == 1
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+    turned = stored.copy()
+    turned.getexif()[0x0112] = 3
+    upright = encoders.encode(image=[stored.rotate(180), stored])
+    close(encoders.encode(image=[turned]), upright[:1], 1e-6)
+    close(encoders.encode(image=[turned], exif=False), upright[1:], 1e-6)
+    close(load(toys / "image", exif=False).encode(image=[turned]), upright[1:], 1e-6)
+
+
 @pytest.mark.parametrize("bounds", ["full", (0, 80), (27315, 35315.5)])
 def test_the_range_of_infrared_is_exported(bounds, tmp_path):
     modality = Infrared(infrared_range=bounds)

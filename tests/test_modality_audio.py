@@ -32,7 +32,10 @@ SOUNDFILE_FORMS = {
     "mp3": ("MP3", "MPEG_LAYER_III"),
     "aiff": ("AIFF", "PCM_16"),
 }
-AV_FORMS = {"m4a": ("mp4", "aac"), "mka": ("matroska", "aac"), "webm": ("webm", "libopus"), "aac": ("adts", "aac")}
+AV_FORMS = {"m4a": ("mp4", "aac"), "mka": ("matroska", "aac"), "webm": ("webm", "libopus"), "aac": ("adts", "aac"),
+            "ac3": ("ac3", "ac3"), "wv": ("wv", "wavpack"), "tta": ("tta", "tta"), "avi": ("avi", "pcm_s16le"),
+            "caf": ("caf", "alac"), "mp3 in wav": ("wav", "libmp3lame"), "ac3 in wav": ("wav", "ac3"),
+            "ts": ("mpegts", "aac")}  # fmt: skip
 
 
 def chirp(seconds: float = 3.0, rate: int = RATE) -> np.ndarray:
@@ -48,13 +51,26 @@ def wav(samples: np.ndarray, rate: int = RATE, form: str = "WAV", subtype: str |
     return file.getvalue()
 
 
-def encode_av(path: Path, form: str, codec: str, samples: np.ndarray, rate: int = 48_000, **options: str) -> bytes:
-    with av.open(str(path), "w", format=form, options=options) as container:
+class Pipe:
+    """A file that can only be written to, from its start to its end."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data: bytes) -> int:
+        self.data += bytes(data)
+        return len(data)
+
+
+def encode_av(
+    path: Path | Pipe, form: str, codec: str, samples: np.ndarray, rate: int = 48_000, **options: str
+) -> bytes:
+    with av.open(path if isinstance(path, Pipe) else str(path), "w", format=form, options=options) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.rate = rate
         container.mux([*stream.encode(frame), *stream.encode()])
-    return path.read_bytes()
+    return path.data if isinstance(path, Pipe) else path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +186,101 @@ def test_a_tail_of_zeros_is_refused(files, name):
     half = len(files[name]) // 2
     with pytest.raises(DecodeError):
         Audio().decode(files[name][:half] + bytes(len(files[name]) - half))
+
+
+@pytest.mark.parametrize("form", ["wav", "rf64", "flac", "caf", "au"])
+def test_sound_from_a_pipe_is_read_to_its_end(form):
+    """Its header was written before its length was known."""
+    samples = (chirp() * 32767).astype(np.int16)
+    codec = {"flac": "flac", "wav": "pcm_s16le", "rf64": "pcm_s16le"}.get(form, "pcm_s16be")
+    options = {"rf64": "always"} if form == "rf64" else {}
+    data = encode_av(Pipe(), form.replace("rf64", "wav"), codec, samples / np.float32(32768), RATE, **options)
+    waveform, rate = Audio().decode(data)
+    assert rate == RATE
+    assert abs(waveform[0].numpy() * 32768 - samples).max() <= 1  # FFmpeg may round floats the other way
+
+
+@pytest.mark.parametrize(
+    ("whole", "size"), [(0, 0), (36, 0), (0x7FFFF024, 0x7FFFF000), (0x80000024, 0x80000000), (0xFFFFFFFF, 0xFFFFFFFF)]
+)
+def test_wav_sizes_that_stand_for_an_unknown_length(whole, size):
+    file = wav(chirp())
+    expected, data = Audio().decode(file)[0], file.index(b"data")
+    for magic in (b"RIFF", b"RF64", b"BW64") if size else (b"RIFF",):  # of a recorder that was switched off, sox, ...
+        header = magic + struct.pack("<I", whole) + file[8 : data + 4] + struct.pack("<I", size)
+        assert torch.equal(Audio().decode(header + file[data + 8 :])[0], expected)
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "opus"])
+def test_joined_files_are_read_to_the_end(files, form):
+    """As `cat a b > c` makes them, or a recording of web radio; the header of the first knows its own length alone."""
+    one, other = files[form], wav(chirp(1.5, 48_000)[::-1].copy(), 48_000, *SOUNDFILE_FORMS[form])
+    expected = torch.cat([Audio().decode(file)[0] for file in (one, other, one)], dim=1)
+    assert torch.equal(Audio().decode(one + other + one)[0], expected)
+    with pytest.raises(DecodeError):
+        Audio().decode(one + other[: len(other) // 2])
+    with pytest.raises(DecodeError, match="change within the file"):
+        Audio().decode(one + wav(chirp(rate=RATE), RATE, *SOUNDFILE_FORMS[form]))
+    with pytest.raises(DecodeError, match="exceed"):
+        Audio(max_seconds=4).decode(one + one)
+
+
+@pytest.mark.parametrize("first", ["mp3", "bare mp3"])
+@pytest.mark.parametrize("second", ["mp3", "bare mp3"])
+@pytest.mark.parametrize("between", [b"", bytes(500), b"TAG" + bytes(125), b"ID3\4\0\0\0\0\1\0" + b"x" * 128])
+def test_joined_mp3_are_read_to_the_end(files, first, second, between):
+    data, frame = files[first] + between + files[second], 1152 / 48_000
+    waveform, rate = Audio().decode(data)
+    assert abs(waveform.shape[1] / rate - 6) < 5 * frame  # coders pad at both ends
+    end, expected = (Audio(target_length=250).preprocess((x[:, -130_000:], rate))  # the beginning says nothing
+                     for x in (waveform, Audio().decode(files[second])[0]))  # fmt: skip
+    assert (end - expected).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("form", ["flac", "mp3", "bare mp3", "ogg", "wav"])
+def test_zeros_around_a_file_do_not_matter(files, form):
+    expected = Audio().decode(files[form])[0]
+    for zeros in (9, 100_000):
+        assert torch.equal(Audio().decode(bytes(zeros) + files[form])[0], expected)
+        assert torch.equal(Audio().decode(files[form] + bytes(zeros))[0], expected)
+
+
+def test_a_part_of_a_flac_that_was_copied_is_read(files, tmp_path):
+    """As `ffmpeg -ss 1 -t 1 -c copy` cuts it: the header has the length of the whole, the frames keep their numbers."""
+    with av.open(io.BytesIO(files["flac"])) as whole, av.open(str(tmp_path / "part.flac"), "w") as part:
+        stream = part.add_stream_from_template(whole.streams.audio[0])
+        packets = [packet for packet in whole.demux(audio=0) if packet.size]
+        kept = packets[10:20]
+        start, end = kept[0].pts, kept[-1].pts + kept[-1].duration
+        for packet in kept:
+            packet.stream = stream
+            part.mux(packet)
+    data = (tmp_path / "part.flac").read_bytes()
+    total = data.index(b"fLaC") + 8 + 13  # STREAMINFO: the length of the whole, as FFmpeg keeps it
+    data = data[:total] + files["flac"][total : total + 21] + data[total + 21 :]
+    assert torch.equal(Audio().decode(data)[0], Audio().decode(files["flac"])[0][:, start:end])
+    with pytest.raises(DecodeError):
+        Audio().decode(data[:-9])
+
+
+@pytest.mark.parametrize("form", ["flac", "ogg", "opus", "wv", "tta"])
+def test_a_damaged_file_is_refused(files, form):
+    for share in (0.4, 0.8):
+        data = bytearray(files[form])
+        data[int(len(data) * share)] ^= 0xFF
+        with pytest.raises(DecodeError):
+            Audio().decode(bytes(data))
+
+
+@pytest.mark.parametrize("form", ["ogg", "opus"])
+def test_an_ogg_file_may_lack_the_mark_of_its_last_page(files, form):
+    expected = Audio().decode(files[form])[0]
+    pages = files[form][: files[form].rindex(b"OggS")]
+    waveform = Audio().decode(pages)[0]
+    assert waveform.shape[1] > 0.3 * expected.shape[1]
+    assert torch.equal(waveform, expected[:, : waveform.shape[1]])
+    with pytest.raises(DecodeError, match="truncated"):
+        Audio().decode(pages[:-9])
 
 
 def test_a_wav_that_promises_hours_is_refused_at_once():

@@ -174,6 +174,33 @@ MISTAKES = {
 }
 
 
+def test_media_are_what_their_content_says(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
+    files = {}
+    for form in ("JPEG", "PNG", "WEBP"):
+        picture.save(tmp_path / "file", form)
+        files[form] = (tmp_path / "file").read_bytes()
+    named = {
+        "a.jpg": files["PNG"], "b.png": files["WEBP"], "c.img": files["JPEG"], "d": files["PNG"],
+        "e.png": files["PNG"] + b"\n", "f.jpg": files["JPEG"] + b"\0\0\0\x18ftypmp42 film", "g.jpeg": files["JPEG"],
+        "page.jpg": b"<html>not found</html>", "cut.jpg": files["PNG"][:-9], "cut.png": files["PNG"][:-9],
+        "text.txt": b"text", "zero.jpg": b"",
+    }  # fmt: skip
+    (tmp_path / "in").mkdir()
+    for name, data in named.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    rows = "".join(f"{name},one,{number}\n" for number, name in enumerate(named))
+    (tmp_path / "m.csv").write_text("path,caption,id\n" + rows)
+    make(tmp_path / "out", "csv", f"--manifest={tmp_path}/m.csv", f"--root={tmp_path}/in", "--modality=image")
+    with tarfile.open(tmp_path / "out/00000.tar") as shard:
+        packed = [name for name in shard.getnames() if not name.endswith("json")]
+    assert packed == ["0.png", "1.webp", "2.jpg", "3.png", "4.png", "5.jpg", "6.jpeg"]
+    left = json.loads((tmp_path / "out/report.json").read_text())["left_out"]
+    assert {reason: found["count"] for reason, found in left.items()} == {
+        "undecodable": 3, "unsupported kind of file": 1, "empty file": 1,
+    }  # fmt: skip
+
+
 def test_a_caption_beside_captions_is_kept(tmp_path):
     (tmp_path / "m.csv").write_text("path,caption,captions\na.png,one,two|three\n")
     (sample,) = Csv(tmp_path / "m.csv", tmp_path, ("depth",)).samples()

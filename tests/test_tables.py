@@ -30,7 +30,7 @@ from languagebind.data.splitting import assign
 from languagebind.data.tables import read_manifest
 from languagebind.data.text_features import TextFeatures, write_text_features
 from languagebind.data.vidal import MissingCaption, choose_caption
-from languagebind.eval import DatasetConfig
+from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.data.samples import class_names, read_samples
 from languagebind.eval.evaluate import evaluate
 from languagebind.eval.prepare.__main__ import main as prepare
@@ -178,7 +178,7 @@ def test_names_that_are_not_utf8_are_evaluated(tmp_path):
         picture(folder / name / "1.png")
     os.rename(folder / "caf\u00e9", os.fsencode(folder) + b"/caf\xe9")
     config = DatasetConfig("set", "classification", str(folder))
-    assert class_names(config) == {"bar": "bar", "caf\u00e9": "caf\u00e9"}
+    assert list(class_names(config).values()) == ["bar", "café"]
     assert evaluate(InstantModel(), IMAGE, config, workers=0)["protocol"]["samples"] == 2
 
 
@@ -264,7 +264,7 @@ def test_rows_of_one_file_are_its_captions_wherever_they_are(pictures):
 
 def test_a_wrong_root_can_be_corrected(pictures, capsys):
     table = "path,caption\na.png,one\n"
-    with pytest.raises(UserError, match="no sample was packed; check --root"):
+    with pytest.raises(UserError, match="no sample was packed, for the reasons above"):
         pack(pictures, table, root=pictures / "sub")
     assert "sub/a.png: No such file" in capsys.readouterr().out
     assert [path.name for path in (pictures / "out").iterdir()] == ["report.json"]
@@ -379,9 +379,6 @@ def test_sizes_that_contradict_a_shard_are_said(tmp_path, claimed):
     assert [fault.partition(": ")[2] for fault in check_shards(shards).faults] == [
         f"it has 24 samples, but sizes.json says {claimed}"
     ]
-    (shards / "sizes.json").write_text('{"00000.tar": 24.5}')
-    with pytest.raises(UserError, match=r"sizes\.json: 24\.5 is not a number of samples"):
-        check_shards(shards)
 
 
 def test_pointers_are_named(tmp_path):
@@ -406,8 +403,7 @@ def test_a_file_is_found_under_its_other_spellings(tmp_path):
     for name in (unicodedata.normalize("NFD", "ré"), "x/y", " z "):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    os.close(os.open(os.fsencode(tmp_path) + b"/na\xefve", os.O_CREAT))
-    for name in ("ré", "x\\y", "naïve", " z "):
+    for name in ("ré", "x\\y", " z "):
         assert as_on_disk(tmp_path / name).exists()
     assert as_on_disk(tmp_path / "z") == tmp_path / "z"
 
@@ -441,21 +437,16 @@ def test_blanks_in_names_and_other_counts_than_expected(tmp_path, capsys):
             prepare([*argv, "--overwrite"])
 
 
-def test_captions_that_are_not_text_are_counted_by_prepare(tmp_path, caplog):
+def test_captions_that_are_not_text_are_prepared_for_the_evaluation_to_count(tmp_path):
     for name in "abc":
-        sound(tmp_path / f"{name}.wav")
+        picture(tmp_path / f"{name}.png")
     rows = [{"id": "a", "text": ["one", "\ud83d"]}, {"id": "b", "text": "\ud83d"}, {"id": "c", "text": "\ud83d\ude00"}]
     (tmp_path / "l.json").write_text(json.dumps(rows))
-    (tmp_path / "set.yaml").write_text(
-        "task: retrieval\ndata: set/test.jsonl\n"
-        'prepare: {kind: table, table: l.json, key: id, media: "{id}.wav", caption: text}\n'
-    )
+    table = {"kind": "table", "table": "l.json", "key": "id", "media": "{id}.png", "caption": "text"}
+    (tmp_path / "set.yaml").write_text(f"task: retrieval\ndata: set/test.jsonl\nprepare: {json.dumps(table)}\n")
     prepare([str(tmp_path / "set.yaml"), "--source", str(tmp_path), "--output", str(tmp_path / "data")])
-    report = json.loads((tmp_path / "data/set/test.jsonl.prepare.json").read_text())
-    assert (report["samples"], report["captions"]) == (2, 2)
-    assert report["left_out"] == {
-        "captions that are not valid UTF-8": 2, "samples whose captions are not valid UTF-8": 1
-    }  # fmt: skip
+    samples = read_samples(load_dataset_config(tmp_path / "set.yaml", tmp_path / "data"), IMAGE)
+    assert [(sample.captions, sample.bad_captions) for sample in samples] == [(("one",), 1), ((), 1), (("😀",), 0)]
 
 
 def test_the_command_prints_names_that_are_not_utf8(tmp_path):

@@ -22,6 +22,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,6 @@ from .vidal import caption_faults
 # This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
 STATE_FOLDER = ".make_shards"
 EXAMPLES = 5  # samples listed per reason in the report
-ADVICE = {
-    "missing file": "check --root",
-    "unsupported kind of file": "check --modality",
-    "missing caption": "check the captions",
-}
 
 Entries = list[Sample | LeftOut]  # the input of a shard; a `LeftOut` is a sample with a duplicate key
 
@@ -101,8 +97,9 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
 def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     """Create the output folder, or check that an existing one has the same source and options."""
     state_folder = options.output / STATE_FOLDER
-    if options.output.exists() and (options.overwrite or _packed_nothing(state_folder)):
-        _clear(options.output)
+    earlier = (json.loads(path.read_bytes()) for path in state_folder.glob("[0-9]*.json"))
+    if options.overwrite or (state_folder.exists() and not any(state["shard"]["samples"] for state in earlier)):
+        _clear(options.output)  # shards without samples are those of a wrong --root
     if not state_folder.exists() and any(options.output.glob("*.tar")):
         raise UserError(f"{options.output} holds shards that were made by other means; use --overwrite to replace them")
     state_folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +116,6 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
         was, now = before.get(changed[0]), fixed.get(changed[0])
         raise UserError(f"{options.output} was made with {changed[0]} {was}, not {now}; use --overwrite to start again")
     write_atomic(record, json.dumps(fixed).encode())
-
-
-def _packed_nothing(state_folder: Path) -> bool:
-    """Tell whether no shard of an earlier run has a sample, as with a wrong --root."""
-    records = (json.loads(path.read_bytes()) for path in state_folder.glob("[0-9]*.json"))
-    return state_folder.exists() and not any(record["shard"]["samples"] for record in records)
 
 
 def _clear(output: Path) -> None:
@@ -222,9 +213,9 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
         if len(reason["examples"]) < EXAMPLES:
             reason["examples"].append({key: printable(item[key]) for key in ("id", "detail")})
     counts = {name: sum(state["shard"][name] for state in states) for name in ("samples", "bytes")}
-    captions = sum((Counter(state.get("captions_left_out", {})) for state in states), Counter())
-    left_out = {"left_out": dict(sorted(reasons.items())), "captions_left_out": dict(sorted(captions.items()))}
-    return {**counts, "shards": len(states), **left_out}
+    captions: Counter[str] = sum((Counter(state.get("captions_left_out")) for state in states), Counter())
+    left_out = dict(sorted(reasons.items()))
+    return {**counts, "shards": len(states), "left_out": left_out, "captions_left_out": dict(captions)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -241,18 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.making.packing.frames and not any(map(has_frames, kinds)):
         raise UserError("--frames needs a modality with frames, such as video")
     facts = {"kind": kind, **to_dict(config.source), "split": config.making.split}
+    if not config.making.split and getattr(config.source, "by", None):
+        raise UserError("--by needs --split, such as --split train=0.8 val=0.1 test=0.1")
     shares = parse_shares(config.making.split)
-    if not shares:
-        if getattr(config.source, "by", None):
-            raise UserError("--by needs --split, such as --split train=0.8 val=0.1 test=0.1")
-        print_report(make_shards(config.source.samples(), facts, config.making))
-        return
-    parts = assign(config.source.samples(), shares)
-    for part in shares:
-        samples = (sample for sample in config.source.samples() if parts[sample.group or sample.id] == part)
-        options = dataclasses.replace(config.making, output=config.making.output / part)
-        print(f"{part}: ", end="")
-        print_report(make_shards(samples, facts, options))
+    parts = assign(config.source.samples(), shares) if shares else {}
+    for part in shares or [""]:
+        samples = (each for each in config.source.samples() if not part or parts[each.group or each.id] == part)
+        print(f"{part}: " if part else "", end="")
+        print_report(make_shards(samples, facts, replace(config.making, output=config.making.output / part)))
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -263,9 +250,7 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"  {name}: {reason['count']}")
         for example in reason["examples"]:
             print(f"    {example['id']}: {example['detail']}")
-    if report["captions_left_out"]:
-        faults = (f"{number} {fault}" for fault, number in report["captions_left_out"].items())
-        print(f"captions left out: {', '.join(faults)}")
+    if faults := ", ".join(f"{number} {fault}" for fault, number in report["captions_left_out"].items()):
+        print("captions left out:", faults)
     if not report["samples"]:
-        common = max(report["left_out"], key=lambda reason: report["left_out"][reason]["count"], default="")
-        raise UserError(f"no sample was packed; {ADVICE.get(common, 'see the reasons above')}")
+        raise UserError("no sample was packed, for the reasons above")

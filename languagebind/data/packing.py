@@ -17,17 +17,20 @@ from .shards import as_key
 from .sources import Sample
 from .vidal import caption_faults, clean_captions
 
-# The signature of each kind of file, as offset and bytes. An error page that was saved as a picture does not have it.
+# The signature of each kind of file, as offset and bytes. A file with another one is decoded: it may be of another kind
+# than its suffix says, or an error page that was saved as a picture.
 _SIGNATURES = {
     "png": (0, b"\x89PNG\r\n\x1a\n"),
     "jpg": (0, b"\xff\xd8\xff"),
-    "wav": (0, b"RIFF"),
+    "webp": (8, b"WEBP"),
+    "gif": (0, b"GIF8"),
+    "wav": (8, b"WAVE"),
     "flac": (0, b"fLaC"),
     "ogg": (0, b"OggS"),
     "mp4": (4, b"ftyp"),
 }
 _PNG_END = b"IEND\xaeB`\x82"  # a truncated PNG does not have it
-_ALIASES = {"tif": "tiff", "jpeg": "jpg"}  # other suffixes of the same kind
+_ALIASES = {"tif": "tiff", "jpeg": "jpg", "aif": "aiff", "oga": "ogg"}  # other suffixes of the same kind
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class PackOptions:
     """Options for checking media files and for storing videos as frames."""
 
     verify: Literal["header", "decode"] = "header"
-    """Check of each media file: `header` compares its signature, `decode` decodes the whole file."""
+    """Check of each media file: `header` compares its signature, and decodes the file if it differs from that of its
+    suffix; `decode` decodes the whole file."""
     frames: int | None = None
     """Store N evenly spaced JPEG frames of each video instead of the file. They are much faster to read."""
     frame_size: int = 256
@@ -99,15 +103,15 @@ def _read_media(modality: type[Modality], locations: list[list[Path]], options: 
     """Return one modality's media by extension: a whole file, numbered frames, or the JPEG frames of a video."""
     spelled = [[as_on_disk(path) for path in paths] for paths in locations]
     paths = next((paths for paths in map(_frames, spelled) if paths and paths[0].exists()), _frames(locations[0]))
-    extensions = [_extension(modality, path) for path in paths]
     contents = [_read(path) for path in paths]
+    extensions = [_extension(modality, path, data) for path, data in zip(paths, contents, strict=True)]
     if options.frames and has_frames(modality):
         source = contents[0] if len(contents) == 1 else contents
         frames = _decode(_modality(modality, num_frames=options.frames), source, paths[0])
         return {f"{number}.jpg": _jpeg(frame, options) for number, frame in enumerate(frames)}
-    if options.verify == "decode":
-        for path, data in zip(paths, contents, strict=True):
-            _decode(_modality(modality), data, path)
+    for path, data in zip(paths, contents, strict=True):
+        if options.verify == "decode" or not _has_signature(_kind(path), data):
+            _decode(_modality(modality), [data] if has_frames(modality) and len(paths) > 1 else data, path)
     if len(paths) == 1:
         return {extensions[0]: contents[0]}
     return {f"{frame}.{extensions[frame]}": data for frame, data in enumerate(contents)}
@@ -121,14 +125,26 @@ def _frames(location: list[Path]) -> list[Path]:
     return location
 
 
-def _extension(modality: type[Modality], path: Path) -> str:
-    """Return the modality's extension that matches the suffix of a file."""
-    suffix = path.suffix.lower().lstrip(".")
-    for kind in (suffix, _ALIASES.get(suffix)):
+def _extension(modality: type[Modality], path: Path, data: bytes) -> str:
+    """Return the modality's extension for a file: that of its suffix, or of its content if they contradict."""
+    suffix = _kind(path)
+    content = next((kind for kind in _SIGNATURES if _has_signature(kind, data)), "")
+    kinds = (path.suffix.lower().lstrip("."), suffix, content)
+    for kind in kinds if _has_signature(suffix, data) else reversed(kinds):
         for extension in modality.extensions:
             if extension.rpartition(".")[2] == kind:
                 return extension
     raise _Unusable("unsupported kind of file", f"{path}: expected one of {', '.join(modality.extensions)}")
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower().lstrip(".")
+    return _ALIASES.get(suffix, suffix)
+
+
+def _has_signature(kind: str, data: bytes) -> bool:
+    offset, signature = _SIGNATURES.get(kind, (0, b""))
+    return data[offset : offset + len(signature)] == signature and (kind != "png" or data.endswith(_PNG_END))
 
 
 def _read(path: Path) -> bytes:
@@ -137,13 +153,10 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         reason = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
         raise _Unusable(reason, f"{path}: {error.strerror}") from error
-    kind = path.suffix.lower().lstrip(".")
-    offset, signature = _SIGNATURES.get(_ALIASES.get(kind, kind), (0, b""))
+    if not data:
+        raise _Unusable("empty file", f"{path}: the file is empty")
     if is_pointer(data):
         raise _Unusable("Git LFS pointer", f"{path}: {POINTER}")
-    whole = data[offset : offset + len(signature)] == signature and (kind != "png" or data.endswith(_PNG_END))
-    if not data or not whole:
-        raise _Unusable("undecodable" if data else "empty file", f"{path}: not a complete {kind} file")
     return data
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, first_line
-from ..files import POINTER, atomic_file, head, is_pointer, printable, write_atomic
+from ..files import POINTER, atomic_file, is_pointer, printable, write_atomic
 from ..remote import MissingFile, find_files, is_url, join, read_url
 from .members import member_extension
 from .members import read_captions as read_captions  # scripts import it from here
@@ -106,7 +106,8 @@ def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None
     counts = {}
     for shard, info in index.items():
         folder, name = split_shard(shard)
-        counts[shard] = info.samples if info else _as_count(sizes[folder].get(name), join(folder, "sizes.json"))
+        found = info.samples if info else sizes[folder].get(name)
+        counts[shard] = None if found is None else int(found)  # some programs write numbers as text
     return counts
 
 
@@ -181,7 +182,7 @@ def as_key(sample_id: str) -> str:
 
 def why_unreadable(shard: str | os.PathLike, error: Exception) -> str:
     """Return the reason for an error of reading a shard."""
-    return POINTER if not is_url(shard) and is_pointer(head(shard)) else first_line(error)
+    return POINTER if is_pointer(shard) else first_line(error)
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -206,13 +207,6 @@ def _read_json(path: str) -> dict[str, Any]:
         return {}
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
-
-
-def _as_count(value: Any, path: str) -> int | None:
-    """Return a number of samples in a `sizes.json`, where some programs write it as text."""
-    if value is None or str(value).isdecimal():
-        return None if value is None else int(value)
-    raise UserError(f"{path}: {value!r} is not a number of samples")
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..config import UserError, first_line
-from ..files import POINTER, head, is_pointer, mend, parse_json, twice
+from ..files import POINTER, is_pointer, mend, parse_json, twice
 from .vidal import CAPTION_SOURCES
 
 Record = dict[str, Any]
@@ -48,7 +48,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     name = form.name_for(file)
     if name not in READERS:
         raise UserError(f"{file}: unknown table format {name!r}; set format to one of {', '.join(READERS)}")
-    if is_pointer(head(file)):
+    if is_pointer(file):
         raise UserError(f"cannot read {file}: {POINTER}")
     after = ""
     try:
@@ -207,7 +207,9 @@ def _lines(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 def _open(file: Path, form: Format, newline: str | None = None) -> IO[str]:
     if form.encoding:
         return open(file, encoding=form.encoding, newline=newline)
-    return open(file, encoding=json.detect_encoding(head(file)), errors="surrogateescape", newline=newline)
+    with open(file, "rb") as start:
+        encoding = json.detect_encoding(start.read(4))
+    return open(file, encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def _change_texts(value: Any, change: Callable[[str], str]) -> Any:

@@ -82,9 +82,11 @@ def texts_of(value: Any) -> list[str]:
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
-def caption_fault(text: str) -> str | None:
-    """Return why a text cannot be used as a caption, or None if it can."""
-    return BLANK if not text.strip() else None if is_plain(mend(text)) else NOT_TEXT
+def caption_fault(text: Any) -> str | None:
+    """Return why a value cannot be used as a caption, or None if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return BLANK
+    return None if is_plain(mend(text)) else NOT_TEXT
 
 
 def caption_faults(captions: Mapping[str, Any]) -> Counter[str]:
@@ -158,8 +160,7 @@ def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None
 
 def _cleaned(value: Any) -> list[str]:
     """Return the texts of a caption source as `mend` reads them, with a blank for each that cannot be used."""
-    texts = [text if isinstance(text, str) else "" for text in (value if isinstance(value, list) else [value])]
-    return ["" if caption_fault(text) else mend(text) for text in texts]
+    return ["" if caption_fault(text) else mend(text) for text in (value if isinstance(value, list) else [value])]
 
 
 def _object_items(file: TextIO) -> Iterator[tuple[str, Any]]:

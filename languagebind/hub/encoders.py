@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..config import UserError, at_least, first_line
-from ..modalities import Modality, modality_name
+from ..modalities import READING, Modality, modality_name, with_options
 from ..model import DualEncoder, same_text
 from ..remote import is_url
 from ..text import ClipText, Tokenizer, clip_tokens
@@ -49,7 +49,8 @@ def load(
         compile: compile the encoders with `torch.compile`.
         num_frames: frames per clip, for encoders with temporal attention; by default as in training, otherwise
             temporal embeddings are interpolated.
-        hub: options of the Hugging Face hub: cache_dir, force_download, local_files_only, revision, subfolder, token.
+        hub: options of the Hugging Face hub: cache_dir, force_download, local_files_only, revision, subfolder, token;
+            and of reading: max_seconds and max_pixels (limits), exif, video_backend.
 
     Raises:
         UserError: a source cannot be used, or two have the same modality.
@@ -103,7 +104,7 @@ class Encoders:
         truncate_dim: int | None = None,
         progress: bool = False,
         of: str | None = None,
-        **inputs: Iterable[Any],
+        **inputs: Any,
     ) -> Tensor | np.ndarray | dict[str, Tensor | np.ndarray]:
         """Return features (N, D) for one list, as in `encode(depth=[...])`, or a dictionary by modality for several.
 
@@ -116,7 +117,8 @@ class Encoders:
             progress: show a progress bar.
             of: the modality whose text tower encodes `text`. By default, the tower of the modalities in the same call,
                 and without any the tower that most loaded modalities share (in a tie, the first loaded).
-            inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class); `text` for texts.
+            inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class); `text` for texts;
+                and options of reading, as in `load`.
 
         Raises:
             DecodeError: an item cannot be decoded.
@@ -124,6 +126,7 @@ class Encoders:
                 the modalities in the call differ.
             TypeError: a single item is given instead of a list.
         """
+        reading = {name: inputs.pop(name) for name in READING if name in inputs}
         if not inputs:
             raise ValueError(f"pass encode() one list per modality: {', '.join(self.modalities)} or text")
         at_least(1, batch_size=batch_size, truncate_dim=truncate_dim)
@@ -137,7 +140,7 @@ class Encoders:
                 raise TypeError(f"pass encode() a list, {name}=[...], not a single {type(items).__name__}")
             items = list(items)
             parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-            batches = _texts(model, parts) if name == TEXT else self._inputs(name, parts, num_workers)
+            batches = _texts(model, parts) if name == TEXT else self._inputs(name, parts, num_workers, reading)
             shown = tqdm(batches, total=len(parts), desc=name, unit="batch", disable=not progress)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
             if truncate_dim is not None and truncate_dim > model.embed_dim:
@@ -190,9 +193,9 @@ class Encoders:
             )  # fmt: skip
         return self.encoders[share[0]][0]
 
-    def _inputs(self, name: str, parts: list[list[Any]], num_workers: int) -> Iterator[Tensor]:
+    def _inputs(self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any]) -> Iterator[Tensor]:
         """Yield unnormalised float32 features (B, D) of each part, while threads read the next part."""
-        model, modality = self.encoders[name]
+        model, modality = self.encoders[name][0], with_options(self.encoders[name][1], options)
         with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
             start = map if pool is None else pool.map
             reading: Iterator[Iterable[Tensor]] = (start(modality.preprocess, part) for part in parts)
@@ -219,6 +222,8 @@ def load_model(
         UserError: the checkpoint cannot be used, or is for another modality.
         WeightsError: the weights do not fit, or the text tower differs from that of the one model `like`.
     """
+    reading = {name: hub[name] for name in READING if name in hub}
+    hub = {name: value for name, value in hub.items() if name not in READING}
     if unknown := hub.keys() - set(HUB_OPTIONS):
         raise TypeError(f"unexpected option {min(unknown)!r}")
     logs = Path(source).parent
@@ -241,7 +246,7 @@ def load_model(
         name = modality_name(found)
         hint = ": write infrared for thermal images" if (modality, name) == ("thermal", "infrared") else ""
         raise UserError(f"{source} is for {name}, not {modality}{hint}")
-    return model.to(device), found
+    return model.to(device), with_options(found, reading)
 
 
 def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Modality]:

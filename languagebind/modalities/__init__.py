@@ -8,7 +8,8 @@ modalities, and it imports its decoders only when it decodes.
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from ..config import UserError
 from ._sources import DecodeError, Source, describe, fetch, is_source, read
+
+# Options that may differ from those of training: limits, the video decoder, and whether EXIF data turn a picture
+READING = ("exif", "max_pixels", "max_seconds", "video_backend")
 
 __all__ = ["DecodeError", "Modality", "Source", "describe", "is_source", "modality_class", "modality_name",
            "modality_names", "read"]  # fmt: skip
@@ -108,6 +112,11 @@ def modality_class(name: str) -> type[Modality]:
 def modality_name(modality: Modality) -> str:
     """Return a modality's name on the command line, which is its file name."""
     return type(modality).__module__.rpartition(".")[2]
+
+
+def with_options(modality: Modality, options: Mapping[str, Any]) -> Modality:
+    """Return the modality with the values of those `options` that it has."""
+    return replace(modality, **{name: value for name, value in options.items() if hasattr(modality, name)})
 
 
 def check_options(options: Any, *positive: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ._sources import DecodeError, Source, file_size
 
+IN_PYTHON = "; in Python, pass max_seconds to load() or encode()"
 Kind = Literal["video", "audio"]
 VP8_SHOWN = 16  # bit of the first byte of a VP8 frame; it is 0 in frames to which only others refer
 
@@ -123,7 +124,7 @@ def _describe(container: Any, stream: Any, found: list[tuple[int | None, bool, b
 def check_seconds(source: Any, seconds: float, max_seconds: float) -> None:
     """Raise `DecodeError` if a clip is longer than `max_seconds`."""
     if seconds > max_seconds:
-        raise DecodeError(source, f"the length of {seconds:.0f} s exceeds --max-seconds {max_seconds:g}")
+        raise DecodeError(source, f"the length of {seconds:.0f} s exceeds --max-seconds {max_seconds:g}{IN_PYTHON}")
 
 
 @contextmanager
@@ -138,7 +139,8 @@ def open_stream(source: Source, kind: Kind) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(handle(source), metadata_errors="replace") as container:
             if container.format.name.endswith("_pipe") or container.format.name in ("image2", "tty"):
-                raise DecodeError(source, f"not a {kind} file, but {container.format.name}")
+                article = "an" if kind == "audio" else "a"
+                raise DecodeError(source, f"not {article} {kind} file, but {container.format.name}")
             streams = [s for s in getattr(container.streams, kind) if not s.disposition & s.disposition.attached_pic]
             stream = max(streams, key=_rank, default=None)
             if stream is None or stream.codec_context is None:

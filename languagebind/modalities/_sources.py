@@ -5,11 +5,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import POINTER, head, is_pointer
+from ..files import POINTER, is_pointer
 
 Source = str | os.PathLike | bytes
 
-LFS_POINTER = b"version https://git-lfs."
 LARGEST_DOWNLOAD = 2**31  # bytes
 DOWNLOAD_SECONDS = 60
 
@@ -18,10 +17,7 @@ class DecodeError(ValueError):
     """A file or value cannot be used: it is unreadable, empty, truncated, of the wrong kind, or above the limits."""
 
     def __init__(self, source: Any, reason: str):
-        if is_pointer(
-            source if isinstance(source, bytes) else head(source) if isinstance(source, (str, os.PathLike)) else b""
-        ):
-            reason = POINTER
+        reason = POINTER if is_pointer(source) else reason
         super().__init__(f"{describe(source)}: {reason}")
         self.reason = reason
         self.source = describe(source)
@@ -54,7 +50,7 @@ def file_size(source: Source | Sequence[Source]) -> int:
     """Return the size of a source in bytes, without reading it.
 
     Raises:
-        DecodeError: the source is not a single regular file, it is empty, or only a Git LFS pointer to a file.
+        DecodeError: the source is not a single regular file, or it is empty.
     """
     if not isinstance(source, Source):
         raise DecodeError(source, "expected one file, not several frames")
@@ -65,8 +61,6 @@ def file_size(source: Source | Sequence[Source]) -> int:
     regular = isinstance(source, bytes) or os.path.isfile(source)
     if not size or not regular:  # a pipe may have no end
         raise DecodeError(source, "the file is empty" if regular else "the path is not a file")
-    if size < 1024 and _content(source, len(LFS_POINTER)) == LFS_POINTER:
-        raise DecodeError(source, "the file is only a Git LFS pointer; fetch the content with `git lfs pull`")
     return size
 
 
@@ -79,10 +73,6 @@ def read(source: Source, max_bytes: float = math.inf, first: int | None = None) 
     size = file_size(source)
     if size > max_bytes:
         raise DecodeError(source, f"the file has {size} bytes, more than the limit of {max_bytes}")
-    return _content(source, first)
-
-
-def _content(source: Source, first: int | None) -> bytes:
     if isinstance(source, bytes):
         return source[:first]
     try:

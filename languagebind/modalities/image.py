@@ -20,7 +20,7 @@ class Image(ImageModality):
     or (C, H, W), of bytes, 16-bit values or floats in 0..1.
     """
 
-    extensions = ("jpg", "jpeg", "png", "webp")
+    extensions = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
         return self.fit(raw[None], rng)

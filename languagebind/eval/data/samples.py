@@ -22,7 +22,7 @@ from ...config import UserError, digest
 from ...data.tables import as_list, columns_of, read_manifest
 from ...data.vidal import NOT_TEXT, caption_fault
 from ...distributed import gather_objects
-from ...files import files_below, is_plain, mend, printable
+from ...files import files_below, is_plain, mend
 from ...modalities import DecodeError, Modality
 from .datasets import Counted, DatasetConfig, find, not_there
 from .shards import HELD, Member, list_shards, read_shard
@@ -156,7 +156,7 @@ def class_names(config: DatasetConfig) -> dict[str, str]:
     else:
         names = [] if list_shards(config.data) else _class_folders(config)
     if names and not any(map(str.isdecimal, names)):
-        return {name: name.replace("_", " ") for name in names}
+        return {name: mend(name).replace("_", " ") for name in names}
     raise UserError(f"{config.name}: class_names is needed, since {config.data} does not name its classes")
 
 
@@ -176,12 +176,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
 def list_files(folder: Path) -> list[Sample]:
     """Return every file below a folder as a sample. Its label is the name of the top folder on its path, if any."""
     paths = [file.relative_to(folder) for file in files_below(folder)]
-    labels = [tuple(map(_class, path.parts[:-1][:1])) for path in paths]
-    return [Sample(printable(path.as_posix()), folder / path, own) for path, own in zip(paths, labels, strict=True)]
-
-
-def _class(folder: str) -> str:
-    return printable(mend(folder))
+    return [Sample(path.as_posix(), folder / path, path.parts[:-1][:1]) for path in paths]
 
 
 def _class_folders(config: DatasetConfig) -> list[str]:
@@ -190,7 +185,7 @@ def _class_folders(config: DatasetConfig) -> list[str]:
     for folder in folders:
         if folder.is_symlink() and root in (folder.resolve(), *folder.resolve().parents):
             raise UserError(f"{config.name}: the class folder {folder} is a link to files of another class: remove it")
-    return [_class(folder.name) for folder in folders]
+    return [folder.name for folder in folders]
 
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
@@ -213,7 +208,7 @@ def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
         files = tuple(find(path, folders) or manifest.parent / path for path in paths)
         name = None if row.get("id") is None else str(row["id"])
         source = files if isinstance(row["path"], list) else files[0]
-        old = samples.get(tuple(paths)) or Sample(printable(paths[0]), source, id=name)
+        old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
         # A repeated caption counts as two queries, but a repeated label as one label
         labels = tuple(dict.fromkeys(old.labels + labels))
         bad += old.bad_captions

@@ -72,12 +72,8 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock")):
             _refuse_existing(target, options)
-            listing, unexpected = _write(dataset, kind, values, target, options)
-            report = _report(dataset, listing) | {"unexpected": unexpected}
-            write_atomic(
-                Path(f"{target}{PREPARED}"),
-                json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n",
-            )
+            report = _report(dataset, _write(dataset, kind, values, target, options))
+            write_atomic(Path(f"{target}{PREPARED}"), json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     except BlockingIOError as error:
         raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
@@ -118,10 +114,8 @@ def _refuse_existing(target: Path, options: PrepareConfig) -> None:
         raise UserError(f"--source {options.source} is inside {target}, which would be replaced: move it out")
 
 
-def _write(
-    dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, options: PrepareConfig
-) -> tuple[Listing, list[str]]:
-    """Write the class names, the links, and the manifest or the class folders. Also return the unexpected counts.
+def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, options: PrepareConfig) -> Listing:
+    """Write the class names, the links, and the manifest or the class folders.
 
     An empty report is written just before the data. If the run stops in between, the report marks the data as made by
     `prepare`, and no old report can be mistaken for the report of the new data.
@@ -138,9 +132,9 @@ def _write(
         log.info("%s: left out or changed: %s", dataset.name, listing.left_out or "nothing")
         names = names or {label: label for label in sorted(listing.labels)}
         classes = names if names_file else dataset.class_names or names
-        unexpected = listing.check(dataset, classes, source, options.skip_missing, options.strict)
-        if unexpected:
-            log.warning("%s: %s", dataset.name, "; ".join(unexpected))
+        listing.check(dataset, classes, source, options.skip_missing, options.strict)
+        if listing.unexpected:
+            log.warning("%s: %s", dataset.name, "; ".join(listing.unexpected))
         if names_file:
             contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
             if names_file.exists() and names_file.read_bytes() != contents and not options.overwrite:
@@ -151,8 +145,8 @@ def _write(
         write_atomic(Path(f"{target}{PREPARED}"), b"{}\n")
         if not by_class:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in listing.kept]
-            write_atomic(target, "".join(lines).encode())
-    return listing, unexpected
+            write_atomic(target, "".join(lines).encode(errors="backslashreplace"))
+    return listing
 
 
 def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:
@@ -164,6 +158,7 @@ def _report(dataset: DatasetConfig, listing: Listing) -> dict[str, Any]:
         "classes": len(listing.labels),
         "missing": list(listing.missing.values()),
         "left_out": listing.left_out,
+        "unexpected": listing.unexpected,
         "keys_sha256": digest(sorted(row["path"] for row in listing.kept)),
         "version": __version__,
     }

@@ -5,8 +5,8 @@ If a mapping or a list in the table's file holds plain values, their column is n
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass
 
 from ...config import UserError
 from ...data.tables import KEY, Format, Record, columns_of, read_list, read_records, require
-from ...data.vidal import NOT_TEXT
 from ...files import as_on_disk, files_below, is_plain, mend
 from ..data.validation import CONFIG, Columns, must_be
 from .writing import Row, inside
@@ -61,17 +60,13 @@ class Options:
             raise ValueError("set caption, label or labels to the name of a column")
 
 
-def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
-    """Yield the manifest's rows in the order of the table, and count what is left out.
-
-    Paths are relative to `source`, where the media stay.
-    """
+def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
+    """Yield the manifest's rows in the order of the table. Paths are relative to `source`, where the media stay."""
     media = _media_index(source, options.media)
-    counts: Counter[str] = Counter()
     samples: dict[str, Row] = {}
     for where, key, record in _selected(source, options):
         path = _find(media, source, options.media, record, key, where)
-        row: Row = {"where": where, "path": path} | _annotation(record, options, where, counts)
+        row: Row = {"where": where, "path": path} | _annotation(record, options, where)
         sample = samples.setdefault(key, row)
         if sample is row:
             continue
@@ -83,14 +78,10 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
         for name in row.keys() & {"labels", "captions"}:
             sample[name] += row[name]
     for row in samples.values():
-        if options.caption and not row["captions"]:
-            counts[f"samples whose captions are {NOT_TEXT}"] += 1
-            continue
         if options.join:
             paragraph = " ".join(filter(None, row["captions"]))
             row["captions"] = _texts(paragraph, "the paragraph", row["where"])
         yield row
-    return dict(counts)
 
 
 def class_names(source: Path, options: Options) -> dict[str, str] | None:
@@ -141,8 +132,8 @@ def _selected(source: Path, options: Options) -> Iterator[tuple[str, str, Record
         raise UserError(f"{source}/{options.split_list}: {count}, such as {lost[0]!r}")
 
 
-def _annotation(record: Record, options: Options, where: str, counts: Counter[str]) -> Row:
-    """Return the label, labels and captions of a record. Count the captions that are left out."""
+def _annotation(record: Record, options: Options, where: str) -> Row:
+    """Return the label, labels and captions of a record."""
     require(record, [column for column in (*options.caption, options.label, options.labels) if column], where)
     found: Row = {}
     if options.label:
@@ -152,12 +143,10 @@ def _annotation(record: Record, options: Options, where: str, counts: Counter[st
         value = value.split(options.labels_separator) if isinstance(value, str) else value
         found["labels"] = [] if value == [] else _texts(value, options.labels, where)  # none of the classes
     if options.caption:
-        # A sentence of a paragraph may be empty, but a caption may not, because it is a query
-        columns = [_texts(record[column], column, where, bool(options.join), plain=False) for column in options.caption]
-        texts = [text for column in columns for text in column]
-        found["captions"] = list(filter(is_plain, texts))
-        if len(texts) > len(found["captions"]):
-            counts[f"captions that are {NOT_TEXT}"] += len(texts) - len(found["captions"])
+        # A sentence of a paragraph may be empty, but a caption may not, because it is a query. One that is not valid
+        # text is left to the evaluation, which counts it
+        texts = [_texts(record[column], column, where, bool(options.join), plain=False) for column in options.caption]
+        found["captions"] = [text for column in texts for text in column]
     return found
 
 
@@ -165,15 +154,13 @@ def _texts(value: Any, column: str, where: str, may_be_empty: bool = False, plai
     """Return the stripped texts in a text, a list of texts, or a list of lists of words."""
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in values]
-    texts = [mend(text) if isinstance(text, str) else text for text in texts]
     for text in texts or [""]:
-        if type(text) not in (str, int) or (
-            plain and not is_plain(str(text))
-        ):  # not isinstance, because True is an int
+        # Not isinstance, because True is an int
+        if type(text) not in (str, int) or (plain and not is_plain(mend(str(text)))):
             raise UserError(f"{where}: {column} should be text, not {text!r}")
         if not (may_be_empty or str(text).strip()):
             raise UserError(f"{where}: {column} is empty")
-    return [str(text).strip() for text in texts]
+    return [mend(str(text)).strip() for text in texts]
 
 
 def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:

@@ -27,6 +27,8 @@ class Listing:
     missing: dict[str, str] = field(default_factory=dict)  # a row's path -> "path below the download (place)"
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> number of samples left out or changed
 
+    unexpected: list[str] = field(default_factory=list)  # counts that differ from the YAML's `expect`
+
     @property
     def kept(self) -> list[Row]:
         """The rows whose file exists."""
@@ -34,12 +36,8 @@ class Listing:
 
     def check(
         self, dataset: DatasetConfig, classes: Collection[str], source: Path, skip_missing: bool, strict: bool = False
-    ) -> list[str]:
-        """Return the counts that are not the expected ones.
-
-        Raises `UserError` if a file is missing, a label is not a class, there are no samples, or (with `strict`) a
-        count is not the expected one.
-        """
+    ) -> None:
+        """Raise `UserError` if a file is missing, or a label is not a class. With `strict`, also for other counts."""
         name, expect = dataset.name, dataset.expect
         if self.missing and not (skip_missing and self.kept):
             first = "; ".join(list(self.missing.values())[:SHOWN_MISSING])
@@ -47,6 +45,7 @@ class Listing:
             raise UserError(f"{name}: {count}: {first}; --skip-missing leaves these rows out and lists them")
         found = {"samples": len(self.rows), "captions": count_captions(self.rows.values()), "classes": len(self.labels)}
         wrong = [f"{found[key]} {key}, expected {count}" for key, count in expect.items() if found[key] != count]
+        self.unexpected = wrong
         if (wrong and strict) or not self.rows:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items()) or "nothing"
             raise UserError(
@@ -56,7 +55,6 @@ class Listing:
         if unknown := [label for label in self.labels if label not in classes]:
             place, others = self.labels[unknown[0]], len(unknown) - 1
             raise UserError(f"{place}: {unknown[0]!r} is not a class of {name} (other unknown labels: {others})")
-        return wrong
 
 
 def list_rows(rows: Generator[Row, None, Any], source: Path, folder: Path, by_class: bool) -> Listing:
