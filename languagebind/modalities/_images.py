@@ -10,6 +10,7 @@ import re
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +129,7 @@ class ImageModality(Modality):
 
         Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
         """
-        x = as_tensor(turned_upright(value) if self.exif else value)
+        x = as_tensor(value, upright=self.exif)
         first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
         if x.ndim == 2:
             x = x[None]
@@ -168,22 +169,17 @@ class ImageModality(Modality):
         return top, left
 
 
-def turned_upright(value: Any) -> Any:
-    """Return a PIL image turned and mirrored as its EXIF orientation says; return any other value unchanged."""
+def as_tensor(value: Any, upright: bool = False) -> Tensor:
+    """Convert a PIL image or array to a tensor of the same layout and dtype. PIL images become (H, W[, 3]).
+
+    If `upright`, turn and mirror PIL images as their EXIF orientation says.
+    """
     from PIL import Image, ImageOps
 
-    try:
-        turned = isinstance(value, Image.Image) and value.getexif().get(ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(value) if turned else value
-    except BROKEN:  # damaged EXIF data
-        return value
-
-
-def as_tensor(value: Any) -> Tensor:
-    """Convert a PIL image or array to a tensor of the same layout and dtype. PIL images become (H, W[, 3])."""
-    from PIL import Image
-
     if isinstance(value, Image.Image):
+        with suppress(*BROKEN):  # damaged EXIF data
+            if upright and value.getexif().get(ORIENTATION, 1) != 1:
+                value = ImageOps.exif_transpose(value)
         low = getattr(value, "low", None)
         value = np.asarray(plain_mode(value))
         if low is not None:
@@ -210,10 +206,8 @@ def _lower_bytes(image: Any, data: bytes) -> list[Any]:
     """Return a picture of 16-bit colours, not loaded yet, once more with swapped bytes; an empty list for others."""
     from PIL import Image
 
-    def swapped(arguments: Any) -> Any:  # a name, or a tuple that begins with it
-        if isinstance(arguments, tuple):
-            return (swapped(arguments[0]), *arguments[1:])
-        return BYTE_ORDERS.get(arguments, arguments)
+    def swapped(name: Any) -> Any:  # or a tuple that begins with it
+        return (swapped(name[0]), *name[1:]) if isinstance(name, tuple) else BYTE_ORDERS.get(name, name)
 
     tiles = [(*tile[:3], swapped(tile[3])) for tile in image.tile]
     if tiles == [tuple(tile) for tile in image.tile]:
