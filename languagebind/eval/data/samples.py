@@ -153,9 +153,10 @@ def class_names(config: DatasetConfig) -> dict[str, str]:
     manifest = Path(config.data)
     if manifest.suffix in MANIFESTS:
         names = sorted({str(label) for sample in _from_manifest(manifest, config) for label in sample.labels})
+        names = [] if any(map(str.isdecimal, names)) else names  # numbers stand for names that are elsewhere
     else:
         names = [] if list_shards(config.data) else _class_folders(config)
-    if names and not any(map(str.isdecimal, names)):
+    if names:
         return {name: mend(name).replace("_", " ") for name in names}
     raise UserError(f"{config.name}: class_names is needed, since {config.data} does not name its classes")
 
