@@ -167,7 +167,7 @@ def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
-        ("nyu_v3", "dataset", "^no dataset 'nyu_v3'; pass a file or one of activitynet, .*sound. Did you mean nyu_v2.$"),
+        ("nyu_v3", "dataset", "^no dataset 'nyu_v3'; pass a file or one of activ.*sound. Did you mean nyu_v2.$"),
         ("vitl14", "model", "one of vit-b-16, .*vit-l-14, .*, vit-tiny-demo. Did you mean vit-l-14.$"),
         ("demo/smell", "recipe", "^no recipe 'demo/smell'; .*, demo/video"),
         ("xyz", "comparison", "one of llvip_infrared_rgb, .*vggsound_video_to_audio$"),
