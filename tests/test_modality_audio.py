@@ -97,6 +97,15 @@ def test_every_container_gives_the_sound(files, tmp_path, name):
     )
 
 
+@pytest.mark.parametrize(("rate", "count"), [(8_000, 4948), (22_050, 700), (44_100, 3001), (44_100, 31_311)])
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_short_ogg_files_end_where_their_last_page_says(rate, count, subtype):
+    rate = 48_000 if subtype == "OPUS" else rate
+    count = max(count, rate // 20)
+    waveform, found = Audio().decode(wav(chirp(1.0, rate)[:count], rate, "OGG", subtype))
+    assert (waveform.shape, found) == ((1, count), rate)
+
+
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 44_100, 44_101, 48_000, 96_000, 192_000])
 def test_every_rate_is_resampled(rate):
     low = Audio(num_mel_bins=32)  # the bands that 8 kHz can hold are compared

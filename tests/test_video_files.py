@@ -14,6 +14,8 @@ from PIL import Image
 from video_files import BACKENDS, CONTAINERS, WIDTH, copy, ffmpeg, shown, spread, working, write
 from video_files import cell as measure
 
+from languagebind.data.packing import PackOptions, pack
+from languagebind.data.sources import Sample
 from languagebind.modalities import DecodeError
 from languagebind.modalities.video import Video
 
@@ -186,3 +188,17 @@ def test_pixels_are_those_of_ffmpeg(folder):
             except DecodeError:
                 continue
             assert torch.from_numpy(frame.astype(int) - expected).float().abs().mean() < 4, (name, backend)
+
+
+def test_older_kinds_of_video_are_packed(folder):
+    source = write(folder, "MPEG-2", "mpg")
+    for name, member in {
+        "a.mpeg": "mpg", "a.VOB": "mpg", "a.ts": "ts", "a.flv": "flv", "a.wmv": "wmv", "a.asf": "wmv", "a.m4v": "mp4",
+        "a.3gp": "mp4", "a.mov": "mov",
+    }.items():  # fmt: skip
+        path = folder / name
+        ffmpeg("-i", source, *["-f", "mp4"] * (name == "a.m4v"), *["-s", "176x144"] * (name == "a.3gp"), path)
+        packed = pack(Sample(name, {"video": [[path]]}, {"caption": "counting"}), PackOptions())
+        assert isinstance(packed, tuple), packed
+        assert list(packed[1]) == [member]
+        assert torch.equal(Video().decode(packed[1][member]), Video().decode(path))

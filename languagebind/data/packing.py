@@ -30,7 +30,8 @@ _SIGNATURES = {
     "mp4": (4, b"ftyp"),
 }
 _PNG_END = b"IEND\xaeB`\x82"  # a truncated PNG does not have it
-_ALIASES = {"tif": "tiff", "jpeg": "jpg", "aif": "aiff", "oga": "ogg"}  # other suffixes of the same kind
+# Other suffixes of the same kind
+_ALIASES = {"tif": "tiff", "jpeg": "jpg", "aif": "aiff", "oga": "ogg", "mpeg": "mpg", "vob": "mpg", "asf": "wmv"}
 
 
 @dataclass(frozen=True)

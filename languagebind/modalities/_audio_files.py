@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._audio_headers import close_header, exceeds_header, split_joined
-from ._containers import IN_PYTHON, count_frames, open_stream
+from ._containers import IN_PYTHON, count_frames, open_stream, ticks_of
 from ._sources import DecodeError, Source, read
 
 # Samples per second over all channels, enough for stereo at 192 kHz. Limits the memory that a file can claim.
@@ -76,7 +76,7 @@ def _read_soundfile(source: Source, data: bytes, max_seconds: float) -> tuple[Te
 
 def _packet_seconds(data: bytes) -> float:
     with open_stream(data, "audio") as (container, stream):
-        return float(sum(packet.duration or 0 for packet in container.demux(stream) if packet.size) * stream.time_base)
+        return float(sum(ticks_of(packet) for packet in container.demux(stream) if packet.size) * stream.time_base)
 
 
 def _read_av(source: Source, max_seconds: float) -> tuple[Tensor, int]:

@@ -75,7 +75,7 @@ def read_packets(
                 continue
             track, time = packet.stream_index, packet.pts
             if time is not None:
-                ends[track] = max(ends.get(track, 0), time + (packet.duration or 0))
+                ends[track] = max(ends.get(track, 0), time + ticks_of(packet))
             if track == stream.index and not (codec.name == "vp8" and not memoryview(packet)[0] & VP8_SHOWN):
                 found.append((time, packet.is_keyframe, packet.is_discard))
                 hidden += packet.is_discard  # an edit list hides the frames before a cut
@@ -119,6 +119,11 @@ def _describe(container: Any, stream: Any, found: list[tuple[int | None, bool, b
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist() if matrix is not None else (1, 0, 0, 0, 1)
     rate, leads = Fraction(stream.average_rate or 0), stream is streams[0]
     return Packets(times.tolist(), unclear, countable, rate, stream.index, leads, shape, rotation, a * d < b * c)
+
+
+def ticks_of(packet: Any) -> int:
+    """Return a packet's duration. FFmpeg wraps negative ones to 32 bits: of a last packet that is cut short, in Ogg."""
+    return ((packet.duration or 0) + 2**31) % 2**32 - 2**31
 
 
 def check_seconds(source: Any, seconds: float, max_seconds: float) -> None:

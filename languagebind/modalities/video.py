@@ -31,7 +31,7 @@ class Video(ImageModality):
     """
 
     # Frames extracted beforehand are shard members `<key>.<k>.jpg`, passed as a sequence
-    extensions = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png")
+    extensions = ("mp4", "webm", "mkv", "avi", "mov", "mpg", "ts", "wmv", "flv", "ogv", "jpg", "jpeg", "png")
 
     num_frames: int = 8
     """Number of frames taken from each clip."""
