@@ -23,8 +23,8 @@ Activation = Literal["gelu", "quick_gelu"]
 class EncoderConfig:
     """Sizes and options of the encoder."""
 
-    patch_size: int = 14
-    """height and width of a patch, in pixels"""
+    patch_size: int | tuple[int, int] = 14
+    """side of a square patch, or height and width, such as 6 20 for six channels of a time series"""
     width: int = 1024
     """size of a token"""
     depth: int = 24
@@ -47,13 +47,18 @@ class EncoderConfig:
     """number of blocks that grad_checkpointing applies to, counted from the input (default: all)"""
 
     def __post_init__(self):
-        at_least(1, patch_size=self.patch_size, width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
+        at_least(1, patch_size=min(self.patch), width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads)
         at_least(0, grad_checkpointing_blocks=self.grad_checkpointing_blocks)
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"patch_dropout should be at least 0 and below 1, got {self.patch_dropout}")
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch."""
+        return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
 
 
 class VisionTransformer(nn.Module):
@@ -107,22 +112,22 @@ class PatchEmbeddings(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
         super().__init__()
         channels, num_frames, *size = input_shape
-        patch, width = config.patch_size, config.width
-        self.grid = (size[0] // patch, size[1] // patch)  # (rows, columns)
+        (h, w), width = config.patch, config.width
+        self.grid = (size[0] // h, size[1] // w)  # (rows, columns)
         if 0 in self.grid:
-            raise UserError(f"inputs of {size[0]} x {size[1]} are smaller than a patch of {patch} x {patch}")
-        if size[0] % patch or size[1] % patch:
-            message = "input size %d x %d is not a multiple of patch size %d; the extra pixels are ignored"
-            log.warning(message, *size, patch)
+            raise UserError(f"inputs of {size[0]} x {size[1]} are smaller than a patch of {h} x {w}: set --patch-size")
+        if size[0] % h or size[1] % w:
+            message = "input size %d x %d is not a multiple of patch size %d x %d; the extra pixels are ignored"
+            log.warning(message, *size, h, w)
         self.num_frames, self.num_patches = num_frames, self.grid[0] * self.grid[1]
         self.image_size = size[0] if size[0] == size[1] else size
         self.patch_embedding: nn.Conv2d | nn.Conv3d
         if config.patch_embedding == "3d":
             self.class_embedding = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
-            self.patch_embedding = nn.Conv3d(channels, width, (1, patch, patch), (1, patch, patch), bias=False)
+            self.patch_embedding = nn.Conv3d(channels, width, (1, h, w), (1, h, w), bias=False)
         else:
             self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-            self.patch_embedding = nn.Conv2d(channels, width, patch, patch, bias=False)
+            self.patch_embedding = nn.Conv2d(channels, width, (h, w), (h, w), bias=False)
         self.position_embedding = nn.Embedding(1 + self.num_patches, width)
 
     @property

@@ -98,7 +98,7 @@ class LanguageBindVisionConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     num_channels: int = 3
     image_size: int | list[int] | tuple[int, ...] = 224
-    patch_size: int = 32
+    patch_size: int | list[int] | tuple[int, ...] = 32  # in the published files, one number
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0

@@ -3,9 +3,10 @@
     languagebind export --checkpoint logs/depth-1 --output exports/depth-1 [--adapter]
 
 `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel` load the folder, and it can be pushed to the
-Hugging Face hub as it is.
+Hugging Face hub as it is. The folder of a new modality is a run's without the optimizer, for `languagebind.load` alone.
 """
 
+import inspect
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config import UserError, parse
 from ..files import temporary_name
 from ..lora import save_adapter
+from ..modalities import modality_name
 from ..weights import published_names
 from .checkpoint import build_checkpoint, read_checkpoint
 from .config import KIND_OF, to_published
@@ -27,7 +30,7 @@ from .published import build_published
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Export a training checkpoint to the published layout."""
+    """Export a training checkpoint to the published layout, or to our own for a new modality."""
 
     checkpoint: Path
     """checkpoint, or run folder to export the last checkpoint"""
@@ -44,26 +47,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{options.output} exists and is not an empty folder; choose another")
     saved = read_checkpoint(options.checkpoint)
-    checkpoint = build_checkpoint(saved, options.checkpoint, None, None)
-    model = build_published(*to_published(*checkpoint), str(options.checkpoint))
+    model, modality = build_checkpoint(saved, options.checkpoint, None, None)
+    name, text = modality_name(modality), saved["config"]["model"]["text"]
     folder = temporary_name(output)  # so that an incomplete export never has the final name
     shutil.rmtree(folder, ignore_errors=True)
-    if options.adapter:
-        separate_adapter(model, saved, folder)
-    model.save_pretrained(folder)
-    kind, length = KIND_OF[model.config.modality_name], model.config.text.max_position_embeddings
-    tokenizer = TOKENIZERS[kind].from_pretrained(options.checkpoint, model_max_length=length)
-    PROCESSORS[kind](model.config, tokenizer).save_pretrained(folder)
-    text = saved["config"]["model"]["text"]
+    if name in KIND_OF:
+        published = build_published(*to_published(model, modality), str(options.checkpoint))
+        if options.adapter:
+            separate_adapter(published, saved, folder)
+        published.save_pretrained(folder)
+        kind, length = KIND_OF[name], published.config.text.max_position_embeddings
+        tokenizer = TOKENIZERS[kind].from_pretrained(options.checkpoint, model_max_length=length)
+        PROCESSORS[kind](published.config, tokenizer).save_pretrained(folder)
+        source = f'"ORG/{output.name}")  # its name on the Hugging Face hub, or its folder'
+    else:
+        if options.adapter:
+            raise UserError(f"--adapter needs the published layout, which does not support {name}")
+        (folder / "checkpoints").mkdir(parents=True)
+        kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
+        kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
+        torch.save(kept, folder / "checkpoints" / f"step_{saved['step']:08d}.pt")
+        shutil.copy(inspect.getfile(type(modality)), folder)
+        source = f'"{output.name}")  # this folder; needs the modality {saved["config"]["modality"]}'
     (folder / "README.md").write_text(
         Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
-            name=output.name, modality=model.config.modality_name, dim=model.config.projection_dim, steps=saved["step"],
+            name=output.name, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],
             tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
             tuning=saved["config"]["model"]["tuning"]["tuning"],
         )
     )  # fmt: skip
     folder.rename(output)
-    print(f"wrote {options.output}, {model.num_parameters() / 1e6:.1f} M parameters")
+    print(f"wrote {options.output}, {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters")
 
 
 def public(source: str) -> str:

@@ -113,7 +113,7 @@ class LlavaTower(nn.Module):
     def num_patches(self) -> int:
         """Return the number of patches per frame."""
         *_, height, width = self.config.input_shape
-        return (height // self.config.patch_size) * (width // self.config.patch_size)
+        return (height // self.config.sizes.patch[0]) * (width // self.config.sizes.patch[1])
 
 
 TOWERS = subclasses(LlavaTower, "Tower", modality={name: name for name in NAMES})

@@ -1,8 +1,8 @@
 """A modality turns the content of a file into a tensor. The options are the fields of its class.
 
 To add one, write `modalities/imu.py` with a frozen dataclass `class Imu(Modality)`. Then `--modality imu` exists, its
-fields are flags, and training and evaluation need no other change. A modality does not import models or other
-modalities, and it imports its decoders only when it decodes.
+fields are flags, and training and evaluation need no other change; see `docs/new_modality.md`. A modality does not
+import models or other modalities, and it imports its decoders only when it decodes.
 """
 
 import importlib
@@ -37,7 +37,7 @@ class Modality(ABC):
     # under the first extension that fits. Extensions that other modalities share come last: `depth.png` before `png`.
     # A member `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a
     # random one.
-    extensions: ClassVar[tuple[str, ...]]
+    extensions: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -86,10 +86,12 @@ class Modality(ABC):
 
         Raises:
             DecodeError: `value` cannot be used.
+            UserError: `transform` does not return a tensor of `input_shape`.
         """
-        x = self.transform(self.load(value), rng)
-        if tuple(x.shape) != self.input_shape:
-            raise RuntimeError(f"{type(self).__name__} returned shape {tuple(x.shape)}, not {self.input_shape}")
+        x, shape = self.transform(self.load(value), rng), self.input_shape
+        if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape) != shape:
+            wanted = "input_shape should be a tuple (C, T, H, W), and transform should return a tensor of that shape"
+            raise UserError(f"{type(self).__module__}: {wanted}; they are {shape} and {describe(x)}")
         return x
 
 
@@ -99,14 +101,27 @@ def modality_names() -> list[str]:
 
 
 def modality_class(name: str) -> type[Modality]:
-    """Return the class of a modality: `depth` is `Depth` in `depth.py`.
+    """Return the class of a modality: `depth` is `Depth` in `depth.py`, `my_package.imu` is `Imu` in that module.
 
     Raises:
-        UserError: there is no such modality.
+        UserError: there is no such modality, or its module lacks a usable class.
     """
-    if name not in modality_names():
-        raise UserError(f"unknown modality {name!r}; choose from {', '.join(modality_names())}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name.title().replace("_", ""))
+    folder, _, short = name.rpartition(".")
+    if bool(folder) == (short in modality_names()):
+        raise UserError(f"unknown modality {name!r}; choose from {', '.join(modality_names())}, or e.g. my_package.imu")
+    path = f"{folder or __name__}.{short}"
+    try:
+        module = importlib.import_module(path)
+    except (ModuleNotFoundError, TypeError) as error:  # TypeError: a dataclass that is not frozen
+        raise UserError(f"cannot import {path}: {error}; docs/new_modality.md shows one") from error
+    wanted, where = short.title().replace("_", ""), module.__file__
+    kind: Any = getattr(module, wanted, None)
+    if not (isinstance(kind, type) and issubclass(kind, Modality) and "__dataclass_fields__" in vars(kind)):
+        raise UserError(f"{where} should define class {wanted}(Modality), spelled so, with @dataclass(frozen=True)")
+    usable = isinstance(kind.extensions, tuple) and kind.extensions and not kind.extensions[0].startswith(".")
+    if lacking := [*sorted(kind.__abstractmethods__), *([] if usable else [f"extensions = ('{short}.npy',)"])]:
+        raise UserError(f"{where} should define {', '.join(lacking)} in class {wanted}")
+    return kind
 
 
 def modality_name(modality: Modality) -> str:
