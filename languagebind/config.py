@@ -4,6 +4,7 @@
 so `5e-4` becomes a number although YAML reads a string. The error for an unknown key suggests the nearest name.
 """
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -55,11 +56,6 @@ class FileWord(str):
 
     file: Path
 
-    def __new__(cls, text: str, file: Path) -> "FileWord":
-        word = super().__new__(cls, text)
-        word.file = file
-        return word
-
 
 def flag_name(word: str) -> str:
     """Return the name of the option that a flag sets, such as `batch_size`, or "" for other words."""
@@ -85,22 +81,13 @@ def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[li
     Accepts `--flag a`, `--flag=a` and, if `several`, `--flag a b`. Some flags, such as `--config` and `--modality`,
     decide which other flags exist, so they are read before the rest is parsed.
     """
-    values: list[str] = []
-    rest: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if word == flag:
-            if not words:
-                raise UserError(f"{flag} needs a value")
-            values.append(words.pop(0))
-            while several and words and not words[0].startswith("-"):
-                values.append(words.pop(0))
-        elif word.startswith(flag + "="):
-            values.append(word.removeprefix(flag + "="))
-        else:
-            rest.append(word)
-    return values, rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(flag, dest="values", action="extend", nargs="+" if several else 1, default=[])
+    try:
+        found, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{flag} needs a value") from error
+    return found.values, rest
 
 
 def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
@@ -126,7 +113,10 @@ def yaml_to_argv(path: Path) -> list[str]:
             argv += [flag, *map(str, value)] if value else []
         else:
             argv.append(f"{flag}={value}")
-    return [FileWord(word, path) for word in argv]
+    words: list[Any] = list(map(FileWord, argv))
+    for word in words:
+        word.file = path
+    return words
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+_NOT_PLAIN = re.compile("[\0\ud800-\udfff]")
 # A byte that is not UTF-8 is kept as a lone surrogate, \udc80 to \udcff, as in Python's file names
 _ESCAPED = re.compile("[\udc80-\udcff]")
 # What Western languages do not write: three such letters in a row, a sign within a word, and some signs at all
@@ -83,11 +84,7 @@ POINTER = "it is a Git LFS pointer, not the file itself: run git lfs pull in its
 
 def is_plain(text: str) -> bool:
     """Tell whether a string is Unicode text without NUL and without lone surrogates, and so can be a file name."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
+    return _NOT_PLAIN.search(text) is None
 
 
 def printable(text: str) -> str:

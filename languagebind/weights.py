@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import UserError, at_least, first_line
+from .files import POINTER, is_pointer
 from .lora import merge_lora
 from .vit import VisionTransformer
 
@@ -140,8 +141,8 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
     """Return the error for an unreadable weights file, without torch's advice to run the code in the file."""
     if isinstance(error, OSError):
         return UserError(f"cannot read {path}: {error.strerror or error}")
-    if Path(path).is_file() and Path(path).stat().st_size < 200 and b"git-lfs" in Path(path).read_bytes():
-        return UserError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository")
+    if is_pointer(path):
+        return UserError(f"cannot read {path}: {POINTER}")
     if isinstance(error, pickle.UnpicklingError):
         return UserError(f"{path} contains something other than tensors and plain values; save only a state dict")
     return UserError(f"{path} is damaged or is not a weights file: {first_line(error)}")

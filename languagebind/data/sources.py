@@ -1,10 +1,11 @@
 """Read samples from VIDAL's annotation, a table, JSON lines, or class folders.
 
-Each source is a dataclass with the options of the source. Its method `samples` streams the input.
+Each source is a dataclass with the options of the source. Its method `samples` streams VIDAL's annotation and folders.
+A table is read as a whole, because the rows of a file may be anywhere in it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,22 +70,16 @@ class Jsonl:
 
     def samples(self) -> Iterator[Sample]:
         """Yield a sample per file, in the order of the files' first rows. Several rows of a file are its captions."""
-        seen: set[Files] = set()
-        more: dict[Files, list[Sample]] = defaultdict(list)  # the rows of each file after its first
-        names: dict[str, None] = {}
+        rows: dict[Files, list[Record]] = defaultdict(list)
         for row, files in self._rows():
-            names |= dict.fromkeys(row)
-            if files in seen:
-                more[files].append(self._sample(row, files))
-            seen.add(files)
-        if not seen:
+            rows[files].append(row)
+        names = dict.fromkeys(name for own in rows.values() for row in own for name in row)
+        if not rows:
             raise UserError(f"{self.manifest} has no rows")
         if not names.keys() & set(CAPTIONS):
             raise self._absent("caption", names, str(self.manifest))
-        for row, files in self._rows():
-            if files in seen:
-                seen.remove(files)
-                yield from _join([self._sample(row, files), *more.pop(files, ())])
+        for files, own in rows.items():
+            yield from _join([self._sample(row, files) for row in own])
 
     def _rows(self) -> Iterator[tuple[Record, Files]]:
         """Yield each row with its file, or its frames, of each modality."""
@@ -120,8 +115,8 @@ class Jsonl:
             renames[ours].append(theirs)
         return renames
 
-    def _absent(self, column: str, row: Record, where: str) -> UserError:
-        own = columns_of({name: None for name in row if name not in self._renames()})
+    def _absent(self, column: str, row: Iterable[str], where: str) -> UserError:
+        own = columns_of(row, self._renames())
         return UserError(f"{where}: no column {column!r}, only {own}; name it with --columns {column}=COLUMN")
 
     def _format(self) -> Format:

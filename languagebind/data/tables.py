@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +30,7 @@ class Format:
     name: str | None = None  # a key of READERS; default: the file's extension
     columns: tuple[str, ...] = ()  # the column names of a table without a header
     comment: str | None = None  # the start of each line to skip before the table
-    encoding: str | None = None  # None: by the byte order mark, else UTF-8, with texts that are not mended by `mend`
+    encoding: str | None = None  # None: by the byte order mark, else UTF-8; bytes that are not UTF-8 are left to `mend`
     records: str | None = None  # the key of the records in a JSON object
     separator: str = ","  # the column separator of a CSV; if its first line has no comma, a tab or semicolon is found
 
@@ -53,7 +53,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     after = ""
     try:
         for where, record in READERS[name](file, form):
-            yield where, record if form.encoding else _change_texts(record, mend)
+            yield where, _mended(record)
             after = f" after {where}"
     except UserError:
         raise
@@ -65,8 +65,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 def read_manifest(file: Path, form: Format = Format(), columns: Renames | None = None) -> Iterator[tuple[str, Record]]:
     """Yield (location for messages, row) for each row of a manifest, like `read_records` but with None for empty cells.
 
-    A caption such as `n/a` becomes blank. In a CSV the columns `labels` and `captions` hold several values, separated
-    by `|`.
+    In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
     """
     columns = columns or {}
     cells = form.name_for(file) in ("csv", "tsv")
@@ -80,9 +79,7 @@ def read_manifest(file: Path, form: Format = Format(), columns: Renames | None =
         found = {ours: [row[name] for name in theirs] for ours, theirs in columns.items()}
         row |= {ours: values if len(values) > 1 else values[0] for ours, values in found.items()}
         several = [name for name in ("labels", "captions") if cells and isinstance(row.get(name), str)]
-        row |= {name: row[name].split("|") for name in several}
-        row |= {name: _change_texts(row[name], given) for name in CAPTIONS if name in row}
-        yield where, row
+        yield where, row | {name: row[name].split("|") for name in several}
 
 
 def read_list(file: Path, form: Format) -> list[str]:
@@ -96,11 +93,6 @@ def read_list(file: Path, form: Format) -> list[str]:
     return list(names)
 
 
-def given(text: str) -> str:
-    """Return a text, or a blank for what a program writes in place of an empty cell."""
-    return "" if text.strip().lower() in ("n/a", "#n/a", "<na>", "nan", "null", "none") else text
-
-
 def as_list(value: Any) -> list[Any]:
     """Return the value or values of a cell as a list. None gives an empty list."""
     if value is None:
@@ -108,9 +100,9 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def columns_of(record: Record) -> str:
-    """Return the names of a record's columns, for messages."""
-    return ", ".join(map(str, record)) or "nothing"
+def columns_of(record: Iterable[str], renamed: Container[str] = ()) -> str:
+    """Return the names of a record's columns for messages, without those that `Renames` added."""
+    return ", ".join(str(name) for name in record if name not in renamed) or "nothing"
 
 
 def require(record: Record, columns: Iterable[str], where: str) -> None:
@@ -120,13 +112,9 @@ def require(record: Record, columns: Iterable[str], where: str) -> None:
             raise UserError(f"{where}: no column {column!r}, only {columns_of(record)}")
 
 
-def _csv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    return _rows(file, form, lambda lines: _dialect(lines, form.separator))
-
-
 def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     """Read tab-separated columns without quoting, because a sentence may contain a single `"`."""
-    return _rows(file, form, lambda lines: {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+    return _csv(file, form, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
 
 
 def _dialect(lines: list[str], separator: str) -> dict[str, Any]:
@@ -140,7 +128,7 @@ def _dialect(lines: list[str], separator: str) -> dict[str, Any]:
     return {"delimiter": separator, "skipinitialspace": quoted or spaced, "strict": True}
 
 
-def _rows(file: Path, form: Format, dialect: Callable[[list[str]], dict[str, Any]]) -> Iterator[tuple[str, Record]]:
+def _csv(file: Path, form: Format, dialect: dict[str, Any] | None = None) -> Iterator[tuple[str, Record]]:
     csv.field_size_limit(sys.maxsize)
     columns = list(form.columns)
     with _open(file, form, newline="") as lines:
@@ -148,8 +136,7 @@ def _rows(file: Path, form: Format, dialect: Callable[[list[str]], dict[str, Any
         while form.comment and first.startswith(form.comment):
             skipped, first = skipped + 1, next(lines, "")
         start = [first, *itertools.islice(lines, 1)]
-        options = dialect(start)
-        reader = csv.reader(itertools.chain(start, lines), **options)
+        reader = csv.reader(itertools.chain(start, lines), **(dialect or _dialect(start, form.separator)))
         for row in filter(None, reader):  # a blank line has no cells
             where = f"{file}:{reader.line_num + skipped}"
             if not columns:
@@ -160,7 +147,7 @@ def _rows(file: Path, form: Format, dialect: Callable[[list[str]], dict[str, Any
             while len(row) > len(columns) and not row[-1].strip():
                 row.pop()  # a separator at the end of a line
             if len(row) != len(columns):
-                sign = SEPARATORS.get(options["delimiter"], repr(options["delimiter"]))
+                sign = SEPARATORS.get(reader.dialect.delimiter, repr(reader.dialect.delimiter))
                 expected = f"expected {len(columns)}: {', '.join(columns)}"
                 raise UserError(f"{where}: {len(row)} columns, {expected}; a text with a {sign} needs double quotes")
             yield where, dict(zip(columns, row, strict=True))
@@ -212,13 +199,13 @@ def _open(file: Path, form: Format, newline: str | None = None) -> IO[str]:
     return open(file, encoding=encoding, errors="surrogateescape", newline=newline)
 
 
-def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value with each text in it changed, also in lists and objects."""
+def _mended(value: Any) -> Any:
+    """Return a value with each text in it as `mend` reads it, also in lists and objects."""
     if isinstance(value, dict):
-        return {name: _change_texts(each, change) for name, each in value.items()}
+        return {name: _mended(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_change_texts(each, change) for each in value]
-    return change(value) if isinstance(value, str) else value
+        return [_mended(each) for each in value]
+    return mend(value) if isinstance(value, str) else value
 
 
 def _entries(content: Any, file: Path) -> Iterator[tuple[str, Record]]:

@@ -44,6 +44,7 @@ _NOT_IN_TAGS = re.compile(r"[^a-z0-9\s]")
 
 
 BLANK, NOT_TEXT = "blank or n/a", "not valid UTF-8"  # faults of captions
+_BLANKS = ("", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as programs write an empty cell
 
 
 class MissingCaption(ValueError):
@@ -84,7 +85,7 @@ def texts_of(value: Any) -> list[str]:
 
 def caption_fault(text: Any) -> str | None:
     """Return why a value cannot be used as a caption, or None if it can."""
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or text.strip().lower() in _BLANKS:
         return BLANK
     return None if is_plain(mend(text)) else NOT_TEXT
 

@@ -133,8 +133,6 @@ def _write(dataset: DatasetConfig, kind: ModuleType, values: Any, target: Path, 
         names = names or {label: label for label in sorted(listing.labels)}
         classes = names if names_file else dataset.class_names or names
         listing.check(dataset, classes, source, options.skip_missing, options.strict)
-        if listing.unexpected:
-            log.warning("%s: %s", dataset.name, "; ".join(listing.unexpected))
         if names_file:
             contents = "".join(f"{label}\t{name}\n" for label, name in names.items()).encode()
             if names_file.exists() and names_file.read_bytes() != contents and not options.overwrite:

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from ...config import UserError
 from ...data.tables import KEY, Format, Record, columns_of, read_list, read_records, require
-from ...files import as_on_disk, files_below, is_plain, mend
+from ...files import as_on_disk, files_below, is_plain
 from ..data.validation import CONFIG, Columns, must_be
 from .writing import Row, inside
 
@@ -65,7 +65,7 @@ def prepare(source: Path, output: Path, options: Options) -> Iterator[Row]:
     media = _media_index(source, options.media)
     samples: dict[str, Row] = {}
     for where, key, record in _selected(source, options):
-        path = _find(media, source, options.media, record, key, where)
+        path = _find(media, source, options.media, record | {KEY: key}, where)
         row: Row = {"where": where, "path": path} | _annotation(record, options, where)
         sample = samples.setdefault(key, row)
         if sample is row:
@@ -156,11 +156,11 @@ def _texts(value: Any, column: str, where: str, may_be_empty: bool = False, plai
     texts = [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in values]
     for text in texts or [""]:
         # Not isinstance, because True is an int
-        if type(text) not in (str, int) or (plain and not is_plain(mend(str(text)))):
+        if type(text) not in (str, int) or (plain and not is_plain(str(text))):
             raise UserError(f"{where}: {column} should be text, not {text!r}")
         if not (may_be_empty or str(text).strip()):
             raise UserError(f"{where}: {column} is empty")
-    return [mend(str(text)).strip() for text in texts]
+    return [str(text).strip() for text in texts]
 
 
 def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
@@ -176,9 +176,9 @@ def _media_index(source: Path, pattern: str) -> dict[str, list[str]]:
     return index
 
 
-def _find(index: dict[str, list[str]], source: Path, pattern: str, record: Record, key: str, where: str) -> str:
+def _find(index: dict[str, list[str]], source: Path, pattern: str, record: Record, where: str) -> str:
     """Return the path of a record's file below the download, or the filled-in pattern if the file is missing."""
-    path = inside(_fill(pattern, record, where, key=key), where)
+    path = inside(_fill(pattern, record, where), where)
     if not path.endswith(".*"):
         return as_on_disk(source / path).relative_to(source).as_posix()
     folder, _, name = path.removesuffix(".*").rpartition("**/")
@@ -188,11 +188,11 @@ def _find(index: dict[str, list[str]], source: Path, pattern: str, record: Recor
     return found[0] if found else path
 
 
-def _fill(pattern: str, record: Record, where: str, **more: str) -> str:
-    """Return a pattern filled in with the columns of a record, and with more values by name."""
+def _fill(pattern: str, record: Record, where: str) -> str:
+    """Return a pattern filled in with the columns of a record."""
     try:
-        return pattern.format_map(record | more)
+        return pattern.format_map(record)
     except KeyError as error:
-        raise UserError(f"{where}: no column {error}, only {columns_of(record)}") from error
+        raise UserError(f"{where}: no column {error}, only {columns_of(record, (KEY,))}") from error
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{where}: cannot fill in {pattern!r}: {error}") from error

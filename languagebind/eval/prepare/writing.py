@@ -26,7 +26,6 @@ class Listing:
     labels: dict[str, str] = field(default_factory=dict)  # label -> place of its first row
     missing: dict[str, str] = field(default_factory=dict)  # a row's path -> "path below the download (place)"
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> number of samples left out or changed
-
     unexpected: list[str] = field(default_factory=list)  # counts that differ from the YAML's `expect`
 
     @property
