@@ -102,8 +102,11 @@ def folder_sizes(url: str) -> dict[str, int]:
     return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in entries if entry["type"] == "file"}
 
 
-def file_size(url: str) -> int | None:
-    """Return the size of a file in bytes, or None if there is no such file."""
+def file_size(url: str | os.PathLike) -> int | None:
+    """Return the size of a file (a path or URL) in bytes, or None if there is no such file."""
+    if not is_url(url):
+        return os.path.getsize(url) if os.path.isfile(url) else None
+    url = os.fspath(url)
     folder, _, name = url.rpartition("/")
     if url.startswith(("http://", "https://")):  # an HTTP listing does not give file sizes
         fs, path = locate(url)

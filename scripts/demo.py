@@ -17,7 +17,7 @@ from typing import Any
 
 from demo_report import draw_report
 
-from languagebind.config import UserError, load_yaml, parse, run
+from languagebind.config import UserError, parse, run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "demo"
@@ -73,11 +73,9 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     """Pack shards, embed captions, train and evaluate, and return the modality's entry in results.json."""
     begin, run_folder = time.perf_counter(), options.output / name
     train, shards, config = world / "train", world / "shards" / name, CONFIGS / f"{name}.yaml"
-    recipe = load_yaml(config)
-    sources = {"caption_source": recipe["data"]["caption_source"], "text_tower": recipe["towers"]["text_tower"]}
     scripts, source = ROOT / "scripts", {"annotation": train / "vidal.json", "root": train}
     call(scripts / "make_shards.py", "vidal", **source, modality=name, output=shards, samples_per_shard=250)
-    call(scripts / "embed_text.py", train_data=shards, precision="amp_bf16", **sources)
+    call(scripts / "embed_text.py", config=config, train_data=shards, precision="amp_bf16")
     shutil.rmtree(run_folder, ignore_errors=True)
     call("-m", "training.main", config=config, train_data=shards, logs=options.output, name=name, seed=options.seed)
     checkpoint = max((run_folder / "checkpoints").glob("step_*.pt"))

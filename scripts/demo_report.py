@@ -7,12 +7,11 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
 from languagebind.config import load_yaml
-from languagebind.hub.encoders import Encoders, load
+from languagebind.hub.encoders import load
 
 matplotlib.use("Agg")
 COLOURS = matplotlib.color_sequences["tab10"]
@@ -70,7 +69,8 @@ def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> 
     heat, bar = figure.add_subplot(grid[1, :SAMPLES]), figure.add_subplot(grid[1, SAMPLES])
     pictures = [figure.add_subplot(grid[0, column]) for column in range(SAMPLES)]
     for axes, path in zip(pictures, paths, strict=True):
-        axes.imshow(thumbnail(encoders, name, path), cmap="gray", aspect="equal")
+        modality = encoders.encoders[name][1]
+        axes.imshow(modality.picture(modality.load(path))[0].permute(1, 2, 0), aspect="equal")
         axes.axis("off")
     shown = heat.imshow(similarity, cmap="viridis", aspect="auto")
     heat.set(xticks=[], xlabel=f"{name} samples, each of the class in its row")
@@ -95,11 +95,3 @@ def sample_classes(config: Path) -> tuple[dict[str, str], list[str]]:
     labels = [label for label in names if label in first]
     chosen = [labels[int(i)] for i in np.linspace(0, len(labels) - 1, SAMPLES)]
     return {label: template.replace("{c}", names[label]) for label in chosen}, [first[label] for label in chosen]
-
-
-def thumbnail(encoders: Encoders, name: str, path: str) -> np.ndarray:
-    """Return the middle frame of a preprocessed sample, scaled to 0..1."""
-    x: torch.Tensor = encoders.encoders[name][1].preprocess(path)  # (C, T, H, W)
-    picture = x[:, x.shape[1] // 2].permute(1, 2, 0)
-    picture = (picture - picture.amin((0, 1))) / (picture.amax((0, 1)) - picture.amin((0, 1))).clamp(min=1e-6)
-    return picture.numpy()

@@ -1,7 +1,6 @@
 """Check shards, samples and disk space before the first step."""
 
 import logging
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from languagebind.config import UserError, digest
 from languagebind.data.shards import ShardInfo, count_samples, expand_shards, indexed, split_shard
 from languagebind.modalities import Modality
 from languagebind.model import DualEncoder
-from languagebind.remote import file_size, is_url
+from languagebind.remote import file_size
 
 from .batch import DataConfig, Plan
 from .worker import ShardBatches, WorkerStream
@@ -78,8 +77,7 @@ def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
     for shard, info in index.items():
         if info is None or shard.startswith("pipe:"):
             continue
-        size = file_size(shard) if is_url(shard) else os.path.getsize(shard)
-        if size is not None and size != info.bytes:
+        if (size := file_size(shard)) not in (None, info.bytes):
             raise UserError(
                 f"{shard} has {size} bytes, but its index.json says {info.bytes}: it is truncated or was changed."
                 " Check it with languagebind check-shards"

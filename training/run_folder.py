@@ -68,8 +68,7 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
         return "--resume latest needs --name, the name of the run to resume" if options.name is None else None
     if options.resume:
         remote, path = is_url(options.resume), Path(options.resume)
-        missing = file_size(options.resume) is None if remote else not path.is_file()
-        if missing:
+        if file_size(options.resume) is None:
             return f"no checkpoint at {options.resume}"
         if own.exists() and any(own.iterdir()) and (remote or path.absolute().parent != own.absolute()):
             return f"{folder} exists, and {options.resume} does not belong to it: use another --name"

@@ -15,10 +15,11 @@ import tyro
 from tqdm import tqdm
 
 from ..config import UserError, first_line, parse
+from ..files import POINTER, is_pointer
 from ..modalities import DecodeError, Modality, modality_class
 from ..remote import fetched, is_url
 from .members import dotted, held_members, media_members, member_extension, read_captions, stream_samples
-from .shards import ShardInfo, count_samples, expand_shards, file_sha256, indexed, why_unreadable, write_index
+from .shards import ShardInfo, count_samples, expand_shards, file_sha256, indexed, write_index
 from .vidal import NOT_TEXT, MissingCaption, caption_fault, texts_of
 
 FAULTS_SHOWN = 50
@@ -68,8 +69,8 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
             if (known := index[shard]) and (known.bytes, known.sha256) != (info.bytes, info.sha256):
                 expected, found = (f"{each.bytes} bytes, SHA-256 {each.sha256[:12]}…" for each in (known, info))
                 checked.faults.append(f"{shard}: the index says {expected}, but the file has {found}")
-            damage = ValueError("it is truncated, or is not a tar file")
-            errors = [] if _is_whole(path) else [why_unreadable(path, damage)]
+            damage = POINTER if is_pointer(path) else "it is truncated, or is not a tar file"
+            errors = [] if _is_whole(path) else [damage]
             for key, members in () if errors else _read_samples(path, errors):
                 faults = list(_check_sample(checked, info, shard, key, members))
                 if modality is not None:

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +99,7 @@ def has_frames(modality: type[Modality]) -> bool:
     return hasattr(modality, "num_frames")
 
 
-def _read_media(modality: type[Modality], locations: list[list[Path]], options: PackOptions) -> dict[str, bytes]:
+def _read_media(modality: Any, locations: list[list[Path]], options: PackOptions) -> dict[str, bytes]:
     """Return one modality's media by extension: a whole file, numbered frames, or the JPEG frames of a video."""
     spelled = [[as_on_disk(path) for path in paths] for paths in locations]
     paths = next((paths for paths in map(_frames, spelled) if paths and paths[0].exists()), _frames(locations[0]))
@@ -108,11 +107,11 @@ def _read_media(modality: type[Modality], locations: list[list[Path]], options: 
     extensions = [_extension(modality, path, data) for path, data in zip(paths, contents, strict=True)]
     if options.frames and has_frames(modality):
         source = contents[0] if len(contents) == 1 else contents
-        frames = _decode(_modality(modality, num_frames=options.frames), source, paths[0])
+        frames = _decode(modality(num_frames=options.frames), source, paths[0])
         return {f"{number}.jpg": _jpeg(frame, options) for number, frame in enumerate(frames)}
     for path, data in zip(paths, contents, strict=True):
         if options.verify == "decode" or not _has_signature(_kind(path), data):
-            _decode(_modality(modality), [data] if has_frames(modality) and len(paths) > 1 else data, path)
+            _decode(modality(), [data] if has_frames(modality) and len(paths) > 1 else data, path)
     if len(paths) == 1:
         return {extensions[0]: contents[0]}
     return {f"{frame}.{extensions[frame]}": data for frame, data in enumerate(contents)}
@@ -159,11 +158,6 @@ def _read(path: Path) -> bytes:
     if is_pointer(data):
         raise _Unusable("Git LFS pointer", f"{path}: {POINTER}")
     return data
-
-
-@cache
-def _modality(modality: type[Modality], **options: int) -> Modality:
-    return modality(**options)
 
 
 def _decode(modality: Modality, source: bytes | Sequence[bytes], path: Path) -> Any:

@@ -111,7 +111,7 @@ def open_text_features(
     if mode == "live":
         return None
     paths = {shard: features_path(shard, fingerprint) for shard in shards}
-    missing = [shard for shard, path in paths.items() if not _exists(path)]
+    missing = [shard for shard, path in paths.items() if file_size(path) is None]
     others = sorted({name for shard in missing for name in _tables_beside(shard)})
     if mode == "auto" and len(missing) == len(paths) and not others:
         return None
@@ -134,10 +134,6 @@ def _captions_in(shard: str) -> Iterator[dict[str, Any]]:
                 yield read_captions(sample)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"cannot read {shard}: {first_line(error)}") from error
-
-
-def _exists(path: Path | str) -> bool:
-    return path.is_file() if isinstance(path, Path) else file_size(path) is not None
 
 
 def _tables_beside(shard: str) -> list[str]:

@@ -222,8 +222,7 @@ def load_model(
         UserError: the checkpoint cannot be used, or is for another modality.
         WeightsError: the weights do not fit, or the text tower differs from that of the one model `like`.
     """
-    reading = {name: hub[name] for name in READING if name in hub}
-    hub = {name: value for name, value in hub.items() if name not in READING}
+    reading = {name: hub.pop(name) for name in READING if name in hub}
     if unknown := hub.keys() - set(HUB_OPTIONS):
         raise TypeError(f"unexpected option {min(unknown)!r}")
     logs = Path(source).parent

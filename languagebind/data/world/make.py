@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import time
-import wave
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -118,12 +117,10 @@ def _mp4(scene: Scene, size: int) -> list[bytes]:
 
 
 def _wav(scene: Scene, size: int) -> list[bytes]:
+    from scipy.io import wavfile
+
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)  # bytes
-        file.setframerate(_render.SAMPLE_RATE)
-        file.writeframes(_render.waveform(scene).astype("<i2").tobytes())
+    wavfile.write(buffer, _render.SAMPLE_RATE, _render.waveform(scene))
     return [buffer.getvalue()]
 
 

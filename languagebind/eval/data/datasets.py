@@ -1,29 +1,7 @@
 """Configs of the datasets to evaluate on: one small YAML file per dataset. Those in configs/eval also have names.
 
-    name: nyu_v2                        # name of the result; default: the file's name
-    task: classification                # classification | multilabel | retrieval
-    modality: depth                     # modality of the samples; `--all` selects the datasets of the model's modality
-    data: Depth/nyuv2/data/val          # a folder of class folders, a .csv or .jsonl manifest, or shards
-    split: val                          # recorded in the result, like `language`
-    templates: templates/depth.txt      # a file with one prompt per line, {c} for the class, or a list of prompts
-    class_names: [bathroom, bedroom]    # a list, `label: name` lines, or a file of `label` or `label<TAB>name` lines
-    metric: top1                        # the headline metric
-    source: https://...                 # where to get the data; `licence`: its licence; `layout`: its files and folders
-    limit: 500                          # use only this many samples, evenly spaced
-    caption_source: ofa                 # the source to use if samples have captions from several sources
-    relevant: caption                   # a caption is right for every sample that has it; default: its own sample alone
-    clip: [0, 31]                       # the part of each video to use, in seconds
-    clips: 4                            # clips per video, and `crops` per clip; their features are averaged
-    protocol: ours                      # or paper: evaluate as the original LanguageBind code does
-    paper: {inputs: seconds, similarity: dot} # differences of the original's protocol, see readers.py; {}: none
-    columns: {path: file, caption: text} # the manifest's names for our columns path, caption(s), label(s) and id
-    expect: {samples: 654, classes: 10} # expected counts, also of captions; a result says if there are others
-    published:                          # results reported by others, as fractions
-    - {model: LanguageBind, values: {top1: 0.651}, where: Table 4}
-    prepare: {kind: table, ...}         # how `languagebind prepare` makes `data` from the download
-
-`data` is a path below the data root, or below the YAML file's folder by default. Text files may be in either folder.
-`samples.py` describes the three kinds of data.
+DATASETS.md explains the keys. `data` is a path below the data root, or below the YAML file's folder by default. Text
+files may be in either folder. `samples.py` describes the three kinds of data.
 """
 
 import os
@@ -263,8 +241,8 @@ def _lines(file: Path) -> list[str]:
     """Return a file's lines without trailing blank lines."""
     try:
         lines = text_lines(file.read_bytes().rstrip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
     if wrong := [number for number, line in enumerate(lines, 1) if not is_plain(line)]:
         raise UserError(f"{file}:{wrong[0]} is not UTF-8: save the file as UTF-8")
     return lines

@@ -1,22 +1,8 @@
 """Comparisons between modalities: read a YAML file, and match the samples of the modalities by their keys.
 
-    name: depth_infrared            # name of the result; default: the file's name
-    task: retrieval                 # retrieval | classification
-    query: depth                    # a modality, `text`, or a fusion: {depth: 1.0, text: 0.5}; weights may be negative
-    gallery: infrared               # retrieval only: another modality or fusion
-    data:                           # the data of every modality named above; several may share their data
-      depth: shards/test            # a folder of files or class folders, a .csv or .jsonl manifest, or shards
-      infrared: shards/test
-      text: shards/test             # only its captions are read
-    caption_source: ofa             # the source to use if samples have captions from several sources
-    labels: depth                   # classification: the modality whose labels count if the query's modalities disagree
-    class_names: names.txt          # classification: as in datasets.py, like `templates`
-    templates: templates.txt
-    split: test                     # recorded in the result, like `language`
-    metric: query_to_gallery/R@1    # the headline metric; `source`, `published`: as in datasets.py
-
-The key of a sample is its `id` in a manifest if it has one, and webdataset's key in shards. Otherwise the key is the
-path (as in the manifest, or below the folder) up to the first dot of the file's name.
+docs/evaluation_pairs.md explains the keys of the file; others are as in `datasets.py`. The key of a sample is its `id`
+in a manifest if it has one, and webdataset's key in shards. Otherwise the key is the path (as in the manifest, or below
+the folder) up to the first dot of the file's name.
 """
 
 import os

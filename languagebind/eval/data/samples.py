@@ -1,7 +1,7 @@
 """List the samples of a dataset once in a fixed order, so that any number of workers can read them at random.
 
 Class folders: `<data>/<label>/**/<file>`, except hidden files and files in hidden folders. Links are followed.
-Manifest: a .csv or .jsonl file with `path` (below the manifest's folder or the data root), `label` or `labels`,
+Manifest: a .csv, .tsv or .jsonl file with `path` (below the manifest's folder or the data root), `label` or `labels`,
 `caption` or `captions`, and optionally `id`, which matches samples across modalities (`pairing.py`). In a .csv, `|`
 separates the values of a plural column. Rows with the same path are one sample.
 Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`,
@@ -171,7 +171,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return _from_manifest(data, config)
     if _class_folders(config):
         return [sample for sample in list_files(data) if sample.labels]
-    raise UserError(f"{config.name}: {config.data} is not a .csv or .jsonl manifest, shards or class folders")
+    raise UserError(f"{config.name}: {config.data} is not a manifest ({', '.join(MANIFESTS)}), shards or class folders")
 
 
 def list_files(folder: Path) -> list[Sample]:

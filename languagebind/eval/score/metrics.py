@@ -82,7 +82,9 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
         ValueError: the scores hold NaN, the shapes differ, or no class has a positive sample.
     """
     targets = targets.bool()
-    _check(scores, targets)
+    if scores.shape != targets.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and mask {tuple(targets.shape)} should have the same shape")
+    _check(scores)
     if not targets.any():
         raise UserError("no class has a positive sample, since none of the readable samples has a label")
     precisions, areas = (values[:, 0] for values in precisions_and_areas(scores, targets))  # (K,)
@@ -191,9 +193,7 @@ def _precision_and_area(scores: Tensor, targets: Tensor, weights: Tensor) -> tup
     return precision, area
 
 
-def _check(scores: Tensor, mask: Tensor | None = None) -> None:
-    if mask is not None and (scores.ndim != 2 or scores.shape != mask.shape):
-        raise ValueError(f"scores {tuple(scores.shape)} and mask {tuple(mask.shape)} should both be (rows, columns)")
+def _check(scores: Tensor) -> None:
     if scores.isnan().any():
         row, column = scores.isnan().nonzero()[0].tolist()
         raise ValueError(f"the scores hold NaN, first at row {row}, column {column}")

@@ -115,12 +115,10 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     metrics = {f"{name}/{key}": x for name, found in ranked.items() for key, x in rank_metrics(found.ranks).items()}
     rows, owners = captioned.rows.tolist(), captioned.owners.tolist()
     counts = Counter(owners).values()
-    positives = {name: (each.queries @ np.diff(each.items.indptr)).tolist() for name, each in directions.items()}
-    chance = {
-        f"{name}/R@{k}": chance_at(k, direction.gallery, positives[name] if max(positives[name]) > 1 else [1])
-        for name, direction in directions.items()
-        for k in RECALL_AT
-    }
+    chance: dict[str, float] = {}
+    for name, direction in directions.items():
+        positives = (direction.queries @ np.diff(direction.items.indptr)).tolist()
+        chance |= {f"{name}/R@{k}": chance_at(k, direction.gallery, positives) for k in RECALL_AT}
     having = "every sample that has it" if captioned.twins else "its own sample alone"
     protocol: dict[str, Any] = {
         "captions": len(rows),
