@@ -179,7 +179,10 @@ def test_names_that_are_not_utf8_are_evaluated(tmp_path):
     os.rename(folder / "caf\u00e9", os.fsencode(folder) + b"/caf\xe9")
     config = DatasetConfig("set", "classification", str(folder))
     assert list(class_names(config).values()) == ["bar", "café"]
-    assert evaluate(InstantModel(), IMAGE, config, workers=0)["protocol"]["samples"] == 2
+    assert evaluate(InstantModel(), IMAGE, config, workers=0, export=tmp_path / "x.parquet")["protocol"]["samples"] == 2
+    assert evaluate(InstantModel(), IMAGE, config, workers=0, export=tmp_path / "x.safetensors")
+    keys = [json.loads(line).get("key") for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert keys[:2] == ["bar/1.png", "caf\\udce9/1.png"]
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -349,8 +352,8 @@ def test_a_dot_in_a_key_is_said(tmp_path):
     assert check_shards(whole).faults == []
 
 
-def test_keys_that_are_not_utf8_train(tmp_path):
-    record = b'{"caption": "a wall"}'
+def test_keys_and_records_that_are_not_utf8_train(tmp_path):
+    record = '{"caption": "a café wall"}'.encode("cp1252")
     members = []
     for k in range(8):
         key = f"caf\udce9 [{k}]"

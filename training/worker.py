@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from languagebind.data.members import dotted, held_members, media_members, read_
 from languagebind.data.shards import why_unreadable
 from languagebind.data.text_features import TextFeatures
 from languagebind.data.vidal import MissingCaption, choose_caption
+from languagebind.files import decode_text
 from languagebind.modalities import DecodeError, Modality
 
 from .batch import Batch, DataConfig, Plan, Skipped
@@ -231,10 +233,10 @@ def _group(sample: dict[str, Any], caption: str, positives: str) -> int | None:
     """Return a 64-bit hash of the caption or the id that matching samples share. All ranks agree on it."""
     if positives == "pair":
         return None
-    shared = caption
+    shared = caption if positives == "caption" else sample["__key__"]
     if positives == "id":
-        record = json.loads(sample["json"]) if "json" in sample else {}
-        shared = str(record.get("id", sample["__key__"])) if isinstance(record, dict) else sample["__key__"]
+        with suppress(ValueError, KeyError, TypeError):  # without an id, the key is used
+            shared = str(json.loads(decode_text(sample["json"]))["id"])
     return int.from_bytes(hashlib.blake2b(shared.encode(), digest_size=8).digest(), "big", signed=True)
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..files import printable
 from .data.samples import Sample
 from .results import write_output
 
@@ -32,8 +33,8 @@ def export_features(found: Features, path: Path) -> None:
     A `.parquet` file holds these lines as a table, with the features in the column `vector`.
     """
     lines = [
-        {"tensor": "features", "row": row, "key": sample.key, "labels": sample.labels, "captions": sample.captions}
-        for row, sample in enumerate(found.samples)
+        {"tensor": "features", "row": row, "key": printable(each.key), "labels": each.labels, "captions": each.captions}
+        for row, each in enumerate(found.samples)
     ]
     lines += [{"tensor": "text_features", "row": row} | text for row, text in enumerate(found.texts)]
     features, texts = (tensor.detach().cpu().contiguous() for tensor in (found.features, found.text_features))
