@@ -122,8 +122,7 @@ def yaml_to_argv(path: Path) -> list[str]:
 def load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; numbers and dates stay strings.
 
-    Raises:
-        UserError: the file is missing, is not YAML, or is not a mapping.
+    Raises `UserError` if the file is missing, is not YAML, or is not a mapping.
     """
     import yaml  # only when needed: models and losses need only PyTorch
 
@@ -153,8 +152,7 @@ def digest(value: Any) -> str:
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """Rebuild a dataclass from the values that `to_dict` returned.
 
-    Raises:
-        UserError: a key of `values` is not an option of the class.
+    Raises `UserError` if a key of `values` is not an option of the class.
     """
     hints, known = get_type_hints(cls), {}
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass

@@ -61,8 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def locked(path: Path) -> Iterator[None]:
     """Hold a file lock. The system releases it however this process ends, and forked processes do not inherit it.
 
-    Raises:
-        BlockingIOError: another process holds the lock.
+    Raises `BlockingIOError` if another process holds the lock.
     """
     with open(path, "w") as file:
         try:
@@ -142,8 +141,8 @@ def as_on_disk(path: Path) -> Path:
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON document.
 
-    Raises:
-        ValueError: the text is not JSON, is nested too deeply, or repeats a key (Python would keep the last value).
+    Raises `ValueError` if the text is not JSON, is nested too deeply, or repeats a key (Python would keep the last
+    value).
     """
     try:
         text = decode_text(text) if isinstance(text, bytes) else text

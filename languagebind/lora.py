@@ -38,8 +38,7 @@ def merge_lora(state: dict[str, Tensor], alpha: float, rank: int | None = None) 
     Args:
         rank: rank that the adapters should have; by default any.
 
-    Raises:
-        ValueError: an adapter lacks lora_A, lora_B or its weight, or has another rank, or the shapes do not fit.
+    Raises `ValueError` if an adapter lacks lora_A, lora_B or its weight, or has another rank, or the shapes do not fit.
     """
     ranks = {value.shape[0] for key, value in state.items() if ".lora_A." in key}
     if rank is not None and (ranks or any(".base_model.model." in key for key in state)) and ranks != {rank}:

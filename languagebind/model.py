@@ -130,8 +130,7 @@ class DualEncoder(nn.Module):
 def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> DualEncoder:
     """Build a model with the weights that the config names.
 
-    Raises:
-        UserError: the config names no weights, or they cannot be found or do not fit.
+    Raises `UserError` if the config names no weights, or they cannot be found or do not fit.
     """
     init, tower, clip = config.init, config.text, None
     if (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained):

@@ -50,8 +50,7 @@ def join(folder: str, *names: str) -> str:
 def locate(url: str):
     """Return the fsspec file system of a URL, and the path in that file system.
 
-    Raises:
-        UserError: the protocol is unknown or needs a package that is not installed.
+    Raises `UserError` if the protocol is unknown or needs a package that is not installed.
     """
     try:
         from fsspec.core import url_to_fs

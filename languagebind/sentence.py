@@ -37,8 +37,7 @@ class LanguageBindModule(InputModule):
         sources: modality -> path or hub id, as in `languagebind.load`.
         dtype: dtype of the weights, as in `languagebind.load`.
 
-    Raises:
-        UserError: sentence-transformers does not support a modality, or features differ in size.
+    Raises `UserError` if sentence-transformers does not support a modality, or features differ in size.
     """
 
     config_file_name = "languagebind.json"
@@ -72,8 +71,7 @@ class LanguageBindModule(InputModule):
     ) -> dict[str, Any]:
         """Return the token ids or preprocessed inputs of a batch, and the name of its modality.
 
-        Raises:
-            ValueError: the inputs have several modalities, or a modality that is not loaded.
+        Raises `ValueError` if the inputs have several modalities, or a modality that is not loaded.
         """
         name = str(infer_batch_modality(list(inputs), supported_modalities=self.modalities))
         if name not in self.modalities:

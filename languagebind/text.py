@@ -124,8 +124,7 @@ class OpenClipText(nn.Module):
 def build_text(config: TextConfig) -> TextSide:
     """Return the tower and its projection with pretrained weights, and the size D of the shared space.
 
-    Raises:
-        UserError: the tower or its weights cannot be found or loaded.
+    Raises `UserError` if the tower or its weights cannot be found or loaded.
     """
     if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
@@ -135,8 +134,7 @@ def build_text(config: TextConfig) -> TextSide:
 def open_clip_text(model: Any, config: TextConfig) -> TextSide:
     """Return the text side of the config's open_clip model, in the form of `build_text`.
 
-    Raises:
-        UserError: the model does not have a separate text tower.
+    Raises `UserError` if the model does not have a separate text tower.
     """
     encode, tower = text_tokens(config), _text_side(model)
     if sizes := _clip_sizes(tower):

@@ -88,8 +88,7 @@ class VisionTransformer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the features (B, D) before the projection into the shared space.
 
-        Raises:
-            ValueError: the inputs are not (B, *input_shape).
+        Raises `ValueError` if the inputs are not (B, *input_shape).
         """
         return self.pool(*self.encoder(self.embed(inputs), num_outputs=1))
 

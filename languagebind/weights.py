@@ -59,8 +59,7 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
         allow_partial: load the weights that fit and log the others, instead of raising.
         assign: use the tensors of `state` themselves instead of copies.
 
-    Raises:
-        WeightsError: keys are missing or unexpected, or shapes differ.
+    Raises `WeightsError` if keys are missing or unexpected, or shapes differ.
     """
     own = module.state_dict()
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -81,8 +80,7 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
     """Return the dtype called `name` (`float16`, `torch.float16`, `fp16`), or None for `auto`: keep the file's dtype.
 
-    Raises:
-        UserError: the name is not a floating-point dtype.
+    Raises `UserError` if the name is not a floating-point dtype.
     """
     if name is None or name == "auto":
         return None
@@ -96,10 +94,7 @@ def read_state(path: str | Path) -> State:
     """Return the tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file under the published names.
 
     Adapters in this library's checkpoints are merged, and the moving average, if any, replaces the weights. Pickled
-    code never runs.
-
-    Raises:
-        UserError: the file is missing or damaged, or contains anything but tensors.
+    code never runs. Raises `UserError` if the file is missing or damaged, or contains anything but tensors.
     """
     content = read_file(path)
     if isinstance(content, dict) and "text_fingerprint" in content:
@@ -111,8 +106,7 @@ def read_state(path: str | Path) -> State:
 def read_file(path: str | Path) -> Any:
     """Return the content of a `.safetensors`, `.bin`, `.pt` or `.pth` file, memory-mapped if the format allows it.
 
-    Raises:
-        UserError: the file is missing or damaged, or contains anything but tensors and plain values.
+    Raises `UserError` if the file is missing or damaged, or contains anything but tensors and plain values.
     """
     try:
         if Path(path).suffix == ".safetensors":
@@ -172,8 +166,7 @@ def open_clip_model(
     Args:
         sizes_only: build the model on the meta device, without weights.
 
-    Raises:
-        UserError: open_clip does not know the model or tag, or the file does not fit the model.
+    Raises `UserError` if open_clip does not know the model or tag, or the file does not fit the model.
     """
     import open_clip
 
@@ -221,8 +214,7 @@ def init_encoder(
 def interpolate_frames(state: State, num_frames: int) -> State:
     """Resize the frame embeddings, and any class tokens per frame, to another number of frames.
 
-    Raises:
-        UserError: the encoder has no attention over frames, or `num_frames` is below 2.
+    Raises `UserError` if the encoder has no attention over frames, or `num_frames` is below 2.
     """
     at_least(2, num_frames=num_frames)  # a single frame has nothing to attend to
     if not any(key.endswith("temporal_embedding") for key in state):

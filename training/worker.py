@@ -216,8 +216,7 @@ def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random,
     Args:
         frame: number of the frame that the caption describes; without such a member, `rng` draws a frame.
 
-    Raises:
-        DecodeError: the sample has no such member.
+    Raises `DecodeError` if the sample has no such member.
     """
     members = media_members((name for name in sample if not name.startswith("__")), modality.extensions)
     if members is None:

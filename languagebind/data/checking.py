@@ -58,8 +58,7 @@ def check_shards(spec: str | os.PathLike, modality: Modality | None = None, deco
         modality: the modality that each sample must have.
         decode: also decode the media of each sample.
 
-    Raises:
-        UserError: no shard is found, an index is damaged, or the store cannot be reached.
+    Raises `UserError` if no shard is found, an index is damaged, or the store cannot be reached.
     """
     checked, shards = Checked(), expand_shards(spec)
     index, sizes = indexed(shards), count_samples(dict.fromkeys(shards))

@@ -70,10 +70,8 @@ class MakeOptions:
 def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: MakeOptions) -> dict[str, Any]:
     """Write the shards of `samples`, their index and a report. Return the report.
 
-    `source` holds the options used to read the samples. Shards that an earlier run finished are kept.
-
-    Raises:
-        UserError: the output folder holds other shards, or the input or the options have changed since an earlier run.
+    `source` holds the options used to read the samples. Shards that an earlier run finished are kept. Raises
+    `UserError` if the output folder holds other shards, or the input or the options have changed since an earlier run.
     """
     _prepare(options, source)
     states = []

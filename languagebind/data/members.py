@@ -58,8 +58,7 @@ def stream_samples(
 def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
     """Yield (key, values by extension) for each sample among the (member name, value) pairs of a shard.
 
-    Raises:
-        UserError: a sample has two members of the same name, or its members are not next to each other.
+    Raises `UserError` if a sample has two members of the same name, or its members are not next to each other.
     """
 
     def refuse(error: Exception) -> bool:
@@ -115,10 +114,8 @@ def held_members(names: Iterable[str]) -> str:
 def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the captions of a sample from its `.json` and `.txt`, keyed by source.
 
-    The source of the `.txt` is `txt`. Texts in the `.json` that name no source have the source `caption`.
-
-    Raises:
-        MissingCaption: the `.json` has no captions or is damaged, and there is no `.txt`.
+    The source of the `.txt` is `txt`. Texts in the `.json` that name no source have the source `caption`. Raises
+    `MissingCaption` if the `.json` has no captions or is damaged, and there is no `.txt`.
     """
     captions = {"txt": decode_text(sample["txt"])} if "txt" in sample else {}
     if "json" in sample:

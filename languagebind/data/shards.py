@@ -51,10 +51,8 @@ def expand_shards(spec: str | os.PathLike) -> list[str]:
     """Return the paths or URLs of the shards in a specification, in order.
 
     A specification is a folder, a file, a glob or a brace pattern (`/data/{00000..00301}.tar`), on disk or at a URL
-    (`s3://...`), or several of these joined by `::`. A `pipe:` command is returned unchanged.
-
-    Raises:
-        UserError: a shard or folder does not exist or cannot be reached.
+    (`s3://...`), or several of these joined by `::`. A `pipe:` command is returned unchanged. Raises `UserError` if a
+    shard or folder does not exist or cannot be reached.
     """
     from braceexpand import braceexpand
 
@@ -88,8 +86,7 @@ def _find(name: str) -> list[str]:
 def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
     """Return the entry of each shard in the `index.json` beside it, or None if there is none.
 
-    Raises:
-        UserError: an index is damaged or has another version.
+    Raises `UserError` if an index is damaged or has another version.
     """
     parts = {shard: split_shard(shard) for shard in shards}
     indexes = {folder: _read_index(folder) for folder in {folder for folder, _ in parts.values()}}
@@ -99,8 +96,7 @@ def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
 def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None]:
     """Return the number of samples per shard from `indexed` or OpenCLIP's `sizes.json`, or None if neither has it.
 
-    Raises:
-        UserError: a `sizes.json` is damaged.
+    Raises `UserError` if a `sizes.json` is damaged.
     """
     sizes = {folder: _read_json(join(folder, "sizes.json")) for folder in {split_shard(shard)[0] for shard in index}}
     counts = {}

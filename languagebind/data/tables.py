@@ -42,8 +42,7 @@ class Format:
 def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
     """Yield (location for messages, record) for each entry of a table, in order. CSV, TSV and JSON lines are streamed.
 
-    Raises:
-        UserError: the file cannot be read in this format and encoding, or a row does not fit the columns.
+    Raises `UserError` if the file cannot be read in this format and encoding, or a row does not fit the columns.
     """
     name = form.name_for(file)
     if name not in READERS:

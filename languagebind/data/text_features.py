@@ -49,8 +49,7 @@ def write_text_features(
     Returns:
         The number of captions, or None if an earlier run has already written them.
 
-    Raises:
-        UserError: the shard cannot be read or has no caption of this source, or the file cannot be written.
+    Raises `UserError` if the shard cannot be read or has no caption of this source, or the file cannot be written.
     """
     path, sources = Path(features_path(shard, fingerprint)), set(source_names(source))
     if path.is_file():
@@ -85,8 +84,7 @@ class TextFeatures:
     def find(self, shard: str, caption: str) -> Tensor:
         """Return the feature of a caption in a shard, (D,) in float16.
 
-        Raises:
-            UserError: the caption was not encoded.
+        Raises `UserError` if the caption was not encoded.
         """
         path = features_path(shard, self.fingerprint)
         hashes, features = _open_table(path)
@@ -103,10 +101,8 @@ def open_text_features(
 ) -> TextFeatures | None:
     """Return the features beside the shards, or None if the tower should encode captions during training.
 
-    `auto` uses the features if every shard has them, and the tower if no shard has any.
-
-    Raises:
-        UserError: some shards lack features of this tower or this source, or a URL cannot be reached.
+    `auto` uses the features if every shard has them, and the tower if no shard has any. Raises `UserError` if some
+    shards lack features of this tower or this source, or a URL cannot be reached.
     """
     if mode == "live":
         return None

@@ -55,10 +55,8 @@ def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random)
     """Draw a caption of one sample; return the caption and the frame that it describes (None for the whole clip).
 
     `source` is a key of `captions`, or `mix`, which draws from the sample's sources by `MIX_WEIGHTS`. If a source has a
-    list, one entry is drawn. For `ofa`, the index of the entry is the frame. Titles (`raw`) are cleaned.
-
-    Raises:
-        MissingCaption: the sample has no such source, or its text is empty.
+    list, one entry is drawn. For `ofa`, the index of the entry is the frame. Titles (`raw`) are cleaned. Raises
+    `MissingCaption` if the sample has no such source, or its text is empty.
     """
     choices = [
         (text, frame, MIX_WEIGHTS.get(name, 1.0))
@@ -125,10 +123,8 @@ def clean_title(title: str) -> str:
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (id, entry) for the first `limit` entries of an annotation file, in file order.
 
-    The file is parsed as a stream, so ten million entries need no more memory than one.
-
-    Raises:
-        UserError: the file cannot be read, or is damaged.
+    The file is parsed as a stream, so ten million entries need no more memory than one. Raises `UserError` if the file
+    cannot be read, or is damaged.
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -140,8 +136,7 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
 def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[list[Path]]:
     """Return the possible locations of a sample's media. Each location is one file, or eight frames.
 
-    Raises:
-        UserError: VIDAL has no layout for this modality.
+    Raises `UserError` if VIDAL has no layout for this modality.
     """
     if modality not in LAYOUTS:
         raise UserError(f"VIDAL has no layout for {modality!r}, only for {sorted(LAYOUTS)}; use csv or jsonl")

@@ -96,8 +96,7 @@ def check_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = F
     Args:
         skip_bad: leave out samples without labels or captions, with a warning; also warn of missing files.
 
-    Raises:
-        UserError: data is missing, a label is wrong, captions are missing, or the files are of another modality.
+    Raises `UserError` if data is missing, a label is wrong, captions are missing, or the files are of another modality.
     """
     reader = _choose(dataset, modality).reader
     samples = read_samples(dataset, modality, skip_bad)

@@ -80,10 +80,8 @@ class FeatureEncoder:
         """Return float32 features (M, D) and the positions (M,) of the readable samples, the same on all ranks.
 
         If the reader returns several views and does not average them, the features are (M, V, D). Batches with
-        unreadable samples are not cached.
-
-        Raises:
-            UserError: a sample cannot be read and `skip_bad` is off, no sample can be read, or a feature is not finite.
+        unreadable samples are not cached. Raises `UserError` if a sample cannot be read and `skip_bad` is off, no
+        sample can be read, or a feature is not finite.
         """
         reader, views = self.protocol.reader, self.protocol.reader.views
         batches = _own_batches(len(samples), max(1, self.options.batch_size // views))

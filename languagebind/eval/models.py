@@ -109,8 +109,7 @@ def load_eval_model(
         num_frames: frames per clip, instead of the model's own number.
         default_modality: the modality to use with an open_clip model if `modality` is None.
 
-    Raises:
-        UserError: the model cannot be loaded, or has another modality.
+    Raises `UserError` if the model cannot be loaded, or has another modality.
     """
     model: nn.Module
     kind: Any

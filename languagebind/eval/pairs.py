@@ -50,8 +50,7 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     Returns:
         The contents of the result file, with the same keys as the result of `evaluate`.
 
-    Raises:
-        UserError: an encoder is missing, the modalities' samples do not match, or a sample cannot be read.
+    Raises `UserError` if an encoder is missing, the modalities' samples do not match, or a sample cannot be read.
     """
     models = {name: encoders.encoders[name] for name in config.used if name in encoders.encoders}
     if absent := config.used.keys() - models.keys() - {TEXT}:

@@ -53,8 +53,7 @@ def evaluate_probe(
 ) -> Result:
     """Return the contents of the result file. `parts` has the keys train and test. Every rank must call this.
 
-    Raises:
-        UserError: the data is wrong, a sample cannot be read, or there are too few samples for the shots.
+    Raises `UserError` if the data is wrong, a sample cannot be read, or there are too few samples for the shots.
     """
     classes = class_names(parts["train"])
     samples = {name: read_samples(part, modality) for name, part in parts.items()}

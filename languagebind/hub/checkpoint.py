@@ -66,8 +66,7 @@ def build_checkpoint(
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the content of a training checkpoint, without running pickled code.
 
-    Raises:
-        UserError: the file does not exist, cannot be read, or is not a checkpoint of this library.
+    Raises `UserError` if the file does not exist, cannot be read, or is not a checkpoint of this library.
     """
     remote = is_url(path)
     if not remote and Path(path).is_dir():

@@ -293,8 +293,7 @@ def to_config(
 ) -> LanguageBindConfig:
     """Return a config in the published layout for a model without adapters.
 
-    Raises:
-        UserError: the layout does not support the modality, an option, or a text tower other than CLIP's (None).
+    Raises `UserError` if the layout does not support the modality, an option, or a text tower other than CLIP's (None).
     """
     name = modality_name(modality)
     if name not in KIND_OF:

@@ -52,8 +52,7 @@ def load(
         hub: options of the Hugging Face hub: cache_dir, force_download, local_files_only, revision, subfolder, token;
             and of reading: max_seconds and max_pixels (limits), exif, video_backend.
 
-    Raises:
-        UserError: a source cannot be used, or two have the same modality.
+    Raises `UserError` if a source cannot be used, or two have the same modality.
     """
     dtype = dtype_of(dtype)
     try:  # before models are read

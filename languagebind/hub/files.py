@@ -111,8 +111,7 @@ def read_weights(name: str, lora_rank: int, lora_alpha: float, variant: str | No
         lora_alpha: numerator of the adapters' scale, lora_alpha / lora_rank.
         variant: variant in the file name, as in transformers: `fp16` for model.fp16.safetensors.
 
-    Raises:
-        WeightsError: adapters are incomplete or have another rank, or weights are integers.
+    Raises `WeightsError` if adapters are incomplete or have another rank, or weights are integers.
     """
     raw: State = {}
     for path in _weight_files(name, variant, **hub):

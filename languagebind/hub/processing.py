@@ -35,8 +35,7 @@ class LanguageBindTokenizer(CLIPTokenizer):
     ) -> "LanguageBindTokenizer":
         """Return the tokenizer of a folder, a hub id, or a training checkpoint.
 
-        Raises:
-            UserError: the source does not exist or is damaged, or its text tower is not CLIP's.
+        Raises `UserError` if the source does not exist or is damaged, or its text tower is not CLIP's.
         """
         name, hub = pin(pretrained_model_name_or_path, TOKENIZER_FILES, **kwargs)
         options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}

@@ -52,8 +52,7 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         logits: (N, K).
         labels: (N,) class indices.
 
-    Raises:
-        ValueError: the logits hold NaN, there are no samples, or a label is not one of the K classes.
+    Raises `ValueError` if the logits hold NaN, there are no samples, or a label is not one of the K classes.
     """
     num_classes = logits.shape[1]
     if len(logits) != len(labels) or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
@@ -78,8 +77,7 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
         scores: (N, K), any monotonic score.
         targets: (N, K) bool or 0/1.
 
-    Raises:
-        ValueError: the scores hold NaN, the shapes differ, or no class has a positive sample.
+    Raises `ValueError` if the scores hold NaN, the shapes differ, or no class has a positive sample.
     """
     targets = targets.bool()
     if scores.shape != targets.shape:

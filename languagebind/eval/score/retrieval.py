@@ -28,8 +28,7 @@ SCORES_AT_A_TIME = 2**24  # 64 MiB of scores, so that memory does not grow with 
 class Captioned:
     """Features of samples and of their captions on one device, with unit norm for cosine similarity.
 
-    Raises:
-        ValueError: the features hold NaN or infinity, whose products would be NaN and rank first.
+    Raises `ValueError` if the features hold NaN or infinity, whose products would be NaN and rank first.
     """
 
     features: Tensor  # (N, D) of the samples

@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 def label_targets(samples: Sequence[Sample], classes: Mapping[str, str], name: str) -> Tensor:
     """Return the targets (N, K), bool: which sample has which class. `classes` maps labels to names in prompts.
 
-    Raises:
-        UserError: a label is not a class, or is a number that names one class and is the index of another.
+    Raises `UserError` if a label is not a class, or is a number that names one class and is the index of another.
     """
     positions = {label: k for k, label in enumerate(classes)}
     targets = torch.zeros(len(samples), len(classes), dtype=torch.bool)
