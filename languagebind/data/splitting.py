@@ -1,6 +1,7 @@
 """Divide samples into parts such as train, val and test, without dividing a group of samples."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,12 +12,9 @@ from .sources import Sample
 
 def parse_shares(split: Sequence[str]) -> dict[str, float]:
     """Return the share of each part, from texts such as `train=0.8`, or raise `UserError`."""
-    try:
-        shares = {part: float(share) for part, share in (text.split("=") for text in split)}
-    except ValueError:
-        shares = {}
-    fit = all(part.isidentifier() and share > 0 for part, share in shares.items()) and len(shares) == len(split)
-    if not fit or (shares and abs(sum(shares.values()) - 1) > 1e-6):
+    found = [re.fullmatch(r"(\w+)=(\d*\.?\d+)", text) for text in split]
+    shares = {share[1]: float(share[2]) for share in found if share}
+    if len(shares) < len(split) or (split and abs(sum(shares.values()) - 1) > 1e-6):
         raise UserError(f"--split {' '.join(split)}: write shares that add up to 1, as in train=0.8 val=0.1 test=0.1")
     return shares
 

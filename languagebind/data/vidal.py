@@ -64,7 +64,7 @@ def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random)
         for text, frame in _texts(captions, name)
     ]
     if not choices:
-        faults = {caption_fault(text) for name in source_names(source) for text in texts_of(captions.get(name, []))}
+        faults = caption_faults({name: captions.get(name) for name in source_names(source)})
         absent = f"no caption of source {source!r}, only of {sorted(captions)}"
         raise MissingCaption("the caption is not valid UTF-8" if NOT_TEXT in faults else absent)
     ((text, frame, _),) = rng.choices(choices, weights=[weight for _, _, weight in choices])
