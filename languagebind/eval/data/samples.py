@@ -25,7 +25,7 @@ from ...distributed import gather_objects
 from ...files import files_below, is_plain, mend
 from ...modalities import DecodeError, Modality
 from .datasets import Counted, DatasetConfig, find, not_there
-from .shards import Member, list_shards, read_shard
+from .shards import HELD, Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
 
@@ -191,9 +191,9 @@ def _class_folders(config: DatasetConfig) -> list[str]:
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
     num_classes = None if config.class_names is None else len(config.class_names)
-    for key, source, record, held in read_shard(shard, modality.extensions, num_classes):
+    for key, source, record in read_shard(shard, modality.extensions, num_classes):
         name = f"{shard.name}/{key}"
-        yield Sample(name, source, *_annotation(record, name, config), held=held)
+        yield Sample(name, source, *_annotation(record, name, config), held=record.get(HELD, ""))
 
 
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
