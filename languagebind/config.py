@@ -29,12 +29,12 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str | None = None, des
     """Return a `cls` filled from flags. A wrong flag ends the program with status 2 and suggests the nearest name."""
     import tyro
 
-    if clash := twice(_option_names(cls)):
+    known = list(_option_names(cls))
+    if clash := twice(known):
         raise UserError(f"two options of {cls.__name__} are both named {clash}; rename one of them")
     # OmitArgPrefixes: `--lr`, not `--optim.lr`. Nested dataclasses only group the help.
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     argv = sys.argv[1:] if argv is None else argv
-    known = list(_option_names(cls))
     for word in argv:
         name = flag_name(word)
         if name and not {name, name.removeprefix("no_")} & {*known, "help"} and not name.startswith("tyro_"):

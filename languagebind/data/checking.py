@@ -20,7 +20,7 @@ from ..modalities import DecodeError, Modality, modality_class
 from ..remote import fetched, is_url
 from .members import dotted, held_members, media_members, member_extension, read_captions, stream_samples
 from .shards import ShardInfo, count_samples, expand_shards, file_sha256, indexed, write_index
-from .vidal import NOT_TEXT, MissingCaption, caption_fault, texts_of
+from .vidal import BLANK, NOT_TEXT, MissingCaption, caption_faults, texts_of
 
 FAULTS_SHOWN = 50
 
@@ -121,11 +121,11 @@ def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, membe
         checked.words[source] += [len(text.split()) for text in texts_of(value)]
         texts += texts_of(value)
     checked.captions.update(texts)
-    faults = [caption_fault(text) for text in texts]
-    checked.unusable.update(filter(None, faults))
-    if NOT_TEXT in faults:
-        yield f"{faults.count(NOT_TEXT)} of {len(texts)} captions are {NOT_TEXT}"
-    if not any(text.strip() for text in texts):
+    faults = caption_faults(captions)
+    checked.unusable.update(faults)
+    if faults[NOT_TEXT]:
+        yield f"{faults[NOT_TEXT]} of {len(texts)} captions are {NOT_TEXT}"
+    if faults[BLANK] == len(texts):
         yield problem + dotted(members)
 
 

@@ -72,14 +72,11 @@ def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], d
     if not captions:
         faults = caption_faults(sample.captions)
         return LeftOut(sample.id, "missing caption", f"the caption is {' and '.join(faults) or 'missing'}")
-    media: dict[str, bytes] = {}
-    own: dict[str, dict[str, bytes]] = {}
-    for name, locations in sample.media.items():
-        try:
-            own[name] = _read_media(modality_class(name), locations, options)
-        except _Unusable as error:
-            return LeftOut(sample.id, *error.args)
-        media |= own[name]
+    try:
+        own = {name: _read_media(modality_class(name), files, options) for name, files in sample.media.items()}
+    except _Unusable as error:
+        return LeftOut(sample.id, *error.args)
+    media = {name: data for members in own.values() for name, data in members.items()}
     for name, members in own.items():  # a reader would use `jpg` in place of the frames `0.png`, `1.png`
         found = media_members(media, modality_class(name).extensions) or {}
         names = [found] if isinstance(found, str) else list(found.values())

@@ -33,8 +33,8 @@ def export_features(found: Features, path: Path) -> None:
     A `.parquet` file holds these lines as a table, with the features in the column `vector`.
     """
     lines = [
-        {"tensor": "features", "row": row, "key": printable(each.key), "labels": each.labels, "captions": each.captions}
-        for row, each in enumerate(found.samples)
+        {"tensor": "features", "row": row, "key": sample.key, "labels": sample.labels, "captions": sample.captions}
+        for row, sample in enumerate(found.samples)
     ]
     lines += [{"tensor": "text_features", "row": row} | text for row, text in enumerate(found.texts)]
     features, texts = (tensor.detach().cpu().contiguous() for tensor in (found.features, found.text_features))
@@ -42,7 +42,7 @@ def export_features(found: Features, path: Path) -> None:
         write_output(path, _parquet(torch.cat([features, texts]), lines))
         return
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_output(path.with_suffix(".jsonl"), text.encode())
+    write_output(path.with_suffix(".jsonl"), text.encode(errors="backslashreplace"))
     write_output(path, save({"features": features, "text_features": texts}))
 
 
@@ -53,8 +53,10 @@ def _parquet(vectors: Tensor, lines: Sequence[dict[str, Any]]) -> bytes:
     texts = pyarrow.list_(pyarrow.string())
     kinds = {"tensor": pyarrow.string(), "row": pyarrow.int64(), "key": pyarrow.string(), "labels": texts,
              "captions": texts, "text": pyarrow.string(), "label": pyarrow.string()}  # fmt: skip
-    # Labels may be numbers or text, but a column has one type
-    rows = [line | {"labels": list(map(str, line["labels"]))} if "labels" in line else line for line in lines]
+    rows = [{name: printable(value) if isinstance(value, str) else value for name, value in x.items()} for x in lines]
+    for row in rows:
+        if "labels" in row:  # labels may be numbers or text, but a column has one type
+            row["labels"] = [printable(str(label)) for label in row["labels"]]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds.items()))
     flat = pyarrow.array(vectors.flatten().numpy())
     table = table.append_column("vector", pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
