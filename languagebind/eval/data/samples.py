@@ -171,7 +171,7 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
         return _from_manifest(data, config)
     if _class_folders(config):
         return [sample for sample in list_files(data) if sample.labels]
-    raise UserError(f"{config.name}: {config.data} is not a manifest ({', '.join(MANIFESTS)}), shards or class folders")
+    raise UserError(f"{config.name}: {config.data} is not a .csv or .jsonl manifest, shards or class folders")
 
 
 def list_files(folder: Path) -> list[Sample]:
