@@ -66,9 +66,8 @@ def evaluate(
         `statistics` adds intervals and their settings, ties and examples. Both kinds of classification also get
         classes, single-label classification gets confusion and calibration, and retrieval gets curves.
 
-    Raises:
-        UserError: the data is missing or incomplete, a label is not a class, a sample cannot be read, or the model
-            returns NaN or infinity.
+    Raises `UserError` if the data is missing or incomplete, a label is not a class, a sample cannot be read, or the
+    model returns NaN or infinity.
     """
     config = dataset.config if isinstance(dataset, ListedDataset) else dataset
     encoder = FeatureEncoder(model, _choose(config, modality), EncodeOptions(**options), config.name)

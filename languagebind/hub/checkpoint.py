@@ -33,9 +33,8 @@ def load_checkpoint(
         like: a loaded model with the same text tower; the new model shares that tower.
         num_frames: frames per clip; by default as in training, otherwise temporal embeddings are interpolated.
 
-    Raises:
-        UserError: the file does not exist or is not a checkpoint of this library.
-        WeightsError: the text tower differs from the one used in training.
+    Raises `UserError` if the file does not exist or is not a checkpoint of this library. Raises `WeightsError` if the
+    text tower differs from the one used in training.
     """
     model, modality = build_checkpoint(read_checkpoint(path), path, like, num_frames)
     return model.to(device), modality

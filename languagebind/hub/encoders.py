@@ -119,11 +119,9 @@ class Encoders:
             inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class); `text` for texts;
                 and options of reading, as in `load`.
 
-        Raises:
-            DecodeError: an item cannot be decoded.
-            ValueError: no list is given, a modality is not loaded, an option is out of range, or the text towers of
-                the modalities in the call differ.
-            TypeError: a single item is given instead of a list.
+        Raises `DecodeError` if an item cannot be decoded. Raises `ValueError` if no list is given, a modality is not
+        loaded, an option is out of range, or the text towers of the modalities in the call differ. Raises `TypeError`
+        if a single item is given instead of a list.
         """
         reading = {name: inputs.pop(name) for name in READING if name in inputs}
         if not inputs:
@@ -217,9 +215,8 @@ def load_model(
             tower of any that has the same one.
         modality: the expected modality.
 
-    Raises:
-        UserError: the checkpoint cannot be used, or is for another modality.
-        WeightsError: the weights do not fit, or the text tower differs from that of the one model `like`.
+    Raises `UserError` if the checkpoint cannot be used, or is for another modality. Raises `WeightsError` if the
+    weights do not fit, or the text tower differs from that of the one model `like`.
     """
     reading = {name: hub.pop(name) for name in READING if name in hub}
     if unknown := hub.keys() - set(HUB_OPTIONS):

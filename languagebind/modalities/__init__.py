@@ -48,16 +48,14 @@ class Modality(ABC):
     def decode(self, source: Any) -> Any:
         """Decode a file (path or bytes), or a sequence of files that are frames, into the raw signal.
 
-        Raises:
-            DecodeError: the file cannot be used; a damaged signal is never returned.
+        Raises `DecodeError` if the file cannot be used; a damaged signal is never returned.
         """
 
     @abstractmethod
     def from_memory(self, value: Any) -> Any:
         """Turn a PIL image, array, tensor or waveform into the raw signal that `decode` returns.
 
-        Raises:
-            DecodeError: the value is empty, or this modality does not support its shape or type.
+        Raises `DecodeError` if the value is empty, or this modality does not support its shape or type.
         """
 
     @abstractmethod
@@ -84,9 +82,8 @@ class Modality(ABC):
 
         Without `rng` (evaluation), the result is bitwise the same every time.
 
-        Raises:
-            DecodeError: `value` cannot be used.
-            UserError: `transform` does not return a tensor of `input_shape`.
+        Raises `DecodeError` if `value` cannot be used. Raises `UserError` if `transform` does not return a tensor of
+        `input_shape`.
         """
         x, shape = self.transform(self.load(value), rng), self.input_shape
         if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape) != shape:
@@ -103,8 +100,7 @@ def modality_names() -> list[str]:
 def modality_class(name: str) -> type[Modality]:
     """Return the class of a modality: `depth` is `Depth` in `depth.py`, `my_package.imu` is `Imu` in that module.
 
-    Raises:
-        UserError: there is no such modality, or its module lacks a usable class.
+    Raises `UserError` if there is no such modality, or its module lacks a usable class.
     """
     folder, _, short = name.rpartition(".")
     if bool(folder) == (short in modality_names()):
