@@ -26,10 +26,9 @@ def check_data(
     shards = expand_shards(config.train_data)
     readers = max(1, config.workers) * world_size
     if not config.dataset_resampled and len(shards) < readers:
-        raise UserError(
-            f"{len(shards)} shards are too few for {max(1, config.workers)} workers x {world_size} ranks = {readers}"
-            " readers: make more shards, use fewer --workers, or draw shards with --dataset-resampled"
-        )
+        needed = f"{max(1, config.workers)} workers x {world_size} ranks = {readers} readers"
+        advice = "make more shards, use fewer --workers, or draw shards with --dataset-resampled"
+        raise UserError(f"{len(shards)} shards are too few for {needed}: {advice}")
     index = indexed(shards)
     _check_sizes(index)
     named = [extension for extension in modality.extensions if "." in extension]  # of this modality alone
@@ -39,18 +38,15 @@ def check_data(
     counts = count_samples(index)
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown and not config.train_num_samples:
-        raise UserError(
-            f"index.json and sizes.json lack the number of samples of {len(unknown)} of {len(counts)} shards, such as"
-            f" {unknown[0]}: pass --train-num-samples, or write an index with languagebind check-shards --write-index"
-        )
+        lacking = f"the number of samples of {len(unknown)} of {len(counts)} shards, such as {unknown[0]}"
+        advice = "pass --train-num-samples, or write an index with languagebind check-shards --write-index"
+        raise UserError(f"index.json and sizes.json lack {lacking}: {advice}")
     num_samples = config.train_num_samples or sum(count or 0 for count in counts.values())
     batch = config.batch_size * accum_freq * world_size
     if num_samples < batch:
-        raise UserError(
-            f"{num_samples} samples do not fill one batch of"
-            f" --batch-size {config.batch_size} x {f'--accum-freq {accum_freq} x ' if accum_freq > 1 else ''}"
-            f"{world_size} ranks = {batch}: use a smaller --batch-size"
-        )
+        product = f"{config.batch_size} x {f'--accum-freq {accum_freq} x ' if accum_freq > 1 else ''}{world_size} ranks"
+        advice = f"--batch-size {product} = {batch}: use a smaller --batch-size"
+        raise UserError(f"{num_samples} samples do not fill one batch of {advice}")
     _check_samples(counts, modality, config)
     return counts, num_samples // batch
 
@@ -66,10 +62,9 @@ def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int
     size = sum(value.nbytes for value in model.encoder_state().values()) + averages * trained
     free = shutil.disk_usage(folder).free
     if free < size * checkpoints:
-        raise UserError(
-            f"{folder} has {free / 1e9:.2f} GB free, but {checkpoints} checkpoints of {size / 1e9:.3f} GB need"
-            f" {size * checkpoints / 1e9:.2f} GB: increase --save-every-n-steps or pass --keep-last"
-        )
+        needed = f"{checkpoints} checkpoints of {size / 1e9:.3f} GB need {size * checkpoints / 1e9:.2f} GB"
+        advice = "increase --save-every-n-steps or pass --keep-last"
+        raise UserError(f"{folder} has {free / 1e9:.2f} GB free, but {needed}: {advice}")
 
 
 def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
@@ -78,10 +73,8 @@ def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
         if info is None or shard.startswith("pipe:"):
             continue
         if (size := file_size(shard)) not in (None, info.bytes):
-            raise UserError(
-                f"{shard} has {size} bytes, but its index.json says {info.bytes}: it is truncated or was changed."
-                " Check it with languagebind check-shards"
-            )
+            advice = "check it with languagebind check-shards"
+            raise UserError(f"{shard} has {size} bytes, but its index.json says {info.bytes}: {advice}")
 
 
 def _check_samples(shards: dict[str, int | None], modality: Modality, config: DataConfig) -> None:

@@ -210,10 +210,8 @@ class Meter:
         self.bad += len(skipped)
         read, share = self.used + self.bad, self.config.data.max_bad_share
         if read >= BUDGET_FROM and self.bad > share * read:
-            raise UserError(
-                f"{self.bad} of {read} samples cannot be used, more than --max-bad-share {share:.0%}:"
-                " see the reasons in the run's skipped.jsonl"
-            )
+            found = f"{self.bad} of {read} samples cannot be used, more than --max-bad-share {share:.0%}"
+            raise UserError(f"{found}: see the reasons in the run's skipped.jsonl")
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """Return OpenCLIP's log line, with the share of time spent waiting for data and the remaining time."""
@@ -250,7 +248,5 @@ def _check_finite(everywhere: Tensor, here: Tensor, what: str, step: int, batche
     if torch.isfinite(everywhere).item():
         return
     keys = ", ".join(key for batch in batches for key in batch.keys) if not torch.isfinite(here).item() else ""
-    reports = [f"rank {rank}: {keys}" for rank, keys in enumerate(gather_objects(keys)) if keys]
-    raise UserError(
-        f"the {what} of step {step} is {everywhere.item()}: the step was not saved. Samples: {'; '.join(reports)}"
-    )
+    reports = "; ".join(f"rank {rank}: {keys}" for rank, keys in enumerate(gather_objects(keys)) if keys)
+    raise UserError(f"the {what} of step {step} is {everywhere.item()}: the step was not saved. Samples: {reports}")

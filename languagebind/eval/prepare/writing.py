@@ -47,10 +47,9 @@ class Listing:
         self.unexpected = wrong
         if (wrong and strict) or not self.rows:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items()) or "nothing"
-            raise UserError(
-                f"{name}: {'; '.join(wrong) or 'no samples'}: {source} is incomplete or from another release. Left out"
-                f" or changed: {counts}. To use a subset, write a config with its own `name` and `expect`"
-            )
+            reason = f"{'; '.join(wrong) or 'no samples'}: {source} is incomplete or from another release"
+            advice = "to use a subset, write a config with its own `name` and `expect`"
+            raise UserError(f"{name}: {reason} (left out or changed: {counts}); {advice}")
         if unknown := [label for label in self.labels if label not in classes]:
             place, others = self.labels[unknown[0]], len(unknown) - 1
             raise UserError(f"{place}: {unknown[0]!r} is not a class of {name} (other unknown labels: {others})")
