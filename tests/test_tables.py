@@ -303,6 +303,7 @@ def test_a_split_is_near_the_shares_and_does_not_depend_on_the_order():
     parts = assign(samples, shares)
     assert Counter(parts.values()) == {"train": 800, "val": 150, "test": 50}
     assert assign(reversed(samples), shares) == parts
+    assert assign([*samples, *samples[:100] * 9], shares) == parts  # rows that repeat a caption of their file
     with pytest.raises(UserError, match=r"leaves .* empty: there are only 2 groups"):
         assign([Sample(f"{k}", {}, group=str(k % 2)) for k in range(10)], shares)
 

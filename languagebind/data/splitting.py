@@ -24,7 +24,8 @@ def assign(samples: Iterable[Sample], shares: Mapping[str, float]) -> dict[str, 
 
     The largest groups come first, groups of equal size by a hash of their names, and each goes where most is lacking.
     """
-    sizes = Counter(sample.group or sample.id for sample in samples)
+    # Rows that repeat a caption of their file come as samples of the same id
+    sizes = Counter(group for group, _ in {(sample.group or sample.id, sample.id) for sample in samples})
     lacking = {part: share * sizes.total() for part, share in shares.items()}
     parts: dict[str, str] = {}
     for group in sorted(sizes, key=lambda name: (-sizes[name], hashlib.sha256(printable(name).encode()).digest())):
