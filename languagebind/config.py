@@ -106,17 +106,21 @@ def yaml_to_argv(path: Path) -> list[str]:
     if key := twice(key for key, _ in values):
         raise UserError(f"{path} gives {key} twice")
     for key, value in values:
-        flag = "--" + key.replace("_", "-")
-        if isinstance(value, bool):
-            argv.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, list):
-            argv += [flag, *map(str, value)] if value else []
-        else:
-            argv.append(f"{flag}={value}")
+        argv += as_flag(key, value)
     words: list[Any] = list(map(FileWord, argv))
     for word in words:
         word.file = path
     return words
+
+
+def as_flag(key: str, value: Any) -> list[str]:
+    """Return the words of a command line that give an option a value."""
+    flag = "--" + key.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, (list, tuple)):
+        return [flag, *map(str, value)] if value else []
+    return [f"{flag}={value}"]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
     """Add LoRA adapters to the attention projections of every block: over frames if present, else over tokens.
 
     Args:
-        encoder: the `Transformer` of a vision encoder, changed in place.
+        encoder: a vision encoder or its `Transformer`, changed in place.
         rank: rank of the adapters.
         alpha: the output of the adapters is scaled by alpha / rank.
     """
@@ -23,7 +23,8 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
         raise UserError(f"LoRA tuning needs PEFT: pip install peft ({error})") from error
 
     temporal = any(name.endswith("temporal_attn") for name, _ in encoder.named_modules())
-    targets = rf".*\.{'temporal' if temporal else 'self'}_attn\.(q|k|v|out)_proj"
+    attention = "temporal_attn" if temporal else r"(self_attn|blocks\.\d+\.attn)"  # ours, or that of timm's models
+    targets = rf".*\.{attention}\.(qkv|proj|[a-z]+_proj)"
     # PEFT annotates lora_alpha as int, but accepts any number.
     sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     inject_adapter_in_model(LoraConfig(**sizes, target_modules=targets), encoder)

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from .config import UserError, at_least
 from .text import TextConfig, TextSide, Tokenizer, activation_of, build_text, encode_text, fingerprint, open_clip_text
+from .timm_tower import TIMM, build_encoder, timm_state, tower_options
 from .tuning import TuningConfig
-from .vit import EncoderConfig, VisionTransformer
+from .vit import EncoderConfig
 from .weights import State, WeightsError, init_encoder, open_clip_model, published_names, read_state
 
 TEXT_PREFIXES = ("text_model.", "text_projection.")
@@ -23,9 +24,9 @@ class InitConfig:
     """Initial weights of the encoder."""
 
     encoder_pretrained: str | None = None
-    """file with CLIP vision weights, open_clip's pretrained tag for --encoder-tower, or `none` for random weights"""
+    """file with CLIP vision weights, the pretrained tag for --encoder-tower, or `none` for random weights"""
     encoder_tower: str | None = None
-    """open_clip model name for the pretrained tag"""
+    """open_clip model name, or timm/NAME, whose vision transformer is the encoder; sets its sizes and preprocessing"""
     init_temperature: float = 0.07
     """initial temperature, the inverse of the logit scale; 0 keeps the pretrained logit scale"""
     init_logit_bias: float | None = None
@@ -81,9 +82,12 @@ class DualEncoder(nn.Module):
     ):
         super().__init__()
         text_model, text_projection, self.embed_dim = text
-        self.vision_model = VisionTransformer(input_shape, encoder)
-        self.visual_projection = nn.Linear(encoder.width, self.embed_dim, bias=False)
-        nn.init.trunc_normal_(self.visual_projection.weight, std=encoder.width**-0.5)
+        self.vision_model = build_encoder(input_shape, encoder)
+        width, bias = self.vision_model.width, self.vision_model.projection_bias
+        self.visual_projection = nn.Linear(width, self.embed_dim, bias=bias)
+        nn.init.trunc_normal_(self.visual_projection.weight, std=width**-0.5)
+        if bias:
+            nn.init.zeros_(self.visual_projection.bias)
         self.text_model = text_model.requires_grad_(False)
         self.text_projection = text_projection.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -96,7 +100,8 @@ class DualEncoder(nn.Module):
 
     def project(self, inputs: Tensor) -> Tensor:
         """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), which are cast to the weights' dtype."""
-        return self.visual_projection(self.vision_model(inputs.to(self.visual_projection.weight.dtype)))
+        inputs = inputs.to(self.visual_projection.weight.dtype)
+        return over_frames(self.visual_projection(self.vision_model(inputs)))
 
     @torch.no_grad()
     def project_text(self, tokens: dict[str, Tensor]) -> Tensor:
@@ -127,6 +132,16 @@ class DualEncoder(nn.Module):
         return fingerprint(self.text_model, self.text_projection)
 
 
+def over_frames(x: Tensor) -> Tensor:
+    """Return the features (B, D) of clips for projected features (B, D), or of each frame (B, T, D).
+
+    The features of several frames are averaged at unit norm, as PE-Core encodes clips.
+    """
+    if x.ndim == 2:
+        return x
+    return x[:, 0] if x.shape[1] == 1 else F.normalize(x.float(), dim=-1).mean(dim=1)
+
+
 def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> DualEncoder:
     """Build a model with the weights that the config names.
 
@@ -149,6 +164,8 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
         raise UserError("--init-temperature 0 keeps the pretrained logit scale, but there is none; set it above 0")
     else:
         model.logit_scale.data.copy_(state["logit_scale"])
+        if model.logit_bias is not None and "logit_bias" in state:
+            model.logit_bias.data.copy_(state["logit_bias"])
     return model
 
 
@@ -157,13 +174,18 @@ def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     if pretrained is None:
         advice = "--encoder-tower NAME --encoder-pretrained TAG (open_clip), or --encoder-pretrained none (random)"
         raise UserError(f"no initial weights are given; use --encoder-pretrained FILE, {advice}")
-    if pretrained == "none":
-        return None
-    if Path(pretrained).exists():
-        return read_state(pretrained)
+    if pretrained == "none" or Path(pretrained).exists():
+        named = tower_options(tower, pretrained, config.text.cache_dir) if tower else {}
+        if tower and named.get("timm_model") != config.encoder.timm_model:
+            raise UserError(f"set timm_model to {named.get('timm_model')} for --encoder-tower {tower}")
+        return None if pretrained == "none" else read_state(pretrained)
     if tower is None:
         raise UserError(f"--encoder-pretrained {pretrained} is not a file; for an open_clip tag, add --encoder-tower")
+    if tower.startswith(TIMM):
+        return timm_state(tower.removeprefix(TIMM), config.encoder, pretrained)
     clip = open_clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
+    if config.encoder.timm_model is not None:
+        return published_names(clip.state_dict())
     blocks = getattr(getattr(clip.visual, "transformer", None), "resblocks", None)
     if not blocks:
         raise UserError(f"--encoder-tower {tower} is not a plain vision transformer; choose another")

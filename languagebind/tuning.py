@@ -1,5 +1,7 @@
 """Choose the parameters to train. The text tower is frozen; only full tuning trains position and patch embeddings.
 
+"Class token" includes registers, and "post norm" attention pooling, in timm's models.
+
 | mode    | in the encoder's blocks                                             | elsewhere in the encoder            |
 |---------|---------------------------------------------------------------------|-------------------------------------|
 | lora    | adapters; with frames, also the temporal embedding and its norm     | class token, post norm, projection  |
@@ -11,6 +13,7 @@ The logit scale trains in every mode unless `learn_temperature` is off. The orig
 `partial` mode full tuning.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +22,10 @@ from torch import nn
 from .config import at_least
 from .lora import inject_lora
 
-HEAD = ("vision_model.post_layernorm.", "visual_projection.")
-OUTSIDE_BLOCKS = ("vision_model.embeddings.class_embedding", *HEAD)
+# Names of the parts of our own ViT and of timm's models, which begin with `trunk.`
+HEAD = re.compile(r"(vision_model\.(post_layernorm|trunk\.(norm|fc_norm|attn_pool))|visual_projection)\.")
+CLASS_TOKEN = re.compile(r"vision_model\.(embeddings\.class_embedding|trunk\.(cls|reg|dist)_token)")
+BLOCK = re.compile(r"vision_model\.(?:encoder\.layers|trunk\.blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class TuningConfig:
 def apply_tuning(model: nn.Module, config: TuningConfig) -> None:
     """Inject adapters for LoRA tuning, and set `requires_grad` on every parameter of a `DualEncoder`."""
     if config.tuning == "lora":
-        encoder = model.get_submodule("vision_model.encoder")
+        encoder = model.get_submodule("vision_model")
         inject_lora(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout)
     temporal = any("temporal" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
@@ -59,9 +64,9 @@ def _trains(name: str, config: TuningConfig, temporal: bool) -> bool:
     if not name.startswith(("vision_model.", "visual_projection.")):
         return False  # the text tower
     if config.tuning in ("full", "head"):
-        return config.tuning == "full" or name.startswith(HEAD)
-    if name.startswith(OUTSIDE_BLOCKS):
+        return config.tuning == "full" or HEAD.match(name) is not None
+    if HEAD.match(name) or CLASS_TOKEN.match(name):
         return True
     if config.tuning == "lora":
         return "lora_" in name or "temporal_embedding" in name or "temporal_layer_norm1" in name
-    return "temporal" in name if temporal else "self_attn" in name
+    return "temporal" in name if temporal else BLOCK.match(name) is not None and "attn." in name

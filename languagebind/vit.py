@@ -5,7 +5,8 @@ Shapes: B batch, C channels, T frames, H height, W width, N patches, D size of a
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ from .transformer import LAYER_NORM_EPS, Transformer
 log = logging.getLogger(__name__)
 
 Activation = Literal["gelu", "quick_gelu"]
+# Options that timm's models have, too
+SHARED = ("patch_dropout", "grad_checkpointing", "grad_checkpointing_blocks", "timm_model", "timm_options")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,19 @@ class EncoderConfig:
     """recompute activations in the backward pass: less memory, a third more time"""
     grad_checkpointing_blocks: int | None = None
     """number of blocks that grad_checkpointing applies to, counted from the input (default: all)"""
+    timm_model: str | None = None
+    """timm's name of a vision transformer to use in place of our own; --encoder-tower sets it"""
+    timm_options: tuple[str, ...] = ()
+    """options of timm's create_model for it, such as depth=2 global_pool=avg"""
 
     def __post_init__(self):
+        if self.timm_model is not None:
+            own = [option.name for option in fields(self) if getattr(self, option.name) != option.default]
+            own = [name for name in own if name not in SHARED]
+            if own:
+                raise UserError(f"{own[0]} is an option of our own ViT; leave it out with --encoder-tower")
+        elif self.timm_options:
+            raise UserError("timm_options need a tower of timm; set --encoder-tower")
         at_least(1, patch_size=min(self.patch), width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads)
         at_least(0, grad_checkpointing_blocks=self.grad_checkpointing_blocks)
@@ -69,12 +83,14 @@ class VisionTransformer(nn.Module):
         config: sizes and options.
     """
 
+    projection_bias = False  # as in CLIP
+
     def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
         super().__init__()
         num_frames = input_shape[1] if config.temporal_attention else 1
         sizes = (config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
         self.input_shape = tuple(input_shape)
-        self.sizes = config
+        self.sizes, self.width = config, config.width
         self.embeddings = PatchEmbeddings(input_shape, config)
         self.patch_dropout = PatchDropout(config.patch_dropout)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
@@ -84,6 +100,11 @@ class VisionTransformer(nn.Module):
             self.encoder.checkpointed = config.depth if blocks is None else blocks
         self.post_layernorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=config.width**-0.5)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, from the input on."""
+        return self.encoder.layers
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the features (B, D) before the projection into the shared space.
@@ -115,9 +136,7 @@ class PatchEmbeddings(nn.Module):
         self.grid = (size[0] // h, size[1] // w)  # (rows, columns)
         if 0 in self.grid:
             raise UserError(f"inputs of {size[0]} x {size[1]} are smaller than a patch of {h} x {w}: set --patch-size")
-        if size[0] % h or size[1] % w:
-            message = "input size %d x %d is not a multiple of patch size %d x %d; the extra pixels are ignored"
-            log.warning(message, *size, h, w)
+        warn_of_lost_pixels(size, config.patch)
         self.num_frames, self.num_patches = num_frames, self.grid[0] * self.grid[1]
         self.image_size = size[0] if size[0] == size[1] else size
         self.patch_embedding: nn.Conv2d | nn.Conv3d
@@ -142,7 +161,7 @@ class PatchEmbeddings(nn.Module):
             patches = self.patch_embedding(frames)
         patches = patches.flatten(2).transpose(1, 2)  # (B*T, N, D), row by row
         class_tokens = self.class_embedding.expand(self.num_frames, -1)  # (T, D): one for all, or one per frame
-        class_tokens = class_tokens.repeat(len(frames) // self.num_frames, 1).unsqueeze(1)  # (B*T, 1, D)
+        class_tokens = class_tokens.repeat(frames.shape[0] // self.num_frames, 1).unsqueeze(1)  # (B*T, 1, D)
         return torch.cat([class_tokens.to(patches.dtype), patches], dim=1) + self.position_embedding.weight
 
 
@@ -162,3 +181,10 @@ class PatchDropout(nn.Module):
         order = torch.rand(len(x) // num_frames, patches, device=x.device).argsort(dim=1)[:, :kept]  # (B, kept)
         index = order.repeat_interleave(num_frames, dim=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
         return torch.cat([x[:, :1], x[:, 1:].gather(1, index)], dim=1)
+
+
+def warn_of_lost_pixels(size: Sequence[int], patch: Sequence[int]) -> None:
+    """Warn if inputs of height and width `size` are not whole patches."""
+    if size[0] % patch[0] or size[1] % patch[1]:
+        message = "input size %d x %d is not a multiple of patch size %d x %d; the extra pixels are ignored"
+        log.warning(message, *size, *patch)

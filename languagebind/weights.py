@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from .config import UserError, at_least, first_line
 from .files import POINTER, is_pointer
 from .lora import merge_lora
-from .vit import VisionTransformer
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +153,8 @@ def published_names(state: State) -> State:
     state = {WRAPPERS.sub("", key): value for key, value in state.items()}
     if "visual.conv1.weight" in state:
         state = _from_open_clip(state)
+    elif any(key in state for key in ("visual.trunk.patch_embed.proj.weight", "patch_embed.proj.weight")):
+        state = _from_timm(state)
     state = {key.replace("encoder.base_model.model.", "encoder."): value for key, value in state.items()}
     return {key: value for key, value in state.items() if not key.endswith("position_ids")}
 
@@ -172,6 +173,9 @@ def open_clip_model(
 
     options = {"load_weights": False, "pretrained_text": False} if sizes_only else {"require_pretrained": True}
     device = torch.device("meta" if sizes_only else "cpu")
+    disabled = logging.root.manager.disable
+    if sizes_only:  # open_clip warns that the weights are random
+        logging.disable(logging.WARNING)
     try:
         with device:
             return open_clip.create_model(name, pretrained, device=device, cache_dir=cache_dir, **options).eval()
@@ -185,12 +189,23 @@ def open_clip_model(
             reason, near = "there is no such model", difflib.get_close_matches(name, models, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
         raise UserError(f"open_clip cannot load {name} with weights {pretrained}: {reason} ({hint})") from error
+    finally:
+        logging.disable(disabled)
 
 
-def init_encoder(
-    vision_model: VisionTransformer, visual_projection: nn.Module, state: State, allow_partial: bool = False
-) -> None:
-    """Initialise a vision encoder and its projection from a CLIP model's vision weights.
+def open_clip_pixels(name: str, pretrained: str | None) -> dict[str, Any]:
+    """Return the preprocessing (mean, std, interpolation, resize_mode) of an open_clip model's pretrained weights.
+
+    Without a tag, it is that of the model's first tag. It is empty if open_clip does not record any.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return open_clip.get_pretrained_cfg(name, pretrained if pretrained in tags else next(iter(tags), ""))
+
+
+def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, allow_partial: bool = False) -> None:
+    """Initialise a vision encoder and its projection from another model's vision weights, such as CLIP's.
 
     Positions are resized to the encoder's grid. Attention over frames starts as a copy of the attention over tokens. A
     3-D patch embedding and class tokens per frame start as copies of the 2-D embedding and the single class token.
@@ -208,6 +223,10 @@ def init_encoder(
             state[key] = state[key].unsqueeze(2)
         elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].expand_as(own)
+        elif key.endswith("trunk.pos_embed") and key in state and own.shape != state[key].shape:
+            state[key] = _resize_timm_positions(state[key], vision_model.trunk)
+        elif key.startswith("visual_projection.") and key not in state and hasattr(vision_model, "trunk"):
+            state[key] = own  # timm's models have no projection, and open_clip's may lack the bias
     load_strict(encoder, state, "the encoder", allow_partial)
 
 
@@ -245,6 +264,16 @@ def _from_open_clip(state: State) -> State:
     return renamed | {key: state[key] for key in ("logit_scale",) if key in state}
 
 
+def _from_timm(state: State) -> State:
+    """Rename a timm model, or an open_clip model with one. The latter has no projection if tokens are the features."""
+    if "patch_embed.proj.weight" in state:  # timm's head is a classifier
+        return {f"vision_model.trunk.{key}": x for key, x in state.items() if not key.startswith("head.")}
+    renamed = {re.sub(r"^visual\.(trunk\.head|head\.proj)\.", "visual_projection.", key): state[key] for key in state}
+    renamed = {re.sub(r"^visual\.", "vision_model.", key): value for key, value in renamed.items()}
+    renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.patch_embed.proj.weight"])))
+    return renamed
+
+
 def _rename_tower(state: State) -> State:
     renamed = {}
     for key, value in state.items():
@@ -268,6 +297,14 @@ def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) ->
     # As in the original LanguageBind code; another interpolation gives other initial weights
     square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
+
+
+def _resize_timm_positions(positions: Tensor, trunk: Any) -> Tensor:
+    """Resize the positions (1, N, D) of a square grid to the grid of timm's model."""
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+    return resample_abs_pos_embed(positions, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
 def _listing(kind: str, keys: list[str], most: int = 20) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from languagebind import __version__
-from languagebind.config import UserError, at_least
+from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
-from languagebind.hub.checkpoint import read_checkpoint
+from languagebind.hub.checkpoint import options_of, read_checkpoint
 
 from .engines.base import Engine
 from .engines.ema import Ema
@@ -98,7 +98,9 @@ def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: s
         raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
     if checkpoint["text_fingerprint"] != text_fingerprint:
         raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
-    before, now = _fixed_options(checkpoint["config"]), _fixed_options(config)
+    model, inputs = options_of(checkpoint, path)  # with the defaults of options that are newer than the checkpoint
+    before = _fixed_options(checkpoint["config"] | {"model": to_dict(model), "inputs": to_dict(inputs)})
+    now = _fixed_options(config)
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if old != new:

@@ -1,7 +1,6 @@
 """Build the optimizer with its parameter groups, and set learning rates."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,10 +10,11 @@ from torch import nn
 
 from languagebind.config import UserError, at_least, first_line
 from languagebind.distributed import Precision
+from languagebind.tuning import BLOCK, HEAD
 
-# Parameters without weight decay, as in the original LanguageBind code. 1-D parameters have none either.
-NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embedding")
-BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
+# Parameters without weight decay, as in the original LanguageBind code; and those that timm excludes. 1-D parameters
+# have none either.
+NO_DECAY = ("bias", "logit_scale", "class_embedding", "patch_embed", "_token", "pos_embed")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _blocks_above(name: str, blocks: int) -> int:
     """Return the number of layers from a parameter to the head, for --layer-decay; 0 after the last block."""
     if block := BLOCK.search(name):
         return blocks - int(block[1])
-    return blocks + 1 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layrnorm.")) else 0
+    return blocks + 1 if name.startswith("vision_model.") and not HEAD.match(name) else 0
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], config: OptimConfig, step: int, total_steps: int) -> None:

@@ -1,15 +1,17 @@
 """Parse the command line of training. Flags override the --config file, which overrides the --model file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from languagebind import configs
-from languagebind.config import UserError, at_least, expand_config, parse, take_flag, yaml_to_argv
+from languagebind.config import UserError, as_flag, at_least, expand_config, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
 from languagebind.text import TextConfig
+from languagebind.timm_tower import tower_options
+from languagebind.vit import EncoderConfig
 
 from .batch import DataConfig
 from .checkpoint import CheckpointConfig
@@ -20,6 +22,8 @@ from .optim import OptimConfig
 from .remote_sync import RemoteConfig
 
 M = TypeVar("M", bound=Modality)
+
+TOWER_FLAGS = ("encoder-tower", "encoder-pretrained", "cache-dir")
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,26 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     if not names:
         raise UserError("--modality is required, on the command line or in the --config file")
     modality = modality_class(names[-1])
+    argv = tower_flags(argv, modality) + argv  # in front: the user's own flags win
     kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class depends on --modality
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
     return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
+
+
+def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
+    """Return the flags that the --encoder-tower of a command line sets: its sizes and its preprocessing."""
+    (towers, pretrained, folders) = (take_flag(argv, f"--{name}")[0] for name in TOWER_FLAGS)
+    if not towers or not pretrained:
+        return []
+    known = {option.name for kind in (EncoderConfig, modality) for option in fields(kind)}
+    flags: list[str] = []
+    for name, value in tower_options(towers[-1], pretrained[-1], folders[-1] if folders else None).items():
+        if name in known:
+            flags += as_flag(name, value)
+    return flags
 
 
 def with_absolute_paths(text: TextConfig) -> TextConfig:

@@ -27,6 +27,7 @@ from ..hub.encoders import load_model
 from ..modalities import Modality, modality_class, modality_name, modality_names
 from ..modalities._images import MEAN, STD
 from ..text import TextConfig, encode_text, fingerprint, open_clip_text
+from ..timm_tower import image_options
 from ..weights import open_clip_model
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ class OpenClipModel(nn.Module):
         super().__init__()
         self.text_model, self.text_projection, _ = open_clip_text(model, config)
         self.model, self.tokenize = model, self.text_model.tokenizer
-        shift, scale = _pixel_change(model.visual.preprocess_cfg)
+        own = hasattr(model.visual, "trunk")  # then the modality has the model's preprocessing
+        shift, scale = _pixel_change({"mean": MEAN, "std": STD} if own else model.visual.preprocess_cfg)
         self.logit_scale = nn.Buffer(model.logit_scale.detach().float().clone())
         self.shift, self.scale = nn.Buffer(shift), nn.Buffer(scale)
 
@@ -197,6 +199,8 @@ def _load_open_clip(spec: str, modality: str | None) -> tuple[OpenClipModel, Mod
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     if height != width or kind.input_shape[0] != 3 or not hasattr(kind, "image_size"):
         raise UserError(f"{spec} reads pictures of {height} x {width} pixels, which {modality} does not provide")
+    if hasattr(model.model.visual, "trunk"):
+        return model, replace(kind, **image_options(height, model.model.visual.preprocess_cfg))
     return model, replace(kind, image_size=height)
 
 

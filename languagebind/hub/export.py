@@ -3,7 +3,8 @@
     languagebind export --checkpoint logs/depth-1 --output exports/depth-1 [--adapter]
 
 `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel` load the folder, and it can be pushed to the
-Hugging Face hub as it is. The folder of a new modality is a run's without the optimizer, for `languagebind.load` alone.
+Hugging Face hub as it is. The folder of a new modality, or of an encoder other than CLIP's, is a run's without the
+optimizer, for `languagebind.load` alone.
 """
 
 import inspect
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, text = modality_name(modality), saved["config"]["model"]["text"]
     folder = temporary_name(output)  # so that an incomplete export never has the final name
     shutil.rmtree(folder, ignore_errors=True)
-    if name in KIND_OF:
+    if name in KIND_OF and model.vision_model.sizes.timm_model is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:
             separate_adapter(published, saved, folder)
@@ -62,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = f'"ORG/{output.name}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
-            raise UserError(f"--adapter needs the published layout, which does not support {name}")
+            encoder = model.vision_model.sizes.timm_model or name
+            raise UserError(f"--adapter needs the published layout, which does not support {encoder}")
         (folder / "checkpoints").mkdir(parents=True)
         kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
         torch.save(kept, folder / "checkpoints" / f"step_{saved['step']:08d}.pt")
-        shutil.copy(inspect.getfile(type(modality)), folder)
-        source = f'"{output.name}")  # this folder; needs the modality {saved["config"]["modality"]}'
+        source = f'"{output.name}")  # this folder'
+        if name not in KIND_OF:
+            shutil.copy(inspect.getfile(type(modality)), folder)
+            source += f"; needs the modality {saved['config']['modality']}"
     (folder / "README.md").write_text(
         Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
             name=output.name, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],

@@ -115,7 +115,7 @@ def transform_clip(config: Any, clip: Any) -> Any:
     if frames.ndim != 4 or frames.shape[0] not in (1, 3):
         raise DecodeError(clip, "expected frames (C, T, H, W) with values from 0 to 255")
     frames = frames if frames.dtype == torch.uint8 else (frames.double() / 255).float()
-    return modality.fit(frames.transpose(0, 1), None, mode="bilinear")
+    return modality.fit(frames.transpose(0, 1), None)
 
 
 def transform_millimetres(modality: Modality, depth: Any) -> Tensor:

@@ -12,7 +12,7 @@ import sys
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from ..config import UserError
 from . import Modality, check_options, to_tensor
 from ._sources import DecodeError, Source, describe, read
 
-# CLIP's pixel statistics, used for every modality but audio (openai/CLIP, clip.py)
+# CLIP's pixel statistics, the default of every modality but audio (openai/CLIP, clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+PREPROCESSING = ("image_mean", "image_std", "interpolation", "resize_mode", "antialias")  # options that a tower sets
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 # PIL's errors for damaged files, which depend on the format and the place of the damage
@@ -45,6 +46,16 @@ class ImageModality(Modality):
     """Height and width of the encoder's input, in pixels."""
     max_pixels: int = 50_000_000
     """Maximum number of pixels in a picture or frame, checked before decoding."""
+    image_mean: tuple[float, float, float] = MEAN
+    """Mean of each channel; --encoder-tower sets it, and the next four, as its weights expect them."""
+    image_std: tuple[float, float, float] = STD
+    """Standard deviation of each channel."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation in resizing."""
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+    """Scale the short side to image_size and crop a square (shortest), or scale both sides (squash)."""
+    antialias: bool = False
+    """Smooth before shrinking, as PIL does."""
     exif: bool = True
     """Turn and mirror pictures as their EXIF orientation says."""
     hflip: float = 0.0
@@ -140,14 +151,17 @@ class ImageModality(Modality):
         self.check_size(value, x.shape[2], x.shape[1])
         return x[:3]
 
-    def fit(self, frames: Tensor, rng: torch.Generator | None, mode: str = "bicubic") -> Tensor:
+    def fit(self, frames: Tensor, rng: torch.Generator | None) -> Tensor:
         """Resize, crop and normalise frames (T, C, H, W), C 1 or 3, bytes or floats in 0..1."""
         size = self.image_size
         height, width = frames.shape[-2:]
         resized = (size * height // min(height, width), size * width // min(height, width))
+        if self.resize_mode == "squash":
+            resized = (size, size)
         top, left = self._crop_corner(*resized, rng)
         flipped = rng is not None and bool(torch.rand((), generator=rng) < self.hflip)
-        mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (MEAN, STD))
+        statistics = (self.image_mean, self.image_std)
+        mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in statistics)
         stay_bytes = self.fast_resize and rng is not None
         floats = torch.empty_like(frames[:1], dtype=torch.float32)
         # Frame by frame, so that a clip of large frames is never held as floats
@@ -155,8 +169,10 @@ class ImageModality(Modality):
         for frame in frames.split(1):
             if frame.dtype == torch.uint8 and not stay_bytes:
                 frame = floats.copy_(frame).div_(255)  # in place, because new memory costs more than the division
-            x = F.interpolate(frame, resized, mode=mode)[0, :, top : top + size, left : left + size]
+            x = F.interpolate(frame, resized, mode=self.interpolation, antialias=self.antialias)
+            x = x[0, :, top : top + size, left : left + size]
             x = x.float() / 255 if x.dtype == torch.uint8 else x
+            x = x.clamp_(0, 1) if self.antialias else x  # PIL's bytes do not overshoot at edges
             fitted.append((x - mean).div_(std))  # a single channel becomes three
         x = torch.stack(fitted, dim=1)  # (3, T, size, size)
         return x.flip(-1) if flipped else x

@@ -40,6 +40,8 @@ class Video(ImageModality):
     decoder misses. All give the same frames, or an error: see the table in docs/performance.md."""
     max_seconds: float = 3600.0
     """Maximum length in seconds, checked before decoding."""
+    interpolation: Literal["bicubic", "bilinear"] = "bilinear"
+    """Interpolation in resizing."""
     hflip: float = 0.5
     """Probability of a left-right flip; training only."""
     random_crop: bool = True
@@ -99,7 +101,7 @@ class Video(ImageModality):
         return self._pick(value, lambda frame: frame)
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        return self.fit(raw, rng, mode="bilinear")
+        return self.fit(raw, rng)
 
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
         """Draw the middle frames of the four quarters of the clip, or one middle frame of a clip below four frames."""

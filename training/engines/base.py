@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError
 from languagebind.distributed import Precision, Process, autocast, mean_over_ranks, rank
-from languagebind.model import DualEncoder
+from languagebind.model import DualEncoder, over_frames
 
 from ..optim import OptimConfig, build_optimizer
 
@@ -61,7 +61,7 @@ class TrainedSide(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         with autocast(inputs.device, self.precision):
-            x = self.visual_projection(self.vision_model(inputs))
+            x = over_frames(self.visual_projection(self.vision_model(inputs)))
         return F.normalize(x.float(), dim=-1)
 
 
@@ -91,7 +91,7 @@ class Engine:
             if name in ("logit_scale", "logit_bias") and parameter.requires_grad
         }
         if config.torchcompile == "encoder":
-            for block in model.vision_model.encoder.layers:
+            for block in model.vision_model.blocks:
                 block.compile()
         elif config.torchcompile == "step":
             self.side.compile()

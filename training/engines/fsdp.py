@@ -20,7 +20,7 @@ class Fsdp(Engine):
 
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
         mesh = init_device_mesh(self.process.device.type, (self.process.world_size,))
-        for block in self.model.vision_model.encoder.layers:
+        for block in self.model.vision_model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(self.side, mesh=mesh)
         self.forward = self.side

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from ...config import UserError
 from ...modalities import DecodeError, Modality, modality_name
-from ...modalities._images import MEAN, STD, ImageModality
+from ...modalities._images import MEAN, PREPROCESSING, STD, ImageModality
 from ...modalities._video_backends import open_capture
 
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product of features that are not normalised"}
@@ -233,6 +233,10 @@ def choose_protocol(
     """Return our protocol, or a dataset's `paper` protocol. Raises `UserError` if the rules do not fit the modality."""
     rules = paper if name == "paper" and paper else Paper()
     inputs = rules.get("inputs", "modality")
+    usual, values = type(modality), vars(modality)
+    own = [name for name in PREPROCESSING if name in values and values[name] != getattr(usual, name)]
+    if own and inputs != "modality":
+        raise UserError(f"the paper's protocol reads pictures as CLIP does, but this model sets {own[0]}: use ours")
     reader = VideoReader(modality, clip) if clip else Reader(modality)
     if clips * crops > 1:
         reader = Clips(modality, clip, clips, crops)

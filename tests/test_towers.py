@@ -1,0 +1,155 @@
+"""Towers of timm as encoders, against open_clip's own outputs."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from tiny_towers import VISION, write_tower
+from torch.nn import functional as F
+
+from languagebind.config import UserError
+from languagebind.model import build_model
+from languagebind.tuning import apply_tuning
+from languagebind.vit import EncoderConfig
+from training.params import parse_args
+
+
+def run_of(tower, *more, modality="image", text=None):
+    """The options of a run with an open_clip folder as both towers."""
+    text = text or f"local-dir:{tower}"
+    return parse_args([f"--modality={modality}", f"--text-tower={text}", "--text-pretrained=own", "--tuning=full",
+                       f"--encoder-tower=local-dir:{tower}", "--encoder-pretrained=own", *more])  # fmt: skip
+
+
+def model_of(config):
+    return build_model(config.model, config.inputs.input_shape).eval()
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """An open_clip model of each kind: its folder and itself."""
+    root = tmp_path_factory.mktemp("towers")
+    return {kind: (root / kind, write_tower(root / kind, kind)) for kind in VISION}
+
+
+@pytest.mark.parametrize("kind", VISION)
+def test_features_are_open_clips(towers, kind):
+    folder, own = towers[kind]
+    config = run_of(folder)
+    model, x = model_of(config), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.project(x[:, :, None]), own.encode_image(x), atol=1e-6, rtol=1e-6)
+        clips = torch.randn(2, 3, 4, 32, 32)
+        video = model_of(run_of(folder, "--num-frames=4", modality="video"))
+        frames = F.normalize(own.encode_image(clips.transpose(1, 2).flatten(0, 1)), dim=-1).view(2, 4, -1)
+        expected = F.normalize(frames.mean(dim=1), dim=-1)
+        torch.testing.assert_close(video.encode(clips), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", VISION)
+def test_every_tower_learns_from_spectrograms(towers, kind):
+    config = run_of(towers[kind][0], "--num-mel-bins=16", "--target-length=40", modality="audio")
+    model = model_of(config)
+    apply_tuning(model, config.model.tuning)
+    model.encode(torch.randn(2, 3, 1, 16, 40))[:, :5].sum().backward()
+    assert all(x.grad is not None for name, x in model.named_parameters() if x.requires_grad and "logit" not in name)
+
+
+def test_a_tower_brings_its_preprocessing_and_flags_win(towers):
+    folder = towers["pe"][0]
+    inputs = run_of(folder).inputs
+    assert (inputs.image_size, inputs.image_mean, inputs.resize_mode) == (32, (0.5,) * 3, "squash")
+    again = run_of(folder, "--image-size=64", "--resize-mode=shortest").inputs
+    assert (again.image_size, again.image_mean, again.resize_mode) == (64, (0.5,) * 3, "shortest")
+    # A picture with edges and without a square shape, as open_clip resizes it with PIL
+    rows, columns = np.mgrid[:90, :140]
+    pixels = np.stack([rows * 2, columns, 255 * (rows // 10 % 2)], axis=-1).astype(np.uint8)
+    theirs = image_transform_v2(PreprocessCfg(**own_pixels(folder)), is_train=False)
+    difference = inputs.preprocess(pixels)[:, 0] - theirs(Image.fromarray(pixels))
+    assert difference.abs().max() * 0.5 * 255 < 1.5  # PIL rounds twice
+
+
+def own_pixels(folder):
+    return {"size": 32, **json.loads((folder / "open_clip_config.json").read_text())["preprocess_cfg"]}
+
+
+def test_random_weights_are_of_the_named_tower(towers):
+    config = run_of(towers["siglip"][0], "--encoder-pretrained=none")
+    assert config.inputs.image_mean == (0.5,) * 3
+    assert model_of(config).vision_model.trunk.attn_pool is not None
+    clip = run_of(towers["siglip"][0], "--encoder-tower=ViT-B-32", "--encoder-pretrained=none").model.encoder
+    assert (clip.timm_model, clip.patch_size, clip.width, clip.depth, clip.mlp_dim) == (None, 32, 768, 12, 3072)
+    unset = replace(config, model=replace(config.model, encoder=EncoderConfig()))
+    with pytest.raises(UserError, match="set timm_model to tiny_siglip for --encoder-tower local-dir:"):
+        model_of(unset)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--encoder-tower=RN50"], "--encoder-tower RN50 is not a plain vision transformer"),
+        (["--encoder-tower=convnext_base"], "--encoder-tower convnext_base is not a plain vision transformer"),
+        (["--encoder-tower=timm/resnet50"], "timm's resnet50 is not a plain vision transformer"),
+        (["--encoder-tower=timm/vit_pe_core_tiny_patch16"], "timm cannot build .*known: vit_pe_core_tiny_patch16_384"),
+        (["--encoder-tower=PE-Core-L-14"], "did you mean PE-Core-L-14-336"),
+        (["--timm-options", "depth"], "--timm-options takes NAME=VALUE"),
+        (["--timm-options", "deep=2"], "timm cannot build tiny_pe: .*deep"),
+    ],
+)
+def test_what_cannot_be_is_refused(towers, flags, message):
+    with pytest.raises(UserError, match=message):
+        model_of(run_of(towers["pe"][0], "--encoder-pretrained=none", *flags))
+
+
+def test_a_width_that_is_not_whole_patches_is_cut_with_a_word(towers, caplog):
+    flags = ["--num-mel-bins=16", "--target-length=44"]
+    model = model_of(run_of(towers["pe"][0], *flags, modality="audio"))
+    assert "input size 16 x 44 is not a multiple of patch size 8 x 8; the extra pixels are ignored" in caplog.text
+    x = torch.randn(1, 3, 1, 16, 44)
+    whole = model_of(run_of(towers["pe"][0], flags[0], "--target-length=40", modality="audio"))
+    torch.testing.assert_close(model.encode(x), whole.encode(x[..., :40]))
+
+
+def test_sizes_of_our_own_vit_are_refused(towers, capsys):
+    with pytest.raises(SystemExit):
+        run_of(towers["pe"][0], "--width=512")
+    assert "width is an option of our own ViT" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_what_trains_is_as_the_page_says(towers):
+    rows = []
+    for tuning in ("lora", "partial", "full", "head"):
+        cells = [trained_parts(run_of(towers[kind][0], f"--tuning={tuning}", "--lora-rank=2")) for kind in VISION]
+        rows.append(f"| `{tuning}` | {' | '.join(cells)} |")
+    page = (ROOT / "docs" / "towers.md").read_text()
+    assert not [row for row in rows if row not in page], "\n".join(rows)
+
+
+def trained_parts(config):
+    """The parts of a tower that train, by timm's names; every block has the same ones."""
+    model = model_of(config)
+    apply_tuning(model, config.model.tuning)
+    assert model.visual_projection.weight.requires_grad
+    assert model.logit_scale.requires_grad
+    if all(x.requires_grad for x in model.vision_model.parameters()):
+        return "everything"
+    trained = [name for name, x in model.vision_model.trunk.named_parameters() if x.requires_grad]
+    trained = [re.sub(r"\.\d+|(?<=attn_pool)\..*|\.(weight|bias)$", "", name) for name in trained]
+    parts = {re.sub(r"(.*)\.lora_[AB].*", r"adapters of \1", name) for name in trained}
+    return ", ".join(re.sub(r"([\w.]+)$", r"`\1`", name) for name in sorted(parts))
+
+
+@pytest.mark.parametrize("kind", VISION)
+def test_every_block_compiles_to_one_graph(towers, kind):
+    model = model_of(run_of(towers[kind][0])).train()
+    x = torch.randn(2, 3, 1, 32, 32)
+    expected = model.project(x)
+    for block in model.vision_model.blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(model.project(x), expected)
