@@ -1,6 +1,8 @@
 """Any vision transformer of timm as the encoder, beside our own ViT: PE-Core, SigLIP2, EVA, DINOv3, plain ViTs.
 
-timm's parameter names stay, after `vision_model.trunk.`. A clip's frames are encoded one by one.
+timm's parameter names stay, after `vision_model.trunk.`. A clip's frames are encoded one by one. Of either encoder, the
+library uses the call, `blocks` (for engines and compiling), `pool`, `width` and `projection_bias`; the names of their
+parts are in `tuning.py`.
 """
 
 import json
@@ -55,17 +57,20 @@ class TimmTower(nn.Module):
 
         Raises `ValueError` if the inputs are not (B, *input_shape).
         """
-        return self.pool(self.embed(inputs))
+        return self.pool(self.tokens(inputs))
 
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return the last block's output (B*T, N, D), after timm's norm, for inputs (B, C, T, H, W)."""
+    def tokens(self, inputs: Tensor) -> Tensor:
+        """Return the last block's output (B*T, N, D), after timm's norm, for inputs (B, C, T, H, W).
+
+        Raises `ValueError` if the inputs are not (B, *input_shape).
+        """
         if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
         return self.trunk.forward_features(inputs.transpose(1, 2).flatten(0, 1))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Return the features of each frame for the tokens that `embed` returns: (B*T, N, D) -> (B, T, D)."""
+        """Return the features of each frame for the output of `tokens`: (B*T, N, D) -> (B, T, D)."""
         return self.trunk.forward_head(x).unflatten(0, (-1, self.input_shape[1]))
 
 

@@ -28,7 +28,7 @@ def test_a_run_goes_on_and_its_checkpoint_is_enough(depth_shards, tmp_path):
     more = ["--tuning=lora", "--patch-dropout=0.5", "--save-every-n-steps=2"]
     main(flags(depth_shards, tmp_path, *more, "--name=whole"))
     resume = f"--resume={tmp_path / 'whole/checkpoints/step_00000002.pt'}"
-    main(flags(depth_shards, tmp_path, *more, resume, "--name=rest"))
+    main(["--config", str(tmp_path / "whole/config.yaml"), resume, "--name=rest"])
     whole, rest = (checkpoint(tmp_path, name, 4) for name in ("whole", "rest"))
     assert all(torch.equal(rest["model"][key], value) for key, value in whole["model"].items())
     assert whole["config"]["model"]["encoder"]["timm_model"] == "vit_pe_core_tiny_patch16_384"

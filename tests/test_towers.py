@@ -2,21 +2,30 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, losses, train_flags
+from open_clip import get_tokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from tiny_towers import VISION, write_tower
+from tiny_towers import SIGLIP_TEXT, VISION, write_tower
 from torch.nn import functional as F
 
+from languagebind import load
 from languagebind.config import UserError
+from languagebind.data.embed_text import main as embed_text
+from languagebind.eval.data.readers import choose_protocol
+from languagebind.eval.models import load_eval_model
+from languagebind.modalities._images import PREPROCESSING
 from languagebind.model import build_model
+from languagebind.timm_tower import build_encoder
 from languagebind.tuning import apply_tuning
 from languagebind.vit import EncoderConfig
+from training.main import main as train
 from training.params import parse_args
 
 
@@ -50,6 +59,77 @@ def test_features_are_open_clips(towers, kind):
         frames = F.normalize(own.encode_image(clips.transpose(1, 2).flatten(0, 1)), dim=-1).view(2, 4, -1)
         expected = F.normalize(frames.mean(dim=1), dim=-1)
         torch.testing.assert_close(video.encode(clips), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_evaluation_reads_pictures_as_the_tower_does(towers):
+    folder, own = towers["pe"]
+    model, modality = load_eval_model(f"open_clip:local-dir:{folder}", torch.device("cpu"), "depth")
+    ours = run_of(folder, modality="depth").inputs
+    assert modality == ours
+    assert (ours.image_std, ours.interpolation, ours.antialias) == ((0.5,) * 3, "bilinear", True)
+    x = torch.randn(2, 3, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(x), F.normalize(own.encode_image(x[:, :, 0]), dim=-1))
+    with pytest.raises(UserError, match="the paper's protocol reads pictures as CLIP does, but this model sets"):
+        choose_protocol("paper", {"inputs": "picture"}, None, modality)
+
+
+def test_a_text_tower_as_siglip2s(depth_shards, tmp_path):
+    own = write_tower(tmp_path / "siglip", "siglip", SIGLIP_TEXT, init_logit_bias=-10)
+    siglip = ["--loss=siglip", "--init-logit-bias=-10", "--init-temperature=0"]
+    model = model_of(run_of(tmp_path / "siglip", *siglip))
+    assert (model.logit_scale, model.logit_bias) == (own.logit_scale, own.logit_bias)
+    texts = ["a box", "A pole, right of the middle! " * 20]
+    with torch.no_grad():
+        expected = own.encode_text(get_tokenizer(f"local-dir:{tmp_path / 'siglip'}")(texts), normalize=True)
+    assert model.tokenize(texts)["input_ids"].shape == (2, 64)
+    torch.testing.assert_close(model.encode_text(model.tokenize(texts)), expected, atol=1e-6, rtol=1e-6)
+    shards = shutil.copytree(depth_shards, tmp_path / "shards")
+    embed_text([f"--train-data={shards}", f"--text-tower=local-dir:{tmp_path / 'siglip'}", "--caption-source=raw"])
+    tower = f"local-dir:{tmp_path / 'siglip'}"
+    flags = [f"--text-tower={tower}", f"--encoder-tower={tower}", "--encoder-pretrained=own", *siglip, "--warmup=1"]
+    more = ["--batch-size=8", "--train-num-samples=16", "--workers=0", "--precision=fp32", "--caption-source=raw"]
+    for mode in ("live", "cached"):
+        run = [f"--train-data={shards}", f"--logs={tmp_path}", f"--name={mode}", f"--text-features={mode}"]
+        train(["--modality=depth", *flags, *more, *run, "--log-every-n-steps=1"])
+    assert losses(tmp_path, "cached") == pytest.approx(losses(tmp_path, "live"), abs=2e-3)
+    assert load(tmp_path / "live").encode(text=texts).shape == (2, 32)
+
+
+def test_an_encoder_starts_from_another_runs_checkpoint(towers, tmp_path):
+    config = run_of(towers["pe"][0])
+    model = model_of(config)
+    torch.save(model.encoder_state(), tmp_path / "own.pt")
+    again = run_of(towers["pe"][0], f"--encoder-pretrained={tmp_path / 'own.pt'}", "--image-size=64")
+    assert torch.equal(model_of(again).vision_model.trunk.attn_pool.latent, model.vision_model.trunk.attn_pool.latent)
+    assert model_of(again).vision_model.trunk.pos_embed.shape == (1, 65, 32)
+
+
+def test_a_checkpoint_from_before_these_options_resumes(depth_shards, tmp_path):
+    flags = train_flags(depth_shards, tmp_path, "--workers=0", "--train-num-samples=16", "--save-every-n-steps=1")
+    train([*flags, "--name=whole"])
+    path = tmp_path / "whole" / "checkpoints" / "step_00000001.pt"
+    saved = torch.load(path, weights_only=True)
+    for group, names in (("inputs", PREPROCESSING), ("encoder", ("timm_model", "timm_options"))):
+        options = saved["config"]["inputs"] if group == "inputs" else saved["config"]["model"]["encoder"]
+        for name in names:
+            del options[name]
+    torch.save(saved, tmp_path / "old.pt")
+    train([*flags, "--name=rest", f"--resume={tmp_path / 'old.pt'}"])
+    assert losses(tmp_path, "rest")[2] == losses(tmp_path, "whole")[2]
+
+
+@pytest.mark.parametrize("temporal", [False, True])
+def test_the_batch_is_dynamic_in_an_exported_encoder(towers, temporal):
+    shape = (3, 2, 32, 32)
+    ours = EncoderConfig(patch_size=8, width=32, depth=1, num_heads=2, mlp_dim=64, temporal_attention=temporal)
+    for config in (ours, run_of(towers["pe"][0]).model.encoder):
+        encoder = build_encoder(shape, config).eval()
+        batch = {0: torch.export.Dim("batch")}
+        exported = torch.export.export(encoder, (torch.randn(2, *shape),), dynamic_shapes=(batch,)).module()
+        for count in (1, 5):
+            x = torch.randn(count, *shape)
+            assert torch.equal(exported(x), encoder(x))
 
 
 @pytest.mark.parametrize("kind", VISION)

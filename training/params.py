@@ -23,8 +23,6 @@ from .remote_sync import RemoteConfig
 
 M = TypeVar("M", bound=Modality)
 
-TOWER_FLAGS = ("encoder-tower", "encoder-pretrained", "cache-dir")
-
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -89,12 +87,15 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
 
 def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
     """Return the flags that the --encoder-tower of a command line sets: its sizes and its preprocessing."""
-    (towers, pretrained, folders) = (take_flag(argv, f"--{name}")[0] for name in TOWER_FLAGS)
-    if not towers or not pretrained:
+    # A saved config says None, as tyro does
+    names = ("--encoder-tower", "--encoder-pretrained", "--cache-dir")
+    given = [[None, *take_flag(argv, name)[0]][-1] for name in names]
+    tower, pretrained, folder = (None if value == "None" else value for value in given)
+    if tower is None or pretrained is None:
         return []
     known = {option.name for kind in (EncoderConfig, modality) for option in fields(kind)}
     flags: list[str] = []
-    for name, value in tower_options(towers[-1], pretrained[-1], folders[-1] if folders else None).items():
+    for name, value in tower_options(tower, pretrained, folder).items():
         if name in known:
             flags += as_flag(name, value)
     return flags

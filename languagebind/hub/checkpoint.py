@@ -48,7 +48,8 @@ def build_checkpoint(
     weights = checkpoint["model"] | checkpoint.get("ema", {})
     state = merge_lora(published_names(weights), config.tuning.lora_alpha)
     if num_frames is not None and num_frames != modality.input_shape[1]:
-        state = interpolate_frames(state, num_frames)
+        if config.encoder.timm_model is None or not hasattr(modality, "num_frames"):  # timm's encode frames one by one
+            state = interpolate_frames(state, num_frames)
         modality = replace(modality, num_frames=num_frames)  # type: ignore[call-arg]  # a modality with frames has it
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
     text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
