@@ -37,10 +37,11 @@ class EvalOptions(CommandOptions):
     checkpoint: str | None = None
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     model: tuple[str, ...] = ()
-    """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG or MODULE:FUNCTION (see
-    languagebind/eval/models.py); prefix NAME= to name the model's results"""
+    """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG, imagebind:FILE or MODULE:FUNCTION
+    (see languagebind/eval/models.py); prefix NAME= to name the model's results"""
     modality: str | None = None
-    """modality to use with an open_clip model; default: the modality of the datasets, if all have the same"""
+    """modality to use with an open_clip model or ImageBind; default: the modality of the datasets, if all have the
+    same"""
     num_frames: int | None = None
     """frames per clip, instead of the number that the model was trained with"""
     data: tuple[Path, ...] = ()

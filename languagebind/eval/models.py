@@ -5,6 +5,7 @@ A specification names a model:
     a training checkpoint, a run's folder, a folder in the published layout, or a hub id
     open_clip:NAME/TAG         an open_clip model; TAG is a pretrained tag or a file of weights (NAME//abs/file.pt)
     open_clip:local-dir:FOLDER or open_clip:hf-hub:ORG/NAME, which come with weights
+    imagebind:FILE             ImageBind's published weights
     MODULE:FUNCTION            a Python function without arguments that returns an `External`
     NAME=...                   any of these, with a name for the model's results
 """
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from ..config import UserError
 from ..hub.checkpoint import checkpoint_name, latest_checkpoint
 from ..hub.encoders import load_model
+from ..hub.imagebind import IMAGEBIND
 from ..modalities import Modality, modality_class, modality_name, modality_names
 from ..modalities._images import MEAN, STD
 from ..text import TextConfig, encode_text, fingerprint, open_clip_text
@@ -106,9 +108,9 @@ def load_eval_model(
     Args:
         spec: specification of the model, see the module's docstring.
         device: device for the model.
-        modality: the modality to use with an open_clip model. Other models must have this modality; None: any.
+        modality: the modality to use with an open_clip model or ImageBind. Other models must have it; None: any.
         num_frames: frames per clip, instead of the model's own number.
-        default_modality: the modality to use with an open_clip model if `modality` is None.
+        default_modality: the modality to use with these models if `modality` is None.
 
     Raises `UserError` if the model cannot be loaded, or has another modality.
     """
@@ -116,6 +118,8 @@ def load_eval_model(
     kind: Any
     if spec.startswith(OPEN_CLIP):
         model, kind = _load_open_clip(spec, modality or default_modality)
+    elif spec.startswith(IMAGEBIND):
+        return load_model(spec, device, modality=modality or default_modality, num_frames=num_frames)
     elif parts := _callable_parts(spec):
         model, kind = _load_external(spec, *parts)
     else:

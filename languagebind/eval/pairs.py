@@ -179,7 +179,7 @@ def _protocol(
         "split": config.split,
         "data_sha256": identity,
         "input_shape": {name: list(modality.input_shape) for name, modality in modalities.items()},
-        "inputs": {name: to_dict(modality) for name, modality in modalities.items()},
+        "inputs": {name: to_dict(modality) | dict(modality.details) for name, modality in modalities.items()},
         "similarity": "cosine",
         "ties": "count against the model",
         **next(iter(used.values())).describe(),

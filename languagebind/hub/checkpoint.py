@@ -16,6 +16,7 @@ from ..model import DualEncoder, ModelConfig
 from ..remote import is_url, open_url
 from ..text import build_text, text_tokens
 from ..weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
+from .imagebind import IMAGEBIND
 
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
@@ -133,6 +134,6 @@ def is_training_checkpoint(source: str | Path, subfolder: str | None = None) -> 
 
 def checkpoint_name(checkpoint: str) -> str:
     """Return a short name: `depth-step_1` for `logs/depth/checkpoints/step_1.pt`, `model` for `org/model`."""
-    path = Path(checkpoint).absolute()
+    path = Path(checkpoint.removeprefix(IMAGEBIND)).absolute()
     name = path.stem if path.is_file() else path.name
     return f"{path.parent.parent.name}-{name}" if path.parent.name == "checkpoints" else name

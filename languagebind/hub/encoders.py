@@ -24,6 +24,7 @@ from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import build_checkpoint, is_training_checkpoint, read_checkpoint
 from .files import HUB_OPTIONS
+from .imagebind import IMAGEBIND, load_imagebind
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ def load(
     """Load encoders, one per modality. Equal text towers are loaded once; different ones stay beside each other.
 
     Args:
-        sources: training checkpoints, folders of runs, folders in the published layout, hub ids, or names from
-            `list_models()`; or a mapping from modalities to such sources.
+        sources: training checkpoints, folders of runs, folders in the published layout, hub ids, names from
+            `list_models()`, or `imagebind:FILE` with all its modalities; or a mapping from modalities to such sources.
         device: device of the models.
         dtype: dtype of weights and computation (`float16`, `torch.float16`, ...); by default the dtype of the files.
             Features are always float32.
@@ -67,12 +68,12 @@ def load(
     encoders: dict[str, tuple[DualEncoder, Modality]] = {}
     towers: dict[int, DualEncoder] = {}  # a model for each text tower
     for expected, source in wanted:
-        model, modality = load_model(source, "cpu", towers.values(), expected, num_frames, **hub)
-        towers.setdefault(id(model.text_model), model)
-        name = modality_name(modality)
-        if name in encoders:
-            raise UserError(f"{source} is a second checkpoint for {name}: pass load() one checkpoint per modality")
-        encoders[name] = model, modality
+        for model, modality in _load_all(source, towers.values(), expected, num_frames, **hub):
+            towers.setdefault(id(model.text_model), model)
+            name = modality_name(modality)
+            if name in encoders:
+                raise UserError(f"{source} is a second checkpoint for {name}: pass load() one checkpoint per modality")
+            encoders[name] = model, modality
     if not encoders:
         raise UserError("pass load() at least one checkpoint")
     for model, _ in encoders.values():  # only now: text towers are compared in the dtypes of the files
@@ -213,11 +214,21 @@ def load_model(
     Args:
         like: a loaded model with the same text tower, which the new model shares; or several, of which it shares the
             tower of any that has the same one.
-        modality: the expected modality.
+        modality: the expected modality; `imagebind:FILE` needs it.
 
     Raises `UserError` if the checkpoint cannot be used, or is for another modality. Raises `WeightsError` if the
     weights do not fit, or the text tower differs from that of the one model `like`.
     """
+    (model, found), *others = _load_all(source, like, modality, num_frames, **hub)
+    if others:
+        raise UserError(f"{source} has several modalities: name one (--modality)")
+    return model.to(device), found
+
+
+def _load_all(
+    source: str | Path, like: DualEncoder | Iterable[DualEncoder], modality: str | None, frames: int | None, **hub: Any
+) -> list[tuple[DualEncoder, Modality]]:
+    """Return the models of one source, on the CPU, with their modalities; for the arguments see `load_model`."""
     reading = {name: hub.pop(name) for name in READING if name in hub}
     if unknown := hub.keys() - set(HUB_OPTIONS):
         raise TypeError(f"unexpected option {min(unknown)!r}")
@@ -226,22 +237,28 @@ def load_model(
     if absent and (runs := sorted(path.parent.name for path in logs.glob("*/checkpoints"))):  # not an id on the hub
         raise UserError(f"no run {source}; {logs} holds {', '.join(runs)}")
     loaded = [like] if isinstance(like, DualEncoder) else like
-    if is_training_checkpoint(source, hub.get("subfolder")):
+    every: list[tuple[DualEncoder, Modality]]
+    imagebind = str(source).startswith(IMAGEBIND)
+    if not imagebind and is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
         tower = checkpoint["text_fingerprint"]
         same = next((other for other in loaded if other.text_fingerprint() == tower), None)
-        model, found = build_checkpoint(checkpoint, source, same, num_frames)
+        every = [build_checkpoint(checkpoint, source, same, frames)]
     else:
-        model, found = _load_published(source, num_frames=num_frames, **hub)
-        if (same := next((other for other in loaded if same_text(model, other)), None)) is not None:
-            model.text_model, model.text_projection = same.text_model, same.text_projection
+        if imagebind:
+            every = [*load_imagebind(source, modality, frames)]
+        else:
+            every = [_load_published(source, num_frames=frames, **hub)]
+        if (same := next((other for other in loaded if same_text(every[0][0], other)), None)) is not None:
+            for model, _ in every:
+                model.text_model, model.text_projection = same.text_model, same.text_projection
     if isinstance(like, DualEncoder) and same is None:
         raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
-    if modality not in (None, modality_name(found)):
-        name = modality_name(found)
+    name = modality_name(every[0][1])
+    if modality not in (None, name):
         hint = ": write infrared for thermal images" if (modality, name) == ("thermal", "infrared") else ""
         raise UserError(f"{source} is for {name}, not {modality}{hint}")
-    return model.to(device), with_options(found, reading)
+    return [(model, with_options(found, reading)) for model, found in every]
 
 
 def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Modality]:

@@ -38,6 +38,8 @@ class Modality(ABC):
     # A member `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a
     # random one.
     extensions: ClassVar[tuple[str, ...]] = ()
+    name: ClassVar[str] = ""  # if it is not that of the file, as in another preprocessing of a modality
+    details: ClassVar[Mapping[str, Any]] = {}  # further facts about the preprocessing that a result records
 
     @property
     @abstractmethod
@@ -121,8 +123,8 @@ def modality_class(name: str) -> type[Modality]:
 
 
 def modality_name(modality: Modality) -> str:
-    """Return a modality's name on the command line, which is its file name."""
-    return type(modality).__module__.rpartition(".")[2]
+    """Return a modality's name on the command line, which is its file name unless its class has another."""
+    return modality.name or type(modality).__module__.rpartition(".")[2]
 
 
 def with_options(modality: Modality, options: Mapping[str, Any]) -> Modality:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -60,10 +61,11 @@ class Video(ImageModality):
             return self._pick(source, self.open_picture)
         if self.num_frames == 1 and is_picture(source):  # one of a sample's frames
             return self._pick([source], self.open_picture)
-        return read_frames(source, self._packets(source), self.frame_indices, self.video_backend)
+        packets = self._packets(source)
+        return read_frames(source, packets, partial(self.indices_at, packets.rate), self.video_backend)
 
     def read_part(self, source: Source, start: float, end: float | None = None, choose: Choose | None = None) -> Tensor:
-        """Return frames (T, 3, H, W) from `start` to `end` in seconds; `choose` is `frame_indices` by default.
+        """Return frames (T, 3, H, W) from `start` to `end` in seconds; by default those of `indices_at`.
 
         Raises:
             DecodeError: no frame lies there, or the file cannot be decoded.
@@ -77,7 +79,7 @@ class Video(ImageModality):
             if last <= first:
                 until = "the end" if end is None else f"{end:g} s"
                 raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
-            return first + (choose or self.frame_indices)(last - first).flatten()
+            return first + (choose or partial(self.indices_at, packets.rate))(last - first).flatten()
 
         return read_frames(source, packets, indices, self.video_backend)
 
@@ -117,6 +119,10 @@ class Video(ImageModality):
     def frame_indices(self, count: int) -> np.ndarray:
         """Return the indices of the frames taken from a clip of `count` frames, as in the original code."""
         return np.linspace(0, count - 1, self.num_frames, dtype=int)
+
+    def indices_at(self, rate: Fraction, count: int) -> np.ndarray:
+        """Return the indices of the frames taken from a clip of `count` frames, with `rate` frames per second."""
+        return self.frame_indices(count)
 
     def _pick(self, frames: Any, load: Callable[[Any], Any]) -> Tensor:
         """Return the chosen frames (num_frames, 3, H, W) of a sequence or array; load no others."""

@@ -58,11 +58,14 @@ class VideoReader(Reader):
         if not hasattr(modality, "frame_indices"):
             raise UserError(f"the dataset's protocol is for videos, not for {modality_name(modality)}")
         self.modality, self.clip = modality, clip
+        if type(self) is not VideoReader and modality.input_shape[1] != self.modality.num_frames:
+            rules = "--clips, --crops and --protocol paper"
+            raise UserError(f"{type(modality).__name__} has clips and crops of its own: leave out {rules}")
 
     def read(self, source: Any) -> Tensor:
-        return self.modality.transform(self.frames(source, self.modality.frame_indices))[None]
+        return self.modality.transform(self.frames(source))[None]
 
-    def frames(self, source: Any, choose: Callable[[int], np.ndarray]) -> Tensor:
+    def frames(self, source: Any, choose: Callable[[int], np.ndarray] | None = None) -> Tensor:
         """Return frames (N, 3, H, W) of `clip`. `choose` maps the number of frames in it to the indices to read."""
         return self.modality.read_part(source, *(self.clip or (0, None)), choose)
 
@@ -185,7 +188,7 @@ class Picture(Reader):
     }
 
     def __init__(self, modality: Modality):
-        if not isinstance(modality, ImageModality) or modality.input_shape[1] != 1:
+        if not isinstance(modality, ImageModality) or modality.input_shape[:2] != (3, 1):
             raise UserError(f"the dataset's protocol is for pictures, not for {modality_name(modality)}")
         super().__init__(modality)
 
@@ -210,7 +213,8 @@ class EvalProtocol:
     def describe(self) -> dict[str, Any]:
         """Return the settings of the protocol that a result records."""
         found = {"protocol": self.name, "similarity": SIMILARITIES[self.similarity], "views": self.reader.views}
-        return found | ({"clip": list(self.reader.clip)} if self.reader.clip else {}) | dict(self.reader.details)
+        clip = {"clip": list(self.reader.clip)} if self.reader.clip else {}
+        return found | clip | dict(self.reader.modality.details) | dict(self.reader.details)
 
     def class_scores(self, features: Tensor, classifier: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores (M, K), and the logits (M, K) whose softmax is the confidence of the predictions.
