@@ -40,8 +40,7 @@ class EvalOptions(CommandOptions):
     """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG, imagebind:FILE or MODULE:FUNCTION
     (see languagebind/eval/models.py); prefix NAME= to name the model's results"""
     modality: str | None = None
-    """modality to use with an open_clip model or ImageBind; default: the modality of the datasets, if all have the
-    same"""
+    """modality to use with an open_clip model or ImageBind; default: that of the datasets, if all have the same"""
     num_frames: int | None = None
     """frames per clip, instead of the number that the model was trained with"""
     data: tuple[Path, ...] = ()

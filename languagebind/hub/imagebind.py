@@ -186,15 +186,8 @@ def _build(name: str, state: State) -> nn.Module:
     return tower
 
 
-Audio: Any = modality_class("audio")
-Depth: Any = modality_class("depth")
-Image: Any = modality_class("image")
-Infrared: Any = modality_class("infrared")
-Video: Any = modality_class("video")
-
-
 @dataclass(frozen=True)
-class ImageBindAudio(Audio):
+class ImageBindAudio(modality_class("audio")):  # type: ignore[misc]
     """Clips, evenly spaced from start to end, as padded mel spectrograms (1, clips, num_mel_bins, target_length)."""
 
     name: ClassVar = "audio"
@@ -223,7 +216,7 @@ ONE_CHANNEL = property(lambda self: (1, 1, self.image_size, self.image_size))
 
 
 @dataclass(frozen=True)
-class ImageBindDepth(Depth):
+class ImageBindDepth(modality_class("depth")):  # type: ignore[misc]
     """Depth maps as the disparity of a stereo camera in pixels, `baseline * focal_length / depth`.
 
     The baseline in metres is Kinect's (0.095 for RealSense and Xtion); the focal length in pixels is NYU Depth v2's.
@@ -249,7 +242,7 @@ class ImageBindDepth(Depth):
 
 
 @dataclass(frozen=True)
-class ImageBindImage(Image):
+class ImageBindImage(modality_class("image")):  # type: ignore[misc]
     """RGB pictures, smoothed before shrinking, by default without applying the EXIF orientation."""
 
     name: ClassVar = "image"
@@ -258,7 +251,7 @@ class ImageBindImage(Image):
 
 
 @dataclass(frozen=True)
-class ImageBindInfrared(Infrared):
+class ImageBindInfrared(modality_class("infrared")):  # type: ignore[misc]
     """Infrared pictures as one grey channel in 0..1."""
 
     name: ClassVar = "infrared"
@@ -278,7 +271,7 @@ class ImageBindInfrared(Infrared):
 
 
 @dataclass(frozen=True)
-class ImageBindVideo(Video):
+class ImageBindVideo(modality_class("video")):  # type: ignore[misc]
     """The first and last frame of clips, evenly spaced from start to end, in squares along the longer side.
 
     `num_frames` are two for each clip. Of frames that are files or in memory, as many are evenly spaced.
