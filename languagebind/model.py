@@ -26,7 +26,8 @@ class InitConfig:
     encoder_pretrained: str | None = None
     """file with CLIP vision weights, the pretrained tag for --encoder-tower, or `none` for random weights"""
     encoder_tower: str | None = None
-    """open_clip model name, or timm/NAME, whose vision transformer is the encoder; sets its sizes and preprocessing"""
+    """open_clip model name, or timm/NAME, whose vision transformer is the encoder; sets its sizes and preprocessing;
+    none: our own ViT"""
     init_temperature: float = 0.07
     """initial temperature, the inverse of the logit scale; 0 keeps the pretrained logit scale"""
     init_logit_bias: float | None = None

@@ -36,7 +36,9 @@ class TimmTower(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int, int], config: EncoderConfig):
         super().__init__()
         self.input_shape, self.sizes = tuple(input_shape), config
-        options = {"in_chans": input_shape[0], "img_size": input_shape[2:], "patch_drop_rate": config.patch_dropout}
+        options: dict[str, Any] = {"in_chans": input_shape[0], "img_size": input_shape[2:]}
+        if config.patch_dropout:  # some models do not have it
+            options["patch_drop_rate"] = config.patch_dropout
         self.trunk = timm_model(str(config.timm_model), **options | read_options(config.timm_options))
         self.width = self.trunk.num_features
         warn_of_lost_pixels(input_shape[2:], self.trunk.patch_embed.patch_size)
@@ -117,10 +119,13 @@ def read_options(words: tuple[str, ...]) -> dict[str, Any]:
 def tower_options(name: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Any]:
     """Return the options of the encoder and of its inputs that belong to an --encoder-tower.
 
-    They are the sizes of our own ViT for CLIP's towers, and timm's model and its preprocessing for others.
+    They are the sizes of our own ViT for CLIP's towers, and timm's model and its preprocessing for others; `none` has
+    none.
 
     Raises `UserError` if there is no such tower, or it is not a vision transformer.
     """
+    if name == "none":
+        return {}
     if name.startswith(TIMM):
         name = name.removeprefix(TIMM)
         tag = "" if pretrained in (None, "none") or Path(pretrained).exists() else f".{pretrained}"

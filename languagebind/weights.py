@@ -153,7 +153,7 @@ def published_names(state: State) -> State:
     state = {WRAPPERS.sub("", key): value for key, value in state.items()}
     if "visual.conv1.weight" in state:
         state = _from_open_clip(state)
-    elif any(key in state for key in ("visual.trunk.patch_embed.proj.weight", "patch_embed.proj.weight")):
+    elif any(f"{prefix}blocks.0.norm1.weight" in state for prefix in ("visual.trunk.", "")):
         state = _from_timm(state)
     state = {key.replace("encoder.base_model.model.", "encoder."): value for key, value in state.items()}
     return {key: value for key, value in state.items() if not key.endswith("position_ids")}
@@ -266,11 +266,11 @@ def _from_open_clip(state: State) -> State:
 
 def _from_timm(state: State) -> State:
     """Rename a timm model, or an open_clip model with one. The latter has no projection if tokens are the features."""
-    if "patch_embed.proj.weight" in state:  # timm's head is a classifier
+    if "blocks.0.norm1.weight" in state:  # timm's head is a classifier
         return {f"vision_model.trunk.{key}": x for key, x in state.items() if not key.startswith("head.")}
     renamed = {re.sub(r"^visual\.(trunk\.head|head\.proj)\.", "visual_projection.", key): state[key] for key in state}
     renamed = {re.sub(r"^visual\.", "vision_model.", key): value for key, value in renamed.items()}
-    renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.patch_embed.proj.weight"])))
+    renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.blocks.0.norm1.weight"])))
     return renamed
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
-from helpers import ROOT, losses, train_flags
-from open_clip import get_tokenizer
+from helpers import MINILM, ROOT, losses, train_flags
+from open_clip import create_model, get_tokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from tiny_towers import SIGLIP_TEXT, VISION, write_tower
@@ -20,6 +21,7 @@ from languagebind.config import UserError
 from languagebind.data.embed_text import main as embed_text
 from languagebind.eval.data.readers import choose_protocol
 from languagebind.eval.models import load_eval_model
+from languagebind.lora import inject_lora
 from languagebind.modalities._images import PREPROCESSING
 from languagebind.model import build_model
 from languagebind.timm_tower import build_encoder
@@ -27,6 +29,8 @@ from languagebind.tuning import apply_tuning
 from languagebind.vit import EncoderConfig
 from training.main import main as train
 from training.params import parse_args
+
+NARROW = ("depth=1", "embed_dim=32", "num_heads=2")
 
 
 def run_of(tower, *more, modality="image", text=None):
@@ -134,11 +138,45 @@ def test_the_batch_is_dynamic_in_an_exported_encoder(towers, temporal):
 
 @pytest.mark.parametrize("kind", VISION)
 def test_every_tower_learns_from_spectrograms(towers, kind):
-    config = run_of(towers[kind][0], "--num-mel-bins=16", "--target-length=40", modality="audio")
-    model = model_of(config)
+    folder, _ = towers[kind]
+    config = run_of(folder, "--num-mel-bins=16", "--target-length=40", modality="audio")
+    model, own = model_of(config), create_model(f"local-dir:{folder}").eval()
+    own.visual.set_input_size((16, 40))  # timm resizes the positions
+    x = torch.randn(2, 3, 1, 16, 40)
+    torch.testing.assert_close(model.project(x), own.encode_image(x[:, :, 0]), atol=1e-6, rtol=1e-6)
     apply_tuning(model, config.model.tuning)
-    model.encode(torch.randn(2, 3, 1, 16, 40))[:, :5].sum().backward()
+    model.encode(x)[:, :5].sum().backward()
     assert all(x.grad is not None for name, x in model.named_parameters() if x.requires_grad and "logit" not in name)
+
+
+def test_patches_are_dropped_in_training(towers):
+    model = model_of(run_of(towers["pe"][0], "--patch-dropout=0.5"))
+    x = torch.randn(2, 3, 1, 32, 32)
+    assert model.vision_model.tokens(x).shape == (2, 1 + 16, 32)
+    assert model.train().vision_model.tokens(x).shape == (2, 1 + 8, 32)
+
+
+def test_adapters_reach_attention_that_adds_its_bias_apart():
+    tower = build_encoder((3, 1, 28, 28), EncoderConfig(timm_model="eva_giant_patch14_224", timm_options=NARROW))
+    inject_lora(tower, rank=2, alpha=2, dropout=0.0)
+    tower(torch.randn(2, 3, 1, 28, 28))[..., :5].sum().backward()
+    adapters = {name: x.grad for name, x in tower.named_parameters() if "lora_B" in name}
+    assert len(adapters) == 2
+    assert all(grad is not None and grad.any() for grad in adapters.values())
+
+
+def test_timms_own_weights_with_a_new_projection(tmp_path, monkeypatch):
+    model = timm.create_model("tiny_vit")
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    known = replace(timm.get_pretrained_cfg("tiny_vit.untrained"), file=str(tmp_path / "vit.pth"))
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "tiny_vit.untrained", known)
+    flags = ["--modality=image", f"--text-tower={MINILM}", "--encoder-tower=timm/tiny_vit"]
+    x = torch.randn(2, 3, 1, 32, 32)
+    for source in ("untrained", str(tmp_path / "vit.pth")):
+        ours = model_of(parse_args([*flags, f"--encoder-pretrained={source}"]))
+        expected = model.eval().forward_head(model.forward_features(x[:, :, 0]), pre_logits=True)
+        torch.testing.assert_close(ours.vision_model(x)[:, 0], expected)
+        assert ours.project(x).shape == (2, 384)
 
 
 def test_a_tower_brings_its_preprocessing_and_flags_win(towers):
@@ -178,6 +216,7 @@ def test_random_weights_are_of_the_named_tower(towers):
         (["--encoder-tower=timm/resnet50"], "timm's resnet50 is not a plain vision transformer"),
         (["--encoder-tower=timm/vit_pe_core_tiny_patch16"], "timm cannot build .*known: vit_pe_core_tiny_patch16_384"),
         (["--encoder-tower=PE-Core-L-14"], "did you mean PE-Core-L-14-336"),
+        (["--encoder-tower=timm/tiny_vit", "--encoder-pretrained=best"], "timm cannot build tiny_vit.best: Invalid"),
         (["--timm-options", "depth"], "--timm-options takes NAME=VALUE"),
         (["--timm-options", "deep=2"], "timm cannot build tiny_pe: .*deep"),
     ],
