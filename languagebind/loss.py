@@ -4,6 +4,8 @@ Both compute gradients in the forward pass, one chunk of rows at a time, so the 
 the batch. Shapes: B samples per rank, G = B * world_size samples on all ranks, D width of the shared space.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -66,6 +68,18 @@ def sigmoid_loss(
     with torch.autocast(features.device.type, enabled=False):
         inputs = (x.float() for x in (features, text_features, logit_scale, logit_bias))
         return _SigmoidRing.apply(*inputs, groups, chunk_size)
+
+
+def over_prefixes(loss: Callable[..., Tensor], sizes: Sequence[int], *features: Tensor) -> Tensor:
+    """Return the mean of a loss over prefixes of its arguments, each at unit norm (Matryoshka, arXiv 2205.13147).
+
+    Args:
+        loss: function of as many tensors as `features` has.
+        sizes: numbers of leading dimensions; each prefix has the same weight.
+        features: tensors (..., D).
+    """
+    losses = [loss(*(F.normalize(x[..., :size], dim=-1) for x in features)) for size in sizes]
+    return torch.stack(losses).mean()
 
 
 def gather(x: Tensor) -> Tensor:

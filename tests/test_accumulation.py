@@ -19,7 +19,10 @@ def gradients(logs, name) -> dict[str, torch.Tensor]:
     return {key: 10 * value["exp_avg"] for key, value in checkpoint(logs, name, 1)["optimizer"].items()}
 
 
-@pytest.mark.parametrize("more", [[], ["--loss=siglip", "--init-logit-bias=-10", "--init-temperature=0.1"]])
+SIGLIP = ["--loss=siglip", "--init-logit-bias=-10", "--init-temperature=0.1"]
+
+
+@pytest.mark.parametrize("more", [[], SIGLIP, ["--matryoshka", "384", "96"]])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_accumulated_batches_have_the_gradients_of_one_large_batch(depth_shards, tmp_path, tuning, more):
     common = [*BASE, "--patch-dropout=0.25", "--train-num-samples=24", f"--tuning={tuning}", *more]
@@ -44,10 +47,9 @@ def test_a_run_that_accumulates_goes_on_as_if_never_stopped(depth_shards, tmp_pa
 
 
 def test_samples_of_one_caption_or_id_match_one_another(depth_shards, tmp_path):
-    siglip = ["--loss=siglip", "--init-logit-bias=-10", "--init-temperature=0.1"]
     first = {}
     for positives in ("pair", "caption", "id"):
-        for name, loss in (("clip", []), ("siglip", siglip)):
+        for name, loss in (("clip", []), ("siglip", SIGLIP)):
             flags = [*BASE, *loss, f"--positives={positives}", "--train-num-samples=8", f"--name={name}-{positives}"]
             main(train_flags(depth_shards, tmp_path, *flags))
             first[name, positives] = losses(tmp_path, f"{name}-{positives}")[1]
@@ -57,6 +59,19 @@ def test_samples_of_one_caption_or_id_match_one_another(depth_shards, tmp_path):
     assert first["clip", "caption"] == pytest.approx(first["clip", "pair"], abs=1e-6)
     for name in ("clip", "siglip"):  # every sample has an id of its own
         assert first[name, "id"] == pytest.approx(first[name, "pair"], abs=1e-6)
+
+
+def test_matryoshka_of_all_dimensions_is_the_plain_loss(depth_shards, tmp_path):
+    first, flags = {}, [*BASE, "--train-num-samples=8"]
+    for name, sizes in (("plain", []), ("whole", ["384"]), ("nested", ["384", "96"]), ("again", ["96", "384"])):
+        more = ["--matryoshka", *sizes] if sizes else []
+        main(train_flags(depth_shards, tmp_path, *flags, *more, f"--name={name}"))
+        first[name] = losses(tmp_path, name)[1]
+    assert first["whole"] == pytest.approx(first["plain"], abs=1e-5)
+    assert first["again"] == pytest.approx(first["nested"], abs=1e-6)
+    assert abs(first["nested"] - first["plain"]) > 1e-3
+    with pytest.raises(UserError, match="should be all 384 dimensions of the features, not 256"):
+        main(train_flags(depth_shards, tmp_path, *flags, "--matryoshka", "256", "64"))
 
 
 def test_siglip_learns_and_its_checkpoint_loads(depth_shards, tmp_path):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from languagebind.loss import contrastive_loss, sigmoid_loss
+from languagebind.loss import contrastive_loss, over_prefixes, sigmoid_loss
 
 GROUPS = torch.tensor([0, 1, 0, 2, 1, 3, 0, 4])
 
@@ -64,6 +64,25 @@ def test_loss_and_gradients_equal_the_plain_ones_in_chunks_of_any_size(kind, chu
     every = torch.arange(8) if groups is None else groups
     expected = gradients(plain, every, text_trains, torch.float64)
     assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_loss_over_prefixes_is_the_mean_of_the_losses_of_shorter_features(kind):
+    ours, plain = LOSSES[kind]
+
+    def nested(features, text, scale, bias, groups):
+        return over_prefixes(lambda *prefixes: ours(*prefixes, scale, bias, groups), (16, 6, 2), features, text)
+
+    def written_out(features, text, scale, bias, groups):
+        total = 0
+        for size in (16, 6, 2):
+            a, b = (x[:, :size] / x[:, :size].pow(2).sum(dim=1, keepdim=True).sqrt() for x in (features, text))
+            total += plain(a, b, scale, bias, groups) / 3
+        return total
+
+    found, expected = gradients(nested, GROUPS), gradients(written_out, GROUPS, dtype=torch.float64)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
 

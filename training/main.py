@@ -143,6 +143,9 @@ def new_model(config: TrainConfig) -> DualEncoder:
     """Return a model with the same initial weights on every rank. Trained parameters require gradients."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, config.inputs.input_shape)
+    if (largest := max(config.optim.matryoshka, default=model.embed_dim)) != model.embed_dim:
+        size = f"all {model.embed_dim} dimensions of the features"
+        raise UserError(f"the largest of --matryoshka should be {size}, not {largest}")
     apply_tuning(model, config.model.tuning)
     return model
 

@@ -51,11 +51,14 @@ class OptimConfig:
     """decay of a moving average of the weights, e.g. 0.9999; evaluation and loading then use the average"""
     loss: Literal["clip", "siglip"] = "clip"
     """softmax over the batch (clip), or sigmoid per pair (siglip, with --init-logit-bias -10 --init-temperature 0.1)"""
+    matryoshka: tuple[int, ...] = ()
+    """numbers of leading dimensions whose losses are averaged, such as 768 512 256 128; the largest is all of them"""
     precision: Precision = "amp_bf16"
     """autocast to bfloat16 (amp_bf16), autocast to float16 with loss scaling (amp), or no autocast (fp32)"""
 
     def __post_init__(self):
         at_least(1, epochs=self.epochs, accum_freq=self.accum_freq)
+        at_least(1, matryoshka=min(self.matryoshka, default=1))
         at_least(0, lr=self.lr, coef_lr=self.coef_lr, wd=self.wd, warmup=self.warmup)
         at_least(1e-30, eps=self.eps, grad_clip_norm=self.grad_clip_norm, layer_decay=self.layer_decay)
         if self.layer_decay > 1:

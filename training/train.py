@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from languagebind.config import UserError
 from languagebind.distributed import Precision, autocast, fail_together, gather_objects, mean_over_ranks
-from languagebind.loss import contrastive_loss, sigmoid_loss
+from languagebind.loss import contrastive_loss, over_prefixes, sigmoid_loss
 from languagebind.model import DualEncoder
 
 from .optim import OptimConfig, set_lr
@@ -66,7 +66,7 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
-        loss = _loss(engine.model, features, *targets, optim.loss)
+        loss = _loss(engine.model, features, *targets, optim)
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
@@ -127,11 +127,19 @@ def _targets(
     return torch.cat(features), torch.cat(groups).to(device, non_blocking=True) if groups else None
 
 
-def _loss(model: DualEncoder, features: Tensor, text_features: Tensor, groups: Tensor | None, kind: str) -> Tensor:
+def _loss(
+    model: DualEncoder, features: Tensor, text_features: Tensor, groups: Tensor | None, optim: OptimConfig
+) -> Tensor:
     scale = model.logit_scale.exp()
-    if kind == "siglip":
-        return sigmoid_loss(features, text_features, scale, cast(Tensor, model.logit_bias), groups)
-    return contrastive_loss(features, text_features, scale, groups)
+
+    def loss(features: Tensor, text_features: Tensor) -> Tensor:
+        if optim.loss == "siglip":
+            return sigmoid_loss(features, text_features, scale, cast(Tensor, model.logit_bias), groups)
+        return contrastive_loss(features, text_features, scale, groups)
+
+    if optim.matryoshka:
+        return over_prefixes(loss, optim.matryoshka, features, text_features)
+    return loss(features, text_features)
 
 
 class Meter:
