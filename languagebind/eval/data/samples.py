@@ -88,19 +88,19 @@ def read_samples(config: DatasetConfig, modality: Modality, skip_bad: bool = Fal
         samples = _evenly_spaced(samples, config.limit, config.task == "classification")
     what = "captions" if config.task == "retrieval" else "labels"
     counts = [len(getattr(sample, what)) for sample in samples]
-    wrong = [i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)]
+    wrong = {i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)}
     if bad := [sample for sample in samples if sample.bad_captions]:
         number = sum(sample.bad_captions for sample in bad)
         log.warning("%s: left out %d captions that are %s, the first of %s", config.name, number, NOT_TEXT, bad[0].key)
-        wrong = wrong if len(wrong) == len(samples) else [i for i in wrong if not samples[i].bad_captions]
+        wrong = wrong if len(wrong) == len(samples) else {i for i in wrong if not samples[i].bad_captions}
     # Some samples of multi-label data have no label
     if wrong and (config.task != "multilabel" or len(wrong) == len(samples)):
-        example = f"{samples[wrong[0]].key} has {counts[wrong[0]]} {what}"
+        example = f"{samples[min(wrong)].key} has {counts[min(wrong)]} {what}"
         message = f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}"
         if not skip_bad or len(wrong) == len(samples):
             raise UserError(message)
         log.warning("%s; the evaluation leaves them out", message)
-        samples = [sample for i, sample in enumerate(samples) if i not in set(wrong)]
+        samples = [sample for i, sample in enumerate(samples) if i not in wrong]
     return samples
 
 
