@@ -157,11 +157,9 @@ def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per
     if before == now:
         return None
     counted, done = step / steps_per_epoch, step * before / (steps_per_epoch * now)
-    message = (
-        f"the global batch size changed from {before} to {now}: {step} steps have used {done:.2f} epochs of samples,"
-        f" but count as {counted:.2f} of {epochs} epochs. To use {epochs} epochs of samples, pass --epochs"
-        f" {math.ceil(counted + max(0, epochs - done))}"
-    )
+    used = f"{step} steps have used {done:.2f} epochs of samples, but count as {counted:.2f} of {epochs} epochs"
+    advice = f"To use {epochs} epochs of samples, pass --epochs {math.ceil(counted + max(0, epochs - done))}"
+    message = f"the global batch size changed from {before} to {now}: {used}. {advice}"
     if done < epochs <= counted:
         raise UserError(message)
     return message

@@ -126,6 +126,7 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
     takes_files, cached = getattr(model, "takes_files", False), encoder.cache is not None
     can_project = hasattr(model, "project")
     one_each = unit and (reader.views == 1 or reader.pooled)
+    unknown = cached and not getattr(model, "known", True)
     own_rule = type(reader) is not Reader or reader.clip is not None
     faults = {
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
@@ -133,9 +134,7 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
         "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
         "this model reads files itself, so the dataset's own reading rule cannot be used": takes_files and own_rule,
         "--feature-cache does not work with models that read files themselves": cached and takes_files,
-        "--feature-cache: give the model a `fingerprint` that changes with its weights": (
-            cached and not getattr(model, "known", True)
-        ),
+        "--feature-cache: give the model a `fingerprint` that changes with its weights": unknown,
     }
     for fault, found in faults.items():
         if found:

@@ -184,10 +184,8 @@ class Encoders:
         usual = max(towers.values(), key=list(towers.values()).count)  # in a tie, of the first loaded
         share = [name for name in towers if towers[name] == usual]
         if others := [name for name in towers if name not in share]:
-            log.warning(
-                "the text towers differ: texts are encoded with that of %s; to compare texts with %s, add of=%r",
-                ", ".join(share), " or ".join(others), others[0],
-            )  # fmt: skip
+            message = "the text towers differ: texts are encoded with that of %s; to compare texts with %s, add of=%r"
+            log.warning(message, ", ".join(share), " or ".join(others), others[0])
         return self.encoders[share[0]][0]
 
     def _inputs(self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any]) -> Iterator[Tensor]:

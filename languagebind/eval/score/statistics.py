@@ -141,10 +141,8 @@ def _bootstrap(
     """Return RESAMPLES values per metric. `metrics` takes indices (draws, count) and uses `width` values per draw."""
     generator = np.random.default_rng(SEED)
     size = max(1, DRAWS_AT_A_TIME // max(count, width))
-    blocks = [
-        metrics(generator.integers(count, size=(min(size, RESAMPLES - start), count)))
-        for start in range(0, RESAMPLES, size)
-    ]
+    draws = [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
+    blocks = [metrics(generator.integers(count, size=(number, count))) for number in draws]
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
