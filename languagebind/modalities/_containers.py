@@ -52,8 +52,7 @@ def read_packets(
     Args:
         check: function that gets the stream's codec context (width, height, ...) and may raise `DecodeError`.
 
-    Raises:
-        DecodeError: the stream is missing or longer than `max_seconds`, or the file is truncated.
+    Raises `DecodeError` if the stream is missing or longer than `max_seconds`, or the file is truncated.
     """
     import av
 

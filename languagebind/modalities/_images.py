@@ -87,8 +87,7 @@ class ImageModality(Modality):
 
         PIL reads 16-bit colours as 8 bits. `pixels` finds the lower bytes in the attribute `low`, an image as well.
 
-        Raises:
-            DecodeError: the file is not a picture, is truncated, or has more than `max_pixels` pixels.
+        Raises `DecodeError` if the file is not a picture, is truncated, or has more than `max_pixels` pixels.
         """
         from PIL import Image, ImageOps
 

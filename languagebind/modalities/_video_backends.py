@@ -37,9 +37,8 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
         packets: result of `read_packets` for this file.
         choose: function of the number of frames; it returns the indices (T,) of the frames to return, which may repeat.
 
-    Raises:
-        DecodeError: a frame cannot be decoded, or the given backend returns frames of other times.
-        UserError: the backend is not installed.
+    Raises `DecodeError` if a frame cannot be decoded, or the given backend returns frames of other times. Raises
+    `UserError` if the backend is not installed.
     """
     name = resolve(backend)
     try:
@@ -184,8 +183,8 @@ def _opencv(source: Source, packets: Packets) -> Iterator[tuple[None, Callable[[
 def open_capture(source: Source) -> Iterator[Any]:
     """Open a file with OpenCV's `VideoCapture`, on one thread.
 
-    Raises:
-        DecodeError: the file cannot be opened, or is interlaced, which OpenCV 5 decodes to noise without an error.
+    Raises `DecodeError` if the file cannot be opened, or is interlaced, which OpenCV 5 decodes to noise without an
+    error.
     """
     import cv2
 

@@ -63,8 +63,7 @@ class Video(ImageModality):
     def read_part(self, source: Source, start: float, end: float | None = None, choose: Choose | None = None) -> Tensor:
         """Return frames (T, 3, H, W) from `start` to `end` in seconds; `choose` is `frame_indices` by default.
 
-        Raises:
-            DecodeError: no frame lies there, or the file cannot be decoded.
+        Raises `DecodeError` if no frame lies there, or the file cannot be decoded.
         """
         packets = self._packets(source)
 
