@@ -23,7 +23,8 @@ class InitConfig:
     """Initial weights of the encoder."""
 
     encoder_pretrained: str | None = None
-    """file with CLIP vision weights, open_clip's pretrained tag for --encoder-tower, or `none` for random weights"""
+    """file with the weights, a folder in the published layout, open_clip's pretrained tag for --encoder-tower, or
+    `none` for random weights"""
     encoder_tower: str | None = None
     """open_clip model name for the pretrained tag"""
     init_temperature: float = 0.07
@@ -133,7 +134,8 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     Raises `UserError` if the config names no weights, or they cannot be found or do not fit.
     """
     init, tower, clip = config.init, config.text, None
-    if (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained):
+    same = (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained)
+    if same and not Path(str(tower.text_pretrained)).is_dir():
         clip = open_clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
     text = build_text(tower) if clip is None else open_clip_text(clip, tower)
     model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)
