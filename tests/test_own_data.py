@@ -94,13 +94,16 @@ def test_the_commands_of_the_page_run(recordings, toys, tower, monkeypatch):
     log = (recordings / "logs" / "mine" / "out.log").read_text()
     assert "text features: read from beside the shards" in log
     names: dict = {}
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(example, "docs/your_own_data.md", "exec"), names)
+    for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(example, "docs/your_own_data.md", "exec"), names)
     trained = languagebind.load(recordings / "logs/mine/checkpoints/best.pt")
     start = languagebind.load(toys / "thermal")
     texts, picture = ["a kettle", "a cold hall"], [recordings / "t" / "0001.tiff"]
     assert torch.equal(trained.encode(text=texts), start.encode(text=texts)), "the published text tower"
     assert torch.allclose(names["pictures"][:1], trained.encode(infrared=picture), atol=1e-6)
+    mine, halfway = (names["Model"].from_pretrained(f"exports/{name}") for name in ("mine", "halfway"))
+    weights = [model.visual_projection.weight for model in (names["start"], mine, halfway)]
+    torch.testing.assert_close(weights[2], (weights[0] + weights[1]) / 2)
     assert not torch.allclose(names["pictures"][:1], start.encode(infrared=picture), atol=1e-6)
 
 
