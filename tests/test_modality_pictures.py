@@ -267,6 +267,18 @@ def test_integers_are_millimetres_and_floats_metres():
         np.testing.assert_allclose(metres(value), expected, rtol=1e-6)
 
 
+def test_pgm_files_that_pil_would_scale_are_refused():
+    counts = np.arange(4800, dtype=">u2").reshape(60, 80)
+    for maximum in (4799, 65535):
+        file = b"P5\n80 60\n%d\n" % maximum + counts.tobytes()
+        for modality, unit in ((Depth(), 1000), (Infrared(), 1)):
+            if maximum < 65535:
+                with pytest.raises(DecodeError, match="maximum of 65535"):
+                    modality.decode(file)
+            else:
+                np.testing.assert_allclose(modality.decode(file).squeeze(), counts / unit, rtol=1e-6)
+
+
 def test_depth_is_clipped_and_scaled_to_one():
     far = np.full((8, 8), 20_000, np.uint16)
     far[:, :4] = 0  # holes

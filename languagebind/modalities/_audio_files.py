@@ -60,8 +60,8 @@ def _read_soundfile(source: Source, data: bytes, max_seconds: float) -> tuple[Te
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             promised, rate = file.frames, file.samplerate
-            if data[:4] == b"OggS" and _packet_seconds(data) > promised / rate + TRIMMED:
-                return None  # a part of a stream, which does not begin at 0
+            if not file.seekable() or (data[:4] == b"OggS" and _packet_seconds(data) > promised / rate + TRIMMED):
+                return None  # GSM, or a part of a stream, which does not begin at 0
             _check_length(source, promised, file.channels, rate, max_seconds)
             samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
     except soundfile.LibsndfileError:

@@ -107,7 +107,7 @@ class ImageModality(Modality):
         except DecodeError:
             raise
         except (*BROKEN, Image.DecompressionBombError) as error:
-            reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            reason = "not a picture that PIL reads" if isinstance(error, Image.UnidentifiedImageError) else str(error)
             raise DecodeError(source, reason or type(error).__name__) from error
         if is_cut(data):
             raise DecodeError(source, "the picture is truncated")
@@ -208,6 +208,8 @@ def _lower_bytes(image: Any, data: bytes) -> list[Any]:
     def swapped(name: Any) -> Any:  # or a tuple that begins with it
         return (swapped(name[0]), *name[1:]) if isinstance(name, tuple) else BYTE_ORDERS.get(name, name)
 
+    if image.format == "PPM" and image.mode == "I" and image.tile[0][3][-1] not in ("B", 65535):  # I;16B, or a maximum
+        raise ValueError("a PGM file of 16 bits needs a maximum of 65535, because PIL scales others; convert it to PNG")
     tiles = [(*tile[:3], swapped(tile[3])) for tile in image.tile]
     if tiles == [tuple(tile) for tile in image.tile]:
         return []

@@ -183,8 +183,8 @@ def _opencv(source: Source, packets: Packets) -> Iterator[tuple[None, Callable[[
 def open_capture(source: Source) -> Iterator[Any]:
     """Open a file with OpenCV's `VideoCapture`, on one thread.
 
-    Raises `DecodeError` if the file cannot be opened, or is interlaced, which OpenCV 5 decodes to noise without an
-    error.
+    Raises `DecodeError` if the file cannot be opened, or is interlaced, HDR or wide-gamut, which OpenCV 5 decodes
+    wrongly.
     """
     import cv2
 
@@ -197,8 +197,8 @@ def open_capture(source: Source) -> Iterator[Any]:
         return
     with open_stream(source, "video") as (container, stream):
         first = next(container.decode(stream), None)
-        if first is not None and first.interlaced_frame:
-            raise DecodeError(source, "opencv: interlaced video is not supported; try another --video-backend")
+        if first is not None and (first.interlaced_frame or first.color_primaries > 7 or first.color_trc in (16, 18)):
+            raise DecodeError(source, "opencv: interlaced, HDR and wide-gamut video needs another --video-backend")
     capture = cv2.VideoCapture(handle(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         yield capture
