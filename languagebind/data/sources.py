@@ -169,7 +169,7 @@ def _join(rows: list[Sample]) -> list[Sample]:
         own = [label for label in row.labels if label not in labels]
         labels += own
         if not own and not any(added.values()):
-            twins.append(row)
+            twins.append(rows[0])
     return [replace(rows[0], captions=captions, labels=labels), *twins]
 
 
