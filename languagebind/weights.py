@@ -1,7 +1,6 @@
 """Weights from files and from open_clip, renamed to the published parameter names and loaded strictly.
 
-The published names are `vision_model.…`, `visual_projection.weight`, `text_model.…`, `text_projection.weight` and
-`logit_scale`.
+These are `vision_model.…`, `visual_projection.weight`, `text_model.…`, `text_projection.weight` and `logit_scale`.
 """
 
 import difflib

@@ -120,8 +120,7 @@ def clean_title(title: str) -> str:
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (id, entry) for the first `limit` entries of an annotation file, in file order.
 
-    The file is parsed as a stream, so ten million entries need no more memory than one. Raises `UserError` if the file
-    cannot be read, or is damaged.
+    The file is parsed as a stream, so memory does not grow with it. Raises `UserError` if it is unreadable or damaged.
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:

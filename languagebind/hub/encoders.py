@@ -44,8 +44,7 @@ def load(
         sources: training checkpoints, folders of runs, folders in the published layout, hub ids, or names from
             `list_models()`; or a mapping from modalities to such sources.
         device: device of the models.
-        dtype: dtype of weights and computation (`float16`, `torch.float16`, ...); by default the dtype of the files.
-            Features are always float32.
+        dtype: dtype of the weights (`float16`, `torch.float16`, ...); by default as in the files. Features are float32.
         compile: compile the encoders with `torch.compile`.
         num_frames: frames per clip, for encoders with temporal attention; by default as in training, otherwise
             temporal embeddings are interpolated.
@@ -116,12 +115,11 @@ class Encoders:
             progress: show a progress bar.
             of: the modality whose text tower encodes `text`. By default, the tower of the modalities in the same call,
                 and without any the tower that most loaded modalities share (in a tie, the first loaded).
-            inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class); `text` for texts;
-                and options of reading, as in `load`.
+            inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class), or of texts for
+                `text`; and options of reading, as in `load`.
 
-        Raises `DecodeError` if an item cannot be decoded. Raises `ValueError` if no list is given, a modality is not
-        loaded, an option is out of range, or the text towers of the modalities in the call differ. Raises `TypeError`
-        if a single item is given instead of a list.
+        Raises `DecodeError` if an item cannot be decoded, `TypeError` if an item is given instead of a list, and
+        `ValueError` if a modality is not loaded, an option is out of range, or the text towers in the call differ.
         """
         reading = {name: inputs.pop(name) for name in READING if name in inputs}
         if not inputs:
