@@ -129,8 +129,8 @@ def list_early(datasets: Sequence[DatasetConfig], options: EvalOptions) -> Liste
     kind = datasets[0].modality or options.modality
     if kind is None and not list_shards(datasets[0].data):
         kind = modality_names()[0]  # outside shards, all modalities list the same files
-    early = kind and len(datasets) == 1 and not options.all
-    return list_dataset(datasets[0], modality_class(kind)()) if early else None
+    single = len(datasets) == 1 and not options.all
+    return list_dataset(datasets[0], modality_class(kind)()) if kind and single else None
 
 
 def describe_absent(dataset: DatasetConfig) -> str:
