@@ -208,8 +208,10 @@ def _lower_bytes(image: Any, data: bytes) -> list[Any]:
     def swapped(name: Any) -> Any:  # or a tuple that begins with it
         return (swapped(name[0]), *name[1:]) if isinstance(name, tuple) else BYTE_ORDERS.get(name, name)
 
-    if image.format == "PPM" and image.mode == "I" and image.tile[0][3][-1] not in ("B", 65535):  # I;16B, or a maximum
-        raise ValueError("a PGM file of 16 bits needs a maximum of 65535, because PIL scales others; convert it to PNG")
+    for *_, form in image.tile:  # of a 16-bit PPM or PGM, a pair with its maximum
+        wide = image.format == "PPM" and isinstance(form, tuple) and form[-1] > 255 and form != ("I", 65535)
+        if wide or form == "LA;16B":
+            raise ValueError("PIL changes the 16-bit values of such a file; convert it to PNG without alpha")
     tiles = [(*tile[:3], swapped(tile[3])) for tile in image.tile]
     if tiles == [tuple(tile) for tile in image.tile]:
         return []
