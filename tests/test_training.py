@@ -1,5 +1,6 @@
 """Whole runs by their command line: real shards, processes, ranks and signals."""
 
+import copy
 import io
 import json
 import shutil
@@ -36,6 +37,7 @@ from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
 from training.batch import DataConfig
+from training.checkpoint import read_resumable
 from training.logger import LogConfig, Logger
 from training.main import main
 from training.params import parse_args
@@ -287,6 +289,15 @@ def test_mistakes_are_named_before_training(case, depth_shards, tmp_path, monkey
         base = [flag for flag in base if not flag.startswith("--image-size")]
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         main([*base, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags)])
+
+
+def test_a_checkpoint_without_a_newer_option_is_resumable(run):
+    path = run / "run/checkpoints/step_00000015.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    config, fingerprint = copy.deepcopy(checkpoint["config"]), checkpoint["text_fingerprint"]
+    del checkpoint["config"]["inputs"]["exif"]  # as before this option existed
+    torch.save(checkpoint, run / "older.pt")
+    assert read_resumable(run / "older.pt", config, fingerprint)["step"] == 15
 
 
 def test_a_resumed_run_takes_changed_options_and_says_what_is_no_longer_exact(run):

@@ -99,9 +99,8 @@ def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: s
     if checkpoint["text_fingerprint"] != text_fingerprint:
         raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
     before, now = _fixed_options(checkpoint["config"]), _fixed_options(config)
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old != new:
+    for name, old in before.items():  # without options that are newer than the checkpoint
+        if old != (new := now.get(name)):
             raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: keep the old value")
     return checkpoint
 
