@@ -16,6 +16,8 @@ import soundfile
 import torch
 from helpers import ROOT
 
+from languagebind.data.packing import PackOptions, pack
+from languagebind.data.sources import Sample
 from languagebind.modalities import DecodeError
 from languagebind.modalities._fbank import log_mel, split_frames
 from languagebind.modalities.audio import Audio
@@ -219,6 +221,21 @@ def test_wav_sizes_that_stand_for_an_unknown_length(whole, size):
     for magic in (b"RIFF", b"RF64", b"BW64") if size else (b"RIFF",):  # of a recorder that was switched off, sox, ...
         header = magic + struct.pack("<I", whole) + file[8 : data + 4] + struct.pack("<I", size)
         assert torch.equal(Audio().decode(header + file[data + 8 :])[0], expected)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg command is not installed")
+@pytest.mark.parametrize("kind", ["mp2", "mka", "au", "w64", "tta", "dts", "caf", "wv", "ac3"])
+def test_rarer_kinds_of_sound_are_packed(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    form = ["-strict", "-2"] if kind == "dts" else []
+    (tmp_path / "first.wav").write_bytes(wav(chirp(), RATE))
+    command = ["ffmpeg", "-v", "error", "-y", "-i", tmp_path / "first.wav", "-ar", "48000", *form, path]
+    subprocess.run(command, check=True)
+    packed = pack(Sample("a", {"audio": [[path]]}, {"caption": "a rising tone"}), PackOptions())
+    assert isinstance(packed, tuple), packed
+    assert packed[1] == {kind: path.read_bytes()}
+    samples, rate = Audio().decode(packed[1][kind])
+    assert abs(samples.shape[1] / rate - len(chirp()) / RATE) < 0.06
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg command is not installed")
