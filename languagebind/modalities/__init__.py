@@ -21,6 +21,8 @@ from ._sources import DecodeError, Source, describe, fetch, is_source, read
 
 # Options that may differ from those of training: limits, the video decoder, and whether EXIF data turn a picture
 READING = ("exif", "max_pixels", "max_seconds", "video_backend")
+# Options that do not change the inputs in evaluation: augmentation, limits, decoder
+UNUSED = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
 
 __all__ = ["DecodeError", "Modality", "Source", "describe", "is_source", "modality_class", "modality_name",
            "modality_names", "read"]  # fmt: skip

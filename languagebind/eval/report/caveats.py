@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...modalities import UNUSED
 from ..data.datasets import Counted
 from ..results import COMPARED, Result, setting_name
 from ..score.statistics import interval
 
 RUN = ("modality", "templates", "prompts_sha256", "precision", "clips", "crops", "inputs", "input_shape")
-# Augmentation in training and limits on decoding do not change any value
-UNUSED = ("hflip", "random_crop", "max_pixels", "max_seconds")
 UNSET = "not set"
 SHOWN_MODELS = 3  # of the largest group; a larger one is "the others"
 
