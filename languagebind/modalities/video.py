@@ -87,9 +87,7 @@ class Video(ImageModality):
         return seconds
 
     def _packets(self, source: Source) -> Packets:
-        return read_packets(
-            source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
-        )
+        return read_packets(source, "video", self.max_seconds, lambda x: self.check_size(source, x.width, x.height))
 
     def from_memory(self, value: Any) -> Tensor:
         value = value.asnumpy() if hasattr(value, "asnumpy") else value  # frames of decord
