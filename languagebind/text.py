@@ -221,7 +221,8 @@ def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
     if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
         advice = "set it to a tag in open_clip.list_pretrained() or to a file"
         raise UserError(f"--text-tower {config.text_tower} needs --text-pretrained: {advice}")
-    return open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir, sizes_only)
+    folder = sizes_only and Path(str(config.text_pretrained)).is_dir()  # open_clip reads no published layout
+    return open_clip_model(config.text_tower, None if folder else config.text_pretrained, config.cache_dir, sizes_only)
 
 
 def _text_side(model: Any) -> Any:

@@ -6,6 +6,7 @@ import re
 import shlex
 
 import numpy as np
+import open_clip
 import pytest
 import soundfile
 import torch
@@ -36,10 +37,9 @@ def tower(tmp_path):
     """The sizes of the toys' text tower, by a name that open_clip knows."""
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, "mlp_ratio": 2.0}
     vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
-    sizes = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
-    (tmp_path / "sizes").mkdir()
-    (tmp_path / "sizes" / "open_clip_config.json").write_text(json.dumps(sizes))
-    return f"local-dir:{tmp_path / 'sizes'}"
+    (tmp_path / "ViT-Toy.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path / "ViT-Toy.json")
+    return "ViT-Toy"
 
 
 @pytest.fixture

@@ -211,6 +211,12 @@ def test_tables_of_other_programs_are_read_as_meant(pictures, table, encoding):
     assert [record["captions"]["caption"] for record in packed(pictures / "out").values()] == ["“one”", "two"]
 
 
+def test_a_table_of_a_french_spreadsheet_is_read(pictures):
+    table = "fichier;légende\r\na.png;un été chaud\r\n;\r\nb c.png;deux\r\n;\r\n".encode("cp1252")  # rows without cells
+    assert pack(pictures, table, "--columns", "path=fichier", "caption=légende")["samples"] == 2
+    assert packed(pictures / "out")["a"]["captions"] == {"caption": "un été chaud"}
+
+
 def test_columns_are_renamed(pictures):
     columns = ["--columns", "path=filename", "caption=first", "caption=second", "label=scene"]
     pack(pictures, "filename,first,second,scene\nb c.png,one,two,hall\nd[1].png,three,n/a,\n", *columns)
