@@ -242,6 +242,12 @@ def test_columns_are_renamed(pictures):
         ("csv", "path,caption\n", [], r"m\.csv has no rows"),
         ("csv", "", [], r"m\.csv has no rows"),
         ("jsonl", '{"path": "a.png", "caption": "x"}\n{"path": 5}\n', [], r"m\.jsonl:2: 'path' is missing or empty"),
+        (
+            "csv",
+            "file,text\n,x\n",
+            ["path=file", "caption=text"],
+            "'path' is missing or empty; the columns are file, text$",
+        ),
         ("jsonl", '\n{"path": "a.png" "caption": "x"}\n', [], r"m\.jsonl:2: not valid JSON: .*delimiter: column 18"),
         ("jsonl", '[{"path": "a.png"}]\n', [], r"m\.jsonl:1: a row needs a path, as in "),
         ("csv", POINTER.decode(), [], r"cannot read .*m\.csv: it is a Git LFS pointer, .*git lfs pull"),

@@ -90,9 +90,8 @@ class Jsonl:
             files = tuple(tuple(as_list(row[column])) for column in columns)
             for column, paths in zip(columns, files, strict=True):
                 if not paths or not all(path and isinstance(path, str) for path in paths):
-                    raise UserError(
-                        f"{where}: {column!r} is missing or empty; the columns are {columns_of(row, self._renames())}"
-                    )
+                    own = columns_of(row, self._renames())
+                    raise UserError(f"{where}: {column!r} is missing or empty; the columns are {own}")
             require(row, filter(None, [self.by]), where)
             yield row, files
 

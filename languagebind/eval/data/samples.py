@@ -98,7 +98,7 @@ def read_samples(config: DatasetConfig, modality: Modality, skip_bad: bool = Fal
         example = f"{samples[min(wrong)].key} has {counts[min(wrong)]} {what}"
         message = f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}"
         if not skip_bad or len(wrong) == len(samples):
-            raise UserError(message)
+            raise UserError(message if len(wrong) == len(samples) else f"{message}; --skip-bad leaves them out")
         log.warning("%s; the evaluation leaves them out", message)
         samples = [sample for i, sample in enumerate(samples) if i not in wrong]
     return samples
