@@ -400,6 +400,9 @@ def test_sizes_that_contradict_a_shard_are_said(tmp_path, claimed):
     assert [fault.partition(": ")[2] for fault in check_shards(shards).faults] == [
         f"it has 24 samples, but sizes.json says {claimed}"
     ]
+    (shards / "sizes.json").write_text('{"00000.tar": "24 samples"}')
+    with pytest.raises(UserError, match="should have a number of samples, not '24 samples'"):
+        check_shards(shards)
 
 
 def test_pointers_are_named(tmp_path):

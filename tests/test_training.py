@@ -303,7 +303,8 @@ def test_a_checkpoint_without_a_newer_option_is_resumable(run):
 def test_a_resumed_run_takes_changed_options_and_says_what_is_no_longer_exact(run):
     resume, config = run / "run/checkpoints/step_00000015.pt", f"--config={run / 'run/config.yaml'}"
     flags = [config, f"--resume={resume}", "--log-every-n-steps=1"]
-    output = call("-m", "training.main", *flags, "--name=changed", "--lr=1e-5", "--lr-scheduler=const", "--workers=1")
+    changed = ["--lr=1e-5", "--lr-scheduler=const", "--workers=1", "--max-pixels=1000000"]
+    output = call("-m", "training.main", *flags, "--name=changed", *changed)
     assert "workers changed since" in output
     assert metrics(run, "changed")[0]["train/lr"] == pytest.approx(1e-5)
     for flag, message in {

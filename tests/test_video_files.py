@@ -17,6 +17,7 @@ from video_files import cell as measure
 from languagebind.data.packing import PackOptions, pack
 from languagebind.data.sources import Sample
 from languagebind.modalities import DecodeError
+from languagebind.modalities._video_backends import _report_fallback
 from languagebind.modalities.video import Video
 
 pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg command is not installed")
@@ -166,9 +167,12 @@ def test_a_named_backend_says_that_it_cannot_and_auto_logs_it(folder, caplog):
     for backend in ("torchcodec", "decord"):
         with pytest.raises(DecodeError, match=f"{backend}: the file does not state when .*; try another"):
             Video(video_backend=backend).decode(path)
+    _report_fallback.cache_clear()
     with caplog.at_level(logging.DEBUG, "languagebind"):
-        Video().decode(path)
+        for _ in range(2):
+            Video().decode(path)
     assert f"{path}: torchcodec: the file does not state when each frame is shown; PyAV decodes" in caplog.text
+    assert caplog.text.count("PyAV decodes videos that torchcodec misses in order, which is slower") == 1
 
 
 def test_pixels_are_those_of_ffmpeg(folder):

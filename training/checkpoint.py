@@ -19,7 +19,8 @@ from .rng import rng_state, set_rng_state
 log = logging.getLogger(__name__)
 
 # Options of the model and its inputs that may change on resume, because the weights keep their meaning.
-MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize")
+MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize",
+              "max_pixels", "max_seconds", "video_backend")  # fmt: skip
 
 # Packages whose versions are recorded, because they may change the output of the text tower.
 PACKAGES = ("torch", "open_clip_torch", "transformers")

@@ -51,6 +51,7 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
         reason = f"{name}: {str(error).strip().splitlines()[-1]}"
         if backend != "auto" or name in IN_ORDER:
             raise DecodeError(source, f"{reason}; try another --video-backend") from error
+        _report_fallback(name)
         log.debug("%s: %s; PyAV decodes it in order", describe(source), reason)
         name = "pyav"
         frames, indices = _in_order(source, packets, choose, _pyav)
@@ -64,6 +65,11 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
     if not np.array_equal(indices, wanted):
         clip = clip[torch.from_numpy(order)]
     return clip.permute(0, 3, 1, 2)
+
+
+@functools.cache  # once a process
+def _report_fallback(name: str) -> None:
+    log.info("PyAV decodes videos that %s misses in order, which is slower; the log level DEBUG names them", name)
 
 
 @functools.cache
