@@ -103,7 +103,8 @@ def modality_class(name: str) -> type[Modality]:
     """
     folder, _, short = name.rpartition(".")
     if bool(folder) == (short in modality_names()):
-        raise UserError(f"unknown modality {name!r}; choose from {', '.join(modality_names())}, or e.g. my_package.imu")
+        known = ", ".join(modality_names())
+        raise UserError(f"unknown modality {name!r}; choose from {known}, or name a module as in my_package.imu")
     path = f"{folder or __name__}.{short}"
     try:
         module = importlib.import_module(path)
