@@ -314,6 +314,26 @@ def test_a_split_divides_no_group(tmp_path):
         pack(tmp_path, table, "--by", "who")
 
 
+def test_zero_is_a_label_a_person_and_an_id(tmp_path):
+    rows = [{"path": f"{k}.png", "caption": "x", "id": k, "label": k % 2, "who": k % 3} for k in range(12)]
+    for row in rows:
+        picture(tmp_path / row["path"])
+    flags = ["--split", "train=0.4", "val=0.3", "test=0.3", "--by", "who"]
+    pack(tmp_path, "\n".join(map(json.dumps, rows)), *flags, kind="jsonl")
+    parts = [packed(tmp_path / "out" / part) for part in ("train", "val", "test")]
+    assert {key: record["label"] for part in parts for key, record in part.items()} == {
+        str(k): str(k % 2) for k in range(12)
+    }
+    assert sorted(sorted({int(key) % 3 for key in part}) for part in parts) == [[0], [1], [2]]
+
+
+def test_a_column_of_parts_is_the_split():
+    samples = [Sample(f"{k}", {}, group=("test", "train", "val")[k % 3]) for k in range(9)]
+    assert assign(samples, {"train": 0.8, "val": 0.1, "test": 0.1}) == {part: part for part in ("train", "val", "test")}
+    with pytest.raises(UserError, match="leaves val empty"):
+        assign([sample for sample in samples if sample.group != "val"], {"train": 0.5, "val": 0.5, "test": 0.0})
+
+
 def test_a_split_is_near_the_shares_and_does_not_depend_on_the_order():
     samples = [Sample(f"{k}", {}) for k in range(1000)]
     shares = {"train": 0.8, "val": 0.15, "test": 0.05}

@@ -252,13 +252,16 @@ def parse_shares(split: Sequence[str]) -> dict[str, float]:
 def assign(samples: Iterable[Sample], shares: Mapping[str, float]) -> dict[str, str]:
     """Return the part of each group, or raise `UserError` if a part would be empty.
 
-    The largest groups come first, groups of equal size by a hash of their names, and each goes where most is lacking.
+    Groups with the names of parts are the split. Else the largest groups come first, groups of equal size by a hash of
+    their names, and each goes where most is lacking.
     """
     # Rows that repeat a caption of their file come as samples of the same id
     sizes = Counter(group for group, _ in {(sample.group or sample.id, sample.id) for sample in samples})
     lacking = {part: share * sizes.total() for part, share in shares.items()}
-    parts: dict[str, str] = {}
-    for group in sorted(sizes, key=lambda name: (-sizes[name], hashlib.sha256(printable(name).encode()).digest())):
+    parts = {group: group for group in sizes} if sizes.keys() <= shares.keys() else {}
+    for group in sorted(
+        sizes.keys() - parts.keys(), key=lambda name: (-sizes[name], hashlib.sha256(printable(name).encode()).digest())
+    ):
         parts[group] = max(lacking, key=lambda part: lacking[part])
         lacking[parts[group]] -= sizes[group]
     if empty := shares.keys() - parts.values():

@@ -102,6 +102,8 @@ class Jsonl:
         elif several:
             captions["caption"] = as_list(captions.get("caption")) + as_list(several)
         media = {name: [[self.root / path for path in paths]] for name, paths in zip(self.modality, files, strict=True)}
+        numbers = {name for name in ("id", "label", "labels", self.by or "") if isinstance(row.get(name), (int, float))}
+        row = row | {name: str(row[name]) for name in numbers}  # 0 is not blank
         labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
         sample_id = str(row.get("id") or Path(files[0][0]).with_suffix(""))
         return Sample(sample_id, media, captions, labels, str((self.by and row[self.by]) or ""))
