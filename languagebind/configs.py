@@ -41,7 +41,7 @@ def find(config: str | Path, kind: str) -> Path:
         return known[config]
     message = f"no {kind} {config!r}; pass a file or one of {', '.join(known)}"
     if other := next((other for other, names in list().items() if config in names and other != kind), None):
-        message += f". {config} is a {other}: {KINDS[other][2]} {config}"
+        raise UserError(f"{message}. {config} is a {other}: {KINDS[other][2]} {config}")
     close = difflib.get_close_matches(Path(config).name.removesuffix(".yaml"), known, n=1)
     raise UserError(f"{message}. Did you mean {close[0]}?" if close else message)
 

@@ -132,17 +132,18 @@ def is_pointer(source: Any) -> bool:
 
 def as_on_disk(path: Path) -> Path:
     """Return a path, or if it is missing the file with another spelling of accented letters or of `/`."""
+    if os.path.exists(path):
+        return path
     folder = next(filter(os.path.isdir, path.parents), path.parent)
     name = str(path.relative_to(folder))
     names = unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")
-    return path if os.path.exists(path) else next((folder / x for x in names if os.path.exists(folder / x)), path)
+    return next((folder / x for x in names if os.path.exists(folder / x)), path)
 
 
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON document.
 
-    Raises `ValueError` if the text is not JSON, is nested too deeply, or repeats a key (Python would keep the last
-    value).
+    Raises `ValueError` if it is not JSON, is nested too deeply, or repeats a key (Python would keep the last value).
     """
     try:
         text = decode_text(text) if isinstance(text, bytes) else text

@@ -22,8 +22,7 @@ def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor
         features: name -> features (N, D). Each row is normalised first, so that the weights are comparable.
         weights: name -> weight, for one or more of the features.
 
-    Raises `UserError` if there are no weights, a weight is 0 or not finite, a name is unknown, shapes differ, or a sum
-    is 0.
+    Raises `UserError` if there are no weights, one is 0 or not finite, a name is unknown, shapes differ, or a sum is 0.
     """
     unknown = weights.keys() - features.keys()
     if not weights or unknown or not all(weight and math.isfinite(weight) for weight in weights.values()):

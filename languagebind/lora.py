@@ -74,7 +74,5 @@ def save_adapter(folder: Path, adapters: dict[str, Tensor], rank: int, alpha: fl
     targets = sorted({key.partition(".lora_")[0] for key in adapters})
     sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     LoraConfig(**sizes, target_modules=targets).save_pretrained(str(folder))
-    tensors = {
-        f"base_model.model.{key.replace('.default.', '.')}": value.contiguous() for key, value in adapters.items()
-    }
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    named = {f"base_model.model.{key.replace('.default.', '.')}": value.contiguous() for key, value in adapters.items()}
+    save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})

@@ -24,7 +24,8 @@ class InitConfig:
     """Initial weights of the encoder."""
 
     encoder_pretrained: str | None = None
-    """file with CLIP vision weights, the pretrained tag for --encoder-tower, or `none` for random weights"""
+    """file with the weights, a folder in the published layout, the pretrained tag for --encoder-tower, or `none` for
+    random weights"""
     encoder_tower: str | None = None
     """open_clip model name, or timm/NAME, whose vision transformer is the encoder; sets its sizes and preprocessing;
     none: our own ViT"""
@@ -149,7 +150,8 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     Raises `UserError` if the config names no weights, or they cannot be found or do not fit.
     """
     init, tower, clip = config.init, config.text, None
-    if (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained):
+    same = (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained)
+    if same and not Path(str(tower.text_pretrained)).is_dir():
         clip = open_clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
     text = build_text(tower) if clip is None else open_clip_text(clip, tower)
     model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)

@@ -1,8 +1,7 @@
 """List, read and download files behind URLs (s3://, gs://, hf://, memory://, ...) with fsspec.
 
 Each call looks up its file system again. fsspec keeps one per process and thread, so a forked loader worker never uses
-its parent's connections. All functions raise `MissingFile` if the object does not exist, and another `UserError` if
-the store cannot be reached.
+its parent's connections. All raise `MissingFile` if the object does not exist, and `UserError` if the store fails.
 """
 
 import hashlib

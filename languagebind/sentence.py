@@ -8,8 +8,7 @@
     model = SentenceTransformer("folder", trust_remote_code=True)
     model.similarity(model.encode(["a dog"], of="image"), model.encode(["photo.jpg"]))  # one modality per call
 
-sentence-transformers infers the modality of an input from its type: text, image, audio or video. A path to a missing
-file counts as text.
+sentence-transformers infers an input's modality from its type: text, image, audio or video. A missing file is a text.
 """
 
 import json

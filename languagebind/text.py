@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .config import UserError
 from .transformer import LAYER_NORM_EPS, Transformer
-from .weights import clip_text_state, hash_tensor, load_strict, open_clip_model
+from .weights import State, clip_text_state, hash_tensor, load_strict, open_clip_model, read_state
 
 # The fingerprint covers the token ids of these texts: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
@@ -35,7 +35,8 @@ class TextConfig:
     """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, hf:FOLDER_OR_NAME of a
     sentence encoder (mean pooled), or package:MODULE/FOLDER of a sentence encoder in a Python package"""
     text_pretrained: str | None = None
-    """open_clip's pretrained tag, or a file with the CLIP weights; needed with an open_clip model name"""
+    """open_clip's pretrained tag, a file with CLIP's weights, or a folder in the published layout; needed with an
+    open_clip model name"""
     cache_dir: str | None = None
     """folder for downloaded weights"""
 
@@ -128,6 +129,8 @@ def build_text(config: TextConfig) -> TextSide:
     """
     if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
+    if Path(str(config.text_pretrained)).is_dir() and (sizes := clip_text_sizes(config)[0]):
+        return _clip_text(read_state(str(config.text_pretrained)), sizes, Tokenizer(text_tokens(config)))
     return open_clip_text(_open_clip_model(config), config)
 
 
@@ -138,7 +141,7 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
     """
     encode, tower = text_tokens(config), _text_side(model)
     if sizes := _clip_sizes(tower):
-        return _clip_text(tower, sizes, Tokenizer(encode))
+        return _clip_text(clip_text_state(tower.state_dict()), sizes, Tokenizer(encode))
     hf_config = getattr(tower, "config", None)
     if hf_config is None and tower is model:
         raise UserError(f"open_clip's {config.text_tower} does not have a separate text tower; choose another")
@@ -218,7 +221,8 @@ def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
     if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
         advice = "set it to a tag in open_clip.list_pretrained() or to a file"
         raise UserError(f"--text-tower {config.text_tower} needs --text-pretrained: {advice}")
-    return open_clip_model(config.text_tower, config.text_pretrained, config.cache_dir, sizes_only)
+    folder = sizes_only and Path(str(config.text_pretrained)).is_dir()  # open_clip reads no published layout
+    return open_clip_model(config.text_tower, None if folder else config.text_pretrained, config.cache_dir, sizes_only)
 
 
 def _text_side(model: Any) -> Any:
@@ -249,8 +253,9 @@ def activation_of(block: Any) -> str:
     return "quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu"
 
 
-def _clip_text(tower: Any, sizes: ClipTextConfig, tokenizer: Tokenizer) -> TextSide:
-    state, text_model = clip_text_state(tower.state_dict()), ClipText(sizes, tokenizer)
+def _clip_text(state: State, sizes: ClipTextConfig, tokenizer: Tokenizer) -> TextSide:
+    state = {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
+    text_model = ClipText(sizes, tokenizer)
     size, width = state["text_projection.weight"].shape
     text_projection = nn.Linear(width, size, bias=False)
     both = nn.ModuleDict({"text_model": text_model, "text_projection": text_projection})

@@ -9,8 +9,7 @@
 | full    | everything                                                          | everything                          |
 | head    | nothing                                                             | post norm, projection               |
 
-The logit scale trains in every mode unless `learn_temperature` is off. The original LanguageBind code calls the
-`partial` mode full tuning.
+The logit scale trains in every mode unless `learn_temperature` is off. The original code calls `partial` full tuning.
 """
 
 import re

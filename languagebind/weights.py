@@ -1,7 +1,6 @@
 """Weights from files and from open_clip, renamed to the published parameter names and loaded strictly.
 
-The published names are `vision_model.…`, `visual_projection.weight`, `text_model.…`, `text_projection.weight` and
-`logit_scale`.
+These are `vision_model.…`, `visual_projection.weight`, `text_model.…`, `text_projection.weight` and `logit_scale`.
 """
 
 import difflib
@@ -90,12 +89,12 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def read_state(path: str | Path) -> State:
-    """Return the tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file under the published names.
+    """Return the tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file, or of an export, under the published names.
 
     Adapters in this library's checkpoints are merged, and the moving average, if any, replaces the weights. Pickled
     code never runs. Raises `UserError` if the file is missing or damaged, or contains anything but tensors.
     """
-    content = read_file(path)
+    content = read_file(Path(path, "model.safetensors") if Path(path).is_dir() else path)
     if isinstance(content, dict) and "text_fingerprint" in content:
         state = published_names(content["model"] | content.get("ema", {}))
         return merge_lora(state, content["config"]["model"]["tuning"]["lora_alpha"])

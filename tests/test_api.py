@@ -121,6 +121,7 @@ def test_mistakes_are_named(encoders, toys, files, tmp_path):
         (TypeError, "", {"text": ["a"], "batch_size": 1.5}),
         (ValueError, "use 'infrared' for thermal images", {"thermal": files["thermal"]}),
         (DecodeError, "divide millimetres by 1000", {"depth": [np.full((60, 80), 900.0)]}),
+        (DecodeError, "divide millimetres", {"depth": [np.pad(np.full((60, 80), 900.0), 1, constant_values=40)]}),
         (DecodeError, "complex numbers", {"depth": [np.full((60, 80), 1j)]}),
         (DecodeError, "No such file", {"depth": ["none.png"]}),
     ):

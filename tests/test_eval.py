@@ -546,7 +546,7 @@ def test_mistakes_in_a_config(tmp_path, text, message):
             "a.jsonl",
             '{"path": "x", "caption": "a"}\n{"path": "y", "caption": " "}\n',
             "retrieval",
-            "1 of 2 samples do not fit retrieval: y has 0 captions",
+            "1 of 2 samples do not fit retrieval: y has 0 captions; --skip-bad leaves them out",
         ),
         ("a.jsonl", '{"path": "x", "caption": 3}\n', "retrieval", "captions should be text"),
         ("a.jsonl", '{"label": "red"}\n', "classification", "a.jsonl:1: a row needs a path"),

@@ -65,6 +65,13 @@ def test_models_may_be_named(world, tmp_path):
         main([*argv, COLOURS, "--model", COLOURS])  # of a flag that is there twice, both count
 
 
+def test_the_samples_are_listed_once(world, tmp_path, caplog):
+    """A warning of the listing, which comes before the model is loaded, is not repeated by the evaluation."""
+    (tmp_path / "here.yaml").write_text("task: classification\ndata: folders\nexpect: {samples: 7}\n")
+    main(flags(world, tmp_path, "--config", str(tmp_path / "here.yaml"), "--model", COLOURS))
+    assert caplog.text.count("samples, but the dataset has 7") == 1
+
+
 def test_prompts_of_the_command_line(world, tmp_path):
     (tmp_path / "prompts.txt").write_text("a {c}\nsome {c}\n")
     argv = flags(world, tmp_path / "out", "--config", config(world), config(world, "texts"), "--model", COLOURS)

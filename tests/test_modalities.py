@@ -259,15 +259,15 @@ def test_decoders_wait_until_they_are_needed():
 
 
 def test_a_new_file_is_a_new_modality(tmp_path, monkeypatch):
-    (tmp_path / "imu.py").write_text(
+    (tmp_path / "gyro.py").write_text(
         textwrap.dedent("""
         from dataclasses import dataclass
         import torch
         from languagebind.modalities import Modality, read
 
         @dataclass(frozen=True)
-        class Imu(Modality):
-            extensions = ("imu",)
+        class Gyro(Modality):
+            extensions = ("gyro",)
             axes: int = 6
 
             @property
@@ -285,14 +285,14 @@ def test_a_new_file_is_a_new_modality(tmp_path, monkeypatch):
         """)
     )
     monkeypatch.setattr(languagebind.modalities, "__path__", [*languagebind.modalities.__path__, str(tmp_path)])
-    assert modality_names() == sorted([*MODALITIES, "imu"])
-    imu = make("imu", axes=2)
-    assert modality_name(imu) == "imu"
-    assert imu.preprocess(bytes(range(8))).flatten().tolist() == list(range(8))
-    picture, meaning = imu.picture(imu.decode(bytes(range(8))))  # without a method of its own
+    assert modality_names() == sorted([*MODALITIES, "gyro"])
+    gyro = make("gyro", axes=2)
+    assert modality_name(gyro) == "gyro"
+    assert gyro.preprocess(bytes(range(8))).flatten().tolist() == list(range(8))
+    picture, meaning = gyro.picture(gyro.decode(bytes(range(8))))  # without a method of its own
     assert (picture.dtype, len(picture)) == (torch.uint8, 3)
     assert "(black) to" in meaning
-    with pytest.raises(ValueError, match=r"unknown modality 'smell'.*imu"):
+    with pytest.raises(ValueError, match=r"unknown modality 'smell'.*gyro"):
         modality_class("smell")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import soundfile
 import torch
 from helpers import ROOT
 
+from languagebind.data.packing import PackOptions, pack
+from languagebind.data.sources import Sample
 from languagebind.modalities import DecodeError
 from languagebind.modalities._fbank import log_mel, split_frames
 from languagebind.modalities.audio import Audio
@@ -218,6 +221,46 @@ def test_wav_sizes_that_stand_for_an_unknown_length(whole, size):
     for magic in (b"RIFF", b"RF64", b"BW64") if size else (b"RIFF",):  # of a recorder that was switched off, sox, ...
         header = magic + struct.pack("<I", whole) + file[8 : data + 4] + struct.pack("<I", size)
         assert torch.equal(Audio().decode(header + file[data + 8 :])[0], expected)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg command is not installed")
+@pytest.mark.parametrize("kind", ["mp2", "mka", "au", "w64", "tta", "dts", "caf", "wv", "ac3"])
+def test_rarer_kinds_of_sound_are_packed(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    form = ["-strict", "-2"] if kind == "dts" else []
+    (tmp_path / "first.wav").write_bytes(wav(chirp(), RATE))
+    command = ["ffmpeg", "-v", "error", "-y", "-i", tmp_path / "first.wav", "-ar", "48000", *form, path]
+    subprocess.run(command, check=True)
+    packed = pack(Sample("a", {"audio": [[path]]}, {"caption": "a rising tone"}), PackOptions())
+    assert isinstance(packed, tuple), packed
+    assert packed[1] == {kind: path.read_bytes()}
+    samples, rate = Audio().decode(packed[1][kind])
+    assert abs(samples.shape[1] / rate - len(chirp()) / RATE) < 0.06
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg command is not installed")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mov", "-c:a pcm_s16le"), ("a.mov", "-c:a pcm_s24be"), ("a.mov", "-c:a pcm_mulaw"),
+        ("a.mov", "-f lavfi -i testsrc=s=32x32:d=3 -c:v mpeg4 -c:a pcm_s16le -ss 1"),
+        ("a.wav", "-ar 8000 -c:a libgsm_ms"),
+        ("a.mka", "-c:a flac -output_ts_offset 5"),
+        ("a.mkv", "-i second.wav -map 0 -map 1 -c:a flac -disposition:0 0 -disposition:1 default"),
+        ("a.mkv", "-i second.wav -map 0 -map 1 -c:a flac -disposition:0 0 -disposition:1 0"),
+    ],
+)  # fmt: skip
+def test_samples_are_those_of_ffmpeg(tmp_path, name, options):
+    """The sound of cameras and telephones, a late beginning, and the second of two tracks."""
+    (tmp_path / "first.wav").write_bytes(wav(chirp(), RATE))
+    (tmp_path / "second.wav").write_bytes(wav(np.stack([chirp()[::-1], chirp()], 1), RATE))
+    command = ["ffmpeg", "-v", "error", "-y", "-i", "first.wav"]
+    subprocess.run([*command, *options.split(), name], cwd=tmp_path, check=True)
+    raw = subprocess.run(["ffmpeg", "-v", "error", "-i", name, "-f", "f32le", "-"], cwd=tmp_path, capture_output=True)
+    samples, _ = Audio().decode(tmp_path / name)
+    expected = np.frombuffer(raw.stdout, np.float32).reshape(-1, len(samples)).T
+    assert len(samples) == (2 if "second" in options else 1)
+    np.testing.assert_allclose(samples.numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg", "opus"])

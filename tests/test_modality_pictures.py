@@ -267,6 +267,22 @@ def test_integers_are_millimetres_and_floats_metres():
         np.testing.assert_allclose(metres(value), expected, rtol=1e-6)
 
 
+def test_pictures_of_which_pil_changes_the_16_bits_are_refused():
+    counts = np.arange(4800, dtype=">u2").reshape(60, 80)
+    pgm, ppm = b"P5\n80 60\n%d\n", b"P6\n80 20\n%d\n"
+    for modality, unit in ((Depth(), 1000), (Infrared(), 1)):
+        np.testing.assert_allclose(modality.decode(pgm % 65535 + counts.tobytes()).squeeze(), counts / unit, rtol=1e-6)
+    size, pairs = struct.pack(">IIBBBBB", 40, 60, 16, 4, 0, 0, 0), counts.reshape(60, 40, 2)  # grey with alpha
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pairs))
+    chunks = [(b"IHDR", size), (b"IDAT", rows), (b"IEND", b"")]
+    png = [struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks]
+    scaled = [head % maximum + counts.tobytes() for head, maximum in ((pgm, 4799), (ppm, 4799), (ppm, 65535))]
+    for file in (*scaled, b"\x89PNG\r\n\x1a\n" + b"".join(png)):
+        for modality in (Infrared(), Image()):
+            with pytest.raises(DecodeError, match="convert it to PNG without alpha"):
+                modality.decode(file)
+
+
 def test_depth_is_clipped_and_scaled_to_one():
     far = np.full((8, 8), 20_000, np.uint16)
     far[:, :4] = 0  # holes

@@ -89,6 +89,15 @@ def evaluate(scenes, encoders, tmp_path, text, skip_bad=False):
     return evaluate_pairs(encoders, config, EncodeOptions(workers=0, skip_bad=skip_bad))
 
 
+def test_captions_that_are_not_text_are_counted(scenes, encoders, tmp_path):
+    root, samples = scenes
+    rows = [{"path": str(files["depth"]), "id": key, "captions": [*record["captions"]["ofa"], "half a \ud83d"]}
+            for key, (files, record) in samples.items()]  # fmt: skip
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"query: text\ngallery: depth\ndata: {{text: {tmp_path}/texts.jsonl, depth: {root}/depth.jsonl}}\n"
+    assert evaluate(scenes, encoders, tmp_path, text)["protocol"]["bad_captions"] == len(samples)
+
+
 def both_ways(query, gallery):
     right = torch.eye(len(query), dtype=torch.bool)
     ways = {"query_to_gallery": query @ gallery.T, "gallery_to_query": gallery @ query.T}

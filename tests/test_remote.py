@@ -208,8 +208,8 @@ def test_shards_are_listed_counted_and_checked_at_the_url(shards):
     local, remote = (
         [list(read_shard(shard, DEPTH.extensions, None)) for shard in list_shards(str(spec))] for spec in (folder, url)
     )
-    assert [[(key, source.read()) for key, source, _ in shard] for shard in remote] == [
-        [(key, source.read()) for key, source, _ in shard] for shard in local
+    assert [[(key, source.read()) for key, source, *_ in shard] for shard in remote] == [
+        [(key, source.read()) for key, source, *_ in shard] for shard in local
     ]
 
 

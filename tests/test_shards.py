@@ -268,7 +268,7 @@ def test_training_evaluation_and_checking_split_names_alike(tmp_path):
     expected = {"f.o/a": {"depth.png", "json"}, "b": {"c.d.png", "json", "depth.png"}}
     trained = {sample["__key__"]: {name for name in sample if name[0] != "_"} for sample in stream_samples(str(shard))}
     assert trained == expected
-    evaluated = {key: (source.read(), record) for key, source, record in read_shard(shard, ("depth.png",), None)}
+    evaluated = {key: (source.read(), record) for key, source, record, _ in read_shard(shard, ("depth.png",), None)}
     assert evaluated == dict.fromkeys(expected, (png, {"caption": "a room"}))
     assert "2 samples in 1 shards" in check(shard, "--modality=depth", "--decode", status=0)
 
@@ -370,7 +370,7 @@ def test_each_modality_reads_its_own_file_of_a_pack(tmp_path):
     for name, file in files.items():
         extensions = modality_class(name).extensions
         assert sample[media_members(sample, extensions)] == (media / file).read_bytes()
-        ((_, source, _),) = read_shard(Path(shard), extensions, None)
+        ((_, source, _, _),) = read_shard(Path(shard), extensions, None)
         assert source.read() == (media / file).read_bytes()
     assert "it holds depth.tiff, infrared.tiff, jpg: is --modality right?" in check(shard, "--modality=audio", status=1)
 

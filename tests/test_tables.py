@@ -22,11 +22,10 @@ from test_text_features import losses
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
-from languagebind.data.making import main
+from languagebind.data.making import assign, main
 from languagebind.data.members import read_captions
 from languagebind.data.shards import expand_shards
 from languagebind.data.sources import Sample
-from languagebind.data.splitting import assign
 from languagebind.data.tables import read_manifest
 from languagebind.data.text_features import TextFeatures, write_text_features
 from languagebind.data.vidal import MissingCaption, choose_caption
@@ -59,6 +58,12 @@ def packed(folder: Path) -> dict[str, dict]:
         with tarfile.open(shard) as tar:
             found += [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
     return {record["id"]: record for record in found}
+
+
+def test_a_row_that_repeats_a_file_and_its_caption_is_left_out_whatever_its_id(pictures):
+    report = pack(pictures, "id,path,caption\n1,a.png,one\n2,a.png,one\n3,a.png,two\n")
+    assert packed(pictures / "out")["1"]["captions"] == {"caption": ["one", "two"]}
+    assert (report["samples"], report["left_out"]["duplicate key"]["count"]) == (1, 1)
 
 
 @pytest.fixture
@@ -206,6 +211,12 @@ def test_tables_of_other_programs_are_read_as_meant(pictures, table, encoding):
     assert [record["captions"]["caption"] for record in packed(pictures / "out").values()] == ["“one”", "two"]
 
 
+def test_a_table_of_a_french_spreadsheet_is_read(pictures):
+    table = "fichier;légende\r\na.png;un été chaud\r\n;\r\nb c.png;deux\r\n;\r\n".encode("cp1252")  # rows without cells
+    assert pack(pictures, table, "--columns", "path=fichier", "caption=légende")["samples"] == 2
+    assert packed(pictures / "out")["a"]["captions"] == {"caption": "un été chaud"}
+
+
 def test_columns_are_renamed(pictures):
     columns = ["--columns", "path=filename", "caption=first", "caption=second", "label=scene"]
     pack(pictures, "filename,first,second,scene\nb c.png,one,two,hall\nd[1].png,three,n/a,\n", *columns)
@@ -231,6 +242,12 @@ def test_columns_are_renamed(pictures):
         ("csv", "path,caption\n", [], r"m\.csv has no rows"),
         ("csv", "", [], r"m\.csv has no rows"),
         ("jsonl", '{"path": "a.png", "caption": "x"}\n{"path": 5}\n', [], r"m\.jsonl:2: 'path' is missing or empty"),
+        (
+            "csv",
+            "file,text\n,x\n",
+            ["path=file", "caption=text"],
+            "'path' is missing or empty; the columns are file, text$",
+        ),
         ("jsonl", '\n{"path": "a.png" "caption": "x"}\n', [], r"m\.jsonl:2: not valid JSON: .*delimiter: column 18"),
         ("jsonl", '[{"path": "a.png"}]\n', [], r"m\.jsonl:1: a row needs a path, as in "),
         ("csv", POINTER.decode(), [], r"cannot read .*m\.csv: it is a Git LFS pointer, .*git lfs pull"),
@@ -295,6 +312,26 @@ def test_a_split_divides_no_group(tmp_path):
             pack(tmp_path, table, "--split", *wrong)
     with pytest.raises(UserError, match="--by needs --split"):
         pack(tmp_path, table, "--by", "who")
+
+
+def test_zero_is_a_label_a_person_and_an_id(tmp_path):
+    rows = [{"path": f"{k}.png", "caption": "x", "id": k, "label": k % 2, "who": k % 3} for k in range(12)]
+    for row in rows:
+        picture(tmp_path / row["path"])
+    flags = ["--split", "train=0.4", "val=0.3", "test=0.3", "--by", "who"]
+    pack(tmp_path, "\n".join(map(json.dumps, rows)), *flags, kind="jsonl")
+    parts = [packed(tmp_path / "out" / part) for part in ("train", "val", "test")]
+    assert {key: record["label"] for part in parts for key, record in part.items()} == {
+        str(k): str(k % 2) for k in range(12)
+    }
+    assert sorted(sorted({int(key) % 3 for key in part}) for part in parts) == [[0], [1], [2]]
+
+
+def test_a_column_of_parts_is_the_split():
+    samples = [Sample(f"{k}", {}, group=("test", "train", "val")[k % 3]) for k in range(9)]
+    assert assign(samples, {"train": 0.8, "val": 0.1, "test": 0.1}) == {part: part for part in ("train", "val", "test")}
+    with pytest.raises(UserError, match="leaves val empty"):
+        assign([sample for sample in samples if sample.group != "val"], {"train": 0.5, "val": 0.5, "test": 0.0})
 
 
 def test_a_split_is_near_the_shares_and_does_not_depend_on_the_order():
@@ -376,13 +413,16 @@ def test_sizes_that_contradict_a_shard_are_said(tmp_path, claimed):
     flags = train_flags(shards, tmp_path, "--max-bad-share=0.5", "--name=run")
     train([*flags, "--workers=0"])
     skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
-    found = "more than 20" if claimed == 20 else "24"
+    found = "more" if claimed == 20 else "fewer"
     assert {each["reason"] for each in skipped} == {
-        f"it has {found} samples, but its index.json or sizes.json says {claimed}"
+        f"it has {found} samples than its index.json or sizes.json says: {claimed}"
     }
     assert [fault.partition(": ")[2] for fault in check_shards(shards).faults] == [
         f"it has 24 samples, but sizes.json says {claimed}"
     ]
+    (shards / "sizes.json").write_text('{"00000.tar": "24 samples"}')
+    with pytest.raises(UserError, match="should have a number of samples, not '24 samples'"):
+        check_shards(shards)
 
 
 def test_pointers_are_named(tmp_path):

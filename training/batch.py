@@ -73,8 +73,7 @@ class Batch:
     inputs: torch.Tensor
     """(B, C, T, H, W)"""
     text: dict[str, torch.Tensor]
-    """token ids (U, L) of the distinct captions and the index `caption` (B,) of each sample's caption; or text
-    `features` (B, D)"""
+    """token ids (U, L) of the distinct captions and each sample's index `caption` (B,); or text `features` (B, D)"""
     groups: torch.Tensor | None
     """group numbers (B,): samples with the same number match; None: each sample matches only its own caption"""
     keys: list[str]

@@ -19,7 +19,8 @@ from .rng import rng_state, set_rng_state
 log = logging.getLogger(__name__)
 
 # Options of the model and its inputs that may change on resume, because the weights keep their meaning.
-MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize")
+MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize",
+              "max_pixels", "max_seconds", "video_backend")  # fmt: skip
 
 # Packages whose versions are recorded, because they may change the output of the text tower.
 PACKAGES = ("torch", "open_clip_torch", "transformers")
@@ -159,11 +160,9 @@ def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per
     if before == now:
         return None
     counted, done = step / steps_per_epoch, step * before / (steps_per_epoch * now)
-    message = (
-        f"the global batch size changed from {before} to {now}: {step} steps have used {done:.2f} epochs of samples,"
-        f" but count as {counted:.2f} of {epochs} epochs. To use {epochs} epochs of samples, pass --epochs"
-        f" {math.ceil(counted + max(0, epochs - done))}"
-    )
+    used = f"{step} steps have used {done:.2f} epochs of samples, but count as {counted:.2f} of {epochs} epochs"
+    advice = f"To use {epochs} epochs of samples, pass --epochs {math.ceil(counted + max(0, epochs - done))}"
+    message = f"the global batch size changed from {before} to {now}: {used}. {advice}"
     if done < epochs <= counted:
         raise UserError(message)
     return message

@@ -103,7 +103,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         state = start(run, model, resume, steps_per_epoch)
         if state.step >= total_steps and process.is_main:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
-        if process.is_main:  # only now: an accepted checkpoint's options may be replaced
+        elif process.is_main:  # only now: an accepted checkpoint's options may be replaced
             set_aside_later(folder / "checkpoints", state.step)
             again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
             write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())

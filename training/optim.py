@@ -77,9 +77,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig)
         decays = parameter.ndim >= 2 and not any(word in name for word in NO_DECAY)
         lr *= config.layer_decay ** _blocks_above(name, blocks)
         groups.setdefault((lr, config.wd if decays else 0.0), []).append(parameter)
-    options = [
-        {"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
-    ]
+    options = [{"params": own, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), own in groups.items()]
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(options, lr=config.lr, betas=betas, eps=config.eps, fused=True)

@@ -106,6 +106,6 @@ def with_absolute_paths(text: TextConfig) -> TextConfig:
     schema, _, folder = text.text_tower.partition(":")
     if schema in ("local-dir", "hf") and Path(folder).is_dir():
         text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
-    if text.text_pretrained and Path(text.text_pretrained).is_file():
+    if text.text_pretrained and Path(text.text_pretrained).exists():
         text = replace(text, text_pretrained=str(Path(text.text_pretrained).absolute()))
     return text

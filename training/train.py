@@ -168,7 +168,7 @@ class Meter:
         value = loss.item() if due else None  # waits for the device
         self.seconds += time.perf_counter() - self.resumed
         if value is not None:
-            matched = self.config.optim.loss == "siglip" and self.config.data.positives == "caption"
+            matched = self.config.optim.loss == "siglip" and self.config.data.positives != "pair"
             if not self.used and not matched:
                 self.warn_of_repeats([caption for batch in batches for caption in batch.captions])
             self.report(value)

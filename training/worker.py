@@ -163,9 +163,8 @@ class WorkerStream:
             if errors:  # several layers of webdataset report the same fault
                 yield from [Skipped(shard, "", f"broken shard: {why_unreadable(shard, errors[0])}")] * max(1, lost)
             elif lost or (last == self.shards[shard] and next(samples, None)):
-                found = read if lost else f"more than {read}"
-                reason = f"it has {found} samples, but its index.json or sizes.json says {self.shards[shard]}"
-                yield from [Skipped(shard, "", reason)] * max(1, lost)
+                reason = f"it has {'fewer' if lost else 'more'} samples than its index.json or sizes.json says"
+                yield from [Skipped(shard, "", f"{reason}: {self.shards[shard]}")] * max(1, lost)
 
     def _parts_of_lap(self, lap: int, rng: random.Random) -> Iterator[Part]:
         if self.config.dataset_resampled:

@@ -16,11 +16,12 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,6 @@ from ..modalities import modality_class
 from .packing import LeftOut, PackOptions, has_frames, pack
 from .shards import INDEX_NAME, ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from .sources import SOURCES, Sample
-from .splitting import assign, parse_shares
 from .vidal import caption_faults
 
 # This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
@@ -238,6 +238,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples = (each for each in config.source.samples() if not part or parts[each.group or each.id] == part)
         print(f"{part}: " if part else "", end="")
         print_report(make_shards(samples, facts, replace(config.making, output=config.making.output / part)))
+
+
+def parse_shares(split: Sequence[str]) -> dict[str, float]:
+    """Return the share of each part, from texts such as `train=0.8`, or raise `UserError`."""
+    found = [re.fullmatch(r"(\w+)=(\d*\.?\d+)", text) for text in split]
+    shares = {share[1]: float(share[2]) for share in found if share}
+    if len(shares) < len(split) or (split and abs(sum(shares.values()) - 1) > 1e-6):
+        raise UserError(f"--split {' '.join(split)}: write shares that add up to 1, as in train=0.8 val=0.1 test=0.1")
+    return shares
+
+
+def assign(samples: Iterable[Sample], shares: Mapping[str, float]) -> dict[str, str]:
+    """Return the part of each group, or raise `UserError` if a part would be empty.
+
+    Groups with the names of parts are the split. Else the largest groups come first, groups of equal size by a hash of
+    their names, and each goes where most is lacking.
+    """
+    # Rows that repeat a caption of their file come as samples of the same id
+    sizes = Counter(group for group, _ in {(sample.group or sample.id, sample.id) for sample in samples})
+    lacking = {part: share * sizes.total() for part, share in shares.items()}
+    parts = {group: group for group in sizes} if sizes.keys() <= shares.keys() else {}
+    for group in sorted(
+        sizes.keys() - parts.keys(), key=lambda name: (-sizes[name], hashlib.sha256(printable(name).encode()).digest())
+    ):
+        parts[group] = max(lacking, key=lambda part: lacking[part])
+        lacking[parts[group]] -= sizes[group]
+    if empty := shares.keys() - parts.values():
+        raise UserError(f"--split leaves {min(empty)} empty: there are only {len(sizes)} groups of samples")
+    return parts
 
 
 def print_report(report: dict[str, Any]) -> None:

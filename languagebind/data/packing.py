@@ -38,8 +38,7 @@ class PackOptions:
     """Options for checking media files and for storing videos as frames."""
 
     verify: Literal["header", "decode"] = "header"
-    """Check of each media file: `header` compares its signature, and decodes the file if it differs from that of its
-    suffix; `decode` decodes the whole file."""
+    """Check of each media file: `header` decodes only files whose signature is not that of the suffix, `decode` all."""
     frames: int | None = None
     """Store N evenly spaced JPEG frames of each video instead of the file. They are much faster to read."""
     frame_size: int = 256

@@ -103,6 +103,8 @@ def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None
     for shard, info in index.items():
         folder, name = split_shard(shard)
         found = info.samples if info else sizes[folder].get(name)
+        if found is not None and not str(found).isdecimal():
+            raise UserError(f"{join(folder, 'sizes.json')}: {name} should have a number of samples, not {found!r}")
         counts[shard] = None if found is None else int(found)  # some programs write numbers as text
     return counts
 

@@ -90,7 +90,8 @@ class Jsonl:
             files = tuple(tuple(as_list(row[column])) for column in columns)
             for column, paths in zip(columns, files, strict=True):
                 if not paths or not all(path and isinstance(path, str) for path in paths):
-                    raise UserError(f"{where}: {column!r} is missing or empty; the columns are {columns_of(row)}")
+                    own = columns_of(row, self._renames())
+                    raise UserError(f"{where}: {column!r} is missing or empty; the columns are {own}")
             require(row, filter(None, [self.by]), where)
             yield row, files
 
@@ -101,6 +102,8 @@ class Jsonl:
         elif several:
             captions["caption"] = as_list(captions.get("caption")) + as_list(several)
         media = {name: [[self.root / path for path in paths]] for name, paths in zip(self.modality, files, strict=True)}
+        numbers = {name for name in ("id", "label", "labels", self.by or "") if isinstance(row.get(name), (int, float))}
+        row = row | {name: str(row[name]) for name in numbers}  # 0 is not blank
         labels = [str(label) for label in as_list(row.get("labels") or row.get("label") or [])]
         sample_id = str(row.get("id") or Path(files[0][0]).with_suffix(""))
         return Sample(sample_id, media, captions, labels, str((self.by and row[self.by]) or ""))
@@ -169,7 +172,7 @@ def _join(rows: list[Sample]) -> list[Sample]:
         own = [label for label in row.labels if label not in labels]
         labels += own
         if not own and not any(added.values()):
-            twins.append(row)
+            twins.append(rows[0])
     return [replace(rows[0], captions=captions, labels=labels), *twins]
 
 

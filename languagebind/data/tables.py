@@ -136,7 +136,7 @@ def _csv(file: Path, form: Format, dialect: dict[str, Any] | None = None) -> Ite
             skipped, first = skipped + 1, next(lines, "")
         start = [first, *itertools.islice(lines, 1)]
         reader = csv.reader(itertools.chain(start, lines), **(dialect or _dialect(start, form.separator)))
-        for row in filter(None, reader):  # a blank line has no cells
+        for row in filter(any, reader):  # not a blank line, nor one of separators alone, as spreadsheets write
             where = f"{file}:{reader.line_num + skipped}"
             if not columns:
                 columns = [name.strip() for name in row]
@@ -201,7 +201,7 @@ def _open(file: Path, form: Format, newline: str | None = None) -> IO[str]:
 def _mended(value: Any) -> Any:
     """Return a value with each text in it as `mend` reads it, also in lists and objects."""
     if isinstance(value, dict):
-        return {name: _mended(each) for name, each in value.items()}
+        return {mend(name) if isinstance(name, str) else name: _mended(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_mended(each) for each in value]
     return mend(value) if isinstance(value, str) else value

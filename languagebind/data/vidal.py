@@ -58,17 +58,14 @@ def choose_caption(captions: Mapping[str, Any], source: str, rng: random.Random)
     list, one entry is drawn. For `ofa`, the index of the entry is the frame. Titles (`raw`) are cleaned. Raises
     `MissingCaption` if the sample has no such source, or its text is empty.
     """
-    choices = [
-        (text, frame, MIX_WEIGHTS.get(name, 1.0))
-        for name in source_names(source)
-        for text, frame in _texts(captions, name)
-    ]
+    names = source_names(source)
+    choices = [(caption, MIX_WEIGHTS.get(name, 1.0)) for name in names for caption in _texts(captions, name)]
     if not choices:
-        faults = caption_faults({name: captions.get(name) for name in source_names(source)})
+        faults = caption_faults({name: captions.get(name) for name in names})
         absent = f"no caption of source {source!r}, only of {sorted(captions)}"
         raise MissingCaption("the caption is not valid UTF-8" if NOT_TEXT in faults else absent)
-    ((text, frame, _),) = rng.choices(choices, weights=[weight for _, _, weight in choices])
-    return text, frame
+    drawn, weights = zip(*choices, strict=True)
+    return rng.choices(drawn, weights)[0]
 
 
 def all_captions(captions: Mapping[str, Any], source: str) -> list[str]:
@@ -123,8 +120,7 @@ def clean_title(title: str) -> str:
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (id, entry) for the first `limit` entries of an annotation file, in file order.
 
-    The file is parsed as a stream, so ten million entries need no more memory than one. Raises `UserError` if the file
-    cannot be read, or is damaged.
+    The file is parsed as a stream, so memory does not grow with it. Raises `UserError` if it is unreadable or damaged.
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:

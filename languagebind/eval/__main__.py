@@ -15,7 +15,7 @@ from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
 from .command import parse_command, save
 from .evaluate import evaluate
-from .jobs import EvalOptions, Job, describe_absent, plan_jobs, select_datasets, select_models
+from .jobs import EvalOptions, Job, describe_absent, list_early, plan_jobs, select_datasets, select_models
 from .models import load_eval_model
 from .results import comparison, results_table
 
@@ -24,12 +24,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(EvalOptions, argv, "eval", "--config", "--model", "--data")
     models = select_models(options)
     datasets, absent = select_datasets(options)
+    listed = list_early(datasets, options)
     failures: list[str] = []
     modalities: set[str] = set()  # of the models
     with joined(options.encode.device) as process:
         # Only the first rank looks for result files: it writes them, and other nodes may have other files
         jobs: list[Job] = on_main(process, lambda: plan_jobs(models, datasets, options))
         todo = [job for job in jobs if job.result is None]
+        for job in todo:
+            job.listed = listed
         for name, group in groupby(todo, key=lambda job: job.model):
             note = partial(_noting_failure, failures, f"{name}: " if len(models) > 1 else "")
             with note():
@@ -77,7 +80,8 @@ def _evaluate_model(
         if (options.all or len(options.model) > 1) and job.dataset.modality not in (None, own):
             continue
         with note():
-            result = evaluate(model, kind, job.dataset, export=job.export, dual_softmax=options.dual_softmax, **encode)
+            dataset, dual = job.listed or job.dataset, options.dual_softmax
+            result = evaluate(model, kind, dataset, export=job.export, dual_softmax=dual, **encode)
             checkpoint = {"checkpoint": job.asked["checkpoint"], "weights_sha256": weights}
             result |= {"pretrained": job.model} | checkpoint | {"asked": job.asked}
             written = with_clip_benchmark_keys(result) if options.clip_benchmark_keys else result

@@ -45,9 +45,8 @@ def load_model(
 ) -> tuple[Any, Callable[[Any], Tensor], Callable[[list[str]], Any]]:
     """Return the model, the transform of PIL pictures and the tokenizer, like CLIP_benchmark's own loaders.
 
-    `pretrained` is the checkpoint. CLIP_benchmark passes the other arguments. `cache_dir` has no effect, since the
-    hub's environment variables set the folder for downloads. Raises `UserError` if the checkpoint cannot be loaded, or
-    does not read pictures.
+    `pretrained` is the checkpoint. `cache_dir` has no effect: the hub's environment variables set the folder for
+    downloads. Raises `UserError` if the checkpoint cannot be loaded, or does not read pictures.
     """
     from PIL import Image
     from transformers import BatchEncoding

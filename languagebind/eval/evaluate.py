@@ -66,8 +66,7 @@ def evaluate(
         `statistics` adds intervals and their settings, ties and examples. Both kinds of classification also get
         classes, single-label classification gets confusion and calibration, and retrieval gets curves.
 
-    Raises `UserError` if the data is missing or incomplete, a label is not a class, a sample cannot be read, or the
-    model returns NaN or infinity.
+    Raises `UserError` if data is missing or unreadable, a label is not a class, or the model returns NaN or infinity.
     """
     config = dataset.config if isinstance(dataset, ListedDataset) else dataset
     encoder = FeatureEncoder(model, _choose(config, modality), EncodeOptions(**options), config.name)
@@ -89,6 +88,14 @@ def evaluate(
     return new_result(config, modality_name(modality), found, describe() if statistics else None)
 
 
+def list_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = False) -> ListedDataset:
+    """Return a dataset with its samples, without reading media; for arguments and errors see `check_dataset`."""
+    samples = read_samples(dataset, modality, skip_bad)
+    if dataset.task != "retrieval":
+        label_targets(samples, class_names(dataset), dataset.name)
+    return ListedDataset(dataset, samples)
+
+
 def check_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = False) -> ListedDataset:
     """Return a dataset with its samples, for `evaluate`.
 
@@ -98,16 +105,15 @@ def check_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = F
     Raises `UserError` if data is missing, a label is wrong, captions are missing, or the files are of another modality.
     """
     reader = _choose(dataset, modality).reader
-    samples = read_samples(dataset, modality, skip_bad)
+    listed = list_dataset(dataset, modality, skip_bad)
+    samples = listed.samples
     if skip_bad and (absent := [sample.key for sample in samples if not sample.is_there()]):
         counts = dataset.name, len(absent), len(samples), absent[0]
         log.warning("%s: the files of %d of %d samples are missing, first of %s", *counts)
-    if dataset.task != "retrieval":
-        label_targets(samples, class_names(dataset), dataset.name)
     for sample in samples[:PROBED_SAMPLES]:
         try:
             reader.read(sample.load(modality.input_shape[1]))
-            return ListedDataset(dataset, samples)
+            return listed
         except DecodeError as error:
             reason = error
     raise UserError(f"{dataset.name}: none of the first samples can be read as {modality_name(modality)}: {reason}")
@@ -126,6 +132,7 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
     takes_files, cached = getattr(model, "takes_files", False), encoder.cache is not None
     can_project = hasattr(model, "project")
     one_each = unit and (reader.views == 1 or reader.pooled)
+    unknown = cached and not getattr(model, "known", True)
     own_rule = type(reader) is not Reader or reader.clip is not None
     faults = {
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
@@ -133,9 +140,7 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
         "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
         "this model reads files itself, so the dataset's own reading rule cannot be used": takes_files and own_rule,
         "--feature-cache does not work with models that read files themselves": cached and takes_files,
-        "--feature-cache: give the model a `fingerprint` that changes with its weights": (
-            cached and not getattr(model, "known", True)
-        ),
+        "--feature-cache: give the model a `fingerprint` that changes with its weights": unknown,
     }
     for fault, found in faults.items():
         if found:

@@ -14,12 +14,12 @@ from ..configs import FOLDER
 from ..modalities import modality_class, modality_names
 from .command import CommandOptions, check_output
 from .data.datasets import DatasetConfig, load_dataset_config, load_folder
-from .data.samples import check_data, class_names, read_samples
+from .data.samples import check_data
 from .data.shards import list_shards
 from .data.validation import validate
+from .evaluate import ListedDataset, list_dataset
 from .models import checkpoint_of, split_name
 from .results import Result, read_result, result_path
-from .score.zero_shot import label_targets
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Job:
     export: Path | None  # features file
     asked: dict[str, Any]  # what the result depends on, as the result file stores it
     result: Result | None = None  # set from the start if --skip-existing finds the file
+    listed: ListedDataset | None = None  # the dataset, if its samples were listed before
 
 
 def select_models(options: EvalOptions) -> list[tuple[str, str]]:
@@ -120,14 +121,16 @@ def select_datasets(options: EvalOptions) -> tuple[list[DatasetConfig], list[Dat
         if options.all:
             usage = f"{options.data_root or options.configs} holds the data of none of the configs in {options.configs}"
         raise UserError("\n  ".join([f"no datasets: {usage}", *map(describe_absent, absent)]))
+    return datasets, absent
+
+
+def list_early(datasets: Sequence[DatasetConfig], options: EvalOptions) -> ListedDataset | None:
+    """List the samples of a single dataset, so that errors in its data come before a model is loaded."""
     kind = datasets[0].modality or options.modality
     if kind is None and not list_shards(datasets[0].data):
         kind = modality_names()[0]  # outside shards, all modalities list the same files
-    if kind and len(datasets) == 1 and not options.all:  # errors in the data come before a model is loaded
-        samples = read_samples(datasets[0], modality_class(kind)())
-        if datasets[0].task != "retrieval":
-            label_targets(samples, class_names(datasets[0]), datasets[0].name)
-    return datasets, absent
+    single = len(datasets) == 1 and not options.all
+    return list_dataset(datasets[0], modality_class(kind)()) if kind and single else None
 
 
 def describe_absent(dataset: DatasetConfig) -> str:

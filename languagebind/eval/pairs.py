@@ -79,7 +79,8 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
         found, details = _classification(config, query, targets[kept], used, partners, samples)
     lost = len(next(iter(matched.values()))) - len(query)
     counts = {"samples": len(query), "skipped_samples": unpaired + lost, "unpaired_samples": unpaired}
-    counts["missing_samples"] = missing
+    bad = sum(sample.bad_captions for own in matched.values() for sample in own)
+    counts |= {"missing_samples": missing, "bad_captions": bad}
     found["protocol"] = _protocol(config, used, towers, identity) | counts | found["protocol"]
     return new_result(config, "+".join(models), found, details)
 

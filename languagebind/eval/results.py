@@ -106,8 +106,7 @@ def read_result(file: Path) -> Result | None:
 def read_results(*folders: Path) -> list[Result]:
     """Return all results below some folders, sorted by dataset and model.
 
-    Hidden files and other JSON files are skipped. Raises `UserError` if a folder holds no result, a file is damaged, or
-    two results have the same model and dataset.
+    Hidden and other JSON files are skipped. Raises `UserError` if there are none, or one is damaged or occurs twice.
     """
     found: dict[tuple[str, str], tuple[Path, Result]] = {}
     for folder in folders:

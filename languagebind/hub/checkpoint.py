@@ -94,7 +94,7 @@ def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfi
     try:
         return from_dict(ModelConfig, config["model"]), from_dict(modality_class(config["modality"]), config["inputs"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} needs another version of this library or a modality: {first_line(error)}") from error
+        raise UserError(f"{path} does not fit this installation: {first_line(error)}") from error
 
 
 def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from ..config import UserError, at_least
-from ..modalities import Modality, modality_class, modality_name
+from ..modalities import UNUSED, Modality, modality_class, modality_name
 from ..model import DualEncoder
 from ..text import ClipText, ClipTextConfig, clip_text_sizes
 from ..transformer import LAYER_NORM_EPS
@@ -36,8 +36,6 @@ SIZES = {
 TEXT_SIZES = SIZES | {"vocab_size": "vocab_size", "context_length": "max_position_embeddings"}
 ENCODER_SIZES = SIZES | {"patch_size": "patch_size", "temporal_attention": "add_time_attn"}
 MODALITY_OPTIONS = {"sample_rate": "audio_sample_rate", "channels": "audio_channels"}  # other names are the same
-# Modality options that do not change the inputs in evaluation: augmentation, limits, decoder
-TRAINING_ONLY = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
 
 
 def subclasses(base: type[T], suffix: str, **attributes: Mapping[str, Any]) -> dict[str, type[T]]:
@@ -312,7 +310,7 @@ def to_config(
         vision_config=sizes | options | {"clip_type": clip_type, "lora_r": 0},
     )
     for key, value in asdict(modality).items():
-        if key not in TRAINING_ONLY and value != getattr(config.modality, key):
+        if key not in UNUSED and value != getattr(config.modality, key):
             raise UserError(f"the published layout cannot store {key}={value!r} of {name}")
     return config
 

@@ -45,8 +45,7 @@ def load(
         sources: training checkpoints, folders of runs, folders in the published layout, hub ids, names from
             `list_models()`, or `imagebind:FILE` with all its modalities; or a mapping from modalities to such sources.
         device: device of the models.
-        dtype: dtype of weights and computation (`float16`, `torch.float16`, ...); by default the dtype of the files.
-            Features are always float32.
+        dtype: dtype of the weights (`float16`, `torch.float16`, ...); by default as in the files. Features are float32.
         compile: compile the encoders with `torch.compile`.
         num_frames: frames per clip, for encoders with temporal attention; by default as in training, otherwise
             temporal embeddings are interpolated.
@@ -117,12 +116,11 @@ class Encoders:
             progress: show a progress bar.
             of: the modality whose text tower encodes `text`. By default, the tower of the modalities in the same call,
                 and without any the tower that most loaded modalities share (in a tie, the first loaded).
-            inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class); `text` for texts;
-                and options of reading, as in `load`.
+            inputs: a list of paths, URLs, bytes or in-memory objects per modality (see its class), or of texts for
+                `text`; and options of reading, as in `load`.
 
-        Raises `DecodeError` if an item cannot be decoded. Raises `ValueError` if no list is given, a modality is not
-        loaded, an option is out of range, or the text towers of the modalities in the call differ. Raises `TypeError`
-        if a single item is given instead of a list.
+        Raises `DecodeError` if an item cannot be decoded, `TypeError` if an item is given instead of a list, and
+        `ValueError` if a modality is not loaded, an option is out of range, or the text towers in the call differ.
         """
         reading = {name: inputs.pop(name) for name in READING if name in inputs}
         if not inputs:
@@ -185,10 +183,8 @@ class Encoders:
         usual = max(towers.values(), key=list(towers.values()).count)  # in a tie, of the first loaded
         share = [name for name in towers if towers[name] == usual]
         if others := [name for name in towers if name not in share]:
-            log.warning(
-                "the text towers differ: texts are encoded with that of %s; to compare texts with %s, add of=%r",
-                ", ".join(share), " or ".join(others), others[0],
-            )  # fmt: skip
+            message = "the text towers differ: texts are encoded with that of %s; to compare texts with %s, add of=%r"
+            log.warning(message, ", ".join(share), " or ".join(others), others[0])
         return self.encoders[share[0]][0]
 
     def _inputs(self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any]) -> Iterator[Tensor]:

@@ -40,8 +40,7 @@ class LanguageBind(OriginalState):
         cache_dir: folder for downloads.
         local_files_only: read repositories from the cache, without asking the hub.
 
-    Raises `UserError` if a modality is unknown, or features differ in size. Raises `WeightsError` if weights do not
-    fit.
+    Raises `UserError` if a modality is unknown or features differ in size, and `WeightsError` if weights do not fit.
     """
 
     def __init__(

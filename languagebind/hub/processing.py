@@ -128,8 +128,7 @@ class Processor:
     ) -> BatchEncoding | dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` of texts, and `pixel_values` of one item or a list of items.
 
-        Raises `UserError` if there is no input, or `context_length` is too long. Raises `DecodeError` if an item cannot
-        be decoded.
+        Raises `UserError` without input or if `context_length` is too long, `DecodeError` if an item cannot be decoded.
         """
         if images is None and text is None:
             raise UserError("pass texts, images, or both")

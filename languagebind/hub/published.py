@@ -139,8 +139,7 @@ class LanguageBindModel(OriginalState, PreTrainedModel):
             num_frames: frames per clip; temporal embeddings are interpolated if the checkpoint has another number.
             kwargs: options of Hugging Face's `from_pretrained`: dtype, device_map, attn_implementation, revision, ...
 
-        Raises `UserError` if the checkpoint does not exist or cannot be read. Raises `WeightsError` if weights are
-        missing, unexpected, or do not fit.
+        Raises `UserError` if the checkpoint cannot be read, `WeightsError` if weights are missing or do not fit.
         """
         name = pretrained_model_name_or_path
         dtype = kwargs.pop("torch_dtype", None)  # the older name; neither may reach the config

@@ -12,8 +12,7 @@ from ..weights import WRAPPERS, State, published_names
 class OriginalState(nn.Module):
     """A module whose `load_state_dict`, also as a part of another module, takes state dicts of the original code.
 
-    It ignores `position_ids` and the prefixes of DataParallel and `torch.compile`. Adapters are merged, unless the
-    module has adapters itself.
+    It ignores `position_ids` and the prefixes of wrappers, and merges adapters unless the module has some itself.
     """
 
     def load_state_dict(self, state_dict: State, strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]

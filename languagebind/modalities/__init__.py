@@ -21,6 +21,8 @@ from ._sources import DecodeError, Source, describe, fetch, is_source, read
 
 # Options that may differ from those of training: limits, the video decoder, and whether EXIF data turn a picture
 READING = ("exif", "max_pixels", "max_seconds", "video_backend")
+# Options that do not change the inputs in evaluation: augmentation, limits, decoder
+UNUSED = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
 
 __all__ = ["DecodeError", "Modality", "Source", "describe", "is_source", "modality_class", "modality_name",
            "modality_names", "read"]  # fmt: skip
@@ -35,8 +37,7 @@ class Modality(ABC):
 
     # In a shard, a sample's member for this modality is the first `<key>.<extension>` that exists, and files are packed
     # under the first extension that fits. Extensions that other modalities share come last: `depth.png` before `png`.
-    # A member `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a
-    # random one.
+    # `<key>.<k>.<extension>` is frame k. A modality with T > 1 reads all frames, others the caption's or a random one.
     extensions: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str] = ""  # if it is not that of the file, as in another preprocessing of a modality
     details: ClassVar[Mapping[str, Any]] = {}  # further facts about the preprocessing that a result records
@@ -82,10 +83,8 @@ class Modality(ABC):
     def preprocess(self, value: Any, rng: torch.Generator | None = None) -> Tensor:
         """Return the encoder's input (C, T, H, W) for a path, http(s) address, bytes or in-memory value.
 
-        Without `rng` (evaluation), the result is bitwise the same every time.
-
-        Raises `DecodeError` if `value` cannot be used. Raises `UserError` if `transform` does not return a tensor of
-        `input_shape`.
+        Without `rng` (evaluation), the result is bitwise the same every time. Raises `DecodeError` if `value` cannot be
+        used, and `UserError` if `transform` does not return a tensor of `input_shape`.
         """
         x, shape = self.transform(self.load(value), rng), self.input_shape
         if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape) != shape:
@@ -106,12 +105,13 @@ def modality_class(name: str) -> type[Modality]:
     """
     folder, _, short = name.rpartition(".")
     if bool(folder) == (short in modality_names()):
-        raise UserError(f"unknown modality {name!r}; choose from {', '.join(modality_names())}, or e.g. my_package.imu")
+        known = ", ".join(modality_names())
+        raise UserError(f"unknown modality {name!r}; choose from {known}, or name a module as in my_package.imu")
     path = f"{folder or __name__}.{short}"
     try:
         module = importlib.import_module(path)
     except (ModuleNotFoundError, TypeError) as error:  # TypeError: a dataclass that is not frozen
-        raise UserError(f"cannot import {path}: {error}; docs/new_modality.md shows one") from error
+        raise UserError(f"cannot import {path}: {error}; see docs/new_modality.md") from error
     wanted, where = short.title().replace("_", ""), module.__file__
     kind: Any = getattr(module, wanted, None)
     if not (isinstance(kind, type) and issubclass(kind, Modality) and "__dataclass_fields__" in vars(kind)):

@@ -20,8 +20,7 @@ GAP = 0.02  # seconds; times of frames are rounded, and more than this is missin
 def read_audio(source: Source, max_seconds: float) -> tuple[Tensor, int]:
     """Return the samples of an audio file, (channels, samples) in float32, and the sample rate.
 
-    Raises:
-        DecodeError: the file is not audio, is truncated, or is longer than `max_seconds`.
+    Raises `DecodeError` if the file is not audio, is truncated, or is longer than `max_seconds`.
     """
     file = data = read(source, int(max_seconds * MAX_SAMPLES_A_SECOND * 8) + 2**20)
     if file[:4] == bytes(4):
@@ -61,8 +60,8 @@ def _read_soundfile(source: Source, data: bytes, max_seconds: float) -> tuple[Te
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             promised, rate = file.frames, file.samplerate
-            if data[:4] == b"OggS" and _packet_seconds(data) > promised / rate + TRIMMED:
-                return None  # a part of a stream, which does not begin at 0
+            if not file.seekable() or (data[:4] == b"OggS" and _packet_seconds(data) > promised / rate + TRIMMED):
+                return None  # GSM, or a part of a stream, which does not begin at 0
             _check_length(source, promised, file.channels, rate, max_seconds)
             samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
     except soundfile.LibsndfileError:

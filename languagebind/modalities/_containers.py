@@ -52,14 +52,14 @@ def read_packets(
     Args:
         check: function that gets the stream's codec context (width, height, ...) and may raise `DecodeError`.
 
-    Raises:
-        DecodeError: the stream is missing or longer than `max_seconds`, or the file is truncated.
+    Raises `DecodeError` if the stream is missing or longer than `max_seconds`, or the file is truncated.
     """
     import av
 
     with open_stream(source, kind) as (container, stream):
         codec, form, first = stream.codec_context, container.format.name, None
-        check_seconds(source, (container.duration or 0) / 1e6, max_seconds)  # from microseconds
+        begin, stated = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6  # from microseconds
+        check_seconds(source, stated - begin, max_seconds)  # Matroska and fragmented MP4 count from 0
         check(codec)
         found: list[tuple[int | None, bool, bool]] = []
         ends: dict[int, int] = {}
@@ -83,12 +83,12 @@ def read_packets(
                     with suppress(av.error.InvalidDataError):  # a recording may begin before its first key frame
                         first = next(iter(packet.decode()), None)
         end = max((float(ticks * container.streams[track].time_base) for track, ticks in ends.items()), default=0.0)
-        length = end - (container.start_time or 0) / 1e6
+        length = end - begin
         # All formats except MP3 and raw AAC state their duration, but it is rounded, and the last packet may lack a
-        # duration. Both numbers are wrong if an edit list hides packets.
-        missing = form.startswith("mov") and len(found) < stream.frames
-        stated = container.duration or 0 if form.startswith(("mov", "matroska", "avi")) and not counted else 0
-        if not hidden and (missing or length < 0.9 * stated / 1e6 - 0.5):
+        # duration. Both numbers are wrong if an edit list hides packets. A packet of PCM holds many of its frames.
+        missing = form.startswith("mov") and not codec.name.startswith("pcm") and len(found) < stream.frames
+        known = form.startswith(("mov", "matroska", "avi")) and not counted
+        if not hidden and (missing or (known and length < 0.9 * (stated - begin) - 0.5)):
             raise DecodeError(source, f"the file is truncated after {len(found)} packets, {length:.1f} s")
         check_seconds(source, length, max_seconds)
         if len(found) == hidden:
@@ -101,15 +101,21 @@ def read_packets(
 
 
 def _describe(container: Any, stream: Any, found: list[tuple[int | None, bool, bool]], first: Any) -> Packets:
-    form, reorders, streams = container.format.name, stream.codec_context.has_b_frames, container.streams.video
+    form, codec, streams = container.format.name, stream.codec_context, container.streams.video
     ticks, keys, hidden = (np.array(column) for column in zip(*found, strict=True))
     ticks = ticks.astype(float)  # NaN where a packet states no time
     times = np.sort(ticks[~hidden]) * float(stream.time_base)
     later = np.minimum.accumulate(ticks[::-1])[::-1]  # the earliest time from each packet on
     unclear = "" if keys[0] and ticks[0] == later[0] else "the file does not begin with a key frame"
-    # AVI states no times, and a file made from AVI may state those of decoding
-    as_decoded = form == "avi" or (not form.startswith("mov") and bool((np.diff(ticks) > 0).all()))
-    if (reorders and as_decoded) or not (np.diff(times) > 0).all():
+    # torchcodec takes full range for limited; one packet holds the palette; all frames of AVI without an index seem key
+    full = first.color_range == 2 and not (first.format.is_rgb or first.format.name.startswith("yuvj"))
+    sparse = form == "avi" and keys.all() and not codec.codec.intra_only
+    if full or sparse or first.format.name == "pal8":
+        unclear = "the file has full-range colours, a palette or no index"
+    # AVI states no times, a file made from AVI may state those of decoding, and joined parts may overlap
+    may = codec.name == "mpeg4" or not form.startswith("mov")
+    as_decoded = codec.has_b_frames and (form == "avi" or (may and (np.diff(ticks) > 0).all()))
+    if as_decoded or not ((np.diff(times) > 0).all() and (ticks == np.maximum.accumulate(ticks))[keys].all()):
         unclear = "the file does not state when each frame is shown"
     # Elsewhere, decord does not find the key frames
     countable = form.startswith(("mov", "matroska", "avi")) and len(streams) == 1 and bool((ticks == later)[keys].all())
@@ -136,7 +142,7 @@ def check_seconds(source: Any, seconds: float, max_seconds: float) -> None:
 def open_stream(source: Source, kind: Kind) -> Iterator[tuple[Any, Any]]:
     """Open a container and a stream of a kind, on one thread; turn FFmpeg's errors into `DecodeError`.
 
-    Of several video streams, take the default one, then the largest, then the first, as the `ffmpeg` command does.
+    Of several streams, take the default one, then the largest (the most channels), then the first, as `ffmpeg` does.
     """
     import av
 
@@ -157,10 +163,9 @@ def open_stream(source: Source, kind: Kind) -> Iterator[tuple[Any, Any]]:
 
 
 def _rank(stream: Any) -> tuple[bool, int]:
-    if stream.type != "video":
-        return False, 0
     codec = stream.codec_context
-    return bool(stream.disposition & stream.disposition.default), codec.width * codec.height if codec else 0
+    size = 0 if codec is None else codec.width * codec.height if stream.type == "video" else codec.channels
+    return bool(stream.disposition & stream.disposition.default), size
 
 
 def handle(source: Source) -> Any:

@@ -98,8 +98,7 @@ class ImageModality(Modality):
 
         PIL reads 16-bit colours as 8 bits. `pixels` finds the lower bytes in the attribute `low`, an image as well.
 
-        Raises:
-            DecodeError: the file is not a picture, is truncated, or has more than `max_pixels` pixels.
+        Raises `DecodeError` if the file is not a picture, is truncated, or has more than `max_pixels` pixels.
         """
         from PIL import Image, ImageOps
 
@@ -119,7 +118,7 @@ class ImageModality(Modality):
         except DecodeError:
             raise
         except (*BROKEN, Image.DecompressionBombError) as error:
-            reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            reason = "not a picture that PIL reads" if isinstance(error, Image.UnidentifiedImageError) else str(error)
             raise DecodeError(source, reason or type(error).__name__) from error
         if is_cut(data):
             raise DecodeError(source, "the picture is truncated")
@@ -225,6 +224,10 @@ def _lower_bytes(image: Any, data: bytes) -> list[Any]:
     def swapped(name: Any) -> Any:  # or a tuple that begins with it
         return (swapped(name[0]), *name[1:]) if isinstance(name, tuple) else BYTE_ORDERS.get(name, name)
 
+    for *_, form in image.tile:  # of a 16-bit PPM or PGM, a pair with its maximum
+        wide = image.format == "PPM" and isinstance(form, tuple) and form[-1] > 255 and form != ("I", 65535)
+        if wide or form == "LA;16B":
+            raise ValueError("PIL changes the 16-bit values of such a file; convert it to PNG without alpha")
     tiles = [(*tile[:3], swapped(tile[3])) for tile in image.tile]
     if tiles == [tuple(tile) for tile in image.tile]:
         return []

@@ -49,8 +49,7 @@ def is_source(value: Any) -> bool:
 def file_size(source: Source | Sequence[Source]) -> int:
     """Return the size of a source in bytes, without reading it.
 
-    Raises:
-        DecodeError: the source is not a single regular file, or it is empty.
+    Raises `DecodeError` if the source is not a single regular file, or it is empty.
     """
     if not isinstance(source, Source):
         raise DecodeError(source, "expected one file, not several frames")
@@ -67,8 +66,7 @@ def file_size(source: Source | Sequence[Source]) -> int:
 def read(source: Source, max_bytes: float = math.inf, first: int | None = None) -> bytes:
     """Return the content of a file, or the first `first` bytes. Do not read a file larger than `max_bytes`.
 
-    Raises:
-        DecodeError: the source is not a single regular file, is empty or too large, or cannot be read.
+    Raises `DecodeError` if the source is not a single regular file, is empty or too large, or cannot be read.
     """
     size = file_size(source)
     if size > max_bytes:

@@ -37,9 +37,8 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
         packets: result of `read_packets` for this file.
         choose: function of the number of frames; it returns the indices (T,) of the frames to return, which may repeat.
 
-    Raises:
-        DecodeError: a frame cannot be decoded, or the given backend returns frames of other times.
-        UserError: the backend is not installed.
+    Raises `DecodeError` if a frame cannot be decoded, or the given backend returns frames of other times. Raises
+    `UserError` if the backend is not installed.
     """
     name = resolve(backend)
     try:
@@ -52,6 +51,7 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
         reason = f"{name}: {str(error).strip().splitlines()[-1]}"
         if backend != "auto" or name in IN_ORDER:
             raise DecodeError(source, f"{reason}; try another --video-backend") from error
+        _report_fallback(name)
         log.debug("%s: %s; PyAV decodes it in order", describe(source), reason)
         name = "pyav"
         frames, indices = _in_order(source, packets, choose, _pyav)
@@ -65,6 +65,11 @@ def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) 
     if not np.array_equal(indices, wanted):
         clip = clip[torch.from_numpy(order)]
     return clip.permute(0, 3, 1, 2)
+
+
+@functools.cache  # once a process
+def _report_fallback(name: str) -> None:
+    log.info("PyAV decodes videos that %s misses in order, which is slower; the log level DEBUG names them", name)
 
 
 @functools.cache
@@ -184,8 +189,8 @@ def _opencv(source: Source, packets: Packets) -> Iterator[tuple[None, Callable[[
 def open_capture(source: Source) -> Iterator[Any]:
     """Open a file with OpenCV's `VideoCapture`, on one thread.
 
-    Raises:
-        DecodeError: the file cannot be opened, or is interlaced, which OpenCV 5 decodes to noise without an error.
+    Raises `DecodeError` if the file cannot be opened, or is interlaced, HDR or wide-gamut, which OpenCV 5 decodes
+    wrongly.
     """
     import cv2
 
@@ -198,8 +203,8 @@ def open_capture(source: Source) -> Iterator[Any]:
         return
     with open_stream(source, "video") as (container, stream):
         first = next(container.decode(stream), None)
-        if first is not None and first.interlaced_frame:
-            raise DecodeError(source, "opencv: interlaced video is not supported; try another --video-backend")
+        if first is not None and (first.interlaced_frame or first.color_primaries > 7 or first.color_trc in (16, 18)):
+            raise DecodeError(source, "opencv: interlaced, HDR and wide-gamut video needs another --video-backend")
     capture = cv2.VideoCapture(handle(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         yield capture

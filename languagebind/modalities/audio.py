@@ -33,7 +33,8 @@ class Audio(Modality):
     tensor of floats or of 16- or 32-bit integers.
     """
 
-    extensions = ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac", "aiff", "caf", "wma", "wv", "ac3")
+    extensions = ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac", "aiff", "caf", "wma", "wv", "ac3", "mp2", "mka",
+                  "au", "w64", "tta", "dts")  # fmt: skip
 
     num_mel_bins: int = 112
     """Number of mel bands, the input height: 112 in the published Audio_FT, 126 in the published LoRA model."""

@@ -24,7 +24,7 @@ class Depth(ImageModality):
     Integers (PNG, TIFF, .npy, arrays) are millimetres and floats are metres. 8-bit values are refused, because they
     are a picture of depth, not depth. A negative or NaN pixel is a hole, like 0 in a PNG, and gets the minimum depth;
     an infinite one, such as rendered sky, is as far as `max_depth` or the farthest finite pixel. Maps without a finite
-    pixel are refused, and so are float maps entirely above 100, which must be millimetres.
+    pixel are refused, and so are float maps with nine tenths above 100, which must be millimetres.
 
     Raw form: (H, W), float32, metres. In memory: a PIL image, or an array or tensor, (H, W) with or without a channel.
     """
@@ -77,8 +77,9 @@ class Depth(ImageModality):
             if not len(finite):
                 raise DecodeError(source, "no pixel is finite")
             depth = depth.nan_to_num(0.0, max(self.max_depth, finite.max().item()), 0.0)
-            if bool((depth > 0).any()) and depth[depth > 0].min() > 100:  # metres
-                raise DecodeError(source, "all points are beyond 100 m; divide millimetres by 1000")
+            # Not all, because holes that were resized have near edges; NaN without points
+            if (depth[depth > 0] > 100).float().mean() > 0.9:
+                raise DecodeError(source, "nine tenths of the points are beyond 100 m; divide millimetres by 1000")
             return depth
         if self.sun_rgbd:
             depth = depth.long() & 0xFFFF

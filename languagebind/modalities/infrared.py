@@ -1,6 +1,7 @@
 """Infrared pictures. The class names of the original LanguageBind code say Thermal."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,13 +32,10 @@ class Infrared(ImageModality):
     def __post_init__(self):
         super().__post_init__()
         bounds: Any = self.infrared_range
-        if isinstance(bounds, str):
-            usable = bounds in ("minmax", "full")
-        else:  # a list: from a JSON file
-            bounds = tuple(map(float, bounds))
-            object.__setattr__(self, "infrared_range", bounds)
-            usable = len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
-        if not usable:
+        if not isinstance(bounds, str):  # a list: from a JSON file
+            object.__setattr__(self, "infrared_range", bounds := tuple(map(float, bounds)))
+        numbers = isinstance(bounds, tuple) and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
+        if not numbers and bounds not in ("minmax", "full"):
             raise UserError(f"--infrared-range is {bounds}; choose from minmax, full, or set two numbers, lower first")
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -71,9 +69,7 @@ class Infrared(ImageModality):
         low, high = self._bounds(raw)
         return ((raw - low) / (high - low).clamp(min=torch.finfo(raw.dtype).tiny)).clamp(0, 1)
 
-    def _bounds(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+    def _bounds(self, raw: Tensor) -> Sequence[Tensor]:
         if self.infrared_range == "minmax":
-            low, high = raw.aminmax()
-        else:
-            low, high = raw.new_tensor((0.0, 1.0) if self.infrared_range == "full" else self.infrared_range)
-        return low, high
+            return raw.aminmax()
+        return raw.new_tensor((0.0, 1.0) if self.infrared_range == "full" else self.infrared_range).unbind()

@@ -67,8 +67,7 @@ class Video(ImageModality):
     def read_part(self, source: Source, start: float, end: float | None = None, choose: Choose | None = None) -> Tensor:
         """Return frames (T, 3, H, W) from `start` to `end` in seconds; by default those of `indices_at`.
 
-        Raises:
-            DecodeError: no frame lies there, or the file cannot be decoded.
+        Raises `DecodeError` if no frame lies there, or the file cannot be decoded.
         """
         packets = self._packets(source)
 
@@ -92,9 +91,7 @@ class Video(ImageModality):
         return seconds
 
     def _packets(self, source: Source) -> Packets:
-        return read_packets(
-            source, "video", self.max_seconds, lambda codec: self.check_size(source, codec.width, codec.height)
-        )
+        return read_packets(source, "video", self.max_seconds, lambda x: self.check_size(source, x.width, x.height))
 
     def from_memory(self, value: Any) -> Tensor:
         value = value.asnumpy() if hasattr(value, "asnumpy") else value  # frames of decord

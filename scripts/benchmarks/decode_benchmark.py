@@ -1,7 +1,6 @@
 """Measure the decoding of files to tensors, in milliseconds per sample.
 
-For clips, the table has a row per decoder, and a row for the same frames packed as JPEG files. If a decoder cannot be
-used, its row has the error.
+For clips, the table has a row per decoder (or its error), and a row for the same frames packed as JPEG files.
 """
 
 import argparse

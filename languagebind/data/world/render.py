@@ -1,7 +1,6 @@
 """Render the recordings of a scene by each sensor: pictures and waveforms as arrays.
 
-Video shows colour and material, depth shows distance, infrared shows temperature, and audio has the sound. All pictures
-show shape, size, position and motion.
+Video shows colour and material, depth distance, infrared temperature; all show shape, size, position and motion.
 """
 
 from collections.abc import Callable

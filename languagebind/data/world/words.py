@@ -135,8 +135,7 @@ _SOUND_OPENINGS = ("", "", "the sound of ", "you can hear ", "there is ")
 def captions_for(scene: Scene, rng: random.Random) -> dict[str, str | list[str]]:
     """Return a scene's captions, keyed by VIDAL's sources.
 
-    `raw` is a title. `ofa` describes stills, `mplug` the clip, `polish_mplug` the clip in more detail, and
-    `sound_mplug` the sound.
+    `raw` is a title. `ofa` describes stills, `mplug` the clip, `polish_mplug` its details too, `sound_mplug` the sound.
     """
     still = [name for name in _VISIBLE if name not in ("motion", "temperature")]
     return {

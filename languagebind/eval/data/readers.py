@@ -219,8 +219,7 @@ class EvalProtocol:
     def class_scores(self, features: Tensor, classifier: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores (M, K), and the logits (M, K) whose softmax is the confidence of the predictions.
 
-        Features are (M, D), or (M, V, D) for views. The unit-norm classifier is (K, D). `logit_scale`, in log space, is
-        not used for views.
+        Features are (M, D), or (M, V, D) for views. The classifier (K, D) has unit norm. `logit_scale` is in log space.
         """
         if features.ndim == 2:
             scores = features @ classifier.T

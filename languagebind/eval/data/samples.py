@@ -25,7 +25,7 @@ from ...distributed import gather_objects
 from ...files import files_below, is_plain, mend
 from ...modalities import DecodeError, Modality
 from .datasets import Counted, DatasetConfig, find, not_there
-from .shards import HELD, Member, list_shards, read_shard
+from .shards import Member, list_shards, read_shard
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Sample:
         return [self._contents(frame) for frame in self.source]
 
     def is_there(self) -> bool:
-        """Return False if the sample has no media, or one of its files does not exist."""
+        """Tell whether all of the sample's files exist, and it has some."""
         sources = self.source if isinstance(self.source, tuple) else (self.source,)
         return all(isinstance(source, Member) or (source is not None and source.is_file()) for source in sources)
 
@@ -88,19 +88,19 @@ def read_samples(config: DatasetConfig, modality: Modality, skip_bad: bool = Fal
         samples = _evenly_spaced(samples, config.limit, config.task == "classification")
     what = "captions" if config.task == "retrieval" else "labels"
     counts = [len(getattr(sample, what)) for sample in samples]
-    wrong = [i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)]
+    wrong = {i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)}
     if bad := [sample for sample in samples if sample.bad_captions]:
         number = sum(sample.bad_captions for sample in bad)
         log.warning("%s: left out %d captions that are %s, the first of %s", config.name, number, NOT_TEXT, bad[0].key)
-        wrong = wrong if len(wrong) == len(samples) else [i for i in wrong if not samples[i].bad_captions]
+        wrong = wrong if len(wrong) == len(samples) else {i for i in wrong if not samples[i].bad_captions}
     # Some samples of multi-label data have no label
     if wrong and (config.task != "multilabel" or len(wrong) == len(samples)):
-        example = f"{samples[wrong[0]].key} has {counts[wrong[0]]} {what}"
+        example = f"{samples[min(wrong)].key} has {counts[min(wrong)]} {what}"
         message = f"{config.name}: {len(wrong)} of {len(samples)} samples do not fit {config.task}: {example}"
         if not skip_bad or len(wrong) == len(samples):
-            raise UserError(message)
+            raise UserError(message if len(wrong) == len(samples) else f"{message}; --skip-bad leaves them out")
         log.warning("%s; the evaluation leaves them out", message)
-        samples = [sample for i, sample in enumerate(samples) if i not in set(wrong)]
+        samples = [sample for i, sample in enumerate(samples) if i not in wrong]
     return samples
 
 
@@ -191,9 +191,9 @@ def _class_folders(config: DatasetConfig) -> list[str]:
 
 def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
     num_classes = None if config.class_names is None else len(config.class_names)
-    for key, source, record in read_shard(shard, modality.extensions, num_classes):
+    for key, source, record, held in read_shard(shard, modality.extensions, num_classes):
         name = f"{shard.name}/{key}"
-        yield Sample(name, source, *_annotation(record, name, config), held=record.get(HELD, ""))
+        yield Sample(name, source, *_annotation(record, name, config), held=held)
 
 
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
@@ -234,11 +234,10 @@ def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) ->
                 raise UserError(f"{where}: captions from {choices}: choose one with caption_source in the config")
             values = [sources.get(config.caption_source or next(iter(sources)))]
         captions = [caption for value in values for caption in as_list(value)]
-    expected = ("labels", labels, "text or class indices", (str, int)), ("captions", captions, "text", (str,))
-    for name, values, kind, types in expected:
-        # Not isinstance, because True is an int
-        if not all(type(value) in types and (values is captions or is_plain(str(value))) for value in values):
-            raise UserError(f"{where}: {name} should be {kind}, not {values!r}")
+    if not all(type(x) in (str, int) and is_plain(str(x)) for x in labels):  # not isinstance, because True is an int
+        raise UserError(f"{where}: labels should be text or class indices, not {labels!r}")
+    if not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f"{where}: captions should be text, not {captions!r}")
     faults = [caption_fault(caption) for caption in captions]
     texts = tuple(mend(text).strip() for text, fault in zip(captions, faults, strict=True) if not fault)
     return tuple(dict.fromkeys(labels)), texts, faults.count(NOT_TEXT)

@@ -21,8 +21,6 @@ from ...files import parse_json, text_lines
 from ...modalities import DecodeError
 from ...remote import is_url, local_copy
 
-HELD = "__held__"  # in the annotation of a sample without media: what the sample holds instead
-
 
 @dataclass(frozen=True)
 class Member:
@@ -60,12 +58,11 @@ def list_shards(data: str) -> list[Path]:
 
 def read_shard(
     shard: Path, extensions: tuple[str, ...], num_classes: int | None
-) -> Iterator[tuple[str, Member | tuple[Member, ...] | None, dict[str, Any]]]:
-    """Yield (key, source, annotation) for each sample of a shard, in order.
+) -> Iterator[tuple[str, Member | tuple[Member, ...] | None, dict[str, Any], str]]:
+    """Yield (key, source, annotation, what it holds if there is no source) for each sample of a shard, in order.
 
     The source is the member, or the frames, with the first of the `extensions` that the sample has. A `.npy` label must
-    have `num_classes` elements; None: any number. Raises `UserError` if the shard or an annotation cannot be read, or
-    if two members have the same name.
+    have `num_classes` elements; None: any number. Raises `UserError` if the shard or an annotation is damaged.
     """
     source: Member | tuple[Member, ...] | None
     for key, members in group_members(str(shard), _scan(shard)):
@@ -82,7 +79,7 @@ def read_shard(
             raise UserError(f"{shard}: cannot read the labels and captions of {key}: {error}") from error
         if remark := dotted(members):
             raise UserError(f"{shard}: {key} has no label or caption{remark}")
-        yield key, source, annotation if found else annotation | {HELD: held_members(members)}
+        yield key, source, annotation, "" if found else held_members(members)
 
 
 def _scan(shard: Path) -> Iterator[tuple[str, Member]]:

@@ -61,8 +61,7 @@ def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:
     """Return the pydantic dataclass, model or TypedDict that `values` from `load_yaml` describe.
 
     Messages start with `where`, such as the file's path. Validators get `context` in pydantic's `ValidationInfo`.
-    Raises `UserError` if a key or value is wrong. The message names each one, the expected value, and the closest known
-    key.
+    Raises `UserError` if a key or value is wrong: it names each, with the expected value or the closest known key.
     """
     try:
         return TypeAdapter(kind).validate_python(values, context=context)

@@ -9,6 +9,5 @@ Each kind of dataset is a module here. `prepare: {kind: table, ...}` in a datase
 Both functions raise `UserError` if the download is damaged or does not match the options. `prepare` yields the rows of
 the manifest in order. A row's `path` is relative to `source`, or to `output` if the kind writes the file itself.
 `output` is the folder of the manifest or of the class folders. A row also has a `label`, `labels`, `caption` or
-`captions`, and may have `where`, its place in a table for messages. The generator may return counts of samples that it
-left out or changed, by reason.
+`captions`, and may have `where`, its place in a table. The generator may return counts of changed samples by reason.
 """

@@ -109,12 +109,10 @@ def _read_coco(source: Path, options: Options) -> Iterator[Picture]:
     with reading(file):
         content = parse_json(file.read_bytes())
         names = {str(item["id"]): str(item["name"]) for item in content["categories"]}
-        pictures = {
-            item["id"]: Picture(
-                file.parent / inside(item["file_name"], file), file, (item.get("width"), item.get("height")), []
-            )
-            for item in content["images"]
-        }
+        pictures = {}
+        for item in content["images"]:
+            path, size = file.parent / inside(item["file_name"], file), (item.get("width"), item.get("height"))
+            pictures[item["id"]] = Picture(path, file, size, [])
         for item in content["annotations"]:
             number, (left, top, width, height) = str(item["category_id"]), map(float, item["bbox"])
             label = classes.get(names[number], classes.get(number))

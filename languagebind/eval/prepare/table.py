@@ -180,7 +180,7 @@ def _find(index: dict[str, list[str]], source: Path, pattern: str, record: Recor
     """Return the path of a record's file below the download, or the filled-in pattern if the file is missing."""
     path = inside(_fill(pattern, record, where), where)
     if not path.endswith(".*"):
-        return as_on_disk(source / path).relative_to(source).as_posix()
+        return inside(as_on_disk(source / path).relative_to(source).as_posix(), where)
     folder, _, name = path.removesuffix(".*").rpartition("**/")
     found = [file for file in index.get(unicodedata.normalize("NFC", name), ()) if file.startswith(folder)]
     if len(found) > 1:

@@ -4,22 +4,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...modalities import UNUSED
 from ..data.datasets import Counted
 from ..results import COMPARED, Result, setting_name
 from ..score.statistics import interval
 
 RUN = ("modality", "templates", "prompts_sha256", "precision", "clips", "crops", "inputs", "input_shape")
-# Augmentation in training and limits on decoding do not change any value
-UNUSED = ("hflip", "random_crop", "max_pixels", "max_seconds")
 UNSET = "not set"
 SHOWN_MODELS = 3  # of the largest group; a larger one is "the others"
 
 
 def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
     """Return the differences of a result from the full dataset: unexpected counts, and samples left out."""
-    protocol = result["protocol"]
-    texts: list[str] = []
-    for what, expected in (protocol.get("expected", {}) | expect).items():
+    protocol, texts = result["protocol"], list[str]()
+    expect = protocol.get("expected", {}) | expect
+    for what, expected in expect.items():
         count = protocol.get(what, expected)
         if count != expected and not (what == "captions" and texts):  # Fewer samples have fewer captions
             texts.append(f"{count:,} {'of' if count < expected else 'instead of'} {expected:,} {what}")
@@ -27,12 +26,9 @@ def shortfalls(result: Result, expect: Mapping[Counted, int]) -> list[str]:
     limit = protocol.get("limit")
     if limit and "samples" not in expect and protocol.get("samples", 0) + skipped == limit:
         texts.append(f"limited to {limit:,} samples")
-    left_out = {
-        "missing from the prepared data": protocol.get("missing_samples"),
-        "without a partner": unpaired,
-        "could not be read": skipped - unpaired,
-        "captions are not valid text": protocol.get("bad_captions"),
-    }
+    missing, bad = protocol.get("missing_samples"), protocol.get("bad_captions")
+    left_out = {"missing from the prepared data": missing, "without a partner": unpaired,
+                "could not be read": skipped - unpaired, "captions are not valid text": bad}  # fmt: skip
     return texts + [f"{count:,} {why}" for why, count in left_out.items() if count]
 
 

@@ -35,8 +35,5 @@ def pick_examples(ranks: Tensor, scores: Tensor, describe: Callable[[int], dict[
 def media(sample: Sample) -> dict[str, Any]:
     """Return a sample's key, and the path or the place in a shard of each of its files."""
     sources: Sequence[Any] = sample.source if isinstance(sample.source, tuple) else (sample.source,)
-    places = [
-        asdict(source) | {"shard": str(source.shard)} if isinstance(source, Member) else str(source)
-        for source in sources
-    ]
+    places = [asdict(x) | {"shard": str(x.shard)} if isinstance(x, Member) else str(x) for x in sources]
     return {"key": sample.key, "source": places}

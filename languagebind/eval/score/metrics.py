@@ -1,7 +1,6 @@
 """Metrics as pure functions of tensors. They are fractions, not percentages.
 
-Ties count against the model, so that a collapsed encoder, which scores everything alike, does not look perfect. A NaN
-score is an error.
+Ties count against the model, so that a collapsed encoder, which scores all alike, looks bad. NaN is an error.
 """
 
 import math

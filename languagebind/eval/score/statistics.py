@@ -63,8 +63,7 @@ def classification_intervals(ranks: Tensor, labels: Tensor, num_classes: int) ->
     """Return the intervals of `classification_metrics` for the ranks (N,) of the right classes `labels` (N,).
 
     top1 and top5 resample all samples. mean_per_class resamples within each class, since a small class would otherwise
-    be absent from many resamples. mean_per_class has no interval if some class has only one sample, or if no class's
-    share of hits varies.
+    be absent from many resamples. It has no interval if a class has only one sample, or if no class's share varies.
     """
     tops = {"top1": 1, "top5": 5} if num_classes >= 5 else {"top1": 1}
 
@@ -141,10 +140,8 @@ def _bootstrap(
     """Return RESAMPLES values per metric. `metrics` takes indices (draws, count) and uses `width` values per draw."""
     generator = np.random.default_rng(SEED)
     size = max(1, DRAWS_AT_A_TIME // max(count, width))
-    blocks = [
-        metrics(generator.integers(count, size=(min(size, RESAMPLES - start), count)))
-        for start in range(0, RESAMPLES, size)
-    ]
+    draws = [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
+    blocks = [metrics(generator.integers(count, size=(number, count))) for number in draws]
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
