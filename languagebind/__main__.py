@@ -18,7 +18,7 @@ COMMANDS = {
     "make-shards": ("data.making", "pack files and captions into shards for training"),
     "check-shards": ("data.checking", "check shards and print their contents"),
     "embed-text": ("data.embed_text", "write the text features of captions beside the shards"),
-    "export": ("hub.export", "write a training checkpoint in the published layout"),
+    "export": ("hub.export", "write a checkpoint in the published layout, or for ONNX and torch.export"),
     "configs": ("configs", "list the recipes, models, datasets and comparisons that flags take by name"),
 }
 USAGE = "usage: languagebind COMMAND [--help] ..., or languagebind --version\n\n"

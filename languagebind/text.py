@@ -107,7 +107,7 @@ class ClipText(nn.Module):
     def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
         """Return the token at the end of each text: (B, L, D) -> (B, D)."""
         # The end-of-text token has the largest id. Padding ids are equal or smaller, and argmax takes the first.
-        return x[torch.arange(len(x), device=x.device), input_ids.int().argmax(dim=1)]
+        return x[torch.arange(x.shape[0], device=x.device), input_ids.int().argmax(dim=1)]
 
 
 class OpenClipText(nn.Module):

@@ -1,10 +1,11 @@
 """Export a training checkpoint to a folder in the published layout, with tokenizer and model card:
 
     languagebind export --checkpoint logs/depth-1 --output exports/depth-1 [--adapter]
+    languagebind export --checkpoint logs/depth-1 --output exports/depth-onnx --format onnx [--int8]
 
 `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel` load the folder, and it can be pushed to the
 Hugging Face hub as it is. The folder of a new modality, or of an encoder other than CLIP's, is a run's without the
-optimizer, for `languagebind.load` alone.
+optimizer, for `languagebind.load` alone. `--format onnx` and `pt2` are for programs without this library; see `deploy`.
 """
 
 import inspect
@@ -13,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from ..modalities import modality_name
 from ..weights import published_names
 from .checkpoint import build_checkpoint, read_checkpoint
 from .config import KIND_OF, to_published
+from .deploy import deploy
+from .encoders import load_model
 from .processing import PROCESSORS, TOKENIZERS
 from .published import build_published
 
@@ -34,11 +37,21 @@ class ExportOptions:
     """Export a training checkpoint to the published layout, or to our own for a new modality."""
 
     checkpoint: Path
-    """checkpoint, or run folder to export the last checkpoint"""
+    """checkpoint, or run folder to export the last checkpoint; with --format, also the published layout or a hub id"""
     output: Path
     """output folder, new or empty"""
     adapter: bool = False
     """write LoRA adapters to adapter/ in PEFT's format, and keep the base weights unchanged"""
+    format: Literal["languagebind", "onnx", "pt2"] = "languagebind"
+    """layout for this library, ONNX, or torch.export's archive; the last two are compared with PyTorch"""
+    int8: bool = False
+    """with onnx or pt2: store weights as int8, a quarter of the size, and print how far the features move"""
+
+    def __post_init__(self):
+        if self.int8 and self.format == "languagebind":
+            raise UserError("--int8 needs --format onnx or pt2")
+        if self.adapter and self.format != "languagebind":
+            raise UserError(f"--adapter and --format {self.format} exclude each other")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,11 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = options.output.absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{options.output} exists and is not an empty folder; choose another")
+    folder = temporary_name(output)  # so that an incomplete export never has the final name
+    shutil.rmtree(folder, ignore_errors=True)
+    if options.format != "languagebind":
+        model, modality = load_model(str(options.checkpoint))
+        folder.mkdir(parents=True)
+        deploy(model, modality, folder, options.format, options.int8)
+        folder.rename(output)
+        return
     saved = read_checkpoint(options.checkpoint)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
     name, text = modality_name(modality), saved["config"]["model"]["text"]
-    folder = temporary_name(output)  # so that an incomplete export never has the final name
-    shutil.rmtree(folder, ignore_errors=True)
     if name in KIND_OF and model.vision_model.sizes.timm_model is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:

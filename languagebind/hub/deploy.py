@@ -1,0 +1,121 @@
+"""Export an encoder and its text tower for ONNX Runtime (onnx) or PyTorch without this library (pt2, torch.export).
+
+The folder has `encoder.<format>`, which takes `inputs` (B, C, T, H, W), and `text.<format>`, which takes `input_ids`
+(B, L). B may be any number, and so may L where the tower does not depend on the padding. Both return `features`
+(B, D), unit norm. `config.json` has the preprocessing, the text tower and the differences from PyTorch.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
+
+from ..config import UserError, to_dict
+from ..modalities import Modality, modality_name
+from ..model import DualEncoder
+from ..text import Tokenizer
+
+Format = Literal["onnx", "pt2"]
+LARGEST_DIFFERENCE = 1e-4  # between the features of a file and those of PyTorch, in any dimension
+SINGLE_FILE = 1 << 30  # bytes of weights above which ONNX stores them beside the graph; protobuf ends at 2 GB
+
+
+class Side(nn.Module):
+    """One side of a model as a module with one input."""
+
+    def __init__(self, model: DualEncoder, text: bool):
+        super().__init__()
+        self.model, self.text = model, text
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, D) of inputs (B, C, T, H, W), or of token ids (B, L)."""
+        return self.model.encode_text({"input_ids": x}) if self.text else self.model.encode(x)
+
+
+class Int8(nn.Module):
+    """A weight (rows, columns) as int8 with a scale for each row; it is multiplied out for each use."""
+
+    def forward(self, rows: Tensor, scales: Tensor) -> Tensor:
+        """Return the weight."""
+        return rows * scales
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows as int8, and their scales (rows, 1)."""
+        scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        return (weight / scales).round().to(torch.int8), scales
+
+
+@torch.no_grad()
+def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, int8: bool) -> None:
+    """Write both sides of a model to `folder`, and compare each file's features with PyTorch's on random inputs.
+
+    Args:
+        int8: store linear layers and embeddings as int8, and print the cosines with the features of the full weights.
+
+    Raises `UserError` if a package is missing, or a file's features differ by more than `LARGEST_DIFFERENCE`.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if kind == "onnx" and missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install 'languagebind[onnx]'")
+    torch.manual_seed(0)
+    model = model.float().requires_grad_(False)
+    inputs = [(torch.randn(count, *modality.input_shape), _random_tokens(model, count)) for count in (1, 3)]
+    sides = {"encoder": Side(model, text=False), "text": Side(model, text=True)}
+    full = {name: [side(x[number]) for x in inputs] for number, (name, side) in enumerate(sides.items())}
+    if int8:
+        for module in [each for each in model.modules() if isinstance(each, (nn.Linear, nn.Embedding))]:
+            register_parametrization(module, "weight", Int8())
+    found: dict[str, Any] = {"modality": modality_name(modality), "inputs": to_dict(modality), "int8": int8}
+    found |= {"input_shape": modality.input_shape, "logit_scale": model.logit_scale.item()}
+    for number, (name, side) in enumerate(sides.items()):
+        path, xs = folder / f"{name}.{kind}", [x[number] for x in inputs]
+        _write(side, path, _random_tokens(model, 2) if side.text else torch.randn(2, *modality.input_shape))
+        read = _read(path)
+        difference = max((read(x) - side(x)).abs().max().item() for x in xs)
+        line = f"{path.name}: {sum(file.stat().st_size for file in folder.glob(f'{path.name}*')) / 1e6:.1f} MB"
+        line += f", largest difference from PyTorch {difference:.1e}"
+        if not difference <= LARGEST_DIFFERENCE:
+            shutil.rmtree(folder)
+            raise UserError(f"{line}, above {LARGEST_DIFFERENCE:.0e}: nothing was kept")
+        found[name] = {"largest_difference": difference}
+        if int8:
+            cosines = torch.cat([F.cosine_similarity(side(x), y) for x, y in zip(xs, full[name], strict=True)])
+            found[name]["int8_cosine"] = cosines.mean().item()
+            line += f"; int8: cosine with the full weights {cosines.mean():.5f}, at least {cosines.min():.5f}"
+        print(line)
+    (folder / "config.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _random_tokens(model: DualEncoder, count: int) -> Tensor:
+    """Return the token ids (count, L) of texts of different lengths."""
+    numbers = torch.randint(10**6, (count, count + 2)).tolist()
+    return model.tokenize([" ".join(map(str, row[: 2 + place])) for place, row in enumerate(numbers)])["input_ids"]
+
+
+def _write(side: Side, path: Path, example: Tensor) -> None:
+    trimmed = side.text and cast(Tokenizer, side.model.text_model.tokenizer).cut
+    sizes = dict.fromkeys(range(2 if trimmed else 1), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(side.eval(), (example,), dynamic_shapes=(sizes,))
+    if path.suffix == ".pt2":
+        torch.export.save(program, path)
+        return
+    large = sum(value.nbytes for value in side.state_dict().values()) > SINGLE_FILE
+    names = {"input_names": ["input_ids" if side.text else "inputs"], "output_names": ["features"]}
+    torch.onnx.export(program, (example,), path, external_data=large, verbose=False, **names)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> Any:
+    """Return the function in a file, from and to tensors."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (name,) = (each.name for each in session.get_inputs())
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])

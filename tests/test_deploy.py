@@ -1,0 +1,94 @@
+"""Exports for ONNX Runtime and torch.export: features, any batch, int8 weights."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from helpers import MINILM
+from tiny_towers import write_tower
+
+from languagebind import load
+from languagebind.config import UserError
+from languagebind.hub import deploy
+from languagebind.hub.export import main as export
+from languagebind.model import build_model
+from training.params import parse_args
+
+ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not ONNX, reason="needs onnx, onnxscript and onnxruntime")
+
+
+def run(path, x):
+    """The features that a file gives, without this library."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(x)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    assert [output.name for output in session.get_outputs()] == ["features"]
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=needs_onnx), "pt2"])
+def test_files_give_the_features_of_load_for_any_batch(toys, files, tmp_path, capsys, kind):
+    export([f"--checkpoint={toys / 'video'}", f"--output={tmp_path / 'out'}", f"--format={kind}"])
+    assert capsys.readouterr().out.count("largest difference from PyTorch") == 2
+    encoders, texts = load(toys / "video"), ["a dog", "a long walk " * 9, "rain", "two cats", "a red ball"]
+    model, modality = encoders.encoders["video"]
+    inputs = torch.stack([modality.preprocess(file) for file in files["video"]])
+    expected = encoders.encode(video=files["video"])
+    for count in (1, 2):
+        found = run(tmp_path / "out" / f"encoder.{kind}", inputs[:count])
+        torch.testing.assert_close(found, expected[:count], atol=1e-5, rtol=0)
+    for some in (texts[:1], texts):
+        found = run(tmp_path / "out" / f"text.{kind}", model.tokenize(some)["input_ids"])
+        torch.testing.assert_close(found, encoders.encode(text=some), atol=1e-5, rtol=0)
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert facts["input_shape"] == [3, 8, 56, 56]
+    assert facts["modality"] == "video"
+    assert facts["encoder"]["largest_difference"] < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "text"), [pytest.param("onnx", "minilm", marks=needs_onnx), ("pt2", "siglip")])
+def test_other_towers_and_int8_weights(tmp_path, capsys, kind, text):
+    write_tower(tmp_path / "tower", "siglip")
+    tower = f"local-dir:{tmp_path / 'tower'}"
+    config = parse_args(["--modality=image", f"--text-tower={tower if text == 'siglip' else MINILM}",
+                         f"--encoder-tower={tower}", "--encoder-pretrained=none"])  # fmt: skip
+    model = build_model(config.model, config.inputs.input_shape).eval()
+    x, tokens = torch.randn(3, *config.inputs.input_shape), model.tokenize(["a", "b c", "d e f"])
+    with torch.no_grad():
+        full = {"encoder": model.encode(x), "text": model.encode_text(tokens)}
+    weight = model.visual_projection.weight.detach().clone()
+    (tmp_path / "out").mkdir()
+    deploy.deploy(model, config.inputs, tmp_path / "out", kind, int8=True)
+    assert capsys.readouterr().out.count("int8: cosine with the full weights 0.99") == 2
+    for name, inputs in (("encoder", x), ("text", tokens["input_ids"])):
+        found = run(tmp_path / "out" / f"{name}.{kind}", inputs)
+        assert not torch.allclose(found, full[name], atol=1e-6)
+        assert (found * full[name]).sum(dim=1).min() > 0.99
+    steps = weight.abs().amax(dim=1, keepdim=True) / 127  # 255 levels, the largest weight of a row at an end
+    whole = (model.visual_projection.weight / steps).detach()
+    torch.testing.assert_close(whole, whole.round(), atol=1e-3, rtol=0)
+    assert ((model.visual_projection.weight - weight).abs() <= 0.5001 * steps).all()
+    if text == "minilm":  # 22.7 M weights
+        assert (tmp_path / "out" / f"text.{kind}").stat().st_size < 25e6
+
+
+def test_a_file_that_differs_is_not_kept(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy, "LARGEST_DIFFERENCE", -1)
+    with pytest.raises(UserError, match=r"largest difference from PyTorch .*nothing was kept"):
+        export([f"--checkpoint={toys / 'depth'}", f"--output={tmp_path / 'out'}", "--format=pt2"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_do_not_go_together(toys, tmp_path, monkeypatch, capsys):
+    flags = [f"--checkpoint={toys / 'depth'}", f"--output={tmp_path / 'out'}"]
+    for wrong, message in ((["--int8"], "--int8 needs --format"), (["--adapter", "--format=onnx"], "exclude each")):
+        with pytest.raises(SystemExit):
+            export([*flags, *wrong])
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs onnx and onnxscript and onnxruntime: pip install"):
+        export([*flags, "--format=onnx"])
