@@ -45,6 +45,8 @@ def test_files_give_the_features_of_load_for_any_batch(toys, files, tmp_path, ca
         found = run(tmp_path / "out" / f"text.{kind}", model.tokenize(some)["input_ids"])
         torch.testing.assert_close(found, encoders.encode(text=some), atol=1e-5, rtol=0)
     facts = json.loads((tmp_path / "out" / "config.json").read_text())
+    weights = sum(x.nbytes for part in (model.vision_model, model.visual_projection) for x in part.parameters())
+    assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < weights + 2e6  # the text tower has 6
     assert facts["input_shape"] == [3, 8, 56, 56]
     assert facts["modality"] == "video"
     assert facts["encoder"]["largest_difference"] < 1e-5
@@ -72,7 +74,8 @@ def test_other_towers_and_int8_weights(tmp_path, capsys, kind, text):
     whole = (model.visual_projection.weight / steps).detach()
     torch.testing.assert_close(whole, whole.round(), atol=1e-3, rtol=0)
     assert ((model.visual_projection.weight - weight).abs() <= 0.5001 * steps).all()
-    if text == "minilm":  # 22.7 M weights
+    if text == "minilm":  # 22.7 M weights, and none of them in the encoder's file
+        assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < 5e6
         assert (tmp_path / "out" / f"text.{kind}").stat().st_size < 25e6
 
 

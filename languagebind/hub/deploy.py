@@ -8,6 +8,7 @@ The folder has `encoder.<format>`, which takes `inputs` (B, C, T, H, W), and `te
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,24 +19,29 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from ..config import UserError, to_dict
 from ..modalities import Modality, modality_name
-from ..model import DualEncoder
-from ..text import Tokenizer
+from ..model import DualEncoder, over_frames
+from ..text import Tokenizer, encode_text
 
 Format = Literal["onnx", "pt2"]
 LARGEST_DIFFERENCE = 1e-4  # between the features of a file and those of PyTorch, in any dimension
+SIZES = (1, 5, 3)  # batches to compare; the last is the example for the export
 SINGLE_FILE = 1 << 30  # bytes of weights above which ONNX stores them beside the graph; protobuf ends at 2 GB
 
 
 class Side(nn.Module):
-    """One side of a model as a module with one input."""
+    """One side of a model, without the weights of the other, as a module with one input."""
 
     def __init__(self, model: DualEncoder, text: bool):
         super().__init__()
-        self.model, self.text = model, text
+        self.text = text
+        self.tower = model.text_model if text else model.vision_model
+        self.projection = model.text_projection if text else model.visual_projection
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, D) of inputs (B, C, T, H, W), or of token ids (B, L)."""
-        return self.model.encode_text({"input_ids": x}) if self.text else self.model.encode(x)
+        if self.text:
+            return encode_text(self.tower, self.projection, {"input_ids": x})
+        return F.normalize(over_frames(self.projection(self.tower(x))), dim=-1)
 
 
 class Int8(nn.Module):
@@ -65,19 +71,21 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
         raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install 'languagebind[onnx]'")
     torch.manual_seed(0)
     model = model.float().requires_grad_(False)
-    inputs = [(torch.randn(count, *modality.input_shape), _random_tokens(model, count)) for count in (1, 3)]
-    sides = {"encoder": Side(model, text=False), "text": Side(model, text=True)}
-    full = {name: [side(x[number]) for x in inputs] for number, (name, side) in enumerate(sides.items())}
+    sides: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]] = {
+        "encoder": (model.encode, [torch.randn(count, *modality.input_shape) for count in SIZES]),
+        "text": (lambda ids: model.encode_text({"input_ids": ids}), [_random_tokens(model, count) for count in SIZES]),
+    }
+    full = {name: [encode(x) for x in batches] for name, (encode, batches) in sides.items()}
     if int8:
         for module in [each for each in model.modules() if isinstance(each, (nn.Linear, nn.Embedding))]:
             register_parametrization(module, "weight", Int8())
     found: dict[str, Any] = {"modality": modality_name(modality), "inputs": to_dict(modality), "int8": int8}
     found |= {"input_shape": modality.input_shape, "logit_scale": model.logit_scale.item()}
-    for number, (name, side) in enumerate(sides.items()):
-        path, xs = folder / f"{name}.{kind}", [x[number] for x in inputs]
-        _write(side, path, _random_tokens(model, 2) if side.text else torch.randn(2, *modality.input_shape))
+    for name, (encode, batches) in sides.items():
+        path = folder / f"{name}.{kind}"
+        _write(Side(model, name == "text"), path, batches[-1])
         read = _read(path)
-        difference = max((read(x) - side(x)).abs().max().item() for x in xs)
+        difference = max((read(x) - encode(x)).abs().max().item() for x in batches)
         line = f"{path.name}: {sum(file.stat().st_size for file in folder.glob(f'{path.name}*')) / 1e6:.1f} MB"
         line += f", largest difference from PyTorch {difference:.1e}"
         if not difference <= LARGEST_DIFFERENCE:
@@ -85,7 +93,8 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
             raise UserError(f"{line}, above {LARGEST_DIFFERENCE:.0e}: nothing was kept")
         found[name] = {"largest_difference": difference}
         if int8:
-            cosines = torch.cat([F.cosine_similarity(side(x), y) for x, y in zip(xs, full[name], strict=True)])
+            pairs = zip(batches, full[name], strict=True)
+            cosines = torch.cat([F.cosine_similarity(encode(x), y) for x, y in pairs])
             found[name]["int8_cosine"] = cosines.mean().item()
             line += f"; int8: cosine with the full weights {cosines.mean():.5f}, at least {cosines.min():.5f}"
         print(line)
@@ -99,7 +108,7 @@ def _random_tokens(model: DualEncoder, count: int) -> Tensor:
 
 
 def _write(side: Side, path: Path, example: Tensor) -> None:
-    trimmed = side.text and cast(Tokenizer, side.model.text_model.tokenizer).cut
+    trimmed = side.text and cast(Tokenizer, side.tower.tokenizer).cut
     sizes = dict.fromkeys(range(2 if trimmed else 1), torch.export.Dim.DYNAMIC)
     program = torch.export.export(side.eval(), (example,), dynamic_shapes=(sizes,))
     if path.suffix == ".pt2":
