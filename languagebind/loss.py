@@ -24,6 +24,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     groups: Tensor | None = None,
     chunk_size: int | None = None,
+    negatives: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of modality-to-text and text-to-modality cross entropy.
 
@@ -37,16 +38,19 @@ def contrastive_loss(
         groups: (B,) integers. Rows with the same number match and share the target equally. By default, row i matches
             only row i.
         chunk_size: rows scored at a time; by default as many as fit in 16 MB of scores.
+        negatives: (M, D), unit norm, texts that match no sample of any rank (hard negatives, as in NegCLIP); M is the
+            same on every rank. Rows of zeros are left out.
     """
     groups = _own_rows(features) if groups is None else groups
     all_groups = gather(groups)
     with torch.autocast(features.device.type, enabled=False):  # at a scale of 100, half precision keeps two digits
         features, text_features, logit_scale = features.float(), text_features.float(), logit_scale.float()
-        losses = [
-            _CrossEntropy.apply(queries, gather(keys), logit_scale, groups, all_groups, chunk_size)
-            for queries, keys in ((features, text_features), (text_features, features))
-        ]
-        return (losses[0] + losses[1]) / 2
+
+        def score(queries: Tensor, keys: Tensor, key_groups: Tensor) -> Tensor:
+            return _CrossEntropy.apply(queries, keys, logit_scale, groups, key_groups, chunk_size)
+
+        to_text = score(features, *_with_negatives(gather(text_features), all_groups, negatives))
+        return (to_text + score(text_features, gather(features), all_groups)) / 2
 
 
 def sigmoid_loss(
@@ -189,6 +193,15 @@ class _SigmoidRing(_GradientsInForward):
         wanted = zip(grads, ctx.needs_input_grad, strict=False)
         ctx.grads = (*(grad.div_(len(features)) if needed else None for grad, needed in wanted), None, None)
         return loss / len(features)
+
+
+def _with_negatives(texts: Tensor, groups: Tensor, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the texts of all ranks and their groups, followed by all hard negatives, in a group of their own."""
+    if negatives is None:
+        return texts, groups
+    extra = gather(negatives.float())
+    extra = extra[extra.any(dim=1)]
+    return torch.cat([texts, extra]), F.pad(groups, (0, len(extra)), value=torch.iinfo(groups.dtype).min)
 
 
 def _chunks(rows: int, columns: int, chunk_size: int | None) -> list[slice]:

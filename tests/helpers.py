@@ -40,9 +40,16 @@ def depth_png(column: int, rng: np.random.Generator) -> bytes:
 
 
 def write_shards(
-    folder: Path, samples_per_shard: list[int], replace: dict[str, bytes] | None = None, captions: list[str] = CAPTIONS
+    folder: Path,
+    samples_per_shard: list[int],
+    replace: dict[str, bytes] | None = None,
+    captions: list[str] = CAPTIONS,
+    negatives: list[list[str]] | None = None,
 ) -> Path:
-    """Write depth shards and their index; `replace` maps sample keys to other bytes. Return the folder."""
+    """Write depth shards and their index; `replace` maps sample keys to other bytes. Return the folder.
+
+    `negatives` has the hard negatives of each column's samples.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng, infos = np.random.default_rng(0), []
     for shard, samples in enumerate(samples_per_shard):
@@ -51,6 +58,7 @@ def write_shards(
                 key, column = f"s{shard}_{number}", int(rng.integers(4))
                 png = depth_png(column, rng)
                 texts = {"raw": captions[column], "ofa": [captions[column]] * 8}
+                texts |= {"negatives": negatives[column]} if negatives else {}
                 media = {"depth.png": (replace or {}).get(key, png)}
                 writer.add(key, media, {"id": key, "captions": texts, "label": str(column)})
         infos.append(writer.info)

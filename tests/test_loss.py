@@ -68,6 +68,30 @@ def test_loss_and_gradients_equal_the_plain_ones_in_chunks_of_any_size(kind, chu
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
 
 
+def with_negatives(features, text, scale, bias, groups, **options):
+    extra = unit(6, 16, 2).to(features.dtype)
+    extra[[1, 4]] = 0  # no texts
+    return contrastive_loss(features, text, scale, groups, negatives=extra, **options)
+
+
+def plain_with_negatives(features, text, scale, bias, groups):
+    """More columns for a modality's rows, none for the texts'."""
+    extra = unit(6, 16, 2)[[0, 2, 3, 5]].to(features.dtype)
+    same = (groups[:, None] == groups).double()
+    target = same / same.sum(dim=1, keepdim=True)
+    to_text = F.cross_entropy(scale * features @ torch.cat([text, extra]).T, F.pad(target, (0, 4)))
+    return (to_text + F.cross_entropy(scale * text @ features.T, target)) / 2
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_hard_negatives_are_texts_that_match_nobody(chunk_size, groups):
+    found = gradients(with_negatives, groups, chunk_size=chunk_size)
+    expected = gradients(plain_with_negatives, torch.arange(8) if groups is None else groups, dtype=torch.float64)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_loss_over_prefixes_is_the_mean_of_the_losses_of_shorter_features(kind):
     ours, plain = LOSSES[kind]
@@ -108,11 +132,11 @@ def test_going_backward_twice_is_refused():
 
 
 @pytest.mark.parametrize("text_trains", [False, True])
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", [*LOSSES, "negatives"])
 def test_two_ranks_give_loss_and_gradients_of_one_process(tmp_path, kind, text_trains):
     mp.spawn(one_rank, (tmp_path, kind, text_trains), nprocs=2)
     for name, groups in (("plain", None), ("groups", GROUPS)):
-        expected = gradients(LOSSES[kind][0], groups, text_trains)
+        expected = gradients(with_negatives if kind == "negatives" else LOSSES[kind][0], groups, text_trains)
         parts = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
         for found, whole in zip(zip(*parts, strict=True), expected, strict=True):
             # DDP takes the mean of the ranks' gradients; a rank's rows hold the gradient of the sum.
@@ -126,6 +150,11 @@ def one_rank(rank, folder, kind, text_trains):
 
     def own_rows(features, text, scale, bias, groups):
         own = None if groups is None else groups[rows]
+        if kind == "negatives":
+            extra = unit(6, 16, 2)
+            extra[[1, 4]] = 0
+            extra = extra[rank * 3 : rank * 3 + 3]
+            return contrastive_loss(features[rows], text[rows], scale, own, chunk_size=3, negatives=extra)
         return LOSSES[kind][0](features[rows], text[rows], scale, bias, own, chunk_size=3)
 
     for name, groups in (("plain", None), ("groups", GROUPS)):

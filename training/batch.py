@@ -1,5 +1,6 @@
 """Data options, the plan of a rank's steps, and batches."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -34,12 +35,14 @@ class DataConfig:
     positives: Literal["pair", "caption", "id"] = "pair"
     """texts that match a sample: its own caption (pair), or also the captions of samples with the same caption or id.
     `caption` only changes siglip, since a softmax always treats equal captions equally"""
+    negatives: int = 0
+    """hard negatives per step and sample: texts drawn from `negatives` beside its captions, which match no sample"""
     max_bad_share: float = 0.1
     """share of unusable samples above which training stops"""
 
     def __post_init__(self):
         at_least(1, batch_size=self.batch_size, train_num_samples=self.train_num_samples)
-        at_least(0, workers=self.workers, shuffle_buffer=self.shuffle_buffer)
+        at_least(0, workers=self.workers, shuffle_buffer=self.shuffle_buffer, negatives=self.negatives)
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"max_bad_share should be in [0, 1], got {self.max_bad_share}")
 
@@ -73,7 +76,8 @@ class Batch:
     inputs: torch.Tensor
     """(B, C, T, H, W)"""
     text: dict[str, torch.Tensor]
-    """token ids (U, L) of the distinct captions and each sample's index `caption` (B,); or text `features` (B, D)"""
+    """token ids (U, L) of the distinct texts and each sample's index `caption` (B,); or text `features` (B, D). With
+    --negatives K, also `negatives`: indices (B, K), -1 for none, or features (B, K, D), zeros for none"""
     groups: torch.Tensor | None
     """group numbers (B,): samples with the same number match; None: each sample matches only its own caption"""
     keys: list[str]
@@ -84,6 +88,8 @@ class Batch:
     epoch: int
     drawn: int
     """number of samples that the worker has drawn in this epoch"""
+    counts: Counter[str] = field(default_factory=Counter)
+    """numbers of texts of this batch, for the log: hard `negatives`"""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""

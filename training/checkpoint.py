@@ -26,7 +26,7 @@ MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout"
 PACKAGES = ("torch", "open_clip_torch", "transformers")
 
 # Data options that do not affect the order of the samples.
-SAME_SAMPLES = ("text_features", "max_bad_share", "positives")
+SAME_SAMPLES = ("text_features", "max_bad_share", "positives", "negatives")
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ def fit(config: TrainConfig, process: Process) -> None:
         folder, resume = open_run(config, process, held)
         model = new_model(config)
         fingerprint, digest = model.text_fingerprint(), shards_digest(shards)
-        features = open_text_features(config.data.text_features, list(shards), config.data.caption_source, fingerprint)
+        data = config.data
+        texts = (data.caption_source, fingerprint, data.negatives > 0)
+        features = open_text_features(data.text_features, list(shards), *texts)
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
         report_start(run, model, shards)
         log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")

@@ -82,6 +82,8 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     check_engine(config.engine, config.optim)
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
+    if config.data.negatives and config.optim.loss == "siglip":
+        raise UserError("--negatives works with --loss clip alone; leave it out")
     return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from languagebind.config import UserError, digest
 from languagebind.data.shards import ShardInfo, count_samples, expand_shards, indexed, split_shard
+from languagebind.data.vidal import NEGATIVES
 from languagebind.modalities import Modality
 from languagebind.model import DualEncoder
 from languagebind.remote import file_size
@@ -35,6 +36,11 @@ def check_data(
     held = sorted({name for info in index.values() if info for name in info.members} - {"json"})
     if held and named and not set(named) & set(held):
         log.warning("no member is named %s, only %s: is --modality right?", " or ".join(named), ", ".join(held))
+    sources = {name for info in index.values() if info for name in info.caption_sources}
+    if config.negatives and sources and NEGATIVES not in sources:
+        raise UserError(
+            f"--negatives {config.negatives}: no sample has {NEGATIVES!r} among its captions; pack them, too"
+        )
     counts = count_samples(index)
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown and not config.train_num_samples:

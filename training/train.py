@@ -66,7 +66,7 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
-        loss = _loss(engine.model, features, *targets, optim)
+        loss = _loss(engine.model, features, targets, optim)
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
@@ -112,34 +112,41 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
 @torch.no_grad()
 def _targets(
     model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """Return unit-norm caption features (B, D) and groups (B,). Repeated captions are encoded once."""
-    features = []
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return unit-norm features of captions (B, D), groups (B,), and features of hard negatives (B * K, D).
+
+    Repeated texts are encoded once. A negative that a sample lacks is a row of zeros.
+    """
+    features, negatives = [], []
     for batch in batches:
         text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}
         if "features" in text:
             features.append(F.normalize(text["features"].float(), dim=-1))
+            negatives += [F.normalize(text["negatives"].float(), dim=-1)] if "negatives" in text else []
             continue
-        which = text.pop("caption")
+        which, others = text.pop("caption"), text.pop("negatives", None)
         with autocast(device, precision):
-            features.append(model.encode_text(text)[which])
+            encoded = model.encode_text(text)
+        features.append(encoded[which])
+        negatives += [] if others is None else [F.pad(encoded, (0, 0, 0, 1))[others]]  # -1 is the row of zeros
     groups = [batch.groups for batch in batches if batch.groups is not None]
-    return torch.cat(features), torch.cat(groups).to(device, non_blocking=True) if groups else None
+    everywhere = torch.cat(groups).to(device, non_blocking=True) if groups else None
+    return torch.cat(features), everywhere, torch.cat(negatives).flatten(0, 1) if negatives else None
 
 
 def _loss(
-    model: DualEncoder, features: Tensor, text_features: Tensor, groups: Tensor | None, optim: OptimConfig
+    model: DualEncoder, features: Tensor, targets: tuple[Tensor, Tensor | None, Tensor | None], optim: OptimConfig
 ) -> Tensor:
+    text_features, groups, negatives = targets
     scale = model.logit_scale.exp()
 
-    def loss(features: Tensor, text_features: Tensor) -> Tensor:
+    def loss(features: Tensor, text_features: Tensor, negatives: Tensor | None = None) -> Tensor:
         if optim.loss == "siglip":
             return sigmoid_loss(features, text_features, scale, cast(Tensor, model.logit_bias), groups)
-        return contrastive_loss(features, text_features, scale, groups)
+        return contrastive_loss(features, text_features, scale, groups, negatives=negatives)
 
-    if optim.matryoshka:
-        return over_prefixes(loss, optim.matryoshka, features, text_features)
-    return loss(features, text_features)
+    compared = [features, text_features, *([] if negatives is None else [negatives])]
+    return over_prefixes(loss, optim.matryoshka, *compared) if optim.matryoshka else loss(*compared)
 
 
 class Meter:
@@ -157,6 +164,7 @@ class Meter:
     def reset(self) -> None:
         self.seconds, self.waited, self.samples, self.steps = 0.0, 0.0, 0, 0
         self.skipped: list[Skipped] = []
+        self.counts: Counter[str] = Counter()
 
     def update(self, batches: list[Batch], loss: Tensor) -> None:
         step = self.state.step
@@ -164,6 +172,7 @@ class Meter:
         for batch in batches:
             self.samples += len(batch.keys) * self.world_size
             self.skipped += batch.skipped
+            self.counts.update(batch.counts)
         due = step % self.config.log.log_every_n_steps == 0 or step in (1, self.total_steps)
         value = loss.item() if due else None  # waits for the device
         self.seconds += time.perf_counter() - self.resumed
@@ -186,8 +195,11 @@ class Meter:
 
     def report(self, loss: float) -> None:
         state, engine, seconds = self.state, self.state.engine, self.seconds
-        ranks = gather_objects((self.skipped, state.skipped))
-        skipped, total = [sample for samples, _ in ranks for sample in samples], sum(count for _, count in ranks)
+        ranks = gather_objects((self.skipped, state.skipped, self.counts))
+        skipped, total = [sample for samples, *_ in ranks for sample in samples], sum(count for _, count, _ in ranks)
+        counts: Counter[str] = Counter()
+        for *_, own in ranks:
+            counts.update(own)
         self.logger.skipped(state.step, skipped)
         if skipped and engine.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
@@ -205,6 +217,7 @@ class Meter:
             "train/data_wait": self.waited / seconds,
             "train/skipped": total,
             "train/epoch": state.step / self.steps_per_epoch,
+            **{f"train/{name}": count / self.samples for name, count in counts.items()},  # per sample
         }
         if engine.model.logit_bias is not None:
             values["train/logit_bias"] = engine.model.logit_bias.item()

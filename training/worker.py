@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count, groupby, islice
+from itertools import chain, count, groupby, islice
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 from torch.utils.data import IterableDataset, get_worker_info
 
 from languagebind.config import UserError
 from languagebind.data.members import dotted, held_members, media_members, read_captions, stream_samples
 from languagebind.data.shards import why_unreadable
 from languagebind.data.text_features import TextFeatures
-from languagebind.data.vidal import MissingCaption, choose_caption
+from languagebind.data.vidal import NEGATIVES, MissingCaption, all_captions, choose_caption
 from languagebind.files import decode_text
 from languagebind.modalities import DecodeError, Modality
 
@@ -35,9 +36,10 @@ class Prepared(NamedTuple):
     key: str
     inputs: torch.Tensor
     """(C, T, H, W)"""
-    caption: str
-    feature: torch.Tensor | None
-    """cached text feature (D,) of the caption"""
+    texts: list[str]
+    """the caption, and up to --negatives hard negatives"""
+    features: list[torch.Tensor]
+    """cached text features (D,) of the texts, if there are any"""
     group: int | None
 
 
@@ -89,21 +91,30 @@ class WorkerStream:
         """Return the next batch, with a record of the samples skipped before it."""
         samples = list(islice(self.samples, self.config.batch_size))
         skipped, self.skipped = self.skipped, []
+        wanted = self.config.negatives
+        missing = [1 + wanted - len(x.texts) for x in samples]
         if self.features is None:
-            number = {caption: i for i, caption in enumerate(dict.fromkeys(x.caption for x in samples))}
-            text = self.tokenizer(list(number)) | {"caption": torch.tensor([number[x.caption] for x in samples])}
+            number = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(x.texts for x in samples)))}
+            rows = [[number[text] for text in x.texts] + [-1] * n for x, n in zip(samples, missing, strict=True)]
+            which = torch.tensor(rows)  # (B, 1 + K)
+            text = self.tokenizer(list(number)) | {"caption": which[:, 0]}
         else:
-            text = {"features": torch.stack([x.feature for x in samples if x.feature is not None])}
+            found = [pad(torch.stack(x.features), (0, 0, 0, n)) for x, n in zip(samples, missing, strict=True)]
+            which = torch.stack(found)  # (B, 1 + K, D)
+            text = {"features": which[:, 0]}
+        if wanted:
+            text["negatives"] = which[:, 1:]
         return Batch(
             inputs=torch.stack([x.inputs for x in samples]),
             text=text,
             groups=None if self.config.positives == "pair" else torch.tensor([x.group for x in samples]),
             keys=[x.key for x in samples],
-            captions=[x.caption for x in samples],
+            captions=[x.texts[0] for x in samples],
             skipped=skipped,
             worker=self.worker,
             epoch=self.epoch,
             drawn=self.drawn,
+            counts=Counter({NEGATIVES: wanted * len(samples) - sum(missing)} if wanted else {}),
         )
 
     def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[Prepared]:
@@ -124,16 +135,19 @@ class WorkerStream:
         # Seeded per sample: the random choices do not depend on the number of workers.
         rng = random.Random(f"{self.plan.seed} {self.epoch} {sample['__lap__']} {key}")
         try:
-            caption, frame = choose_caption(read_captions(sample), self.config.caption_source, rng)
+            captions = read_captions(sample)
+            caption, frame = choose_caption(captions, self.config.caption_source, rng)
             source = select_input(sample, self.modality, rng, frame)
             x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
-            feature = None if self.features is None else self.features.find(shard, caption)
+            others = [text for text in dict.fromkeys(all_captions(captions, NEGATIVES)) if text != caption]
+            texts = [caption, *rng.sample(others, min(self.config.negatives, len(others)))]  # drawn last
+            features = [] if self.features is None else [self.features.find(shard, text) for text in texts]
         except (DecodeError, MissingCaption) as error:
             return Skipped(shard, key, getattr(error, "reason", str(error)) + dotted(sample))
         except Exception as error:  # a bug in our code must not count as a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
-        return Prepared(key, x, caption, feature, _group(sample, caption, self.config.positives))
+        return Prepared(key, x, texts, features, _group(sample, caption, self.config.positives))
 
     def _draw(self) -> Iterator[dict | Skipped]:
         drawn = 0

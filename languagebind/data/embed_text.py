@@ -24,7 +24,7 @@ from .shards import expand_shards
 from .text_features import write_text_features
 
 # The keys of a training recipe (--config) that this command uses
-FROM_RECIPE = ("train_data", "caption_source", "text_tower", "text_pretrained", "cache_dir")
+FROM_RECIPE = ("train_data", "caption_source", "negatives", "text_tower", "text_pretrained", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class EmbedOptions:
     """shards: a brace pattern, a glob or a folder; several joined by `::`"""
     caption_source: str = "mix"
     """captions to encode; use the --caption-source of training"""
+    negatives: int = 0
+    """encode the samples' hard negatives, too, if above 0; use the --negatives of training"""
     text: TextConfig = field(default_factory=TextConfig)
     batch_size: int = 256
     precision: Precision = "fp32"
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         own = shards[process.rank :: process.world_size]
         counts = [
-            write_text_features(shard, options.caption_source, tower, encode, options.batch_size)
+            write_text_features(shard, options.caption_source, tower, encode, options.batch_size, options.negatives > 0)
             for shard in tqdm(own, unit="shard", disable=not process.is_main)
         ]
     captions, done = sum(count or 0 for count in counts), counts.count(None)

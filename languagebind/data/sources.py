@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import UserError
 from .tables import CAPTIONS, Format, Record, Renames, as_list, columns_of, read_manifest, require
-from .vidal import CAPTION_SOURCES, media_paths, read_annotation
+from .vidal import CAPTION_SOURCES, NEGATIVES, media_paths, read_annotation
 
 Files = tuple[tuple[str, ...], ...]
 
@@ -55,7 +55,7 @@ class Vidal:
 
 @dataclass(frozen=True)
 class Jsonl:
-    """JSON lines: {"path": file or [frames], "caption" or "captions", and optionally "id" and "label" or "labels"}."""
+    """JSON lines: {"path": file or [frames], "caption" or "captions", optionally "id", "label(s)", "negatives"}."""
 
     manifest: Path
     """File that lists the samples."""
@@ -96,7 +96,7 @@ class Jsonl:
             yield row, files
 
     def _sample(self, row: Record, files: Files) -> Sample:
-        captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES) if name in row}
+        captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES, NEGATIVES) if name in row}
         if isinstance(several := row.get("captions"), dict):
             captions |= several
         elif several:
@@ -109,7 +109,7 @@ class Jsonl:
         return Sample(sample_id, media, captions, labels, str((self.by and row[self.by]) or ""))
 
     def _renames(self) -> Renames:
-        known = ("path", "id", "label", "labels", *CAPTIONS, *self.modality)
+        known = ("path", "id", "label", "labels", *CAPTIONS, NEGATIVES, *self.modality)
         renames: dict[str, list[str]] = defaultdict(list)
         for pair in self.columns:
             ours, _, theirs = pair.partition("=")
@@ -130,7 +130,7 @@ class Jsonl:
 class Csv(Jsonl):
     """A table with the columns `path`, `caption` or any caption source, and optionally `id` and `label`.
 
-    The columns `captions` and `labels` hold several values, separated by `|`.
+    The columns `captions`, `labels` and `negatives` hold several values, separated by `|`.
     """
 
     separator: str = ","

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from ..config import UserError, first_line
 from ..files import POINTER, is_pointer, mend, parse_json, twice
-from .vidal import CAPTION_SOURCES
+from .vidal import CAPTION_SOURCES, NEGATIVES
 
 Record = dict[str, Any]
 Renames = Mapping[Any, Sequence[str]]  # our name of a column -> the table's, or several that are read as a list
@@ -64,7 +64,7 @@ def read_records(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
 def read_manifest(file: Path, form: Format = Format(), columns: Renames | None = None) -> Iterator[tuple[str, Record]]:
     """Yield (location for messages, row) for each row of a manifest, like `read_records` but with None for empty cells.
 
-    In a CSV the columns `labels` and `captions` hold several values, separated by `|`.
+    In a CSV the columns `labels`, `captions` and `negatives` hold several values, separated by `|`.
     """
     columns = columns or {}
     cells = form.name_for(file) in ("csv", "tsv")
@@ -77,7 +77,7 @@ def read_manifest(file: Path, form: Format = Format(), columns: Renames | None =
         require(row, itertools.chain(*columns.values()), where)
         found = {ours: [row[name] for name in theirs] for ours, theirs in columns.items()}
         row |= {ours: values if len(values) > 1 else values[0] for ours, values in found.items()}
-        several = [name for name in ("labels", "captions") if cells and isinstance(row.get(name), str)]
+        several = [name for name in ("labels", "captions", NEGATIVES) if cells and isinstance(row.get(name), str)]
         yield where, row | {name: row[name].split("|") for name in several}
 
 

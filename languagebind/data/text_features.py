@@ -39,19 +39,25 @@ def features_path(shard: str, fingerprint: str) -> Path | str:
 
 
 def write_text_features(
-    shard: str, source: str, fingerprint: str, encode: Callable[[list[str]], Tensor], batch_size: int = 256
+    shard: str,
+    source: str,
+    fingerprint: str,
+    encode: Callable[[list[str]], Tensor],
+    batch_size: int = 256,
+    negatives: bool = False,
 ) -> int | None:
     """Encode every caption in a local shard that `source` can select, and write the features to one file.
 
     Args:
         encode: function from texts to unit-norm features (B, D).
+        negatives: encode the samples' hard negatives, too.
 
     Returns:
         The number of captions, or None if an earlier run has already written them.
 
     Raises `UserError` if the shard cannot be read or has no caption of this source, or the file cannot be written.
     """
-    path, sources = Path(features_path(shard, fingerprint)), set(source_names(source))
+    path, sources = Path(features_path(shard, fingerprint)), set(source_names(source, negatives))
     if path.is_file():
         written = _sources(path, fingerprint)
         if sources <= written:
@@ -97,7 +103,7 @@ class TextFeatures:
 
 
 def open_text_features(
-    mode: TextFeaturesMode, shards: Iterable[str], source: str, fingerprint: str
+    mode: TextFeaturesMode, shards: Iterable[str], source: str, fingerprint: str, negatives: bool = False
 ) -> TextFeatures | None:
     """Return the features beside the shards, or None if the tower should encode captions during training.
 
@@ -114,7 +120,7 @@ def open_text_features(
     problems = [f"{name} belongs to another text tower than this run's, {fingerprint[:12]}" for name in others]
     problems += [f"{len(missing)} of {len(paths)} shards lack text features, for example {shard}" for shard in missing]
     for path in () if problems else paths.values():
-        if lacking := set(source_names(source)) - _sources(path, fingerprint):
+        if lacking := set(source_names(source, negatives)) - _sources(path, fingerprint):
             problems.append(f"{path} lacks captions of source {', '.join(sorted(lacking))}")
     if problems:
         remedy = "run languagebind embed-text for this tower, or train with --text-features live"

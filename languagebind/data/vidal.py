@@ -21,6 +21,7 @@ NUM_FRAMES = 8  # frames per clip in VIDAL; `ofa` has one caption per frame
 # The weight of each source in a `mix`, as in the original LanguageBind code. The weight of `ofa` is per frame.
 MIX_WEIGHTS = {"raw": 0.2, "mplug": 0.2, "polish_mplug": 0.2, "sound_mplug": 0.2, "ofa": 0.025}
 CAPTION_SOURCES = tuple(MIX_WEIGHTS)
+NEGATIVES = "negatives"  # texts beside the captions that do not describe the sample: hard negatives
 
 # The locations of each modality's media below the root. The first one that exists is used. `{clips}` is
 # `{folder}_resize256_skip15`. VIDAL never published a layout for audio, so the layout here is ours.
@@ -100,9 +101,9 @@ def clean_captions(captions: Mapping[str, Any]) -> dict[str, Any]:
     return {name: texts if isinstance(captions[name], list) else texts[0] for name, texts in usable.items()}
 
 
-def source_names(source: str) -> tuple[str, ...]:
-    """Return the caption keys that a source draws from."""
-    return CAPTION_SOURCES if source == "mix" else (source,)
+def source_names(source: str, negatives: bool = False) -> tuple[str, ...]:
+    """Return the caption keys that a source draws from, with that of hard negatives if asked for."""
+    return (CAPTION_SOURCES if source == "mix" else (source,)) + (NEGATIVES,) * negatives
 
 
 def clean_title(title: str) -> str:
