@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,8 +20,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from ..config import UserError, to_dict
 from ..modalities import Modality, modality_name
-from ..model import DualEncoder, over_frames
-from ..text import Tokenizer, encode_text
+from ..model import DualEncoder
+from ..text import Tokenizer
 
 Format = Literal["onnx", "pt2"]
 LARGEST_DIFFERENCE = 1e-4  # between the features of a file and those of PyTorch, in any dimension
@@ -33,15 +34,12 @@ class Side(nn.Module):
 
     def __init__(self, model: DualEncoder, text: bool):
         super().__init__()
-        self.text = text
-        self.tower = model.text_model if text else model.vision_model
-        self.projection = model.text_projection if text else model.visual_projection
+        self.text, self.model = text, copy(model)  # the parts are shared, the list of them is not
+        self.model._modules = {name: part for name, part in model._modules.items() if name.startswith("text_") == text}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, D) of inputs (B, C, T, H, W), or of token ids (B, L)."""
-        if self.text:
-            return encode_text(self.tower, self.projection, {"input_ids": x})
-        return F.normalize(over_frames(self.projection(self.tower(x))), dim=-1)
+        return self.model.encode_text({"input_ids": x}) if self.text else self.model.encode(x)
 
 
 class Int8(nn.Module):
@@ -70,7 +68,7 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
     if kind == "onnx" and missing:
         raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install 'languagebind[onnx]'")
     torch.manual_seed(0)
-    model = model.float().requires_grad_(False)
+    model = model.eval().float().requires_grad_(False)
     sides: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]] = {
         "encoder": (model.encode, [torch.randn(count, *modality.input_shape) for count in SIZES]),
         "text": (lambda ids: model.encode_text({"input_ids": ids}), [_random_tokens(model, count) for count in SIZES]),
@@ -108,9 +106,9 @@ def _random_tokens(model: DualEncoder, count: int) -> Tensor:
 
 
 def _write(side: Side, path: Path, example: Tensor) -> None:
-    trimmed = side.text and cast(Tokenizer, side.tower.tokenizer).cut
+    trimmed = side.text and cast(Tokenizer, side.model.text_model.tokenizer).cut
     sizes = dict.fromkeys(range(2 if trimmed else 1), torch.export.Dim.DYNAMIC)
-    program = torch.export.export(side.eval(), (example,), dynamic_shapes=(sizes,))
+    program = torch.export.export(side, (example,), dynamic_shapes=(sizes,))
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
