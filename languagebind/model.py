@@ -1,5 +1,6 @@
 """The dual encoder: a trained encoder of one modality and a frozen text tower."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,26 +10,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .clip4clip import CLIP4CLIP, clip_model, head_state
 from .config import UserError, at_least
+from .temporal import MeanHead, build_head, head_from_text, real_frames
 from .text import TextConfig, TextSide, Tokenizer, activation_of, build_text, encode_text, fingerprint, open_clip_text
 from .timm_tower import TIMM, build_encoder, timm_state, tower_options
 from .tuning import TuningConfig
 from .vit import EncoderConfig
-from .weights import State, WeightsError, init_encoder, open_clip_model, published_names, read_state
+from .weights import State, WeightsError, init_encoder, load_strict, published_names, read_state
+
+log = logging.getLogger(__name__)
 
 TEXT_PREFIXES = ("text_model.", "text_projection.")
+HEAD = "temporal_head."
 
 
 @dataclass(frozen=True)
 class InitConfig:
-    """Initial weights of the encoder."""
+    """Initial weights of the encoder and its temporal head."""
 
     encoder_pretrained: str | None = None
     """file with the weights, a folder in the published layout, the pretrained tag for --encoder-tower, or `none` for
     random weights"""
     encoder_tower: str | None = None
-    """open_clip model name, or timm/NAME, whose vision transformer is the encoder; sets its sizes and preprocessing;
-    none: our own ViT"""
+    """open_clip model name, timm/NAME or clip4clip:FILE, whose vision transformer is the encoder; sets its sizes and
+    preprocessing; none: our own ViT"""
     init_temperature: float = 0.07
     """initial temperature, the inverse of the logit scale; 0 keeps the pretrained logit scale"""
     init_logit_bias: float | None = None
@@ -90,6 +96,7 @@ class DualEncoder(nn.Module):
         nn.init.trunc_normal_(self.visual_projection.weight, std=width**-0.5)
         if bias:
             nn.init.zeros_(self.visual_projection.bias)
+        self.temporal_head = build_head(encoder, self.embed_dim, input_shape[1])
         self.text_model = text_model.requires_grad_(False)
         self.text_projection = text_projection.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -103,7 +110,7 @@ class DualEncoder(nn.Module):
     def project(self, inputs: Tensor) -> Tensor:
         """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), which are cast to the weights' dtype."""
         inputs = inputs.to(self.visual_projection.weight.dtype)
-        return over_frames(self.visual_projection(self.vision_model(inputs)))
+        return over_frames(self.visual_projection(self.vision_model(inputs)), inputs, self.temporal_head)
 
     @torch.no_grad()
     def project_text(self, tokens: dict[str, Tensor]) -> Tensor:
@@ -125,20 +132,28 @@ class DualEncoder(nn.Module):
         self.text_projection.eval()
         return self
 
+    @property
+    def trains_text(self) -> bool:
+        """True if the text tower is trained, too."""
+        return any(parameter.requires_grad for parameter in self.text_model.parameters())
+
     def encoder_state(self) -> State:
-        """Return the state dict without the text tower."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith(TEXT_PREFIXES)}
+        """Return the state dict, without the text tower if it is frozen."""
+        state = self.state_dict()
+        return state if self.trains_text else {key: state[key] for key in state if not key.startswith(TEXT_PREFIXES)}
 
     def text_fingerprint(self) -> str:
         """Return the SHA-256 of the text tower's weights and tokenizer."""
         return fingerprint(self.text_model, self.text_projection)
 
 
-def over_frames(x: Tensor) -> Tensor:
+def over_frames(x: Tensor, inputs: Tensor, head: MeanHead | None = None) -> Tensor:
     """Return the features (B, D) of clips for projected features (B, D), or of each frame (B, T, D).
 
-    The features of several frames are averaged at unit norm, as PE-Core encodes clips.
+    Without a head, the features of several frames are averaged at unit norm, as PE-Core encodes clips.
     """
+    if head is not None:
+        return head(x, real_frames(inputs))
     if x.ndim == 2:
         return x
     return x[:, 0] if x.shape[1] == 1 else F.normalize(x.float(), dim=-1).mean(dim=1)
@@ -152,7 +167,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     init, tower, clip = config.init, config.text, None
     same = (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained)
     if same and not Path(str(tower.text_pretrained)).is_dir():
-        clip = open_clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
+        clip = clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
     text = build_text(tower) if clip is None else open_clip_text(clip, tower)
     model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)
     state = _encoder_weights(config, clip)
@@ -161,6 +176,8 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
             init_encoder(model.vision_model, model.visual_projection, state, init.allow_partial)
         except WeightsError as error:
             raise WeightsError(f"{error}\nuse --allow-partial to load the weights that fit") from error
+    if model.temporal_head is not None:
+        _init_head(model, state or {})
     if init.init_temperature:
         model.logit_scale.data.fill_(math.log(1 / init.init_temperature))
     elif state is None or "logit_scale" not in state:
@@ -170,6 +187,19 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
         if model.logit_bias is not None and "logit_bias" in state:
             model.logit_bias.data.copy_(state["logit_bias"])
     return model
+
+
+def _init_head(model: DualEncoder, state: State) -> None:
+    """Initialise the temporal head from a checkpoint with the same head, or else from CLIP's text tower."""
+    head = cast(MeanHead, model.temporal_head)
+    own = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
+    if own:
+        load_strict(head, own, "the temporal head")
+    elif (found := head_from_text(head, text_state(model))) is not None:
+        load_strict(head, found, "the temporal head")
+        log.info("the temporal head starts from the text tower's first blocks")
+    elif head.state_dict():
+        log.info("the temporal head starts from random weights")
 
 
 def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
@@ -186,7 +216,7 @@ def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
         raise UserError(f"--encoder-pretrained {pretrained} is not a file; for an open_clip tag, add --encoder-tower")
     if tower.startswith(TIMM):
         return timm_state(tower.removeprefix(TIMM), config.encoder, pretrained)
-    clip = open_clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
+    clip = clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
     if config.encoder.timm_model is not None:
         return published_names(clip.state_dict())
     blocks = getattr(getattr(clip.visual, "transformer", None), "resblocks", None)
@@ -195,4 +225,4 @@ def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     activation = activation_of(blocks[0])
     if activation != config.encoder.activation:
         raise UserError(f"{tower} {pretrained} was trained with {activation}; set --activation {activation}")
-    return published_names(clip.state_dict())
+    return published_names(clip.state_dict()) | (head_state(tower) if tower.startswith(CLIP4CLIP) else {})

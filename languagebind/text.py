@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import UserError
+from .clip4clip import CLIP4CLIP, clip_model
+from .config import UserError, at_least
 from .transformer import LAYER_NORM_EPS, Transformer
-from .weights import State, clip_text_state, hash_tensor, load_strict, open_clip_model, read_state
+from .weights import State, clip_text_state, hash_tensor, load_strict, read_state
 
 # The fingerprint covers the token ids of these texts: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
 
+CONTEXT_LENGTH = 77  # of CLIP
 Encode = Callable[[list[str]], Tensor]  # texts -> (B, context length) ids, as open_clip's tokenizers give them
 TextSide = tuple[nn.Module, nn.Module, int]  # a tower, its projection, and the size D of the shared space
 
@@ -32,13 +34,18 @@ class TextConfig:
     """The frozen text tower."""
 
     text_tower: str = "ViT-L-14"
-    """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, hf:FOLDER_OR_NAME of a
-    sentence encoder (mean pooled), or package:MODULE/FOLDER of a sentence encoder in a Python package"""
+    """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, clip4clip:FILE,
+    hf:FOLDER_OR_NAME of a sentence encoder (mean pooled), or package:MODULE/FOLDER of one in a Python package"""
     text_pretrained: str | None = None
     """open_clip's pretrained tag, a file with CLIP's weights, or a folder in the published layout; needed with an
     open_clip model name"""
+    context_length: int | None = None
+    """tokens of a text, with those of its start and end; longer texts are cut; by default as many as the tower reads"""
     cache_dir: str | None = None
     """folder for downloaded weights"""
+
+    def __post_init__(self):
+        at_least(3, context_length=self.context_length)
 
 
 class Tokenizer:
@@ -67,7 +74,7 @@ class ClipTextConfig:
     """Sizes of CLIP's text tower."""
 
     vocab_size: int = 49408
-    context_length: int = 77
+    context_length: int = CONTEXT_LENGTH
     width: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -132,6 +139,14 @@ def build_text(config: TextConfig) -> TextSide:
     if Path(str(config.text_pretrained)).is_dir() and (sizes := clip_text_sizes(config)[0]):
         return _clip_text(read_state(str(config.text_pretrained)), sizes, Tokenizer(text_tokens(config)))
     return open_clip_text(_open_clip_model(config), config)
+
+
+def untrained_text(config: TextConfig) -> TextSide:
+    """Return the text side without its weights, for a checkpoint that holds them; if it is not CLIP's, with them."""
+    sizes, size = clip_text_sizes(config)
+    if sizes is None:
+        return build_text(config)
+    return ClipText(sizes, Tokenizer(text_tokens(config))), nn.Linear(sizes.width, size, bias=False), size
 
 
 def open_clip_text(model: Any, config: TextConfig) -> TextSide:
@@ -202,8 +217,11 @@ def text_tokens(config: TextConfig) -> Encode:
 
     if folder := _sentence_encoder_folder(config):
         with _sentence_encoder_config(folder) as sizes:
-            return HFTokenizer(folder, context_length=min(sizes.max_position_embeddings, 256))
-    return get_tokenizer(config.text_tower, cache_dir=config.cache_dir)
+            longest = min(sizes.max_position_embeddings, 256)
+            return HFTokenizer(folder, context_length=config.context_length or longest)
+    if config.text_tower.startswith(CLIP4CLIP):
+        return clip_tokens(config.context_length or CONTEXT_LENGTH)
+    return get_tokenizer(config.text_tower, config.context_length, cache_dir=config.cache_dir)
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -218,11 +236,11 @@ def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
     schema = config.text_tower.partition(":")[0]
-    if schema not in ("hf-hub", "local-dir") and config.text_pretrained is None:
+    if schema not in ("hf-hub", "local-dir", "clip4clip") and config.text_pretrained is None:
         advice = "set it to a tag in open_clip.list_pretrained() or to a file"
         raise UserError(f"--text-tower {config.text_tower} needs --text-pretrained: {advice}")
     folder = sizes_only and Path(str(config.text_pretrained)).is_dir()  # open_clip reads no published layout
-    return open_clip_model(config.text_tower, None if folder else config.text_pretrained, config.cache_dir, sizes_only)
+    return clip_model(config.text_tower, None if folder else config.text_pretrained, config.cache_dir, sizes_only)
 
 
 def _text_side(model: Any) -> Any:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .clip4clip import CLIP4CLIP, clip_model, head_options
 from .config import UserError, first_line
 from .text import activation_of
 from .vit import EncoderConfig, VisionTransformer, warn_of_lost_pixels
-from .weights import State, open_clip_model, open_clip_pixels, published_names
+from .weights import State, open_clip_pixels, published_names
 
 TIMM = "timm/"
 
@@ -133,7 +134,9 @@ def tower_options(name: str, pretrained: str | None, cache_dir: str | None = Non
             known = timm_model(name + tag).pretrained_cfg
         pixels = {key: known[key] for key in ("mean", "std", "interpolation")}
         return {"timm_model": name} | image_options(known["input_size"][-1], pixels)
-    visual: Any = open_clip_model(name, None, cache_dir, sizes_only=True).visual
+    visual: Any = clip_model(name, None, cache_dir, sizes_only=True).visual
+    if name.startswith(CLIP4CLIP):
+        return _clip_sizes(name, visual) | {"image_size": visual.image_size[0]} | head_options(name)
     if not hasattr(visual, "trunk"):
         return _clip_sizes(name, visual)
     if not hasattr(visual.trunk, "blocks") or hasattr(visual.head, "mlp"):

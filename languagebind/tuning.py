@@ -1,4 +1,6 @@
-"""Choose the parameters to train. The text tower is frozen; only full tuning trains position and patch embeddings.
+"""Choose the parameters to train. Only full tuning trains position and patch embeddings.
+
+The text tower is frozen unless `tune_text` is on, which trains all of it. A temporal head always trains.
 
 "Class token" includes registers, and "post norm" attention pooling, in timm's models.
 
@@ -39,6 +41,8 @@ class TuningConfig:
     """scale of the LoRA adapters, divided by lora_rank"""
     lora_dropout: float = 0.0
     """dropout on the inputs of LoRA adapters"""
+    tune_text: bool = False
+    """train the text tower, too; its features are then not cached, and checkpoints hold it"""
     learn_temperature: bool = True
     """train the logit scale"""
 
@@ -52,7 +56,7 @@ def apply_tuning(model: nn.Module, config: TuningConfig) -> None:
     if config.tuning == "lora":
         encoder = model.get_submodule("vision_model")
         inject_lora(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    temporal = any("temporal" in name for name, _ in model.named_parameters())
+    temporal = any("temporal_attn" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_trains(name, config, temporal))
 
@@ -60,8 +64,10 @@ def apply_tuning(model: nn.Module, config: TuningConfig) -> None:
 def _trains(name: str, config: TuningConfig, temporal: bool) -> bool:
     if name in ("logit_scale", "logit_bias"):
         return config.learn_temperature
-    if not name.startswith(("vision_model.", "visual_projection.")):
-        return False  # the text tower
+    if name.startswith(("text_model.", "text_projection.")):
+        return config.tune_text
+    if name.startswith("temporal_head."):
+        return True
     if config.tuning in ("full", "head"):
         return config.tuning == "full" or HEAD.match(name) is not None
     if HEAD.match(name) or CLASS_TOKEN.match(name):

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 Activation = Literal["gelu", "quick_gelu"]
 # Options that timm's models have, too
-SHARED = ("patch_dropout", "grad_checkpointing", "grad_checkpointing_blocks", "timm_model", "timm_options")
+SHARED = ("patch_dropout", "grad_checkpointing", "grad_checkpointing_blocks", "timm_model", "timm_options",
+          "temporal_head", "temporal_head_depth")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class EncoderConfig:
     """timm's name of a vision transformer to use in place of our own; --encoder-tower sets it"""
     timm_options: tuple[str, ...] = ()
     """options of timm's create_model for it, such as depth=2 global_pool=avg"""
+    temporal_head: Literal["mean", "lstm", "transformer"] | None = None
+    """CLIP4Clip's head over the projected frames of a clip, which leaves out frames of zeros; by default, our own ViT
+    averages frames before the projection"""
+    temporal_head_depth: int = 4
+    """number of blocks in a temporal head that is a transformer"""
 
     def __post_init__(self):
         if self.timm_model is not None:
@@ -62,7 +68,7 @@ class EncoderConfig:
         elif self.timm_options:
             raise UserError("timm_options need a tower of timm; set --encoder-tower")
         at_least(1, patch_size=min(self.patch), width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
-        at_least(1, num_heads=self.num_heads)
+        at_least(1, num_heads=self.num_heads, temporal_head_depth=self.temporal_head_depth)
         at_least(0, grad_checkpointing_blocks=self.grad_checkpointing_blocks)
         if self.width % self.num_heads:
             raise UserError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
@@ -77,6 +83,8 @@ class EncoderConfig:
 
 class VisionTransformer(nn.Module):
     """Vision transformer from (B, C, T, H, W) to (B, D), the mean over frames of each frame's class token.
+
+    For a temporal head, the class tokens (B, T, D) of all frames.
 
     Args:
         input_shape: (C, T, H, W) of one sample, the only accepted shape.
@@ -107,7 +115,7 @@ class VisionTransformer(nn.Module):
         return self.encoder.layers
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the features (B, D) before the projection into the shared space.
+        """Return the features before the projection into the shared space: (B, D), or (B, T, D) for a temporal head.
 
         Raises `ValueError` if the inputs are not (B, *input_shape).
         """
@@ -122,8 +130,9 @@ class VisionTransformer(nn.Module):
         return self.pre_layrnorm(self.patch_dropout(x, inputs.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Return the mean over frames of the class tokens in the last block's output: (B*T, 1 + N, D) -> (B, D)."""
-        return self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1])).mean(dim=1)
+        """Return the class tokens in the last block's output (B*T, 1 + N, D), averaged over frames without a head."""
+        x = self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1]))  # (B, T, D)
+        return x.mean(dim=1) if self.sizes.temporal_head is None else x
 
 
 class PatchEmbeddings(nn.Module):

@@ -192,6 +192,16 @@ def open_clip_model(
         logging.disable(disabled)
 
 
+def openai_clip(state: State) -> nn.Module:
+    """Return an open_clip model, in float32, with the weights of a CLIP under OpenAI's names, which give its sizes."""
+    import open_clip
+
+    state = {key: value.float() for key, value in state.items()}
+    model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounded to float16 till here
+    model.load_state_dict(state)
+    return model
+
+
 def open_clip_pixels(name: str, pretrained: str | None) -> dict[str, Any]:
     """Return the preprocessing (mean, std, interpolation, resize_mode) of an open_clip model's pretrained weights.
 

@@ -405,7 +405,7 @@ def test_every_config_has_the_paper_s_protocol_or_says_that_there_is_none(path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("protocol: theirs", "protocol should be 'ours' or 'paper', not 'theirs'"),
+        ("protocol: theirs", "protocol should be 'ours', 'paper' or 'clip4clip', not 'theirs'"),
         ("protocol: paper", "there is no paper protocol"),
         ("paper: seconds", "paper should be `key: value` lines"),
         ("paper: {input: seconds}", "unknown key 'paper.input', did you mean 'inputs'"),

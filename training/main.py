@@ -96,9 +96,12 @@ def fit(config: TrainConfig, process: Process) -> None:
         folder, resume = open_run(config, process, held)
         model = new_model(config)
         fingerprint, digest = model.text_fingerprint(), shards_digest(shards)
-        data = config.data
-        texts = (data.caption_source, fingerprint, data.negatives > 0)
-        features = open_text_features(data.text_features, list(shards), *texts)
+        data, features = config.data, None
+        if config.model.tuning.tune_text:
+            log.info("--tune-text: text features are not cached, because the text tower trains")
+        else:
+            texts = (data.caption_source, fingerprint, data.negatives > 0)
+            features = open_text_features(data.text_features, list(shards), *texts)
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
         report_start(run, model, shards)
         log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")
@@ -160,7 +163,7 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
         note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:
             log.warning(note)
-        load_strict(model, checkpoint["model"] | text_state(model), f"the model of {resume}")
+        load_strict(model, text_state(model) | checkpoint["model"], f"the model of {resume}")
     decay = config.optim.ema_decay
     averages = 2 if decay is None else 3  # AdamW keeps two averages per trained weight
     check_disk(run.folder, model, averages, run.new_checkpoints(checkpoint["step"] if checkpoint else 0))

@@ -30,7 +30,7 @@ class OptimConfig:
     lr: float = 5e-4
     """peak learning rate"""
     coef_lr: float = 1.0
-    """factor on the learning rate of all parameters except LoRA adapters"""
+    """factor on the learning rate of all parameters except LoRA adapters and a temporal head"""
     layer_decay: float = 1.0
     """factor on the learning rate for each block below the head"""
     beta1: float = 0.9
@@ -73,7 +73,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig)
     blocks = 1 + max((int(match[1]) for match in map(BLOCK.search, parameters) if match), default=-1)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        lr = config.lr if "lora_" in name else config.lr * config.coef_lr
+        lr = config.lr if "lora_" in name or name.startswith("temporal_head.") else config.lr * config.coef_lr
         decays = parameter.ndim >= 2 and not any(word in name for word in NO_DECAY)
         lr *= config.layer_decay ** _blocks_above(name, blocks)
         groups.setdefault((lr, config.wd if decays else 0.0), []).append(parameter)

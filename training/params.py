@@ -80,8 +80,14 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class depends on --modality
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
+    if config.model.tuning.tune_text and config.engine.engine == "deepspeed":
+        raise UserError("--tune-text does not work with --engine deepspeed: use ddp or fsdp")
+    if getattr(config.inputs, "frames_per_second", 0) and config.model.encoder.temporal_head is None:
+        raise UserError("--frames-per-second pads short clips, which needs a --temporal-head, such as mean")
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
+    if config.data.negatives and config.model.tuning.tune_text:
+        raise UserError("--negatives needs a frozen text tower; leave out --tune-text")
     if config.data.negatives and config.optim.loss == "siglip":
         raise UserError("--negatives works with --loss clip alone; leave it out")
     return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
@@ -106,7 +112,7 @@ def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
 def with_absolute_paths(text: TextConfig) -> TextConfig:
     """Return the text options with absolute paths, so that checkpoints load from any working directory."""
     schema, _, folder = text.text_tower.partition(":")
-    if schema in ("local-dir", "hf") and Path(folder).is_dir():
+    if schema in ("local-dir", "hf", "clip4clip") and Path(folder).exists():
         text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
     if text.text_pretrained and Path(text.text_pretrained).exists():
         text = replace(text, text_pretrained=str(Path(text.text_pretrained).absolute()))

@@ -99,11 +99,12 @@ class Run:
             self.validate(state, logger)
 
     def save(self, state: TrainState, last: bool) -> None:
-        """Write a checkpoint. Before the last one, check that the frozen text tower has not changed."""
+        """Write a checkpoint. Before the last one, check that a frozen text tower has not changed."""
         content = checkpoint_content(state, to_dict(self.config), self.fingerprint, self.shards_digest)
 
         def write() -> None:
-            if last and state.engine.model.text_fingerprint() != self.fingerprint:
+            model = state.engine.model
+            if last and not model.trains_text and model.text_fingerprint() != self.fingerprint:
                 raise UserError("the frozen text tower has changed: no checkpoint was written")
             if not all(x.isfinite().all() for x in content["model"].values()):
                 raise UserError(f"some weights are not finite after step {state.step}: no checkpoint was written")

@@ -74,7 +74,7 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
 
     if len(batches) == 1:
         with engine.accumulate(last=True):
-            features = engine.forward(batches[0].inputs.to(device, non_blocking=True))
+            features = _features(engine, batches[0])
             mean_loss, grad = score(features.detach().requires_grad_())
             engine.backward((features * grad).sum())
     else:
@@ -94,31 +94,41 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
 
     The first pass computes all features without graphs, the second one their gradients, with the same dropped patches.
     """
-    features, generators, device = [], [], engine.process.device
+    features, generators = [], []
     with torch.no_grad():
         for batch in batches:
             generators.append(rng_state())
-            features.append(engine.forward(batch.inputs.to(device, non_blocking=True)))
+            features.append(_features(engine, batch))
     mean_loss, grad_of_all = score(torch.cat(features).requires_grad_())
     grads = grad_of_all.split([len(x) for x in features])
     for number, (batch, grad, generator) in enumerate(zip(batches, grads, generators, strict=True)):
         set_rng_state(generator)
         with engine.accumulate(last=number == len(batches) - 1):
-            again = engine.forward(batch.inputs.to(device, non_blocking=True))
+            again = _features(engine, batch)
             engine.backward((again * grad).sum())
     return mean_loss
+
+
+def _features(engine: Engine, batch: Batch) -> Tensor:
+    """Return unit-norm features (B, D); if the text tower trains, the captions' follow in each row, (B, 2 * D)."""
+    device = engine.process.device
+    if not engine.model.trains_text:
+        return engine.forward(batch.inputs.to(device, non_blocking=True))
+    batch = batch.to(device)
+    return engine.forward(batch.inputs, batch.text)
 
 
 @torch.no_grad()
 def _targets(
     model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return unit-norm features of captions (B, D), groups (B,), and features of hard negatives (B * K, D).
 
-    Repeated texts are encoded once. A negative that a sample lacks is a row of zeros.
+    Repeated texts are encoded once. A negative that a sample lacks is a row of zeros. If the text tower trains, only
+    the groups are returned.
     """
     features, negatives = [], []
-    for batch in batches:
+    for batch in [] if model.trains_text else batches:
         text = {key: value.to(device, non_blocking=True) for key, value in batch.text.items()}
         if "features" in text:
             features.append(F.normalize(text["features"].float(), dim=-1))
@@ -131,13 +141,19 @@ def _targets(
         negatives += [] if others is None else [F.pad(encoded, (0, 0, 0, 1))[others]]  # -1 is the row of zeros
     groups = [batch.groups for batch in batches if batch.groups is not None]
     everywhere = torch.cat(groups).to(device, non_blocking=True) if groups else None
-    return torch.cat(features), everywhere, torch.cat(negatives).flatten(0, 1) if negatives else None
+    others = torch.cat(negatives).flatten(0, 1) if negatives else None
+    return (torch.cat(features) if features else None), everywhere, others
 
 
 def _loss(
-    model: DualEncoder, features: Tensor, targets: tuple[Tensor, Tensor | None, Tensor | None], optim: OptimConfig
+    model: DualEncoder,
+    features: Tensor,
+    targets: tuple[Tensor | None, Tensor | None, Tensor | None],
+    optim: OptimConfig,
 ) -> Tensor:
     text_features, groups, negatives = targets
+    if text_features is None:  # the text tower trains
+        features, text_features = features.chunk(2, dim=1)
     scale = model.logit_scale.exp()
 
     def loss(features: Tensor, text_features: Tensor, negatives: Tensor | None = None) -> Tensor:

@@ -24,7 +24,8 @@ from .shards import expand_shards
 from .text_features import write_text_features
 
 # The keys of a training recipe (--config) that this command uses
-FROM_RECIPE = ("train_data", "caption_source", "negatives", "text_tower", "text_pretrained", "cache_dir")
+FROM_RECIPE = ("train_data", "caption_source", "negatives", "text_tower", "text_pretrained", "context_length",
+               "cache_dir")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from ..config import UserError, digest, to_dict
 from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
+from ..text import Tokenizer, is_clip_tokens
 from .data.datasets import DatasetConfig, naming
-from .data.readers import EvalProtocol, Reader, choose_protocol
+from .data.readers import EvalProtocol, Reader, choose_protocol, clip4clip_protocol
 from .data.samples import Sample, class_names, count_missing, digest_of_samples, read_samples, warn_of_count
 from .export import Features, export_features
 from .features import EncodeOptions, FeatureEncoder, class_prompts
@@ -77,7 +78,8 @@ def evaluate(
     usable = [sample for sample in samples if sample.captions or not sample.bad_captions]
     with naming(config.name):
         if config.task == "retrieval":
-            found, describe, features = _retrieval(encoder, usable, dual_softmax, config.relevant == "caption")
+            twins, by_sample = config.relevant == "caption", encoder.protocol.by_sample
+            found, describe, features = _retrieval(encoder, usable, dual_softmax, twins=twins, by_sample=by_sample)
         else:
             found, describe, features = _classification(encoder, config, samples)
     if export is not None and not rank():
@@ -123,6 +125,8 @@ def _choose(dataset: DatasetConfig, modality: Modality) -> EvalProtocol:
     if dataset.modality not in (None, modality_name(modality)):
         raise UserError(f"{dataset.name} is {dataset.modality}, but the model reads {modality_name(modality)}")
     with naming(dataset.name):
+        if dataset.protocol == "clip4clip" and dataset.clip4clip:
+            return clip4clip_protocol(dataset.clip4clip, dataset.clip, modality)
         return choose_protocol(dataset.protocol, dataset.paper, dataset.clip, modality, dataset.clips, dataset.crops)
 
 
@@ -134,7 +138,13 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
     one_each = unit and (reader.views == 1 or reader.pooled)
     unknown = cached and not getattr(model, "known", True)
     own_rule = type(reader) is not Reader or reader.clip is not None
+    padded = getattr(reader.modality, "frames_per_second", 0) and getattr(model, "temporal_head", None) is None
+    tokens = getattr(getattr(model, "text_model", None), "tokenizer", None)
     faults = {
+        "short clips are padded, which needs a model with a temporal head (clip4clip:FILE or --temporal-head)": padded,
+        "this protocol cuts texts for CLIP's tokenizer, which this model lacks": (
+            encoder.protocol.words and not (isinstance(tokens, Tokenizer) and is_clip_tokens(tokens.encode))
+        ),
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
         "this protocol has no single unit-norm feature per sample to export": export is not None and not one_each,
         "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
@@ -172,14 +182,14 @@ def _classification(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Se
     return found, describe, Features(features, seen, classifier, texts)
 
 
-def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax: bool, twins: bool) -> _Found:
+def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax: bool, **rules: bool) -> _Found:
     features, kept = encoder.encode_samples(samples)
     seen = [samples[i] for i in kept]
     captions = [caption for sample in seen for caption in sample.captions]
     owners = [i for i, sample in enumerate(seen) for _ in sample.captions]
     text_features, rows = encoder.encode_texts(captions)
     places = torch.tensor([rows, owners], device=features.device)
-    captioned = Captioned(features, text_features, places[0], places[1], twins)
+    captioned = Captioned(features, text_features, places[0], places[1], **rules)
     found, ranked = retrieve(captioned, encoder.model.logit_scale.to(features.device) if dual_softmax else None)
     if not rank() and (note := ceiling_note(found["protocol"])):
         log.warning(note)

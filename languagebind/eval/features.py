@@ -137,7 +137,7 @@ class FeatureEncoder:
             here = distinct[batch[0] : batch[-1] + 1]
             found = self.cache.get(["text", *here]) if self.cache else None
             if found is None:
-                found = self._run(encode, self.model.tokenize(here))
+                found = self._run(encode, self.protocol.cut(self.model.tokenize(here)))
                 if self.cache:
                     self.cache.put(["text", *here], found)
             parts[batch[0]] = found

@@ -37,8 +37,8 @@ class EvalOptions(CommandOptions):
     checkpoint: str | None = None
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
     model: tuple[str, ...] = ()
-    """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG, imagebind:FILE or MODULE:FUNCTION
-    (see languagebind/eval/models.py); prefix NAME= to name the model's results"""
+    """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG, imagebind:FILE, clip4clip:FILE or
+    MODULE:FUNCTION (see languagebind/eval/models.py); prefix NAME= to name the model's results"""
     modality: str | None = None
     """modality to use with an open_clip model or ImageBind; default: that of the datasets, if all have the same"""
     num_frames: int | None = None
@@ -53,8 +53,9 @@ class EvalOptions(CommandOptions):
     """skip datasets whose result file exists; fail if that result is of another checkpoint or other options"""
     compare: bool = False
     """print one table with a column per model, including results that --skip-existing skipped"""
-    protocol: Literal["ours", "paper"] | None = None
-    """paper: evaluate as the original LanguageBind code does; default: the protocol in each config, or ours"""
+    protocol: Literal["ours", "paper", "clip4clip"] | None = None
+    """paper: evaluate as the original LanguageBind code does; clip4clip: as CLIP4Clip does; default: the protocol in
+    each config, or ours"""
     templates: str | None = None
     """file of prompts, one per line with {c} for the class, instead of the datasets' own prompts"""
     clips: int | None = None
@@ -164,8 +165,8 @@ def _all_configs(options: EvalOptions) -> tuple[list[DatasetConfig], list[Datase
     datasets, absent = [], []
     for file in sorted(options.configs.glob("[!.]*.yaml")):
         config = load_dataset_config(file, options.data_root, prepared=False)
-        if options.protocol == "paper" and config.paper is None:
-            log.info("%s is left out: the original has no protocol for it", config.name)
+        if options.protocol not in (None, "ours") and getattr(config, options.protocol) is None:
+            log.info("%s is left out: it has no %s protocol", config.name, options.protocol)
             continue
         try:
             check_data(config)

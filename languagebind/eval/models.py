@@ -6,6 +6,7 @@ A specification names a model:
     open_clip:NAME/TAG         an open_clip model; TAG is a pretrained tag or a file of weights (NAME//abs/file.pt)
     open_clip:local-dir:FOLDER or open_clip:hf-hub:ORG/NAME, which come with weights
     imagebind:FILE             ImageBind's published weights
+    clip4clip:FILE             a checkpoint of CLIP4Clip, pytorch_model.bin.N
     MODULE:FUNCTION            a Python function without arguments that returns an `External`
     NAME=...                   any of these, with a name for the model's results
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..clip4clip import CLIP4CLIP
 from ..config import UserError
 from ..hub.checkpoint import checkpoint_name, latest_checkpoint
 from ..hub.encoders import load_model
@@ -92,7 +94,7 @@ def model_name(spec: str) -> str:
 
 def checkpoint_of(spec: str) -> str:
     """Return the path of the checkpoint: the last one for a run's folder. Other specifications are returned as is."""
-    path = Path(spec)
+    path = Path(spec.removeprefix(CLIP4CLIP))
     return str((latest_checkpoint(path / "checkpoints") or path).resolve()) if path.exists() else spec
 
 
@@ -228,7 +230,7 @@ def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _callable_parts(spec: str) -> tuple[str, str] | None:
-    match = CALLABLE.fullmatch(spec) if not Path(spec).exists() else None
+    match = CALLABLE.fullmatch(spec) if not (Path(spec).exists() or spec.startswith(CLIP4CLIP)) else None
     return (match[1], match[2]) if match else None
 
 

@@ -125,9 +125,10 @@ def read_results(*folders: Path) -> list[Result]:
 
 
 def model_name(result: Result) -> str:
-    """Return the name of the checkpoint, or else the modality. The paper's protocol is added in parentheses."""
+    """Return the name of the checkpoint, or else the modality. A protocol of others is added in parentheses."""
     name = result.get("pretrained") or result["model"]
-    return f"{name} (paper protocol)" if result["protocol"].get("protocol") == "paper" else name
+    protocol = result["protocol"].get("protocol", "ours")
+    return name if protocol == "ours" else f"{name} ({protocol} protocol)"
 
 
 def ceiling_note(protocol: Mapping[str, Any]) -> str | None:

@@ -2,19 +2,22 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..clip4clip import CLIP4CLIP
 from ..config import UserError, first_line, from_dict
 from ..lora import merge_lora
-from ..modalities import Modality, modality_class
-from ..model import DualEncoder, ModelConfig
+from ..modalities import Modality, modality_class, with_options
+from ..model import TEXT_PREFIXES, DualEncoder, InitConfig, ModelConfig, build_model, text_state
 from ..remote import is_url, open_url
-from ..text import build_text, text_tokens
+from ..text import TextConfig, build_text, text_tokens, untrained_text
+from ..timm_tower import tower_options
+from ..vit import EncoderConfig
 from ..weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
 from .imagebind import IMAGEBIND
 
@@ -49,19 +52,41 @@ def build_checkpoint(
     weights = checkpoint["model"] | checkpoint.get("ema", {})
     state = merge_lora(published_names(weights), config.tuning.lora_alpha)
     if num_frames is not None and num_frames != modality.input_shape[1]:
-        if config.encoder.timm_model is None or not hasattr(modality, "num_frames"):  # timm's encode frames one by one
+        sizes = config.encoder
+        one_by_one = sizes.timm_model or (sizes.temporal_head and not sizes.temporal_attention)
+        if not one_by_one or not hasattr(modality, "num_frames"):
             state = interpolate_frames(state, num_frames)
         modality = replace(modality, num_frames=num_frames)  # type: ignore[call-arg]  # a modality with frames has it
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
-    text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
+    if holds_text(checkpoint):
+        text = untrained_text(config.text)
+    else:
+        text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
     model = DualEncoder(modality.input_shape, encoder, text, config.init.init_logit_bias)
-    if model.text_fingerprint() != checkpoint["text_fingerprint"]:
+    if not holds_text(checkpoint) and model.text_fingerprint() != checkpoint["text_fingerprint"]:
         tower = "the one loaded before" if like is not None else f"the current {config.text.text_tower}"
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
         raise WeightsError(f"the text tower of {path} differs from {tower}; versions in training: {versions}")
-    frozen = {key: value for key, value in model.state_dict().items() if key not in model.encoder_state()}
-    load_strict(model, state | frozen, f"the model of {path}")
+    load_strict(model, text_state(model) | state, f"the model of {path}")
     return model.eval(), modality
+
+
+def holds_text(checkpoint: dict[str, Any]) -> bool:
+    """Tell whether a training checkpoint has the text tower, which was then trained, too."""
+    return any(key.startswith(TEXT_PREFIXES) for key in checkpoint["model"])
+
+
+def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEncoder, Modality]:
+    """Return the model of `clip4clip:FILE`, on the CPU, and its modality; frames are encoded one by one.
+
+    Raises `UserError` if the file is not a checkpoint of CLIP4Clip, or its head has no embedding.
+    """
+    options = tower_options(source, None) | ({} if num_frames is None else {"num_frames": num_frames})
+    sizes = {option.name for option in fields(EncoderConfig)} & options.keys()
+    encoder = EncoderConfig(**{name: options[name] for name in sizes})
+    config = ModelConfig(encoder, TextConfig(source, "own"), init=InitConfig("own", source, init_temperature=0))
+    modality = with_options(modality_class("video")(), options)
+    return build_model(config, modality.input_shape).eval(), modality
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -134,6 +159,6 @@ def is_training_checkpoint(source: str | Path, subfolder: str | None = None) -> 
 
 def checkpoint_name(checkpoint: str) -> str:
     """Return a short name: `depth-step_1` for `logs/depth/checkpoints/step_1.pt`, `model` for `org/model`."""
-    path = Path(checkpoint.removeprefix(IMAGEBIND)).absolute()
-    name = path.stem if path.is_file() else path.name
+    path = Path(checkpoint.removeprefix(IMAGEBIND).removeprefix(CLIP4CLIP)).absolute()
+    name = path.stem if path.is_file() and not checkpoint.startswith(CLIP4CLIP) else path.name
     return f"{path.parent.parent.name}-{name}" if path.parent.name == "checkpoints" else name

@@ -299,6 +299,8 @@ def to_config(
     if text is None:
         remedy = "share its checkpoint file, which languagebind.load can read"
         raise UserError(f"the published layout supports only CLIP's text tower, but this model has another: {remedy}")
+    if encoder.temporal_head is not None:
+        raise UserError("the published layout does not support a temporal head: use languagebind.load")
     if encoder.timm_model is not None:
         raise UserError(f"the published layout supports only CLIP's encoder, but this model has {encoder.timm_model}")
     sizes = {theirs: getattr(encoder, ours) for ours, theirs in ENCODER_SIZES.items()}

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..clip4clip import CLIP4CLIP
 from ..config import UserError, at_least, first_line
 from ..modalities import READING, Modality, modality_name, with_options
 from ..model import DualEncoder, same_text
 from ..remote import is_url
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
-from .checkpoint import build_checkpoint, is_training_checkpoint, read_checkpoint
+from .checkpoint import build_checkpoint, holds_text, is_training_checkpoint, load_clip4clip, read_checkpoint
 from .files import HUB_OPTIONS
 from .imagebind import IMAGEBIND, load_imagebind
 
@@ -43,7 +44,8 @@ def load(
 
     Args:
         sources: training checkpoints, folders of runs, folders in the published layout, hub ids, names from
-            `list_models()`, or `imagebind:FILE` with all its modalities; or a mapping from modalities to such sources.
+            `list_models()`, `clip4clip:FILE`, or `imagebind:FILE` with all its modalities; or a mapping from modalities
+            to such sources.
         device: device of the models.
         dtype: dtype of the weights (`float16`, `torch.float16`, ...); by default as in the files. Features are float32.
         compile: compile the encoders with `torch.compile`.
@@ -234,15 +236,17 @@ def _load_all(
         raise UserError(f"no run {source}; {logs} holds {', '.join(runs)}")
     loaded = [like] if isinstance(like, DualEncoder) else like
     every: list[tuple[DualEncoder, Modality]]
-    imagebind = str(source).startswith(IMAGEBIND)
-    if not imagebind and is_training_checkpoint(source, hub.get("subfolder")):
+    schema = next((schema for schema in (IMAGEBIND, CLIP4CLIP) if str(source).startswith(schema)), None)
+    if schema is None and is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
-        tower = checkpoint["text_fingerprint"]
+        tower = None if holds_text(checkpoint) else checkpoint["text_fingerprint"]
         same = next((other for other in loaded if other.text_fingerprint() == tower), None)
         every = [build_checkpoint(checkpoint, source, same, frames)]
     else:
-        if imagebind:
+        if schema == IMAGEBIND:
             every = [*load_imagebind(source, modality, frames)]
+        elif schema == CLIP4CLIP:
+            every = [load_clip4clip(str(source), frames)]
         else:
             every = [_load_published(source, num_frames=frames, **hub)]
         if (same := next((other for other in loaded if same_text(every[0][0], other)), None)) is not None:

@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     saved = read_checkpoint(options.checkpoint)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
     name, text = modality_name(modality), saved["config"]["model"]["text"]
-    if name in KIND_OF and model.vision_model.sizes.timm_model is None:
+    sizes = model.vision_model.sizes
+    if name in KIND_OF and sizes.timm_model is None and sizes.temporal_head is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:
             separate_adapter(published, saved, folder)
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = f'"ORG/{output.name}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
-            encoder = model.vision_model.sizes.timm_model or name
+            head = "a temporal head" if sizes.temporal_head else None
+            encoder = sizes.timm_model or head or name
             raise UserError(f"--adapter needs the published layout, which does not support {encoder}")
         (folder / "checkpoints").mkdir(parents=True)
         kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}

@@ -36,6 +36,9 @@ class Video(ImageModality):
 
     num_frames: int = 8
     """Number of frames taken from each clip."""
+    frames_per_second: float = 0.0
+    """Take frames at this rate, and of a longer clip num_frames of them, evenly spaced; a shorter one is padded with
+    zeros, which a temporal head leaves out. 0: spread num_frames over the whole clip."""
     video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
     """Video decoder. auto uses the first of the listed decoders that is installed, and pyav for files whose frames that
     decoder misses. All give the same frames, or an error: see the table in docs/performance.md."""
@@ -100,7 +103,8 @@ class Video(ImageModality):
         return self._pick(value, lambda frame: frame)
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        return self.fit(raw, rng)
+        x = self.fit(raw, rng)
+        return F.pad(x, (0, 0, 0, 0, 0, self.num_frames - x.shape[1])) if self.frames_per_second else x
 
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
         """Draw the middle frames of the four quarters of the clip, or one middle frame of a clip below four frames."""
@@ -115,11 +119,15 @@ class Video(ImageModality):
 
     def frame_indices(self, count: int) -> np.ndarray:
         """Return the indices of the frames taken from a clip of `count` frames, as in the original code."""
-        return np.linspace(0, count - 1, self.num_frames, dtype=int)
+        taken = min(count, self.num_frames) if self.frames_per_second else self.num_frames
+        return np.linspace(0, count - 1, taken, dtype=int)
 
     def indices_at(self, rate: Fraction, count: int) -> np.ndarray:
         """Return the indices of the frames taken from a clip of `count` frames, with `rate` frames per second."""
-        return self.frame_indices(count)
+        if not self.frames_per_second:
+            return self.frame_indices(count)
+        at_rate = np.arange(0, count, max(1, int(int(rate) / self.frames_per_second)))  # as CLIP4Clip does
+        return at_rate[self.frame_indices(len(at_rate))]
 
     def _pick(self, frames: Any, load: Callable[[Any], Any]) -> Tensor:
         """Return the chosen frames (num_frames, 3, H, W) of a sequence or array; load no others."""

@@ -51,18 +51,26 @@ class EngineConfig:
 class TrainedSide(nn.Module):
     """The encoder and its projection: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
 
+    If the text tower trains, the features of the captions follow in each row, (B, 2 * D).
     Parameter names are the same as in the model.
     """
 
     def __init__(self, model: DualEncoder, precision: Precision):
         super().__init__()
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+        self.temporal_head = model.temporal_head
+        if model.trains_text:
+            self.text_model, self.text_projection = model.text_model, model.text_projection
         self.precision = precision
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, text: dict[str, Tensor] | None = None) -> Tensor:
         with autocast(inputs.device, self.precision):
-            x = over_frames(self.visual_projection(self.vision_model(inputs)))
-        return F.normalize(x.float(), dim=-1)
+            x = over_frames(self.visual_projection(self.vision_model(inputs)), inputs, self.temporal_head)
+            x = F.normalize(x.float(), dim=-1)
+            if text is None:
+                return x
+            captions = self.text_projection(self.text_model(text["input_ids"]))[text["caption"]]
+        return torch.cat([x, F.normalize(captions.float(), dim=-1)], dim=1)
 
 
 class Engine:
@@ -72,13 +80,13 @@ class Engine:
     the engine averages their gradients, and they have their own optimizer.
 
     Attributes:
-        forward: function from inputs (B, C, T, H, W) to unit-norm features (B, D), with gradients.
+        forward: function from inputs (B, C, T, H, W), and tokens if the text trains, to features with gradients.
         parameters: all trained parameters, by name.
         optimizers: the optimizer of the encoder first, then the optimizer of the scalars.
         grad_norm: gradient norm of the last step, before clipping.
     """
 
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[..., Tensor]
     grad_norm: Tensor
 
     def __init__(self, model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig):
@@ -148,7 +156,7 @@ class Engine:
         return steps
 
     def model_state(self) -> State:
-        """Return the unsharded weights without the text tower, on the main rank. All ranks must call this method."""
+        """Return the unsharded weights of `encoder_state`, on the main rank. All ranks must call this method."""
         return {name: gather(value) for name, value in self.model.encoder_state().items()}
 
     def optimizer_state(self) -> OptimizerState:

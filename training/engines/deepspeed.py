@@ -86,7 +86,7 @@ class DeepSpeed(Engine):
 
         state = {name: parameter.detach() for name, parameter in self.scalars.items()}
         for name, parameter in self.model.named_parameters():
-            if name.startswith(("vision_model.", "visual_projection.")):
+            if name.startswith(("vision_model.", "visual_projection.", "temporal_head.")):
                 with zero.GatheredParameters([parameter]):
                     state[name] = parameter.detach().cpu().clone()
         return {name: state.get(name, value) for name, value in self.model.encoder_state().items()}

@@ -21,7 +21,7 @@ from ...config import UserError, load_yaml
 from ...files import as_on_disk, is_plain, text_lines, twice
 from ...modalities import modality_names
 from ...remote import is_url
-from .readers import Paper
+from .readers import Clip4Clip, Paper
 from .validation import CONFIG, Columns, Count, Number, Whole, must_be, refuse, unknown, validate
 
 RECALL_AT = (1, 5, 10)
@@ -115,8 +115,9 @@ class DatasetConfig:
     clip: Interval | None = None
     clips: Count = 1
     crops: Count = 1
-    protocol: Literal["ours", "paper"] = "ours"
+    protocol: Literal["ours", "paper", "clip4clip"] = "ours"
     paper: Paper | None = None  # None: the original has no such evaluation
+    clip4clip: Clip4Clip | None = None
     metric: str | None = None  # a key of the result's `metrics`
     source: str | None = None
     licence: str | None = None
@@ -130,21 +131,26 @@ class DatasetConfig:
     @model_validator(mode="after")
     def _check(self) -> Self:
         rules = self.paper or Paper()
-        inputs, dot, by_paper = rules.get("inputs"), rules.get("similarity") == "dot", self.protocol == "paper"
+        inputs, dot, theirs = rules.get("inputs"), rules.get("similarity") == "dot", self.protocol != "ours"
+        absent = theirs and getattr(self, self.protocol) is None
+        by_sample = self.protocol == "clip4clip"
         mistakes = {
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
-            "there is no paper protocol, as the config has no `paper`: use ours": by_paper and self.paper is None,
+            f"there is no {self.protocol} protocol, as the config has no `{self.protocol}`: use ours": absent,
             "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
             "paper: similarity: dot is for retrieval": dot and self.task != "retrieval",
             f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
-            "clips and crops belong to our protocol, not the paper's": by_paper and self.clips * self.crops > 1,
+            "clips and crops belong to our protocol, not the paper's": theirs and self.clips * self.crops > 1,
+            "clip4clip is for retrieval": self.clip4clip and self.task != "retrieval",
+            "the clip4clip protocol has its own rule of relevance: leave out `relevant`": by_sample
+            and self.relevant == "caption",
         }
         refuse(mistakes)
         return self
 
     @property
     def result_name(self) -> str:
-        """The start of a result's file name, which differs between the two protocols."""
+        """The start of a result's file name, which differs between protocols."""
         return self.name if self.protocol == "ours" else f"{self.name}_{self.protocol}"
 
 

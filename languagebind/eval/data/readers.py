@@ -1,16 +1,18 @@
-"""Protocols that read and compare samples: ours, and the original LanguageBind code's, for its published results.
+"""Protocols that read and compare samples: ours, and those of others, for their published results.
 
-A dataset's `paper: {inputs: <rule>, similarity: cosine | dot}` describes the original's protocol, and `--protocol
-paper` selects it. One rule of the original is never used: ties count against the model under both protocols.
+A dataset's `paper: {inputs: <rule>, similarity: cosine | dot}` describes the protocol of the original LanguageBind
+code, and `--protocol paper` selects it. `clip4clip: {frames: 12, words: 32}` is CLIP4Clip's. One rule of theirs is
+never used: ties count against the model under every protocol.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -31,6 +33,13 @@ class Paper(TypedDict, total=False):
 
     inputs: Literal["modality", "seconds", "seconds_of_duration", "views", "picture"]
     similarity: Literal["cosine", "dot"]
+
+
+class Clip4Clip(TypedDict):
+    """CLIP4Clip's rules for a dataset."""
+
+    frames: Annotated[int, Field(ge=1)]  # of a clip, at most
+    words: Annotated[int, Field(ge=3)]  # tokens of a text, with its start and end, at most
 
 
 class Reader:
@@ -204,11 +213,23 @@ class EvalProtocol:
     name: str
     reader: Reader
     similarity: str = "cosine"
+    words: int | None = None  # tokens of a text, if the protocol cuts longer ones
+    by_sample: bool = False  # True: a sample's captions are one item of a gallery, scored by the best of them
 
     @property
     def unit(self) -> bool:
         """True if features are scaled to unit norm."""
         return self.similarity == "cosine"
+
+    def cut(self, tokens: dict[str, Any]) -> dict[str, Any]:
+        """Return CLIP's token ids (B, L) without those after `words`. The last one is then the end of the text."""
+        if self.words is None:
+            return tokens
+        ids = tokens["input_ids"]
+        kept, end = ids[:, : self.words].clone(), ids.amax(dim=1)  # the end has the largest id
+        lost = kept.amax(dim=1) != end
+        kept[lost, -1] = end[lost]
+        return {"input_ids": kept}
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the protocol that a result records."""
@@ -250,6 +271,21 @@ def choose_protocol(
     elif inputs == "picture":
         reader = Picture(modality)
     return EvalProtocol(name, reader, rules.get("similarity", "cosine"))
+
+
+def clip4clip_protocol(rules: Clip4Clip, clip: Interval | None, modality: Modality) -> EvalProtocol:
+    """Return CLIP4Clip's protocol. Raises `UserError` if the modality is not video, or has another number of frames."""
+    reader = VideoReader(modality, clip)
+    wanted, own = rules["frames"], modality.input_shape[1]
+    if own != wanted:
+        raise UserError(f"CLIP4Clip's protocol takes {wanted} frames, but this model {own}: use --num-frames {wanted}")
+    reader.modality = replace(reader.modality, frames_per_second=1.0)
+    reader.details = {
+        "frames_rule": "one a second; evenly spaced ones of longer clips; shorter ones are not filled up",
+        "words": rules["words"],
+        "gallery": "a sample's captions are one item, by the best of them",
+    }
+    return EvalProtocol("clip4clip", reader, words=rules["words"], by_sample=True)
 
 
 def _squares(frames: Tensor, starts: list[int]) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 A caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for the other
 sample. No model can tell such copies apart, so the protocol records their number and the highest possible recall. With
-`relevant: caption`, a caption is relevant to every sample that has it.
+`relevant: caption`, a caption is relevant to every sample that has it. CLIP4Clip's protocol ranks samples in both
+directions: from a sample, those of the captions.
 """
 
 from collections import Counter, defaultdict
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array
 from torch import Tensor
 
 from ..data.datasets import DIRECTIONS, RECALL_AT
@@ -36,6 +37,7 @@ class Captioned:
     rows: Tensor  # (Q,) row of each caption in `text_features`
     owners: Tensor  # (Q,) sample of each caption; every sample has a caption
     twins: bool = False  # a caption is relevant to every sample that has it
+    by_sample: bool = False  # a sample's captions are one item of the gallery, with the score of the best
 
     def __post_init__(self):
         if not (self.features.isfinite().all() and self.text_features.isfinite().all()):
@@ -50,9 +52,17 @@ class Captioned:
         if name == "text_to_modality":
             sides = of_captions.T.tocsr(), of_samples
             return Direction(lambda q: texts[rows[q]] @ features.T, len(rows), len(features), *sides, rows.device)
+        if self.by_sample:
+            each = eye_array(len(features), format="csr", dtype=bool)
+            return Direction(self._best_of_samples, len(features), len(features), each, each, rows.device)
         # Scores of equal captions are copied, so that they tie exactly
         sides = of_samples.T.tocsr(), of_captions
         return Direction(lambda q: (features[q] @ texts.T)[:, rows], len(features), len(rows), *sides, rows.device)
+
+    def _best_of_samples(self, queries: Tensor) -> Tensor:
+        scores = (self.features[queries] @ self.text_features.T)[:, self.rows]  # (q, Q)
+        best = scores.new_full((len(queries), len(self.features)), -torch.inf)
+        return best.scatter_reduce(1, self.owners.expand(len(queries), -1), scores, "amax")
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     protocol: dict[str, Any] = {
         "captions": len(rows),
         "captions_per_sample": [min(counts), max(counts)],
-        **recall_bounds(rows, owners, captioned.twins),
+        **recall_bounds(rows, owners, captioned.twins, captioned.by_sample),
         "relevance": f"a caption is relevant to {having}",
         "chance": chance,
     }
@@ -132,7 +142,9 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     return {"metrics": metrics, "protocol": protocol}, ranked
 
 
-def recall_bounds(captions: Sequence[int], owners: Sequence[int], twins: bool) -> dict[str, Any]:
+def recall_bounds(
+    captions: Sequence[int], owners: Sequence[int], twins: bool, by_sample: bool = False
+) -> dict[str, Any]:
     """Return the number of captions that several samples have, and the highest possible recalls if these bound it."""
     copies: dict[Any, Counter[int]] = defaultdict(Counter)  # how often each sample has a caption
     for caption, owner in zip(captions, owners, strict=True):
@@ -140,7 +152,8 @@ def recall_bounds(captions: Sequence[int], owners: Sequence[int], twins: bool) -
     # The copies of a text rank the samples alike, and for a sample, they all tie
     foreign = dict.fromkeys(owners, len(captions))
     for caption, owner in zip(captions, owners, strict=True):
-        foreign[owner] = min(foreign[owner], copies[caption].total() - copies[caption][owner])
+        others = len(copies[caption]) - 1 if by_sample else copies[caption].total() - copies[caption][owner]
+        foreign[owner] = min(foreign[owner], others)
     ceiling = {}
     for k in RECALL_AT:
         hits = sum(count for having in copies.values() for _, count in having.most_common(k))

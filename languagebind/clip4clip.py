@@ -1,0 +1,71 @@
+"""CLIP4Clip's checkpoints (github.com/ArrowLuo/CLIP4Clip), `clip4clip:FILE`: a CLIP and a head over its frames.
+
+`pytorch_model.bin.N` is a state dict with `clip.` before OpenAI's names of CLIP's weights, beside those of the head.
+The file does not name the head (`--sim_header`); its keys tell.
+"""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from .config import UserError
+from .weights import State, open_clip_model, openai_clip, read_file, tensors_of
+
+CLIP4CLIP = "clip4clip:"
+PAIRS = ("cross.", "similarity_dense.")
+# Part of the name of a head's parameter -> part of ours
+NAMES = {
+    r"^transformerClip\.resblocks\.": "layers.",
+    r"^frame_position_embeddings\.": "positions.",
+    r"^lstm_visual\.": "lstm.",
+    r"\.attn\.": ".self_attn.",
+    r"\.ln_": ".norm",
+    r"\.mlp\.c_fc\.": ".linear1.",
+    r"\.mlp\.c_proj\.": ".linear2.",
+}
+# How its frames are read, in training and evaluation
+INPUTS = {"num_frames": 12, "frames_per_second": 1.0, "interpolation": "bicubic", "antialias": True}
+
+
+def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, sizes_only: bool = False) -> nn.Module:
+    """Return the CLIP in a checkpoint of CLIP4Clip, or else an open_clip model; see `open_clip_model`."""
+    if not name.startswith(CLIP4CLIP):
+        return open_clip_model(name, pretrained, cache_dir, sizes_only)
+    return openai_clip(_read(name)[0])
+
+
+def head_options(name: str) -> dict[str, Any]:
+    """Return the options of the encoder and of its inputs that belong to the head of `clip4clip:FILE`."""
+    _, state = _read(name)
+    if depth := len({key.split(".")[2] for key in state if key.startswith("transformerClip.")}):
+        return {"temporal_head": "transformer", "temporal_head_depth": depth, **INPUTS}
+    return {"temporal_head": "lstm" if "lstm_visual.weight_ih_l0" in state else "mean", **INPUTS}
+
+
+def head_state(name: str) -> State:
+    """Return the weights of the head of `clip4clip:FILE`, under our names."""
+    _, state = _read(name)
+    transformer = any(key.startswith("transformerClip.") for key in state)
+    found = {}
+    for key, value in state.items():
+        if not transformer and key.startswith("frame_position_embeddings."):
+            continue  # an LSTM has them, but does not use them
+        for theirs, ours in NAMES.items():
+            key = re.sub(theirs, ours, key)
+        found[f"temporal_head.{key}"] = value.float()
+    return found
+
+
+def _read(name: str) -> tuple[State, State]:
+    """Return the weights of CLIP and those of the head, under their own names."""
+    path = name.removeprefix(CLIP4CLIP)
+    state = tensors_of(read_file(path), path)
+    if "clip.visual.conv1.weight" not in state:
+        raise UserError(f"{path} is not a checkpoint of CLIP4Clip: it lacks clip.visual.conv1.weight")
+    if "clip.visual.conv2.weight" in state:
+        raise UserError(f"{path} was trained with --linear_patch 3d, which is not supported: use a 2d one")
+    if any(key.startswith(PAIRS) for key in state):
+        raise UserError(f"{path} is a tightTransf, which scores pairs and has no embedding: it cannot be loaded")
+    clip = {key.removeprefix("clip."): value for key, value in state.items() if key.startswith("clip.")}
+    return clip, {key: value for key, value in state.items() if not key.startswith("clip.")}

@@ -1,0 +1,101 @@
+"""CLIP4Clip's heads (arXiv 2104.08860): from the features of a clip's frames to one feature of the clip.
+
+A head takes frames after the projection into the shared space. Shapes: B batch, T frames, D width of that space.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import UserError
+from .transformer import QuickGELU
+from .vit import EncoderConfig
+from .weights import State
+
+MAX_FRAMES = 77  # CLIP4Clip has a position for each token of CLIP's texts
+HEAD_WIDTH = 64
+
+
+class MeanHead(nn.Module):
+    """Mean of the unit-norm features of the frames."""
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return the features (B, D) of clips, of any norm, for those of the frames (B, T, D) in the `mask` (B, T)."""
+        x = F.normalize(self.mix(frames, mask).float(), dim=-1) * mask.unsqueeze(-1)
+        return x.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return features (B, T, D) of the frames in their context."""
+        return frames
+
+
+class LstmHead(MeanHead):
+    """An LSTM over the frames, with a residual. Skipped frames come last, so they do not reach the others."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return frames + self.lstm(frames)[0]
+
+
+class TransformerHead(MeanHead):
+    """A transformer over the frames with positions, and a residual around both."""
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        if width % HEAD_WIDTH:
+            raise UserError(f"--temporal-head transformer needs features of a multiple of {HEAD_WIDTH}, not {width}")
+        self.positions = nn.Embedding(MAX_FRAMES, width)
+        nn.init.normal_(self.positions.weight, std=0.02)
+        self.layers = blocks(width, depth)
+
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        x = frames + self.positions.weight[: frames.shape[1]].to(frames.dtype)
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=~mask)
+        return frames + x
+
+
+def blocks(width: int, depth: int) -> nn.ModuleList:
+    """Return CLIP's transformer blocks as PyTorch's, with CLIP4Clip's epsilon. They do not drop anything out."""
+    sizes, options = (width, width // HEAD_WIDTH, 4 * width), {"batch_first": True, "norm_first": True}
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(*sizes, 0.0, QuickGELU(), 1e-12, **options)  # no dropout
+        for _ in range(depth)
+    )
+
+
+def build_head(config: EncoderConfig, width: int, num_frames: int) -> MeanHead | None:
+    """Return the head that the config names, for features of `width`; None without one."""
+    if config.temporal_head == "transformer":
+        if num_frames > MAX_FRAMES:
+            raise UserError(f"--temporal-head transformer takes at most {MAX_FRAMES} frames, not {num_frames}")
+        return TransformerHead(width, config.temporal_head_depth)
+    if config.temporal_head == "lstm":
+        return LstmHead(width)
+    return None if config.temporal_head is None else MeanHead()
+
+
+def real_frames(inputs: Tensor) -> Tensor:
+    """Return a mask (B, T) of inputs (B, C, T, H, W), false for frames of zeros, with which short clips are padded."""
+    return inputs.ne(0).flatten(3).any(dim=3).any(dim=1)
+
+
+def head_from_text(head: nn.Module, text: State) -> State | None:
+    """Return a transformer head's weights from CLIP's text tower, its positions and first blocks, as CLIP4Clip starts.
+
+    Args:
+        text: weights of the text tower under the published names. If they do not fit the head, return None.
+    """
+    found = {}
+    for key, value in head.state_dict().items():
+        name = f"text_model.encoder.{key.replace('norm', 'layer_norm').replace('linear', 'mlp.fc')}"
+        if key == "positions.weight":
+            name = "text_model.embeddings.position_embedding.weight"
+        names = [name.replace("in_proj_", f"{part}_proj.") for part in "qkv"] if "in_proj_" in name else [name]
+        if not text.keys() >= set(names) or sum(len(text[each]) for each in names) != len(value):
+            return None
+        found[key] = torch.cat([text[each] for each in names])
+    return found
