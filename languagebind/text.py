@@ -6,9 +6,9 @@ Shapes: B batch, L tokens, D width.
 
 import hashlib
 import importlib.resources
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip4clip import CLIP4CLIP, clip_model
+from .clip_text import CONTEXT_LENGTH, ClipText, ClipTextConfig, Encode, Tokenizer
 from .config import UserError, at_least
-from .transformer import LAYER_NORM_EPS, Transformer
-from .weights import State, clip_text_state, hash_tensor, load_strict, read_state
+from .weights import State, clip_text_state, hash_tensor, load_strict, read_file, read_state, tensors_of
 
 # The fingerprint covers the token ids of these texts: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
 
-CONTEXT_LENGTH = 77  # of CLIP
-Encode = Callable[[list[str]], Tensor]  # texts -> (B, context length) ids, as open_clip's tokenizers give them
+POSITIONS = "text_model.embeddings.position_embedding.weight"
 TextSide = tuple[nn.Module, nn.Module, int]  # a tower, its projection, and the size D of the shared space
 
 
@@ -47,74 +46,11 @@ class TextConfig:
     def __post_init__(self):
         at_least(3, context_length=self.context_length)
 
-
-class Tokenizer:
-    """Turns texts into token ids, trimmed to the longest text of the batch. Has no weights, so workers can copy it.
-
-    Args:
-        encode: `list[str] -> (B, context length)` ids.
-        pad_id: the padding id; None for CLIP's tokenizer, where the largest id marks the end of the text.
-        cut: False keeps the full context length, for towers whose features depend on the padding.
-    """
-
-    def __init__(self, encode: Encode, pad_id: int | None = None, cut: bool = True):
-        self.encode, self.pad_id, self.cut = encode, pad_id, cut
-
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return the token ids of texts as `{"input_ids": (B, L)}`."""
-        ids = self.encode(list(texts))
-        if len(ids) and self.cut:
-            lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
-            ids = ids[:, : int(lengths.max())].contiguous()
-        return {"input_ids": ids}
-
-
-@dataclass(frozen=True)
-class ClipTextConfig:
-    """Sizes of CLIP's text tower."""
-
-    vocab_size: int = 49408
-    context_length: int = CONTEXT_LENGTH
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    activation: str = "gelu"
-
-
-class ClipText(nn.Module):
-    """CLIP's text transformer: causal, pooled at the end of the text, (B, L) -> (B, D)."""
-
-    def __init__(self, config: ClipTextConfig, tokenizer: Tokenizer | None = None):
-        super().__init__()
-        tokens = getattr(tokenizer and tokenizer.encode, "vocab_size", 0)  # of CLIP's tokenizer
-        if tokens > config.vocab_size:
-            size = f"the text tower has a vocabulary of {config.vocab_size} tokens"
-            raise UserError(f"{size}, but its tokenizer has {tokens}: set vocab_size to the size in training")
-        self.tokenizer = tokenizer
-        self.sizes = config
-        token_embedding = nn.Embedding(config.vocab_size, config.width)
-        position_embedding = nn.Embedding(config.context_length, config.width)
-        self.embeddings = nn.ModuleDict({"token_embedding": token_embedding, "position_embedding": position_embedding})
-        self.encoder = Transformer(config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
-        self.final_layer_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        (x,) = self.encoder(self.embed(input_ids), is_causal=True)
-        return self.pool(self.final_layer_norm(x), input_ids)
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Return the first block's input (B, L, D) for token ids (B, L)."""
-        length = input_ids.shape[1]
-        if length > self.sizes.context_length:
-            raise UserError(f"the text has {length} tokens, more than the tower's limit of {self.sizes.context_length}")
-        positions = self.embeddings["position_embedding"](torch.arange(length, device=input_ids.device))  # (L, D)
-        return self.embeddings["token_embedding"](input_ids) + positions
-
-    def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
-        """Return the token at the end of each text: (B, L, D) -> (B, D)."""
-        # The end-of-text token has the largest id. Padding ids are equal or smaller, and argmax takes the first.
-        return x[torch.arange(x.shape[0], device=x.device), input_ids.int().argmax(dim=1)]
+    @property
+    def longer_texts(self) -> int | None:
+        """The context length if the weights are a file of a CLIP for longer texts, such as Long-CLIP; else None."""
+        length = self.context_length or 0
+        return length if length > CONTEXT_LENGTH and Path(str(self.text_pretrained)).exists() else None
 
 
 class OpenClipText(nn.Module):
@@ -136,7 +72,8 @@ def build_text(config: TextConfig) -> TextSide:
     """
     if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
-    if Path(str(config.text_pretrained)).is_dir() and (sizes := clip_text_sizes(config)[0]):
+    direct = Path(str(config.text_pretrained)).is_dir() or config.longer_texts
+    if direct and (sizes := clip_text_sizes(config)[0]):
         return _clip_text(read_state(str(config.text_pretrained)), sizes, Tokenizer(text_tokens(config)))
     return open_clip_text(_open_clip_model(config), config)
 
@@ -156,8 +93,13 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
     """
     encode, tower = text_tokens(config), _text_side(model)
     if sizes := _clip_sizes(tower):
+        rows = _positions_in(config.text_pretrained)
+        if rows not in (None, sizes.context_length):  # open_clip would interpolate them without a word
+            raise UserError(f"{config.text_pretrained} is for texts of {rows} tokens; set --context-length {rows}")
         return _clip_text(clip_text_state(tower.state_dict()), sizes, Tokenizer(encode))
     hf_config = getattr(tower, "config", None)
+    if config.context_length not in (None, own := getattr(tower, "context_length", None)) and hf_config is None:
+        raise UserError(f"{config.text_tower} reads exactly {own} tokens; leave out --context-length")
     if hf_config is None and tower is model:
         raise UserError(f"open_clip's {config.text_tower} does not have a separate text tower; choose another")
     width = model.encode_text(encode(["a"])).shape[1]
@@ -175,6 +117,8 @@ def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
         return None, 0
     tower = _text_side(_open_clip_model(config, sizes_only=True))
     sizes = _clip_sizes(tower)
+    if sizes and (length := config.longer_texts):
+        sizes = replace(sizes, context_length=length)
     return sizes, tower.text_projection.shape[1] if sizes else 0
 
 
@@ -218,6 +162,9 @@ def text_tokens(config: TextConfig) -> Encode:
     if folder := _sentence_encoder_folder(config):
         with _sentence_encoder_config(folder) as sizes:
             longest = min(sizes.max_position_embeddings, 256)
+            if (config.context_length or 0) > sizes.max_position_embeddings:
+                limit = f"{config.text_tower} reads at most {sizes.max_position_embeddings} tokens"
+                raise UserError(f"{limit}; lower --context-length")
             return HFTokenizer(folder, context_length=config.context_length or longest)
     if config.text_tower.startswith(CLIP4CLIP):
         return clip_tokens(config.context_length or CONTEXT_LENGTH)
@@ -273,12 +220,26 @@ def activation_of(block: Any) -> str:
 
 def _clip_text(state: State, sizes: ClipTextConfig, tokenizer: Tokenizer) -> TextSide:
     state = {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
+    encode: Any = tokenizer.encode
+    rows, longest = len(state[POSITIONS]), max(sizes.context_length, encode.context_length)
+    if rows != longest:
+        raise UserError(f"the text tower is for texts of {rows} tokens, not {longest}; set --context-length {rows}")
     text_model = ClipText(sizes, tokenizer)
     size, width = state["text_projection.weight"].shape
     text_projection = nn.Linear(width, size, bias=False)
     both = nn.ModuleDict({"text_model": text_model, "text_projection": text_projection})
     load_strict(both, state, "the text tower")
     return text_model, text_projection, size
+
+
+def _positions_in(path: str | None) -> int | None:
+    """Return the number of text positions in a file of CLIP's weights; None if there is no such file or number."""
+    try:
+        state = tensors_of(read_file(path), path) if path and Path(path).is_file() else {}
+    except UserError:  # such as OpenAI's archives, which open_clip reads
+        return None
+    names = (name for name in ("positional_embedding", "text.positional_embedding") if name in state)
+    return next((len(state[name]) for name in names), None)
 
 
 def _sentence_encoder_folder(config: TextConfig) -> str | None:

@@ -258,6 +258,10 @@ def interpolate_frames(state: State, num_frames: int) -> State:
 
 def clip_text_state(state: State) -> State:
     """Rename the text weights of an open_clip CLIP to the published names; transpose the text projection."""
+    if "positional_embedding_res" in state:  # Long-CLIP's (arXiv 2403.15378) positions after the first 20
+        state = dict(state)
+        later = state.pop("positional_embedding_res")[20:]
+        state["positional_embedding"] = torch.cat([state["positional_embedding"][:20], later])
     renamed = _rename_tower({key: value for key, value in state.items() if not key.startswith(("visual.", "logit_"))})
     renamed = {f"text_model.{key}": value for key, value in renamed.items()}
     return renamed | {"text_projection.weight": state["text_projection"].T.contiguous()}

@@ -33,7 +33,8 @@ FLOORS = {
 DOORS = {"languagebind", "languagebind._auto"}
 # A modality and a model know nothing of each other.
 MODELS = {
-    f"languagebind.{name}" for name in ("model", "vit", "transformer", "text", "lora", "tuning", "loss", "weights")
+    f"languagebind.{name}"
+    for name in ("model", "vit", "transformer", "text", "clip_text", "lora", "tuning", "loss", "weights")
 }
 # A package that one module alone may import, and then only when it is needed.
 ONLY_IN = {

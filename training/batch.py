@@ -89,7 +89,7 @@ class Batch:
     drawn: int
     """number of samples that the worker has drawn in this epoch"""
     counts: Counter[str] = field(default_factory=Counter)
-    """numbers of texts of this batch, for the log: hard `negatives`"""
+    """numbers of texts of this batch, for the log: hard `negatives`, `cut_captions` of too many tokens"""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""

@@ -216,6 +216,9 @@ class Meter:
         counts: Counter[str] = Counter()
         for *_, own in ranks:
             counts.update(own)
+        if not self.used and counts["cut_captions"] and engine.process.is_main:
+            message = "%d of the %d captions so far have more tokens than the text tower reads, and are cut"
+            log.warning(message, counts["cut_captions"], self.samples)
         self.logger.skipped(state.step, skipped)
         if skipped and engine.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)

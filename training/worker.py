@@ -21,6 +21,7 @@ from languagebind.data.text_features import TextFeatures
 from languagebind.data.vidal import NEGATIVES, MissingCaption, all_captions, choose_caption
 from languagebind.files import decode_text
 from languagebind.modalities import DecodeError, Modality
+from languagebind.text import Tokenizer
 
 from .batch import Batch, DataConfig, Plan, Skipped
 
@@ -102,8 +103,12 @@ class WorkerStream:
             found = [pad(torch.stack(x.features), (0, 0, 0, n)) for x, n in zip(samples, missing, strict=True)]
             which = torch.stack(found)  # (B, 1 + K, D)
             text = {"features": which[:, 0]}
+        counts: Counter[str] = Counter()
+        if self.features is None and isinstance(self.tokenizer, Tokenizer):
+            counts += Counter(cut_captions=self.tokenizer.count_cut([x.texts[0] for x in samples]))  # nothing if 0
         if wanted:
             text["negatives"] = which[:, 1:]
+            counts["negatives"] = wanted * len(samples) - sum(missing)
         return Batch(
             inputs=torch.stack([x.inputs for x in samples]),
             text=text,
@@ -114,7 +119,7 @@ class WorkerStream:
             worker=self.worker,
             epoch=self.epoch,
             drawn=self.drawn,
-            counts=Counter({NEGATIVES: wanted * len(samples) - sum(missing)} if wanted else {}),
+            counts=counts,
         )
 
     def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[Prepared]:

@@ -23,6 +23,7 @@ from .. import __version__
 from ..config import UserError, at_least
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import DecodeError
+from ..text import Tokenizer
 from .cache import FeatureCache, identity
 from .data.readers import EvalProtocol, Reader
 from .data.samples import Sample
@@ -131,6 +132,9 @@ class FeatureEncoder:
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]
         distinct = list(rows)
+        tokenizer = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
+        if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct)) and not rank():
+            log.warning("%d of %d texts have more tokens than the text tower reads, and are cut", cut, len(distinct))
         encode = self.model.encode_text if self.protocol.unit else self.model.project_text
         parts: dict[int, Tensor] = {}
         for batch in _progress(_own_batches(len(distinct), self.options.batch_size), "texts"):
