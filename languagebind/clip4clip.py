@@ -13,12 +13,16 @@ from .config import UserError
 from .weights import State, open_clip_model, openai_clip, read_file, tensors_of
 
 CLIP4CLIP = "clip4clip:"
-PAIRS = ("cross.", "similarity_dense.")
 # Part of the name of a head's parameter -> part of ours
 NAMES = {
     r"^transformerClip\.resblocks\.": "layers.",
     r"^frame_position_embeddings\.": "positions.",
     r"^lstm_visual\.": "lstm.",
+    r"^cross\.embeddings\.position_embeddings\.": "positions.",
+    r"^cross\.transformer\.resblocks\.": "layers.",
+    r"^cross\.pooler\.ln_pool\.": "norm.",
+    r"^cross\.pooler\.dense\.": "dense.",
+    r"^similarity_dense\.": "score.",
     r"\.attn\.": ".self_attn.",
     r"\.ln_": ".norm",
     r"\.mlp\.c_fc\.": ".linear1.",
@@ -38,8 +42,9 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
 def head_options(name: str) -> dict[str, Any]:
     """Return the options of the encoder and of its inputs that belong to the head of `clip4clip:FILE`."""
     _, state = _read(name)
-    if depth := len({key.split(".")[2] for key in state if key.startswith("transformerClip.")}):
-        return {"temporal_head": "transformer", "temporal_head_depth": depth, **INPUTS}
+    for head, blocks in {"transformer": "transformerClip.resblocks.", "pairs": "cross.transformer.resblocks."}.items():
+        if depth := len({key.removeprefix(blocks).split(".")[0] for key in state if key.startswith(blocks)}):
+            return {"temporal_head": head, "temporal_head_depth": depth, **INPUTS}
     return {"temporal_head": "lstm" if "lstm_visual.weight_ih_l0" in state else "mean", **INPUTS}
 
 
@@ -65,7 +70,5 @@ def _read(name: str) -> tuple[State, State]:
         raise UserError(f"{path} is not a checkpoint of CLIP4Clip: it lacks clip.visual.conv1.weight")
     if "clip.visual.conv2.weight" in state:
         raise UserError(f"{path} was trained with --linear_patch 3d, which is not supported: use a 2d one")
-    if any(key.startswith(PAIRS) for key in state):
-        raise UserError(f"{path} is a tightTransf, which scores pairs and has no embedding: it cannot be loaded")
     clip = {key.removeprefix("clip."): value for key, value in state.items() if key.startswith("clip.")}
     return clip, {key: value for key, value in state.items() if not key.startswith("clip.")}

@@ -112,6 +112,11 @@ class DualEncoder(nn.Module):
         inputs = inputs.to(self.visual_projection.weight.dtype)
         return over_frames(self.visual_projection(self.vision_model(inputs)), inputs, self.temporal_head)
 
+    def project_frames(self, inputs: Tensor) -> Tensor:
+        """Return the projected features (B, T * D) of the frames of inputs (B, C, T, H, W); zeros for padding."""
+        x = self.visual_projection(self.vision_model(inputs.to(self.visual_projection.weight.dtype)))
+        return (x * real_frames(inputs).unsqueeze(-1)).flatten(1)
+
     @torch.no_grad()
     def project_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return the unnormalised text features (B, D) of token ids, without gradients."""

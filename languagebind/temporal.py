@@ -58,6 +58,27 @@ class TransformerHead(MeanHead):
         return frames + x
 
 
+class PairHead(MeanHead):
+    """A transformer over a text and the frames, which scores the pair (tightTransf).
+
+    As an embedding, which serves to find candidates, it is the mean of the frames.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        self.positions = nn.Embedding(MAX_FRAMES, width)
+        self.layers = blocks(width, depth)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.dense, self.activation, self.score = nn.Linear(width, width), QuickGELU(), nn.Linear(width, 1)
+
+    def pairs(self, texts: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """Return the scores (B,) of projected texts (B, D) with frames (B, T, D), of which `mask` (B, T) are real."""
+        x = torch.cat([texts.unsqueeze(1), frames], dim=1) + self.positions.weight[: 1 + frames.shape[1]]
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=~F.pad(mask, (1, 0), value=True))
+        return self.score(self.activation(self.dense(self.norm(x[:, 0])))).squeeze(1)
+
+
 def blocks(width: int, depth: int) -> nn.ModuleList:
     """Return CLIP's transformer blocks as PyTorch's, with CLIP4Clip's epsilon. They do not drop anything out."""
     sizes, options = (width, width // HEAD_WIDTH, 4 * width), {"batch_first": True, "norm_first": True}
@@ -69,10 +90,12 @@ def blocks(width: int, depth: int) -> nn.ModuleList:
 
 def build_head(config: EncoderConfig, width: int, num_frames: int) -> MeanHead | None:
     """Return the head that the config names, for features of `width`; None without one."""
-    if config.temporal_head == "transformer":
-        if num_frames > MAX_FRAMES:
-            raise UserError(f"--temporal-head transformer takes at most {MAX_FRAMES} frames, not {num_frames}")
-        return TransformerHead(width, config.temporal_head_depth)
+    if config.temporal_head in ("transformer", "pairs"):
+        most = MAX_FRAMES - (config.temporal_head == "pairs")  # the text has a position, too
+        if num_frames > most:
+            raise UserError(f"--temporal-head {config.temporal_head} takes at most {most} frames, not {num_frames}")
+        kind = TransformerHead if config.temporal_head == "transformer" else PairHead
+        return kind(width, config.temporal_head_depth)
     if config.temporal_head == "lstm":
         return LstmHead(width)
     return None if config.temporal_head is None else MeanHead()

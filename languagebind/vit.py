@@ -53,9 +53,9 @@ class EncoderConfig:
     """timm's name of a vision transformer to use in place of our own; --encoder-tower sets it"""
     timm_options: tuple[str, ...] = ()
     """options of timm's create_model for it, such as depth=2 global_pool=avg"""
-    temporal_head: Literal["mean", "lstm", "transformer"] | None = None
+    temporal_head: Literal["mean", "lstm", "transformer", "pairs"] | None = None
     """CLIP4Clip's head over the projected frames of a clip, which leaves out frames of zeros; by default, our own ViT
-    averages frames before the projection"""
+    averages frames before the projection; pairs, which scores pairs, only comes with clip4clip:FILE"""
     temporal_head_depth: int = 4
     """number of blocks in a temporal head that is a transformer"""
 

@@ -18,14 +18,21 @@ def write_clip4clip(path: Path, head: str, blocks: int = 2) -> tuple[open_clip.C
     for name, parameter in clip.named_parameters():
         if parameter.ndim == 1:
             nn.init.normal_(parameter, 1.0 if "ln" in name and "weight" in name else 0.0, 0.1)
-    weights = {} if head == "meanP" else {"frame_position_embeddings.weight": torch.randn(77, WIDTH) / 4}
+    if head == "tightTransf":
+        weights = {"cross.embeddings.position_embeddings.weight": torch.randn(77, WIDTH) / 4}
+        for name, shape in {"cross.pooler.ln_pool": (WIDTH,), "cross.pooler.dense": (WIDTH, WIDTH),
+                            "similarity_dense": (1, WIDTH)}.items():  # fmt: skip
+            weights |= {f"{name}.weight": torch.randn(shape), f"{name}.bias": torch.randn(shape[0])}
+    else:
+        weights = {} if head == "meanP" else {"frame_position_embeddings.weight": torch.randn(77, WIDTH) / 4}
     if head == "seqLSTM":
         weights |= {f"lstm_visual.{key}": x for key, x in nn.LSTM(WIDTH, WIDTH).state_dict().items()}
-    if head == "seqTransf":
+    prefix = {"seqTransf": "transformerClip", "tightTransf": "cross.transformer"}.get(head)
+    if prefix:
         for number in range(blocks):
             for key, value in clip.transformer.resblocks[number].state_dict().items():
                 noise = torch.randn_like(value) / 8
-                weights[f"transformerClip.resblocks.{number}.{key}"] = noise + (1 if key.endswith("ln_1.weight") else 0)
+                weights[f"{prefix}.resblocks.{number}.{key}"] = noise + (1 if key.endswith("ln_1.weight") else 0)
     own = {f"clip.{key}": x for key, x in clip.state_dict().items() if key != "attn_mask"}
     half = {key: x.half() if key.endswith(("_proj", "fc.weight")) else x for key, x in own.items()}  # as its files are
     clip.load_state_dict({key.removeprefix("clip."): x.float() for key, x in half.items()}, strict=False)
@@ -59,10 +66,21 @@ def lstm(frames: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, 
     return torch.stack(found)
 
 
-def transformer(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+def pair_score(text: Tensor, frames: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The score of a projected text (D,) and the frames (T, D) of a clip by tightTransf."""
+    tokens = torch.cat([text[None], frames])
+    tokens = tokens + weights["cross.embeddings.position_embeddings.weight"][: len(tokens)]
+    x = transformer(tokens, weights, "cross.transformer")[:1]
+    x = norm(x, weights["cross.pooler.ln_pool.weight"], weights["cross.pooler.ln_pool.bias"])
+    x = x @ weights["cross.pooler.dense.weight"].T + weights["cross.pooler.dense.bias"]
+    x = x / (1 + torch.exp(-1.702 * x))
+    return (x @ weights["similarity_dense.weight"].T + weights["similarity_dense.bias"]).squeeze()
+
+
+def transformer(x: Tensor, weights: dict[str, Tensor], name: str = "transformerClip") -> Tensor:
     number = 0
-    while f"transformerClip.resblocks.{number}.ln_1.weight" in weights:
-        prefix = f"transformerClip.resblocks.{number}."
+    while f"{name}.resblocks.{number}.ln_1.weight" in weights:
+        prefix = f"{name}.resblocks.{number}."
         own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         y = norm(x, own["ln_1.weight"], own["ln_1.bias"])
         q, k, v = (y @ own["attn.in_proj_weight"].T + own["attn.in_proj_bias"]).chunk(3, dim=1)

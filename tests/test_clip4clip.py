@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from clip4clip_files import WIDTH, clip_feature, write_clip4clip
+from clip4clip_files import WIDTH, clip_feature, pair_score, write_clip4clip
 from eval_files import write_jsonl
 from helpers import MINILM, ROOT, call_ranks, checkpoint, losses
 from open_clip import get_tokenizer
@@ -20,6 +20,7 @@ from languagebind.eval import load_dataset_config
 from languagebind.eval.__main__ import main as evaluate
 from languagebind.eval.data.readers import clip4clip_protocol
 from languagebind.eval.score.retrieval import Captioned, retrieve
+from languagebind.hub.encoders import load_model
 from languagebind.hub.export import main as export
 from languagebind.modalities.video import Video
 from languagebind.model import build_model
@@ -158,6 +159,29 @@ def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, capsys):
     evaluate([*flags, f"--output={tmp_path / 'ours'}"])  # by our own protocol, too
     with pytest.raises(UserError, match="takes 12 frames, but this model 8: use --num-frames 12"):
         evaluate([*flags, "--protocol=clip4clip", "--num-frames=8", f"--output={tmp_path / 'other'}"])
+
+
+def test_tight_transf_ranks_pairs_again(videos, tmp_path):
+    path = tmp_path / "pytorch_model.bin.0"
+    clip, weights = write_clip4clip(path, "tightTransf")
+    flags = ["--model", f"clip4clip:{path}", "--config", str(videos / "films.yaml"), "--workers=0"]
+    evaluate([*flags, "--protocol=clip4clip", f"--output={tmp_path}"])
+    (result,) = (json.loads(each.read_text()) for each in tmp_path.glob("*.json"))
+    _, modality = load_model(f"clip4clip:{path}")
+    with torch.no_grad():
+        clips = [clip.encode_image(x) for x in real_frames(modality, [videos / f"{n}.mp4" for n in range(4)])]
+        tokens = get_tokenizer("ViT-B-32", context_length=5)([text for texts in CAPTIONS for text in texts])
+        texts = clip.encode_text(torch.nn.functional.pad(tokens, (0, 72)))
+        scores = torch.stack([torch.stack([pair_score(text, frames, weights) for frames in clips]) for text in texts])
+    owners = [n for n, captions in enumerate(CAPTIONS) for _ in captions]
+    ranks = [1 + int((row > row[owner]).sum()) for row, owner in zip(scores, owners, strict=True)]
+    assert result["metrics"]["text_to_modality/mean_rank"] == pytest.approx(np.mean(ranks))
+    best = torch.stack([scores[[i for i, o in enumerate(owners) if o == n]].amax(dim=0) for n in range(4)])
+    back = [1 + int((best[:, n] > best[n, n]).sum()) for n in range(4)]
+    assert result["metrics"]["modality_to_text/mean_rank"] == pytest.approx(np.mean(back))
+    assert result["protocol"]["reranked"] == 100
+    with pytest.raises(UserError, match="scores pairs and has no embedding: use it with languagebind eval"):
+        load(f"clip4clip:{path}")
 
 
 def test_samples_are_ranked_by_the_best_of_their_captions():

@@ -84,6 +84,8 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
         raise UserError("--tune-text does not work with --engine deepspeed: use ddp or fsdp")
     if getattr(config.inputs, "frames_per_second", 0) and config.model.encoder.temporal_head is None:
         raise UserError("--frames-per-second pads short clips, which needs a --temporal-head, such as mean")
+    if config.model.encoder.temporal_head == "pairs":
+        raise UserError("--temporal-head pairs is for evaluation alone: train another head")
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
     if config.data.negatives and config.model.tuning.tune_text:

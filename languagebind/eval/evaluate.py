@@ -145,6 +145,9 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
         "this protocol cuts texts for CLIP's tokenizer, which this model lacks": (
             encoder.protocol.words and not (isinstance(tokens, Tokenizer) and is_clip_tokens(tokens.encode))
         ),
+        "a model that scores pairs is for retrieval by cosine alone, without export or dual softmax": (
+            encoder.pairs and (dataset.task != "retrieval" or not unit or dual_softmax or export)
+        ),
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
         "this protocol has no single unit-norm feature per sample to export": export is not None and not one_each,
         "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
@@ -189,7 +192,7 @@ def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax:
     owners = [i for i, sample in enumerate(seen) for _ in sample.captions]
     text_features, rows = encoder.encode_texts(captions)
     places = torch.tensor([rows, owners], device=features.device)
-    captioned = Captioned(features, text_features, places[0], places[1], **rules)
+    captioned = Captioned(features, text_features, places[0], places[1], **rules, pairs=encoder.pairs)
     found, ranked = retrieve(captioned, encoder.model.logit_scale.to(features.device) if dual_softmax else None)
     if not rank() and (note := ceiling_note(found["protocol"])):
         log.warning(note)

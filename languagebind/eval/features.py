@@ -23,10 +23,12 @@ from .. import __version__
 from ..config import UserError, at_least
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import DecodeError
+from ..temporal import PairHead
 from ..text import Tokenizer
 from .cache import FeatureCache, identity
 from .data.readers import EvalProtocol, Reader
 from .data.samples import Sample
+from .score.retrieval import RERANKED
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class FeatureEncoder:
     def __init__(self, model: Any, protocol: EvalProtocol, options: EncodeOptions, name: str = ""):
         self.model, self.protocol, self.options = model, protocol, options
         self.device = model.logit_scale.device if options.device is None else torch.device(options.device)
+        head = getattr(model, "temporal_head", None)
+        self.pairs = head if isinstance(head, PairHead) else None  # then features are raw: of frames, and of texts
         folder = options.feature_cache
         self.cache = FeatureCache(Path(folder) / name, model, protocol, options.precision) if folder else None
 
@@ -103,6 +107,7 @@ class FeatureEncoder:
         )
         bad: dict[int, str] = {}
         encode = self.model.encode if self.protocol.unit else self.model.project
+        encode = encode if self.pairs is None else self.model.project_frames
         for batch, (inputs, unreadable) in zip(missing, _progress(loader, "samples"), strict=True):
             bad |= unreadable
             if len(unreadable) == len(batch):
@@ -135,7 +140,8 @@ class FeatureEncoder:
         tokenizer = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
         if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct)) and not rank():
             log.warning("%d of %d texts have more tokens than the text tower reads, and are cut", cut, len(distinct))
-        encode = self.model.encode_text if self.protocol.unit else self.model.project_text
+        raw = not self.protocol.unit or self.pairs
+        encode = self.model.project_text if raw else self.model.encode_text
         parts: dict[int, Tensor] = {}
         for batch in _progress(_own_batches(len(distinct), self.options.batch_size), "texts"):
             here = distinct[batch[0] : batch[-1] + 1]
@@ -160,6 +166,7 @@ class FeatureEncoder:
             "batch_size": self.options.batch_size,
             "text_fingerprint": self.model.text_fingerprint(),
             "versions": {"languagebind": __version__, "torch": torch.__version__},
+            **({"reranked": RERANKED} if self.pairs else {}),
         }
 
     def _run(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
@@ -172,7 +179,7 @@ class FeatureEncoder:
                 x = encode(_to(inputs, self.device)).float()
         finally:
             self.model.train(training)
-        if not self.protocol.unit:
+        if not self.protocol.unit or self.pairs:
             return x
         # A norm that overflows float32 gives NaN, which is reported as an error, and not silent zeros
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

@@ -21,6 +21,7 @@ from ..config import UserError, at_least, first_line
 from ..modalities import READING, Modality, modality_name, with_options
 from ..model import DualEncoder, same_text
 from ..remote import is_url
+from ..temporal import PairHead
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import build_checkpoint, holds_text, is_training_checkpoint, load_clip4clip, read_checkpoint
@@ -72,6 +73,8 @@ def load(
         for model, modality in _load_all(source, towers.values(), expected, num_frames, **hub):
             towers.setdefault(id(model.text_model), model)
             name = modality_name(modality)
+            if isinstance(getattr(model, "temporal_head", None), PairHead):
+                raise UserError(f"{source} scores pairs and has no embedding: use it with languagebind eval")
             if name in encoders:
                 raise UserError(f"{source} is a second checkpoint for {name}: pass load() one checkpoint per modality")
             encoders[name] = model, modality

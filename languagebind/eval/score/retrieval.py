@@ -9,19 +9,23 @@ directions: from a sample, those of the captions.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array, eye_array
 from torch import Tensor
+from torch.nn import functional as F
 
+from ...temporal import PairHead
 from ..data.datasets import DIRECTIONS, RECALL_AT
 from ..data.samples import Sample
 from .examples import media, pick_examples
 from .metrics import Ranked, chance_at, rank_metrics, rank_pairs
 from .statistics import rank_intervals
 
+RERANKED = 100  # of the best items for a query by cosine, a model that scores pairs ranks these again
+PAIRS_AT_A_TIME = 1024
 SCORES_AT_A_TIME = 2**24  # 64 MiB of scores, so that memory does not grow with the gallery
 
 
@@ -38,6 +42,7 @@ class Captioned:
     owners: Tensor  # (Q,) sample of each caption; every sample has a caption
     twins: bool = False  # a caption is relevant to every sample that has it
     by_sample: bool = False  # a sample's captions are one item of the gallery, with the score of the best
+    pairs: PairHead | None = None  # scores pairs of `text_features` (U, D) and `features` (N, T * D), which are raw
 
     def __post_init__(self):
         if not (self.features.isfinite().all() and self.text_features.isfinite().all()):
@@ -51,16 +56,44 @@ class Captioned:
         of_captions, of_samples = (csr_array((text >= 0, (text, items))) for items in (captions, owners))
         if name == "text_to_modality":
             sides = of_captions.T.tocsr(), of_samples
-            return Direction(lambda q: texts[rows[q]] @ features.T, len(rows), len(features), *sides, rows.device)
+            score: Any = (lambda q: texts[rows[q]] @ features.T) if self.pairs is None else self._rerank_samples
+            return Direction(score, len(rows), len(features), *sides, rows.device)
         if self.by_sample:
             each = eye_array(len(features), format="csr", dtype=bool)
             return Direction(self._best_of_samples, len(features), len(features), each, each, rows.device)
         # Scores of equal captions are copied, so that they tie exactly
         sides = of_samples.T.tocsr(), of_captions
-        return Direction(lambda q: (features[q] @ texts.T)[:, rows], len(features), len(rows), *sides, rows.device)
+        return Direction(self._of_captions, len(features), len(rows), *sides, rows.device)
+
+    def _of_captions(self, queries: Tensor) -> Tensor:
+        if self.pairs is not None:
+            return self.rerank(self.text_features, self.features[queries], dim=0).T[:, self.rows]
+        return (self.features[queries] @ self.text_features.T)[:, self.rows]
+
+    def _rerank_samples(self, queries: Tensor) -> Tensor:
+        return self.rerank(self.text_features[self.rows[queries]], self.features, dim=1)
+
+    @torch.no_grad()
+    def rerank(self, texts: Tensor, frames: Tensor, dim: int) -> Tensor:
+        """Return scores (U, N): those of pairs for the best along `dim` by cosine, and cosines, which are less.
+
+        Args:
+            texts: raw features (U, D).
+            frames: raw features of frames (N, T * D), of which zeros are padding.
+        """
+        head = cast(PairHead, self.pairs)
+        clips = frames.unflatten(1, (-1, texts.shape[1]))
+        mask = clips.ne(0).any(dim=2)
+        scores = F.normalize(texts, dim=1) @ F.normalize(head(clips, mask), dim=1).T
+        best = scores.topk(min(RERANKED, scores.shape[dim]), dim=dim).indices
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, best, True).nonzero()
+        found = [head.pairs(texts[t], clips[n], mask[n]) for t, n in map(torch.t, chosen.split(PAIRS_AT_A_TIME))]
+        pairs = torch.cat(found).float()
+        scores[chosen[:, 0], chosen[:, 1]] = pairs - pairs.min() + 2  # above every cosine
+        return scores
 
     def _best_of_samples(self, queries: Tensor) -> Tensor:
-        scores = (self.features[queries] @ self.text_features.T)[:, self.rows]  # (q, Q)
+        scores = self._of_captions(queries)  # (q, Q)
         best = scores.new_full((len(queries), len(self.features)), -torch.inf)
         return best.scatter_reduce(1, self.owners.expand(len(queries), -1), scores, "amax")
 
