@@ -298,7 +298,8 @@ def test_a_worker_that_is_killed_is_named_in_the_log(depth_shards, tmp_path):
     os.kill(max(map(int, children)), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
-    assert "/training/" not in output  # a traceback; Python may write one about the temporary files of the dead worker
+    # No traceback, but for those that Python itself writes of errors in its clean-up after the worker's death
+    assert "/training/" not in output.partition("Exception ignored")[0]
     assert "when memory runs out: use fewer --workers" in log.read_text()
 
 
