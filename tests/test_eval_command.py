@@ -247,7 +247,7 @@ def test_all_by_the_paper_leaves_out_what_it_does_not_have(world, tmp_path, capl
             flags(world, tmp_path / "out", "--all", f"--configs={tmp_path}", f"--model=m={COLOURS}", "--protocol=paper")
         )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_paper_m.json"]
-    assert "a is left out: the original has no protocol for it" in caplog.text
+    assert "a is left out: it has no paper protocol" in caplog.text
     (tmp_path / "b.yaml").unlink()
     with pytest.raises(UserError, match=r"no datasets: .* holds the data of none of the configs in"):
         main(flags(world, tmp_path / "c", "--all", f"--configs={tmp_path}", f"--model=m={COLOURS}", "--protocol=paper"))
