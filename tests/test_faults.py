@@ -298,10 +298,7 @@ def test_a_worker_that_is_killed_is_named_in_the_log(depth_shards, tmp_path):
     os.kill(max(map(int, children)), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
-    before, message, _ = output.partition("error: DataLoader worker")
-    assert message, output
-    # Python writes tracebacks of errors in its own clean-up, of the files of the dead worker
-    assert "/training/" not in before.partition("Exception ignored")[0], output
+    assert "/training/" not in output  # a traceback; Python may write one about the temporary files of the dead worker
     assert "when memory runs out: use fewer --workers" in log.read_text()
 
 

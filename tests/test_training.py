@@ -298,6 +298,9 @@ def test_a_checkpoint_without_a_newer_option_is_resumable(run):
     del checkpoint["config"]["inputs"]["exif"]  # as before this option existed
     torch.save(checkpoint, run / "older.pt")
     assert read_resumable(run / "older.pt", config, fingerprint)["step"] == 15
+    config["inputs"]["exif"] = False
+    with pytest.raises(UserError, match="was trained with --exif True, not False"):
+        read_resumable(run / "older.pt", config, fingerprint)
 
 
 def test_a_resumed_run_takes_changed_options_and_says_what_is_no_longer_exact(run):

@@ -11,6 +11,7 @@ from languagebind import __version__
 from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
 from languagebind.hub.checkpoint import options_of, read_checkpoint
+from languagebind.modalities import LIMITS
 
 from .engines.base import Engine
 from .engines.ema import Ema
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # Options of the model and its inputs that may change on resume, because the weights keep their meaning.
 MAY_CHANGE = ("grad_checkpointing", "grad_checkpointing_blocks", "patch_dropout", "lora_dropout", "fast_resize",
-              "max_pixels", "max_seconds", "video_backend")  # fmt: skip
+              *LIMITS)  # fmt: skip
 
 # Packages whose versions are recorded, because they may change the output of the text tower.
 PACKAGES = ("torch", "open_clip_torch", "transformers")
@@ -102,9 +103,8 @@ def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: s
     model, inputs = options_of(checkpoint, path)  # with the defaults of options that are newer than the checkpoint
     before = _fixed_options(checkpoint["config"] | {"model": to_dict(model), "inputs": to_dict(inputs)})
     now = _fixed_options(config)
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old != new:
+    for name, old in before.items():
+        if old != (new := now.get(name)):
             raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: keep the old value")
     return checkpoint
 

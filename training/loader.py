@@ -45,6 +45,7 @@ def train_batches(batches: ShardBatches) -> Generator[Batch]:
                 raise UserError(batch)
             yield batch
     except (ConnectionError, EOFError) as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report the worker once more, in the exit
         raise RuntimeError("DataLoader worker was killed while it sent a batch.") from error
     finally:
         close()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
@@ -14,7 +14,7 @@ from ..modalities import modality_name
 from .cache import weights_digest
 from .clip_benchmark import with_clip_benchmark_keys
 from .command import parse_command, save
-from .evaluate import evaluate
+from .evaluate import ListedDataset, evaluate
 from .jobs import EvalOptions, Job, describe_absent, list_early, plan_jobs, select_datasets, select_models
 from .models import load_eval_model
 from .results import comparison, results_table
@@ -24,19 +24,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(EvalOptions, argv, "eval", "--config", "--model", "--data")
     models = select_models(options)
     datasets, absent = select_datasets(options)
-    listed = list_early(datasets, options)
     failures: list[str] = []
     modalities: set[str] = set()  # of the models
     with joined(options.encode.device) as process:
         # Only the first rank looks for result files: it writes them, and other nodes may have other files
         jobs: list[Job] = on_main(process, lambda: plan_jobs(models, datasets, options))
         todo = [job for job in jobs if job.result is None]
-        for job in todo:
-            job.listed = listed
+        listed = list_early(datasets, options) if todo else None
         for name, group in groupby(todo, key=lambda job: job.model):
             note = partial(_noting_failure, failures, f"{name}: " if len(models) > 1 else "")
             with note():
-                modalities.add(_evaluate_model(list(group), options, process, note))
+                modalities.add(_evaluate_model(list(group), listed, options, process, note))
         made = [job for job in todo if job.result is not None]
         if process.is_main:
             _print(jobs if options.compare else made, options)
@@ -67,7 +65,7 @@ def _noting_failure(failures: list[str], label: str) -> Iterator[None]:
 
 
 def _evaluate_model(
-    jobs: Sequence[Job], options: EvalOptions, process: Process, note: Callable[[], AbstractContextManager]
+    jobs: Sequence[Job], listed: ListedDataset | None, options: EvalOptions, process: Process, note: Callable[[], Any]
 ) -> str:
     """Evaluate one model, write each result as soon as it is computed, and return the model's modality."""
     first = jobs[0]
@@ -80,7 +78,7 @@ def _evaluate_model(
         if (options.all or len(options.model) > 1) and job.dataset.modality not in (None, own):
             continue
         with note():
-            dataset, dual = job.listed or job.dataset, options.dual_softmax
+            dataset, dual = listed or job.dataset, options.dual_softmax
             result = evaluate(model, kind, dataset, export=job.export, dual_softmax=dual, **encode)
             checkpoint = {"checkpoint": job.asked["checkpoint"], "weights_sha256": weights}
             result |= {"pretrained": job.model} | checkpoint | {"asked": job.asked}

@@ -83,7 +83,6 @@ class Job:
     export: Path | None  # features file
     asked: dict[str, Any]  # what the result depends on, as the result file stores it
     result: Result | None = None  # set from the start if --skip-existing finds the file
-    listed: ListedDataset | None = None  # the dataset, if its samples were listed before
 
 
 def select_models(options: EvalOptions) -> list[tuple[str, str]]:

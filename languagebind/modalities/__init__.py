@@ -19,10 +19,9 @@ from torch import Tensor
 from ..config import UserError
 from ._sources import DecodeError, Source, describe, fetch, is_source, read
 
-# Options that may differ from those of training: limits, the video decoder, and whether EXIF data turn a picture
-READING = ("exif", "max_pixels", "max_seconds", "video_backend")
-# Options that do not change the inputs in evaluation: augmentation, limits, decoder
-UNUSED = ("hflip", "random_crop", "fast_resize", "max_pixels", "max_seconds", "video_backend")
+LIMITS = ("max_pixels", "max_seconds", "video_backend")  # options that change no input: limits, and the video decoder
+READING = ("exif", *LIMITS)  # options that may differ from those of training
+UNUSED = ("hflip", "random_crop", "fast_resize", *LIMITS)  # options that do not change the inputs in evaluation
 
 __all__ = ["DecodeError", "Modality", "Source", "describe", "is_source", "modality_class", "modality_name",
            "modality_names", "read"]  # fmt: skip

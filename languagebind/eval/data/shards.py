@@ -59,7 +59,7 @@ def list_shards(data: str) -> list[Path]:
 def read_shard(
     shard: Path, extensions: tuple[str, ...], num_classes: int | None
 ) -> Iterator[tuple[str, Member | tuple[Member, ...] | None, dict[str, Any], str]]:
-    """Yield (key, source, annotation, what it holds if there is no source) for each sample of a shard, in order.
+    """Yield (key, source, annotation, held) for each sample in order. Without a source, `held` says what there is.
 
     The source is the member, or the frames, with the first of the `extensions` that the sample has. A `.npy` label must
     have `num_classes` elements; None: any number. Raises `UserError` if the shard or an annotation is damaged.
