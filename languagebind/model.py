@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .clip4clip import CLIP4CLIP, clip_model, head_state
 from .config import UserError, at_least
+from .dense import Mode, dense_tower
 from .temporal import MeanHead, build_head, head_from_text, real_frames
 from .text import TextConfig, TextSide, Tokenizer, activation_of, build_text, encode_text, fingerprint, open_clip_text
 from .timm_tower import TIMM, build_encoder, timm_state, tower_options
@@ -106,6 +107,15 @@ class DualEncoder(nn.Module):
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the features (B, D) of inputs (B, C, T, H, W): unit norm, float32."""
         return F.normalize(self.project(inputs).float(), dim=-1)
+
+    def encode_dense(self, inputs: Tensor, mode: Mode = "qq") -> Tensor:
+        """Return features (B, T, h, w, D) of the patches of inputs (B, C, T, H, W): unit norm, float32.
+
+        The height and width may differ from training. Texts' features are comparable with them; see `dense.py`.
+        """
+        tower = dense_tower(self.vision_model, inputs.shape[3:], mode)
+        x = tower.feature_map(tower.tokens(inputs.to(self.visual_projection.weight.dtype)))
+        return F.normalize(self.visual_projection(x).float(), dim=-1)
 
     def project(self, inputs: Tensor) -> Tensor:
         """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), which are cast to the weights' dtype."""

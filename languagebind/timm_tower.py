@@ -1,8 +1,8 @@
 """Any vision transformer of timm as the encoder, beside our own ViT: PE-Core, SigLIP2, EVA, DINOv3, plain ViTs.
 
 timm's parameter names stay, after `vision_model.trunk.`. A clip's frames are encoded one by one. Of either encoder, the
-library uses the call, `blocks` (for engines and compiling), `pool`, `width` and `projection_bias`; the names of their
-parts are in `tuning.py`.
+library uses the call, `blocks` (for engines and compiling), `pool`, `width`, `projection_bias` and, for `dense.py`,
+`tokens`, `feature_map` and `resize`; the names of their parts are in `tuning.py`.
 """
 
 import json
@@ -75,6 +75,22 @@ class TimmTower(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """Return the features of each frame for the output of `tokens`: (B*T, N, D) -> (B, T, D)."""
         return self.trunk.forward_head(x).unflatten(0, (-1, self.input_shape[1]))
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return features (B, T, h, w, D) of the patches, before the projection, for the output of `tokens`.
+
+        Attention pooling sees each patch alone, which then has all its attention.
+        """
+        x = x[:, self.trunk.num_prefix_tokens :]
+        if (pool := getattr(self.trunk, "attn_pool", None)) is not None:
+            x = pool(x.flatten(0, 1).unsqueeze(1)).unflatten(0, x.shape[:2])
+        x = self.trunk.fc_norm(x).unflatten(1, self.trunk.patch_embed.grid_size)
+        return x.unflatten(0, (-1, self.input_shape[1]))
+
+    def resize(self, height: int, width: int) -> None:
+        """Change the height and width of the inputs. Positions are interpolated."""
+        self.input_shape = (*self.input_shape[:2], height, width)
+        self.trunk.set_input_size(img_size=(height, width))
 
 
 def build_encoder(input_shape: tuple[int, int, int, int], config: EncoderConfig) -> VisionTransformer | TimmTower:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .config import UserError, at_least
 from .transformer import LAYER_NORM_EPS, Transformer
+from .weights import resize_positions
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,24 @@ class VisionTransformer(nn.Module):
         """Return the class tokens in the last block's output (B*T, 1 + N, D), averaged over frames without a head."""
         x = self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1]))  # (B, T, D)
         return x.mean(dim=1) if self.sizes.temporal_head is None else x
+
+    def tokens(self, inputs: Tensor) -> Tensor:
+        """Return all tokens (B*T, 1 + N, D) of the last block, after the final norm, for inputs (B, C, T, H, W)."""
+        return self.post_layernorm(self.encoder(self.embed(inputs))[0])
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return features (B, T, h, w, D) of the patches, before the projection, for the output of `tokens`."""
+        return x[:, 1:].unflatten(1, self.embeddings.grid).unflatten(0, (-1, self.input_shape[1]))
+
+    def resize(self, height: int, width: int) -> None:
+        """Change the height and width of the inputs. Positions are interpolated."""
+        (channels, frames, *_), old = self.input_shape, self.embeddings
+        self.input_shape = shape = (channels, frames, height, width)
+        with torch.device("meta"):  # no random numbers, as the weights stay
+            self.embeddings = PatchEmbeddings(shape, self.sizes)
+        self.embeddings.patch_embedding, self.embeddings.class_embedding = old.patch_embedding, old.class_embedding
+        positions = resize_positions(old.position_embedding.weight, old.grid, self.embeddings.grid)
+        self.embeddings.position_embedding = nn.Embedding.from_pretrained(positions)
 
 
 class PatchEmbeddings(nn.Module):

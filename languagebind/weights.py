@@ -227,7 +227,9 @@ def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, 
             # The frame embedding has no spatial counterpart and stays random
             state[key] = state.get(spatial, own)
         elif key.endswith("position_embedding.weight") and key in state:
-            state[key] = _resize_positions(state[key], own, vision_model.embeddings.grid)
+            side = int((len(state[key]) - 1) ** 0.5)
+            if state[key].shape != own.shape and side * side == len(state[key]) - 1:  # else load_strict reports both
+                state[key] = resize_positions(state[key], (side, side), vision_model.embeddings.grid)
         elif key.endswith("patch_embedding.weight") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].unsqueeze(2)
         elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
@@ -301,15 +303,12 @@ def _rename_tower(state: State) -> State:
     return renamed
 
 
-def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize the positions (1 + N, D) of a square grid to (1 + rows * columns, D); keep the class token's position."""
-    side = int((len(positions) - 1) ** 0.5)
-    if positions.shape == like.shape or side * side != len(positions) - 1:
-        return positions  # without a square grid, the strict load reports the two shapes
-    square = positions[1:].float().T.reshape(1, -1, side, side)
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize the positions (1 + N, D) of a grid (rows, columns) to another grid; keep the class token's position."""
+    grid = positions[1:].float().T.unflatten(1, old).unsqueeze(0)  # (1, D, rows, columns)
     # As in the original LanguageBind code; another interpolation gives other initial weights
-    square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
+    grid = F.interpolate(grid, new, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)])
 
 
 def _resize_timm_positions(positions: Tensor, trunk: Any) -> Tensor:

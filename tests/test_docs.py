@@ -50,6 +50,18 @@ def test_the_examples_of_the_api_page_run(folder):
     assert names["tokens"].shape == (1, 8, 17, 32)
 
 
+def test_the_examples_of_the_dense_page_run(folder):
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "dense.md").read_text(), re.DOTALL):
+        exec(compile(example, "docs/dense.md", "exec"), names)
+    assert names["patches"].shape == (1, 1, 4, 4, 16)
+    assert names["classes"].shape == Image.open("samples/a.depth.png").size
+    assert 0 < names["second"] < 0.98
+    assert [tuple(x.shape) for x in names["pyramid"].values()] == [
+        (2, 64, 32, 40), (2, 64, 16, 20), (2, 64, 8, 10), (2, 64, 4, 5),
+    ]  # fmt: skip
+
+
 def joined(page: str) -> str:
     """The page with each command on one line."""
     return re.sub(r" \\\n\s+", " ", page)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
@@ -25,6 +25,7 @@ from ..temporal import PairHead
 from ..text import ClipText, Tokenizer, clip_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import build_checkpoint, holds_text, is_training_checkpoint, load_clip4clip, read_checkpoint
+from .dense import DenseEncoders, split_list
 from .files import HUB_OPTIONS
 from .imagebind import IMAGEBIND, load_imagebind
 
@@ -87,7 +88,7 @@ def load(
     return Encoders(encoders)
 
 
-class Encoders:
+class Encoders(DenseEncoders):
     """Encoders of one or more modalities; `load` returns them. Models with equal text towers hold the same one."""
 
     def __init__(self, encoders: dict[str, tuple[DualEncoder, Modality]]):
@@ -137,10 +138,7 @@ class Encoders:
         found = {}
         for name, items in inputs.items():
             model = self._text_side(of, inputs) if name == TEXT else self.model(name)
-            if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
-                raise TypeError(f"pass encode() a list, {name}=[...], not a single {type(items).__name__}")
-            items = list(items)
-            parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+            parts = split_list(name, items, batch_size)
             batches = _texts(model, parts) if name == TEXT else self._inputs(name, parts, num_workers, reading)
             shown = tqdm(batches, total=len(parts), desc=name, unit="batch", disable=not progress)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
@@ -192,14 +190,21 @@ class Encoders:
             log.warning(message, ", ".join(share), " or ".join(others), others[0])
         return self.encoders[share[0]][0]
 
-    def _inputs(self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any]) -> Iterator[Tensor]:
-        """Yield unnormalised float32 features (B, D) of each part, while threads read the next part."""
+    def _inputs(
+        self,
+        name: str,
+        parts: list[list[Any]],
+        num_workers: int,
+        options: dict[str, Any],
+        encode: Callable[[Tensor], Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield float32 features of each part, by default unnormalised (B, D), while threads read the next part."""
         model, modality = self.encoders[name][0], with_options(self.encoders[name][1], options)
         with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
             start = map if pool is None else pool.map
             reading: Iterator[Iterable[Tensor]] = (start(modality.preprocess, part) for part in parts)
             for items, _ in pairwise(chain(reading, [()])):  # the pool already reads the next part
-                yield model.project(torch.stack(list(items)).to(model.logit_scale.device)).float()
+                yield (encode or model.project)(torch.stack(list(items)).to(model.logit_scale.device)).float()
 
 
 def load_model(

@@ -11,8 +11,8 @@ import struct
 import sys
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # 00 and d0 to d7 belon
 @dataclass(frozen=True)
 class ImageModality(Modality):
     """A modality whose samples are one or more pictures; the input is (3, T, image_size, image_size)."""
+
+    square: ClassVar[bool] = True  # cut a square from a resized picture
 
     image_size: int = 224
     """Height and width of the encoder's input, in pixels."""
@@ -80,6 +82,12 @@ class ImageModality(Modality):
 
     def from_memory(self, value: Any) -> Tensor:
         return self.check(self.pixels(value), value)
+
+    def uncropped(self, raw: Tensor, size: int) -> Tensor:
+        """Return the input (C, T, H, W) for a whole picture or clip, with its short side scaled to `size`."""
+        whole = replace(self, image_size=size, resize_mode="shortest")
+        object.__setattr__(whole, "square", False)
+        return whole.transform(raw)
 
     def check(self, x: Tensor, source: Any) -> Tensor:
         """Return the raw signal of pixels (C, H, W), C 1 or 3, of any dtype; by default (3, H, W), bytes or 0..1."""
@@ -157,7 +165,8 @@ class ImageModality(Modality):
         resized = (size * height // min(height, width), size * width // min(height, width))
         if self.resize_mode == "squash":
             resized = (size, size)
-        top, left = self._crop_corner(*resized, rng)
+        rows, columns = (size, size) if self.square else resized
+        top, left = self._crop_corner(*resized, rng) if self.square else (0, 0)
         flipped = rng is not None and bool(torch.rand((), generator=rng) < self.hflip)
         statistics = (self.image_mean, self.image_std)
         mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in statistics)
@@ -169,11 +178,11 @@ class ImageModality(Modality):
             if frame.dtype == torch.uint8 and not stay_bytes:
                 frame = floats.copy_(frame).div_(255)  # in place, because new memory costs more than the division
             x = F.interpolate(frame, resized, mode=self.interpolation, antialias=self.antialias)
-            x = x[0, :, top : top + size, left : left + size]
+            x = x[0, :, top : top + rows, left : left + columns]
             x = x.float() / 255 if x.dtype == torch.uint8 else x
             x = x.clamp_(0, 1) if self.antialias else x  # PIL's bytes do not overshoot at edges
             fitted.append((x - mean).div_(std))  # a single channel becomes three
-        x = torch.stack(fitted, dim=1)  # (3, T, size, size)
+        x = torch.stack(fitted, dim=1)  # (3, T, size, size) if cropped
         return x.flip(-1) if flipped else x
 
     def _crop_corner(self, height: int, width: int, rng: torch.Generator | None) -> tuple[int, int]:
