@@ -18,6 +18,7 @@ COMMANDS = {
     "make-shards": ("data.making", "pack files and captions into shards for training"),
     "check-shards": ("data.checking", "check shards and print their contents"),
     "embed-text": ("data.embed_text", "write the text features of captions beside the shards"),
+    "embed-anchor": ("partner", "write a partner's features of another modality beside the shards"),
     "export": ("hub.export", "write a checkpoint in the published layout, or for ONNX and torch.export"),
     "configs": ("configs", "list the recipes, models, datasets and comparisons that flags take by name"),
 }

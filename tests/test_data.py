@@ -11,14 +11,14 @@ import torch
 from helpers import call, depth_png, train_flags, write_shards
 
 from languagebind.config import UserError
-from languagebind.data.members import read_captions
+from languagebind.data.members import choose_frame, media_sources, read_captions
 from languagebind.data.shards import ShardWriter, count_samples, expand_shards, indexed
 from languagebind.data.vidal import MissingCaption
 from languagebind.modalities import DecodeError, modality_class
 from training.batch import DataConfig, Plan
 from training.loader import copied_ahead, train_batches
 from training.main import main
-from training.worker import ShardBatches, select_input
+from training.worker import ShardBatches
 
 DEPTH = modality_class("depth")(image_size=16)
 
@@ -34,6 +34,11 @@ def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None
     if not counted:
         counts = dict.fromkeys(counts)
     return list(train_batches(ShardBatches(counts, DEPTH, tokenizer, config, plan)))
+
+
+def select_input(sample, modality, rng, frame):
+    sources = media_sources(sample, modality)
+    return sources[choose_frame(sources, rng, frame)]
 
 
 def keys(found):

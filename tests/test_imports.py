@@ -26,6 +26,7 @@ FLOORS = {
     "languagebind.eval": 6,
     "languagebind.eval.prepare": 7,
     "languagebind.eval.report": 7,
+    "languagebind.partner": 7,
     "training": 8,
     "scripts": 9,
 }

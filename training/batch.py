@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from languagebind.config import UserError, at_least
-from languagebind.data.text_features import TextFeaturesMode
+from languagebind.data.feature_store import FeaturesMode
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DataConfig:
     """draw shards with replacement instead of reading each once per epoch"""
     caption_source: str = "mix"
     """source of the captions: raw, mplug, polish_mplug, sound_mplug, ofa, another name, or VIDAL's `mix`"""
-    text_features: TextFeaturesMode = "auto"
+    text_features: FeaturesMode = "auto"
     """text features: read the files of languagebind embed-text beside the shards (cached), encode the captions of each
     batch (live), or use the files if they exist (auto)"""
     shuffle_buffer: int = 1000
@@ -90,6 +90,8 @@ class Batch:
     """number of samples that the worker has drawn in this epoch"""
     counts: Counter[str] = field(default_factory=Counter)
     """numbers of texts of this batch, for the log: hard `negatives`, `cut_captions` of too many tokens"""
+    anchor: torch.Tensor | None = None
+    """the partner's features (B, D) or inputs (B, C, T, H, W), if there is a partner"""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""
@@ -101,9 +103,9 @@ class Batch:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all tensors of the batch."""
-        return [self.inputs, *self.text.values(), *([] if self.groups is None else [self.groups])]
+        return [self.inputs, *self.text.values(), *(x for x in (self.groups, self.anchor) if x is not None)]
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         text = {key: change(value) for key, value in self.text.items()}
-        groups = None if self.groups is None else change(self.groups)
-        return replace(self, inputs=change(self.inputs), text=text, groups=groups)
+        groups, anchor = (None if x is None else change(x) for x in (self.groups, self.anchor))
+        return replace(self, inputs=change(self.inputs), text=text, groups=groups, anchor=anchor)

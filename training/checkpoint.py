@@ -12,6 +12,7 @@ from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
 from languagebind.hub.checkpoint import options_of, read_checkpoint
 from languagebind.modalities import LIMITS
+from languagebind.partner import Partner
 
 from .engines.base import Engine
 from .engines.ema import Ema
@@ -62,6 +63,7 @@ class TrainState:
 
     engine: Engine
     ema: Ema | None = None
+    partner: Partner | None = None
     step: int = 0
     """number of optimizer steps taken"""
     skipped: int = 0
@@ -81,6 +83,7 @@ def checkpoint_content(
         "step": state.step,
         "config": config,
         "text_fingerprint": text_fingerprint,
+        "partner": state.partner and state.partner.describe(),
         "shards": shards_digest,
         "ranks": gather_objects({"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}),
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
@@ -93,13 +96,18 @@ def checkpoint_content(
     return content
 
 
-def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
+def read_resumable(
+    path: Path | str, config: dict[str, Any], text_fingerprint: str, partner: Partner | None = None
+) -> dict[str, Any]:
     """Read a checkpoint from a path or URL, and check that a run with these options can resume from it."""
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
     if checkpoint["text_fingerprint"] != text_fingerprint:
         raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
+    known = checkpoint.get("partner")
+    if known and partner and known["fingerprint"] != partner.store.fingerprint:
+        raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
     model, inputs = options_of(checkpoint, path)  # with the defaults of options that are newer than the checkpoint
     before = _fixed_options(checkpoint["config"] | {"model": to_dict(model), "inputs": to_dict(inputs)})
     now = _fixed_options(config)

@@ -29,6 +29,7 @@ from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
+from languagebind.partner import Partner, PartnerConfig, load_partner
 from languagebind.text import Tokenizer
 from languagebind.tuning import apply_tuning
 from languagebind.weights import load_strict
@@ -90,7 +91,8 @@ def fit(config: TrainConfig, process: Process) -> None:
     """Train an encoder with these options."""
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
-        shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
+        partner, k = new_partner(config.partner, process), config.optim.accum_freq
+        shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, k, partner)
         total_steps = steps_per_epoch * config.optim.epochs
         val_datasets = list_val_datasets(config)
         folder, resume = open_run(config, process, held)
@@ -105,7 +107,9 @@ def fit(config: TrainConfig, process: Process) -> None:
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
         report_start(run, model, shards)
         log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")
-        state = start(run, model, resume, steps_per_epoch)
+        if partner is not None:
+            partner = ready_partner(partner, config.partner, list(shards), model.embed_dim)
+        state = start(run, model, resume, steps_per_epoch, partner)
         if state.step >= total_steps and process.is_main:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
         elif process.is_main:  # only now: an accepted checkpoint's options may be replaced
@@ -113,11 +117,11 @@ def fit(config: TrainConfig, process: Process) -> None:
             again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
             write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
         logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
-        k = config.optim.accum_freq
         steps = (k * steps_per_epoch, k * total_steps, k * state.step)
         plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
         tokenizer = cast(Tokenizer, model.text_model.tokenizer)
-        loaded = train_batches(ShardBatches(shards, config.inputs, tokenizer, config.data, plan, features))
+        reader = None if partner is None else replace(partner, model=None)
+        loaded = train_batches(ShardBatches(shards, config.inputs, tokenizer, config.data, plan, features, reader))
         # With accumulation, micro-batches stay in host memory until they are used.
         batches = copied_ahead(loaded, process.device) if k == 1 else loaded
         url = config.remote.url(folder.name) if process.is_main else None
@@ -155,10 +159,30 @@ def new_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epoch: int) -> TrainState:
+def new_partner(config: PartnerConfig, process: Process) -> Partner | None:
+    """Return the partner that the options name, if any."""
+    if config.anchor is None:
+        return None
+    return load_partner(config.anchor, config.anchor_modality, config.anchor_weight, process.device)
+
+
+def ready_partner(partner: Partner, config: PartnerConfig, shards: list[str], embed_dim: int) -> Partner:
+    """Return the partner with its features beside the shards, if they are to be used, and log what it is."""
+    if partner.embed_dim != embed_dim:
+        dimensions = f"{partner.embed_dim} dimensions, but the text tower {embed_dim}"
+        raise UserError(f"the partner {config.anchor} has {dimensions}: choose models of one embedding size")
+    partner = partner.with_features(config.anchor_features, shards)
+    how = "read from beside the shards" if partner.stored else "encoded at each step"
+    log.info("partner: %s, weight %g, its %s features %s", config.anchor, partner.weight, partner.store.kind, how)
+    return partner
+
+
+def start(
+    run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epoch: int, partner: Partner | None = None
+) -> TrainState:
     """Return the state of a new run, or the state restored from the checkpoint `resume`."""
     config, process, resolved = run.config, run.process, to_dict(run.config)
-    checkpoint = read_resumable(resume, resolved, run.fingerprint) if resume else None
+    checkpoint = read_resumable(resume, resolved, run.fingerprint, partner) if resume else None
     if checkpoint:
         note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:
@@ -169,7 +193,7 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
     check_disk(run.folder, model, averages, run.new_checkpoints(checkpoint["step"] if checkpoint else 0))
     engine = make_engine(model, config.optim, process, config.engine)
     torch.manual_seed(config.seed + process.rank)  # each rank drops different patches
-    state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay))
+    state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay), partner)
     if resume and checkpoint:
         restore(resume, checkpoint, state, resolved, run.shards_digest)
         log.info("resumed from %s at step %d of %d", resume, state.step, run.total_steps)

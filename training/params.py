@@ -9,6 +9,7 @@ from languagebind import configs
 from languagebind.config import UserError, as_flag, at_least, expand_config, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
+from languagebind.partner import PartnerConfig
 from languagebind.text import TextConfig
 from languagebind.timm_tower import tower_options
 from languagebind.vit import EncoderConfig
@@ -52,6 +53,7 @@ class TrainConfig(Generic[M]):
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    partner: PartnerConfig = field(default_factory=PartnerConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)

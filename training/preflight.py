@@ -10,6 +10,7 @@ from languagebind.data.shards import ShardInfo, count_samples, expand_shards, in
 from languagebind.data.vidal import NEGATIVES
 from languagebind.modalities import Modality
 from languagebind.model import DualEncoder
+from languagebind.partner import Partner
 from languagebind.remote import file_size
 
 from .batch import DataConfig, Plan
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def check_data(
-    config: DataConfig, modality: Modality, world_size: int, accum_freq: int = 1
+    config: DataConfig, modality: Modality, world_size: int, accum_freq: int = 1, partner: Partner | None = None
 ) -> tuple[dict[str, int | None], int]:
     """Return the number of samples per shard (None if unknown), and the steps per epoch."""
     if not config.train_data:
@@ -53,7 +54,7 @@ def check_data(
         product = f"{config.batch_size} x {f'--accum-freq {accum_freq} x ' if accum_freq > 1 else ''}{world_size} ranks"
         advice = f"--batch-size {product} = {batch}: use a smaller --batch-size"
         raise UserError(f"{num_samples} samples do not fill one batch of {advice}")
-    _check_samples(counts, modality, config)
+    _check_samples(counts, modality, config, partner)
     return counts, num_samples // batch
 
 
@@ -83,8 +84,10 @@ def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
             raise UserError(f"{shard} has {size} bytes, but its index.json says {info.bytes}: {advice}")
 
 
-def _check_samples(shards: dict[str, int | None], modality: Modality, config: DataConfig) -> None:
+def _check_samples(
+    shards: dict[str, int | None], modality: Modality, config: DataConfig, partner: Partner | None
+) -> None:
     """Check that a sample can be used, to report a wrong folder or option before the workers start."""
     config = replace(config, shuffle_buffer=0, dataset_resampled=False, positives="pair")
-    probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1))
+    probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1), partner=partner)
     next(WorkerStream(probe, epoch=0, worker=0, workers=1, drawn=0).samples)

@@ -63,10 +63,11 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
     engine = state.engine
     device = engine.process.device
     targets = _targets(engine.model, batches, optim.precision, device)
+    anchors = _anchors(state, batches, optim.precision)
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
-        loss = _loss(engine.model, features, targets, optim)
+        loss = _loss(engine.model, features, targets, optim, anchors)
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
@@ -145,11 +146,20 @@ def _targets(
     return (torch.cat(features) if features else None), everywhere, others
 
 
+def _anchors(state: TrainState, batches: list[Batch], precision: Precision) -> tuple[Tensor, float] | None:
+    """Return the partner's unit-norm features (B, D) and the weight of their loss, or None without a partner."""
+    if state.partner is None:
+        return None
+    inputs = (cast(Tensor, batch.anchor).to(state.engine.process.device, non_blocking=True) for batch in batches)
+    return torch.cat([state.partner.encode(x, precision) for x in inputs]), state.partner.weight
+
+
 def _loss(
     model: DualEncoder,
     features: Tensor,
     targets: tuple[Tensor | None, Tensor | None, Tensor | None],
     optim: OptimConfig,
+    anchors: tuple[Tensor, float] | None,
 ) -> Tensor:
     text_features, groups, negatives = targets
     if text_features is None:  # the text tower trains
@@ -161,8 +171,11 @@ def _loss(
             return sigmoid_loss(features, text_features, scale, cast(Tensor, model.logit_bias), groups)
         return contrastive_loss(features, text_features, scale, groups, negatives=negatives)
 
-    compared = [features, text_features, *([] if negatives is None else [negatives])]
-    return over_prefixes(loss, optim.matryoshka, *compared) if optim.matryoshka else loss(*compared)
+    def score(*compared: Tensor) -> Tensor:
+        return over_prefixes(loss, optim.matryoshka, *compared) if optim.matryoshka else loss(*compared)
+
+    total = score(features, text_features, *([] if negatives is None else [negatives]))
+    return total if anchors is None else total + anchors[1] * score(features, anchors[0])
 
 
 class Meter:

@@ -15,12 +15,13 @@ from torch.nn.functional import pad
 from torch.utils.data import IterableDataset, get_worker_info
 
 from languagebind.config import UserError
-from languagebind.data.members import dotted, held_members, media_members, read_captions, stream_samples
+from languagebind.data.feature_store import FeatureStore
+from languagebind.data.members import choose_frame, dotted, held_members, media_sources, read_captions, stream_samples
 from languagebind.data.shards import why_unreadable
-from languagebind.data.text_features import TextFeatures
 from languagebind.data.vidal import NEGATIVES, MissingCaption, all_captions, choose_caption
 from languagebind.files import decode_text
 from languagebind.modalities import DecodeError, Modality
+from languagebind.partner import Partner
 from languagebind.text import Tokenizer
 
 from .batch import Batch, DataConfig, Plan, Skipped
@@ -42,6 +43,8 @@ class Prepared(NamedTuple):
     features: list[torch.Tensor]
     """cached text features (D,) of the texts, if there are any"""
     group: int | None
+    anchor: torch.Tensor | None = None
+    """the partner's feature (D,) or input (C, T, H, W)"""
 
 
 @dataclass(eq=False)
@@ -54,8 +57,10 @@ class ShardBatches(IterableDataset):
     tokenizer: Callable[[list[str]], dict[str, torch.Tensor]]
     config: DataConfig
     plan: Plan
-    features: TextFeatures | None = None
+    features: FeatureStore | None = None
     """cached text features; without them, batches contain token ids"""
+    partner: Partner | None = None
+    """without its model"""
 
     def __iter__(self) -> Iterator[Batch | str]:
         plan, info = self.plan, get_worker_info()
@@ -81,6 +86,7 @@ class WorkerStream:
     def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
         self.modality, self.tokenizer, self.features = dataset.modality, dataset.tokenizer, dataset.features
         self.config, self.plan, self.shards = dataset.config, dataset.plan, dataset.shards
+        self.partner = dataset.partner
         self.epoch, self.worker, self.workers = epoch, worker, workers
         self.drawn = self.resumed_at = drawn
         self.used = 0
@@ -120,6 +126,7 @@ class WorkerStream:
             epoch=self.epoch,
             drawn=self.drawn,
             counts=counts,
+            anchor=torch.stack([x.anchor for x in samples if x.anchor is not None]) if self.partner else None,
         )
 
     def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[Prepared]:
@@ -142,17 +149,19 @@ class WorkerStream:
         try:
             captions = read_captions(sample)
             caption, frame = choose_caption(captions, self.config.caption_source, rng)
-            source = select_input(sample, self.modality, rng, frame)
-            x = self.modality.preprocess(source, torch.Generator().manual_seed(rng.getrandbits(63)))
+            sources = media_sources(sample, self.modality)
+            picked = choose_frame(sources, rng, frame)
+            x = self.modality.preprocess(sources[picked], torch.Generator().manual_seed(rng.getrandbits(63)))
             others = [text for text in dict.fromkeys(all_captions(captions, NEGATIVES)) if text != caption]
-            texts = [caption, *rng.sample(others, min(self.config.negatives, len(others)))]  # drawn last
+            texts = [caption, *rng.sample(others, min(self.config.negatives, len(others)))]
             features = [] if self.features is None else [self.features.find(shard, text) for text in texts]
+            anchor = self.partner.read(sample, rng, picked, frame) if self.partner else None  # drawn last
         except (DecodeError, MissingCaption) as error:
             return Skipped(shard, key, getattr(error, "reason", str(error)) + dotted(sample))
         except Exception as error:  # a bug in our code must not count as a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
-        return Prepared(key, x, texts, features, _group(sample, caption, self.config.positives))
+        return Prepared(key, x, texts, features, _group(sample, caption, self.config.positives), anchor)
 
     def _draw(self) -> Iterator[dict | Skipped]:
         drawn = 0
@@ -174,7 +183,8 @@ class WorkerStream:
                 errors.append(error)
                 return True  # keep reading what is readable
 
-            samples, read = stream_samples(shard, note, {*self.modality.extensions, "json", "txt"}), first
+            others = self.partner.modality.extensions if self.partner else ()
+            samples, read = stream_samples(shard, note, {*self.modality.extensions, *others, "json", "txt"}), first
             for sample in islice(samples, first, last):
                 read += 1
                 yield {**sample, "__lap__": lap}
@@ -226,24 +236,6 @@ class WorkerStream:
             sample = next(stream_samples(first, lambda error: True), {})  # with all of its members
             reasons = f"{reasons or absent}. The first sample: {held_members(sample)}"
         raise UserError(f"{what} in {len(self.shards)} shards, the first is {first}. {reasons}")
-
-
-def select_input(sample: dict[str, Any], modality: Modality, rng: random.Random, frame: int | None) -> Any:
-    """Return a sample's member for a modality; for a clip stored as frames, all frames; for an image, one frame.
-
-    Args:
-        frame: number of the frame that the caption describes; without such a member, `rng` draws a frame.
-
-    Raises `DecodeError` if the sample has no such member.
-    """
-    members = media_members((name for name in sample if not name.startswith("__")), modality.extensions)
-    if members is None:
-        raise DecodeError(sample["__key__"], f"no member is named {' or '.join(modality.extensions)}")
-    if isinstance(members, str):
-        return sample[members]
-    if modality.input_shape[1] > 1:
-        return [sample[name] for name in members.values()]
-    return sample[members[frame] if frame in members else members[rng.choice(list(members))]]
 
 
 def _group(sample: dict[str, Any], caption: str, positives: str) -> int | None:

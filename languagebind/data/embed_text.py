@@ -13,14 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import configs
-from ..config import FileWord, UserError, expand_config, flag_name, parse
+from ..config import FileWord, expand_config, flag_name, parse
 from ..distributed import Precision, autocast, joined
-from ..remote import is_url
 from ..text import TextConfig, build_text, encode_text, fingerprint
-from .shards import expand_shards
+from .feature_store import embed_shards, local_shards
 from .text_features import write_text_features
 
 # The keys of a training recipe (--config) that this command uses
@@ -50,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = expand_config(argv, partial(configs.find, kind="recipe"))
     argv = [word for word in words if not isinstance(word, FileWord) or flag_name(word) in FROM_RECIPE]
     options = parse(EmbedOptions, argv, prog="languagebind embed-text")
-    shards = expand_shards(options.train_data)
-    if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
-        raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")
+    shards = local_shards(options.train_data)
     with joined(options.device) as process:
         text_model, text_projection, _ = build_text(options.text)
         tower = fingerprint(text_model, text_projection)
@@ -69,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             with autocast(process.device, options.precision):
                 return encode_text(text_model, text_projection, tokens)
 
-        own = shards[process.rank :: process.world_size]
-        counts = [
-            write_text_features(shard, options.caption_source, tower, encode, options.batch_size, options.negatives > 0)
-            for shard in tqdm(own, unit="shard", disable=not process.is_main)
-        ]
+        def write(shard: str) -> int | None:
+            more = options.batch_size, options.negatives > 0
+            return write_text_features(shard, options.caption_source, tower, encode, *more)
+
+        counts = embed_shards(shards, process, write)
     captions, done = sum(count or 0 for count in counts), counts.count(None)
-    print(f"{captions} captions of {len(own) - done} shards, text tower {tower[:12]}; {done} shards were complete")
+    print(f"{captions} captions of {len(counts) - done} shards, text tower {tower[:12]}; {done} shards were complete")
     if cut:
         print(f"{cut} captions have more tokens than the text tower reads, and are cut")

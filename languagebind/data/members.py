@@ -6,6 +6,7 @@ with a dot, such as macOS's `._name`, belongs to no sample.
 """
 
 import json
+import random
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from ..config import UserError
 from ..files import decode_text, printable
+from ..modalities import DecodeError, Modality
 from ..remote import is_url, open_url
 from .vidal import MissingCaption
 
@@ -103,6 +105,25 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
         if extension in found:
             return extension if whole in found[extension] else dict(sorted(found[extension].items()))
     return None
+
+
+def media_sources(sample: Mapping[str, Any], modality: Modality) -> dict[int | None, Any]:
+    """Return what a modality may read of a sample, by frame number; the number of a whole file or clip is None.
+
+    Raises `DecodeError` if the sample has no such member.
+    """
+    members = media_members((name for name in sample if not name.startswith("__")), modality.extensions)
+    if members is None:
+        raise DecodeError(sample["__key__"], f"no member is named {' or '.join(modality.extensions)}")
+    if isinstance(members, str):
+        return {None: sample[members]}
+    frames: dict[int | None, Any] = {number: sample[name] for number, name in members.items()}
+    return {None: list(frames.values())} if modality.input_shape[1] > 1 else frames
+
+
+def choose_frame(sources: Mapping[int | None, Any], rng: random.Random, frame: int | None) -> int | None:
+    """Return the number of one of a sample's `media_sources`: `frame`, or a random one if there is no such frame."""
+    return None if None in sources else frame if frame in sources else rng.choice(list(sources))
 
 
 def held_members(names: Iterable[str]) -> str:

@@ -95,7 +95,7 @@ def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> An
     apply_tuning(model, TuningConfig(tuning=options.tuning))
     optim, config = OptimConfig(precision=options.precision, lr=1e-5), EngineConfig(torchcompile=options.torchcompile)
     engine = Engine(model.train(), optim, init_process(options.device), config)
-    return SimpleNamespace(engine=engine, ema=None, step=0)
+    return SimpleNamespace(engine=engine, ema=None, partner=None, step=0)
 
 
 def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:

@@ -1,0 +1,189 @@
+"""Features of a frozen encoder, stored beside the shards so that training does not compute them at each step.
+
+The file of `00000.tar` is `00000.<kind>-<first digits of the encoder's fingerprint>.safetensors`, where the kind is
+`text` or the name of a modality. It has `features` (N, D) in float16, and the sorted 64-bit hashes of what was encoded:
+`captions` or `media`. A feature is looked up by the text of a caption or the bytes of a sample's media, so the file
+serves every way of drawing captions and frames, and a sample that has changed never gets the features of an older one.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import UserError, first_line
+from ..distributed import Process
+from ..files import write_atomic
+from ..remote import file_size, folder_sizes, is_url, local_copy, read_url
+from .members import stream_samples
+from .shards import expand_shards, split_shard
+
+FeaturesMode = Literal["auto", "cached", "live"]
+Item = str | bytes | Sequence[bytes]  # a caption, a file, or the files of a clip's frames
+T = TypeVar("T")
+
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The features of one frozen encoder beside the shards. Each loader worker has a copy."""
+
+    fingerprint: str
+    """fingerprint of the encoder"""
+    kind: str = TEXT
+    """`text`, or the modality of a partner"""
+
+    @property
+    def _words(self) -> tuple[str, str]:
+        """Return what messages call the encoder, and the name in its command and option."""
+        return ("text tower", "text") if self.kind == TEXT else ("partner", "anchor")
+
+    def path(self, shard: str) -> Path | str:
+        """Return the path of the features of a shard, or the URL if the shard is a URL."""
+        path = f"{os.path.splitext(shard)[0]}.{self.kind}-{self.fingerprint[:12]}.safetensors"
+        return path if is_url(shard) else Path(path)
+
+    def find(self, shard: str, item: Item) -> Tensor:
+        """Return the feature of a caption or media in a shard, (D,) in float16.
+
+        Raises `UserError` if it was not encoded.
+        """
+        path = self.path(shard)
+        hashes, features = _open_table(path)
+        key = hash_item(item)
+        row = np.searchsorted(hashes, key)
+        if row == len(hashes) or hashes[row] != key:
+            lost = f"the caption {item[:80]!r}" if isinstance(item, str) else f"the {self.kind} of a sample"
+            remedy = "if the shard has changed, delete the file and run languagebind embed"
+            raise UserError(f"{path} lacks {lost}; {remedy}-{self._words[1]} again")
+        return features[row]
+
+    def write(self, shard: str, items: Iterable[Item], features: Tensor, sources: Iterable[str] = ()) -> None:
+        """Write the features (N, D) of N items of a local shard. `sources` names the captions that they cover.
+
+        Raises `UserError` if the file cannot be written.
+        """
+        hashes = np.array([hash_item(item) for item in items], np.uint64)
+        order = torch.from_numpy(np.argsort(hashes))
+        name = "captions" if self.kind == TEXT else "media"
+        tensors = {name: torch.from_numpy(hashes.view(np.int64))[order], "features": features[order]}
+        metadata = {"fingerprint": self.fingerprint, "sources": json.dumps(sorted(sources))}
+        try:
+            write_atomic(Path(self.path(shard)), save(tensors, metadata))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path(shard)}: {error.strerror}") from error
+
+    def serves(self, mode: FeaturesMode, shards: Iterable[str], sources: Iterable[str] = ()) -> bool:
+        """Tell whether to use the features beside the shards; if not, the encoder runs during training.
+
+        `auto` uses the features if every shard has them, and the encoder if no shard has any. Raises `UserError` if
+        some shards lack features of this encoder or these sources, or a URL cannot be reached.
+        """
+        if mode == "live":
+            return False
+        paths = {shard: self.path(shard) for shard in shards}
+        missing = [shard for shard, path in paths.items() if file_size(path) is None]
+        others = sorted({name for shard in missing for name in self._beside(shard)})
+        if mode == "auto" and len(missing) == len(paths) and not others:
+            return False
+        owner, option = self._words
+        own = f"another {owner} than this run's, {self.fingerprint[:12]}"
+        problems = [f"{name} belongs to {own}" for name in others]
+        lack = f"of {len(paths)} shards lack {self.kind} features, for example"
+        problems += [f"{len(missing)} {lack} {shard}" for shard in missing]
+        for shard in () if problems else paths:
+            if lacking := set(sources) - (self.sources(shard) or set()):
+                problems.append(f"{paths[shard]} lacks captions of source {', '.join(sorted(lacking))}")
+        if problems:
+            remedy = f"run languagebind embed-{option} for this {owner}, or train with --{option}-features live"
+            raise UserError(f"{problems[0]}; {remedy}")
+        return True
+
+    def sources(self, shard: str) -> set[str] | None:
+        """Return the caption sources that a shard's features cover, or None if a local shard has no features.
+
+        Raises `UserError` if the file is damaged, or belongs to another encoder.
+        """
+        path = self.path(shard)
+        if isinstance(path, Path) and not path.is_file():
+            return None
+        with _reading(path):
+            if isinstance(path, Path):
+                with safe_open(path, "np") as file:
+                    metadata = file.metadata() or {}
+            else:
+                size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header with the metadata
+                metadata = json.loads(read_url(path, 8, 8 + size)).get("__metadata__", {})
+        if metadata.get("fingerprint") != self.fingerprint:
+            own = f"another {self._words[0]} than this one, {self.fingerprint[:12]}"
+            raise UserError(f"{path} belongs to {own}; delete it")
+        return set(json.loads(metadata["sources"]))
+
+    def _beside(self, shard: str) -> list[str]:
+        """Return the names of a shard's feature files of this kind, from any encoder."""
+        folder, name = split_shard(shard)
+        start = f"{os.path.splitext(name)[0]}.{self.kind}-"
+        names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob(f"*.{self.kind}-*"))
+        return [other for other in names if other.startswith(start)]
+
+
+def hash_item(item: Item) -> np.uint64:
+    """Return the 64-bit hash of a caption, or of the contents of a file or a clip's frames."""
+    total = hashlib.blake2b(digest_size=8)
+    for part in [item] if isinstance(item, (str, bytes)) else item:
+        total.update(part.encode() if isinstance(part, str) else part)
+    return np.uint64(int.from_bytes(total.digest(), "little"))
+
+
+def local_shards(spec: str) -> list[str]:
+    """Return the paths of the shards in a specification, or raise `UserError` if features cannot be written there."""
+    shards = expand_shards(spec)
+    if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
+        raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")
+    return shards
+
+
+def samples_in(shard: str, extensions: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a shard with the members of these extensions. Raises `UserError` if it cannot be read."""
+    try:
+        yield from stream_samples(shard, extensions=extensions)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise UserError(f"cannot read {shard}: {first_line(error)}") from error
+
+
+def embed_shards(shards: Sequence[str], process: Process, write: Callable[[str], T]) -> list[T]:
+    """Return the results of `write` for this rank's share of the shards."""
+    own = shards[process.rank :: process.world_size]
+    return [write(shard) for shard in tqdm(own, unit="shard", disable=not process.is_main)]
+
+
+@lru_cache(256)  # covers the shards with samples in the shuffle buffer of one process
+def _open_table(path: Path | str) -> tuple[np.ndarray, Tensor]:
+    with _reading(path):
+        # The file is memory-mapped: rows that are never looked up are never read.
+        table: dict[str, Any] = load_file(path if isinstance(path, Path) else local_copy(path))
+        features = table.pop("features")
+        (hashes,) = table.values()
+        return hashes.numpy().view(np.uint64), features
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it") from error
