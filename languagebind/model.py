@@ -82,6 +82,8 @@ class DualEncoder(nn.Module):
         logit_bias: initial value of a learned bias on the logits, for SigLIP's loss; None for no bias.
     """
 
+    trained_with: tuple[str, ...] = ("text",)  # and the modality of a partner, if there was one
+
     def __init__(
         self,
         input_shape: tuple[int, int, int, int],

@@ -9,6 +9,7 @@ writes its features beside the shards, where training with --anchor finds them. 
 stopped run. Under torchrun each rank processes its share of the shards.
 """
 
+import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ from .distributed import Precision, autocast, joined
 from .eval.cache import weights_digest
 from .eval.models import load_eval_model
 from .modalities import UNUSED, DecodeError, Modality, modality_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,27 +117,34 @@ class Partner:
                 x = self.model.encode(x)
         return F.normalize(x.float(), dim=-1)
 
-    def with_features(self, mode: FeaturesMode, shards: Iterable[str]) -> "Partner":
-        """Return the partner with the features beside the shards in place of its model, if `mode` wants them."""
-        return replace(self, model=None, stored=True) if self.store.serves(mode, shards) else self
+    def ready(self, mode: FeaturesMode, shards: Iterable[str], embed_dim: int) -> "Partner":
+        """Return the partner with the features beside the shards in place of its model, if `mode` wants them.
+
+        Raises `UserError` if they belong to another partner, or the partner's features have not `embed_dim` dimensions.
+        """
+        if self.embed_dim != embed_dim:
+            dimensions = f"{self.embed_dim} dimensions, but the text tower {embed_dim}"
+            raise UserError(f"the partner of --anchor has {dimensions}: choose models of one embedding size")
+        stored = self.store.serves(mode, shards)
+        how = "read from beside the shards" if stored else "encoded at each step"
+        log.info("partner's %s features: %s, weight %g", self.store.kind, how, self.weight)
+        return replace(self, model=None, stored=True) if stored else self
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint records."""
         return {"modality": self.store.kind, "fingerprint": self.store.fingerprint, "weight": self.weight}
 
 
-def load_partner(spec: str, modality: str | None, weight: float, device: torch.device) -> Partner:
+def load_partner(config: PartnerConfig, device: torch.device) -> Partner:
     """Return the partner that the options name. Raises `UserError` if it cannot be used."""
-    model, kind = load_eval_model(spec, device, modality, default_modality="image")
-    if getattr(model, "takes_files", False):
-        raise UserError(f"{spec} reads files in its own way, so it cannot be a partner; give it `encode`")
+    model, kind = load_eval_model(str(config.anchor), device, config.anchor_modality, default_modality="image")
     model.requires_grad_(False)
     default = to_dict(type(kind)())
     changed = {key: x for key, x in to_dict(kind).items() if key not in UNUSED and x != default[key]}
     fingerprint = digest([weights_digest(model), modality_name(kind), changed])
     with torch.no_grad():
         embed_dim = model.encode(torch.ones(1, *kind.input_shape, device=device)).shape[1]
-    return Partner(kind, weight, embed_dim, FeatureStore(fingerprint, modality_name(kind)), model=model)
+    return Partner(kind, config.anchor_weight, embed_dim, FeatureStore(fingerprint, modality_name(kind)), model=model)
 
 
 def write_features(shard: str, partner: Partner, options: EmbedAnchorOptions) -> tuple[int, int] | None:
@@ -180,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(EmbedAnchorOptions, argv, prog="languagebind embed-anchor")
     shards = local_shards(options.train_data)
     with joined(options.device) as process:
-        partner = load_partner(options.anchor, options.modality, 0.0, process.device)
+        partner = load_partner(PartnerConfig(options.anchor, options.modality), process.device)
         counts = embed_shards(shards, process, partial(write_features, partner=partner, options=options))
     written = [count for count in counts if count is not None]
     inputs, bad = (sum(count[i] for count in written) for i in range(2))

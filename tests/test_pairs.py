@@ -133,6 +133,28 @@ def test_retrieval_matches_brute_force_wherever_the_samples_lie(scenes, encoders
         assert evaluate_pairs(encoders, again, EncodeOptions(workers=2)) == result, "the same bits"
 
 
+def test_a_result_says_which_pairs_were_trained(scenes, checkpoints, tmp_path):
+    saved = torch.load(checkpoints["infrared"], weights_only=True)
+    query = "query: {depth: 1, text: 0.1}\ngallery: infrared\ncaption_source: ofa\n"
+    query += "data: {depth: both.tar, infrared: both.tar, text: both.tar}\n"
+    for weight, known in ((0.0, "emergent"), (0.5, "trained")):
+        record = {"modality": "depth", "fingerprint": "f" * 64, "weight": weight}
+        torch.save(saved | {"partner": record}, tmp_path / "infrared.pt")
+        encoders = load(checkpoints["depth"], tmp_path / "infrared.pt")
+        result = evaluate(scenes, encoders, tmp_path, query)
+        assert result["protocol"]["pairs"] == {"depth and infrared": known, "text and infrared": "trained"}
+        (tmp_path / f"{known}.json").write_text(json.dumps(result | {"pretrained": known}))
+    classes = "task: classification\nquery: depth\ndata: {depth: depth.tar}\n" + CLASSES
+    assert evaluate(scenes, load(checkpoints["depth"]), tmp_path, classes)["protocol"]["pairs"] == {
+        "depth and text": "trained"
+    }
+    (tmp_path / "a.json").unlink(missing_ok=True)
+    call("-m", "languagebind.eval.report", str(tmp_path), f"--output={tmp_path / 'page.html'}")
+    page = (tmp_path / "page.html").read_text()
+    assert "emergent: depth and infrared is an emergent pair, never trained on" in page
+    assert "trained: depth and infrared were trained on together" in page
+
+
 def test_a_fusion_is_the_weighted_sum(scenes, encoders, features, tmp_path):
     text = (
         "query: {depth: 1, text: -0.5}\ngallery: infrared\ncaption_source: ofa\n"

@@ -103,7 +103,7 @@ def members(folder) -> dict[str, dict[str, bytes]]:
 
 
 def test_features_are_those_of_the_encoder(embedded, partner):
-    own = load_partner(str(partner), None, 0.5, CPU)
+    own = load_partner(PartnerConfig(str(partner)), CPU)
     samples = members(embedded)
     expected = load(partner).encode(infrared=[sample["infrared.jpg"] for sample in samples.values()])
     shards = {key: str(embedded / f"0000{key[1]}.tar") for key in samples}
@@ -251,12 +251,12 @@ def batches(shards, modality, partner, steps, source="raw"):
 @pytest.mark.parametrize("stored", [False, True])
 def test_the_partner_reads_the_moment_of_the_trained_modality(stored, partner, tmp_path):
     shards = write_pairs(tmp_path, [4, 4], FRAMES)
-    own = load_partner(str(partner), None, 0.5, CPU)
+    own = load_partner(PartnerConfig(str(partner)), CPU)
     frames = [own.modality.preprocess(picture(80 * (k + 1))) for k in range(FRAMES)]
     if stored:
         call("scripts/embed_anchor.py", f"--train-data={shards}", f"--anchor={partner}")
         frames = list(own.encode(torch.stack(frames), "fp32").half())
-        own = own.with_features("auto", map(str, shards.glob("*.tar")))
+        own = own.ready("auto", list(map(str, shards.glob("*.tar"))), 384)
         assert own.stored
         assert own.model is None
     depth = Depth(image_size=32)
@@ -272,7 +272,7 @@ def test_the_partner_reads_the_moment_of_the_trained_modality(stored, partner, t
 
 def test_where_the_trained_modality_reads_the_whole_the_caption_decides(partner, tmp_path):
     shards = write_pairs(tmp_path, [4], FRAMES, {f"s0_{i}": {"wave.npy": b"whole"} for i in range(4)})
-    own = load_partner(str(partner), None, 0.5, CPU)
+    own = load_partner(PartnerConfig(str(partner)), CPU)
     sample = {**members(shards)["s0_0"], "__key__": "s0_0", "__url__": "0.tar"}
     frames = [own.modality.preprocess(picture(80 * (k + 1))) for k in range(FRAMES)]
     assert torch.equal(own.read(sample, random.Random(0), None, 1), frames[1])

@@ -29,7 +29,7 @@ from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
-from languagebind.partner import Partner, PartnerConfig, load_partner
+from languagebind.partner import Partner, load_partner
 from languagebind.text import Tokenizer
 from languagebind.tuning import apply_tuning
 from languagebind.weights import load_strict
@@ -91,7 +91,9 @@ def fit(config: TrainConfig, process: Process) -> None:
     """Train an encoder with these options."""
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
-        partner, k = new_partner(config.partner, process), config.optim.accum_freq
+        k, partner = config.optim.accum_freq, None
+        if config.partner.anchor is not None:
+            partner = load_partner(config.partner, process.device)
         shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, k, partner)
         total_steps = steps_per_epoch * config.optim.epochs
         val_datasets = list_val_datasets(config)
@@ -108,7 +110,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         report_start(run, model, shards)
         log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")
         if partner is not None:
-            partner = ready_partner(partner, config.partner, list(shards), model.embed_dim)
+            partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
         state = start(run, model, resume, steps_per_epoch, partner)
         if state.step >= total_steps and process.is_main:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
@@ -157,24 +159,6 @@ def new_model(config: TrainConfig) -> DualEncoder:
         raise UserError(f"the largest of --matryoshka should be {size}, not {largest}")
     apply_tuning(model, config.model.tuning)
     return model
-
-
-def new_partner(config: PartnerConfig, process: Process) -> Partner | None:
-    """Return the partner that the options name, if any."""
-    if config.anchor is None:
-        return None
-    return load_partner(config.anchor, config.anchor_modality, config.anchor_weight, process.device)
-
-
-def ready_partner(partner: Partner, config: PartnerConfig, shards: list[str], embed_dim: int) -> Partner:
-    """Return the partner with its features beside the shards, if they are to be used, and log what it is."""
-    if partner.embed_dim != embed_dim:
-        dimensions = f"{partner.embed_dim} dimensions, but the text tower {embed_dim}"
-        raise UserError(f"the partner {config.anchor} has {dimensions}: choose models of one embedding size")
-    partner = partner.with_features(config.anchor_features, shards)
-    how = "read from beside the shards" if partner.stored else "encoded at each step"
-    log.info("partner: %s, weight %g, its %s features %s", config.anchor, partner.weight, partner.store.kind, how)
-    return partner
 
 
 def start(

@@ -1,7 +1,7 @@
 """Evaluate between modalities: languagebind pairs --model depth=PATH infrared=PATH --config NAME
 
-The modalities were trained with text only, never with each other. A query or gallery may also fuse several modalities
-of each sample. `data/pairing.py` describes the YAML file.
+Most modalities were trained with text only, never with each other; a result says which pairs were. A query or gallery
+may also fuse several modalities of each sample. `data/pairing.py` describes the YAML file.
 
 Texts are encoded with the text tower of the modality that they are compared with. If they are compared with a fusion of
 modalities whose towers differ, each modality is compared with the features that its own tower gives the texts.
@@ -83,6 +83,14 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     counts |= {"missing_samples": missing, "bad_captions": bad}
     found["protocol"] = _protocol(config, used, towers, identity) | counts | found["protocol"]
     return new_result(config, "+".join(models), found, details)
+
+
+def pairs_trained(config: PairsConfig, models: Mapping[str, Any]) -> dict[str, str]:
+    """Return for each pair of modalities that is compared whether one of its encoders was trained on such pairs."""
+    met = {name: model.trained_with for name, model in models.items()}
+    pairs = [(one, other) for one in config.query for other in config.gallery or {TEXT: 1.0} if one != other]
+    trained = {(one, other): other in met.get(one, ()) or one in met.get(other, ()) for one, other in pairs}
+    return {" and ".join(pair): "trained" if known else "emergent" for pair, known in trained.items()}
 
 
 def _text_partners(config: PairsConfig, towers: Mapping[str, str]) -> dict[str, str]:
@@ -177,6 +185,7 @@ def _protocol(
         "fusion": "weighted sum of unit-norm features, at unit norm again",
         "text": "mean of the unit-norm features of a sample's captions, at unit norm again",
         "caption_source": config.caption_source,
+        "pairs": pairs_trained(config, {name: encoder.model for name, encoder in used.items()}),
         "split": config.split,
         "data_sha256": identity,
         "input_shape": {name: list(modality.input_shape) for name, modality in modalities.items()},

@@ -68,6 +68,8 @@ def build_checkpoint(
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
         raise WeightsError(f"the text tower of {path} differs from {tower}; versions in training: {versions}")
     load_strict(model, text_state(model) | state, f"the model of {path}")
+    if (partner := checkpoint.get("partner")) and partner["weight"]:
+        model.trained_with = (*model.trained_with, partner["modality"])
     return model.eval(), modality
 
 

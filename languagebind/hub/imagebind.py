@@ -142,7 +142,11 @@ def load_imagebind(
     states = _split(tensors_of(read_file(path), path), path)
     names = [modality] if modality else list(TOWERS)
     towers: Any = {tower: _build(tower, states[tower]) for tower in {"text", *(TOWERS[name] for name in names)}}
-    return [(ImageBind(towers[TOWERS[name]], towers["text"]), PREPROCESSING[name]()) for name in names]
+    models = [(ImageBind(towers[TOWERS[name]], towers["text"]), PREPROCESSING[name]()) for name in names]
+    for name, (model, _) in zip(names, models, strict=True):
+        if TOWERS[name] != "vision":  # trained with pictures and videos alone, never with text
+            model.trained_with = tuple(other for other, tower in TOWERS.items() if tower == "vision")
+    return models
 
 
 def _split(content: State, path: str) -> dict[str, State]:
