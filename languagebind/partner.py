@@ -20,7 +20,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import UserError, at_least, digest, parse, to_dict
@@ -142,6 +142,7 @@ def load_partner(config: PartnerConfig, device: torch.device) -> Partner:
     default = to_dict(type(kind)())
     changed = {key: x for key, x in to_dict(kind).items() if key not in UNUSED and x != default[key]}
     fingerprint = digest([weights_digest(model), modality_name(kind), changed])
+    model.text_model, model.text_projection = nn.Identity(), nn.Identity()  # free their memory
     with torch.no_grad():
         embed_dim = model.encode(torch.ones(1, *kind.input_shape, device=device)).shape[1]
     return Partner(kind, config.anchor_weight, embed_dim, FeatureStore(fingerprint, modality_name(kind)), model=model)

@@ -276,3 +276,9 @@ def test_results_say_what_is_known_of_the_preprocessing(spec, files, tmp_path):
         assert all(word in protocol["preprocessing"] for word in known)
         if name == "depth":
             assert math.isclose(protocol["inputs"]["focal_length"], 518.857901)
+
+
+def test_its_pairs_with_pictures_were_trained_and_texts_only_with_them(spec):
+    models = languagebind.load(spec).encoders
+    assert models["audio"][0].trained_with == ("image", "video")
+    assert models["image"][0].trained_with == ("text",)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from eval_files import save
-from helpers import CAPTIONS, call, call_ranks, checkpoint, depth_png, losses, train_flags
+from helpers import CAPTIONS, call, call_ranks, checkpoint, depth_png, losses, metrics, train_flags
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -179,6 +179,8 @@ def test_the_loss_is_that_of_the_formula(kind, embedded, partner, tmp_path):
     for (mode, weight), value in found.items():
         expected = loss(depth, text) + weight * loss(depth, anchor)
         assert value == pytest.approx(expected, abs=2e-3 if mode == "cached" else 1e-4)
+        logged = metrics(tmp_path, f"{mode}{weight}")[0]["train/anchor_loss"]
+        assert logged == pytest.approx(loss(depth, anchor), abs=2e-3)
     assert loss(depth, anchor) > 0.1
 
 

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from languagebind import __version__
 from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
@@ -64,6 +66,8 @@ class TrainState:
     engine: Engine
     ema: Ema | None = None
     partner: Partner | None = None
+    anchor_loss: Tensor | None = None
+    """the last step's loss against the partner's features, before its weight"""
     step: int = 0
     """number of optimizer steps taken"""
     skipped: int = 0

@@ -67,8 +67,10 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
-        loss = _loss(engine.model, features, targets, optim, anchors)
+        loss, anchor_loss = _loss(engine.model, features, targets, optim, anchors)
         mean_loss = mean_over_ranks(loss.detach())
+        if anchor_loss is not None:
+            state.anchor_loss = mean_over_ranks(anchor_loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
         return mean_loss, cast(Tensor, features.grad)
@@ -160,7 +162,8 @@ def _loss(
     targets: tuple[Tensor | None, Tensor | None, Tensor | None],
     optim: OptimConfig,
     anchors: tuple[Tensor, float] | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, and that part of it (without its weight) which is the loss against the partner."""
     text_features, groups, negatives = targets
     if text_features is None:  # the text tower trains
         features, text_features = features.chunk(2, dim=1)
@@ -175,7 +178,10 @@ def _loss(
         return over_prefixes(loss, optim.matryoshka, *compared) if optim.matryoshka else loss(*compared)
 
     total = score(features, text_features, *([] if negatives is None else [negatives]))
-    return total if anchors is None else total + anchors[1] * score(features, anchors[0])
+    if anchors is None:
+        return total, None
+    anchor_loss = score(features, anchors[0])
+    return total + anchors[1] * anchor_loss, anchor_loss
 
 
 class Meter:
@@ -253,6 +259,8 @@ class Meter:
         }
         if engine.model.logit_bias is not None:
             values["train/logit_bias"] = engine.model.logit_bias.item()
+        if state.anchor_loss is not None:
+            values["train/anchor_loss"] = state.anchor_loss.item()
         if engine.scaler.is_enabled():
             values["train/loss_scale"] = engine.scaler.get_scale()
         if engine.process.device.type == "cuda":
