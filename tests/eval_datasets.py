@@ -55,6 +55,9 @@ class InstantModel(nn.Module):
     def encode(self, inputs):
         return F.normalize(self.project(inputs), dim=-1)
 
+    def encode_dense(self, inputs, mode="qq"):
+        return F.normalize(F.avg_pool3d(inputs, (1, 4, 4)).permute(0, 2, 3, 4, 1) + 1e-3, dim=-1)
+
     def tokenize(self, texts):
         return {"ids": torch.tensor([list(zlib.crc32(text.encode()).to_bytes(4)[:3]) for text in texts])}
 

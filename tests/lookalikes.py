@@ -317,6 +317,22 @@ def nyu_v2(root: Path) -> Counts:
     return {"samples": 3, "classes": 2}
 
 
+def nyu_masks(root: Path) -> Counts:
+    return {"samples": nyu_v2(root)["samples"]}
+
+
+def mfnet(root: Path) -> Counts:
+    """Pictures of four channels, the fourth thermal, by day (D) and night (N); `test.txt` ends with a blank line."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for name in ("00001D", "00002N", "00003D"):
+        Image.fromarray(rng.integers(0, 256, (24, 32, 4), np.uint8)).save(root / "images" / f"{name}.png")
+        Image.fromarray(rng.integers(0, 9, (24, 32), np.uint8)).save(root / "labels" / f"{name}.png")
+    (root / "test.txt").write_text("00001D\n00002N\n\n")
+    return {"samples": 2}
+
+
 def sun_rgbd(root: Path) -> Counts:
     releases.sun_release(root)
     return {"samples": 2, "classes": 2}
@@ -352,6 +368,9 @@ LOOKALIKES: dict[str, tuple[str, Callable[[Path], Counts]]] = {
     "imagenet": ("image", imagenet),
     "nyu_v2": ("depth", nyu_v2),
     "nyu_v2_rgb": ("image", nyu_v2),
+    "nyu_v2_13": ("depth", nyu_masks),
+    "nyu_v2_40": ("depth", nyu_masks),
+    "mfnet": ("infrared", mfnet),
     "sun_rgbd": ("depth", sun_rgbd),
     "llvip": ("infrared", llvip),
     "llvip_rgb": ("image", llvip),

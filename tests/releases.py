@@ -93,10 +93,15 @@ def nyu_release(root, types, tests, depths=None):
     with h5py.File(root / "nyu_depth_v2_labeled.mat", "w") as file:
         file["depths"] = depths
         file["images"] = np.random.default_rng(1).integers(0, 256, (len(types), 3, 8, 6), np.uint8)
+        file["labels"] = np.random.default_rng(2).integers(0, 895, (len(types), 8, 6), np.uint16)
         cells = file.create_dataset("sceneTypes", (1, len(types)), h5py.ref_dtype)
         for i, text in enumerate(types):
             file[f"#refs#/{i}"] = np.array([[ord(letter)] for letter in text], np.uint16)
             cells[0, i] = file[f"#refs#/{i}"].ref
+    rng = np.random.default_rng(3)
+    savemat(root / "classMapping40.mat", {"mapClass": rng.integers(1, 41, (1, 894), np.uint8), "className": ["wall"]})
+    to13 = {"labels13": rng.integers(0, 14, (1, 40), np.uint8), "className": np.array(["Bed"], object)}
+    savemat(root / "class13Mapping.mat", {"classMapping13": to13})
     savemat(root / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array(tests).reshape(-1, 1)})
     return depths
 

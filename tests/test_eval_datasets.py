@@ -28,7 +28,7 @@ from languagebind.eval.results import write_result
 from languagebind.hub.encoders import Encoders
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-METRIC = {"classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
+METRIC = {"segmentation": "mIoU", "classification": "top1", "multilabel": "mAP", "retrieval": "text_to_modality/R@1"}
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +76,8 @@ def test_download_to_result(name, models, configs, tmp_path):
     assert len(samples) == counts["samples"]
     if dataset.task == "retrieval":
         assert sum(len(sample.captions) for sample in samples) == counts["captions"]
+    elif dataset.task == "segmentation":
+        assert all(len(sample.masks) == 1 for sample in samples)
     else:
         assert len({label for sample in samples for label in sample.labels}) == counts["classes"]
     result = score(models, kind, config, tmp_path / "data")
@@ -140,7 +142,9 @@ def test_every_config_says_where_its_data_comes_from(name):
     assert config.metric == METRIC[config.task]
     assert config.expect
     assert (config.name, config.data[:9]) == (name, "/nowhere/")
-    if config.class_names is not None:
+    if config.task == "segmentation":  # a class has the index of its line
+        assert len(config.class_names) == {"nyu_v2_13": 13, "nyu_v2_40": 40, "mfnet": 9}[name]
+    elif config.class_names is not None:
         assert len(config.class_names) == config.expect["classes"]
         assert list(config.class_names) == sorted(config.class_names, key=as_number), "the order of the sorted folders"
     if config.task != "retrieval":

@@ -7,6 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from lookalikes import mfnet as mfnet_lookalike
 from PIL import Image
 from releases import (
     FLIR_V1,
@@ -24,10 +25,11 @@ from releases import (
     sun_release,
     voc,
 )
+from scipy.io import loadmat
 
 from languagebind.config import UserError
 from languagebind.eval.data.validation import validate
-from languagebind.eval.prepare import crops, nyu, sunrgbd
+from languagebind.eval.prepare import crops, mfnet, nyu, sunrgbd
 from languagebind.eval.prepare.__main__ import PrepareConfig, prepare
 from languagebind.eval.prepare.writing import list_rows
 from languagebind.modalities.depth import Depth
@@ -259,6 +261,41 @@ def test_nyu_colours_of_the_same_scenes(tmp_path):
         for row, number in zip(rows, (1, 3), strict=True):
             np.testing.assert_array_equal(stored(tmp_path, row), file["images"][number - 1].transpose(2, 1, 0))
     refused(nyu, tmp_path, {"take": "rgb"}, "prepare: take should be 'depths' or 'images', not 'rgb'")
+
+
+@pytest.mark.parametrize("classes", ["40", "13"])
+def test_nyu_masks_of_the_classes_in_the_mapping_files(tmp_path, classes):
+    nyu_release(tmp_path, ["kitchen", "office_kitchen", "home_office"], [1, 3])
+    rows, _ = run(nyu, tmp_path, {"masks": classes})
+    assert rows[1] == {"path": "depths/0003.png", "mask": f"masks_{classes}/0003.png"}
+    to40 = loadmat(tmp_path / "classMapping40.mat")["mapClass"][0]
+    to13 = loadmat(tmp_path / "class13Mapping.mat")["classMapping13"]["labels13"][0, 0][0]
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat") as file:
+        labels = file["labels"][2].T
+    mask = stored(tmp_path, {"path": rows[1]["mask"]})
+    assert mask.shape == labels.shape == (6, 8)
+    for label, index in zip(labels.ravel(), mask.ravel(), strict=True):
+        found = to40[label - 1] if label else 0  # from 1, as MATLAB counts; 0 is none
+        found = to13[found - 1] if classes == "13" and found else found
+        assert index == (found - 1 if found else 255)
+    (tmp_path / "classMapping40.mat").unlink()
+    refused(nyu, tmp_path, {"masks": classes}, r"cannot read .*classMapping40\.mat: No such file")
+
+
+def test_mfnet_thermal_pictures_and_masks(tmp_path):
+    mfnet_lookalike(tmp_path / "release")
+    for take, channels in (("thermal", slice(3, 4)), ("colour", slice(0, 3))):
+        rows, _ = run(mfnet, tmp_path / "release", {"take": take}, tmp_path / take)
+        assert rows[1] == {"path": f"{take}/00002N.png", "mask": "masks/00002N.png"}
+        with Image.open(tmp_path / "release" / "images" / "00002N.png") as image:
+            expected = np.array(image)[..., channels].squeeze()
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / take / rows[1]["path"])), expected)
+        label = np.array(Image.open(tmp_path / "release" / "labels" / "00002N.png"))
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / take / rows[1]["mask"])), label)
+    Image.new("RGB", (4, 4)).save(tmp_path / "release" / "images" / "00001D.png")
+    refused(mfnet, tmp_path / "release", {}, r"00001D\.png should have four channels, colour and thermal, not RGB")
+    (tmp_path / "release" / "test.txt").write_text("../up")
+    refused(mfnet, tmp_path / "release", {}, r"test\.txt: '\.\./up' is not a path in the folder")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .export import Features, export_features
 from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .results import Result, ceiling_note, new_result
 from .score.retrieval import Captioned, describe_retrieval, retrieve
+from .score.segmentation import describe_segmentation, score_segmentation
 from .score.zero_shot import classify, describe_classification, describe_multilabel, label_targets
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def evaluate(
     encoder = FeatureEncoder(model, _choose(config, modality), EncodeOptions(**options), config.name)
     _check_support(encoder, config, dual_softmax, export)
     samples = dataset.samples if isinstance(dataset, ListedDataset) else read_samples(config, modality)
-    identity = digest_of_samples([[x.key, x.labels, x.captions] for x in samples], config.name)
+    facts = [[x.key, x.labels, x.captions, *(mask.name for mask in x.masks)] for x in samples]
+    identity = digest_of_samples(facts, config.name)
     log.info("%s: %s on %d samples", config.name, config.task, len(samples))
     usable = [sample for sample in samples if sample.captions or not sample.bad_captions]
     with naming(config.name):
@@ -81,7 +83,7 @@ def evaluate(
             twins, by_sample = config.relevant == "caption", encoder.protocol.by_sample
             found, describe, features = _retrieval(encoder, usable, dual_softmax, twins=twins, by_sample=by_sample)
         else:
-            found, describe, features = _classification(encoder, config, samples)
+            found, describe, features = TASKS[config.task](encoder, config, samples)
     if export is not None and not rank():
         export_features(features, export)
     counts = {"samples": len(features.samples), "skipped_samples": len(samples) - len(features.samples)}
@@ -93,7 +95,7 @@ def evaluate(
 def list_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = False) -> ListedDataset:
     """Return a dataset with its samples, without reading media; for arguments and errors see `check_dataset`."""
     samples = read_samples(dataset, modality, skip_bad)
-    if dataset.task != "retrieval":
+    if dataset.task in ("classification", "multilabel"):
         label_targets(samples, class_names(dataset), dataset.name)
     return ListedDataset(dataset, samples)
 
@@ -151,6 +153,10 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
         "this protocol has no single unit-norm feature per sample to export": export is not None and not one_each,
         "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
+        "segmentation is of pictures, by models with `encode_dense`, without export and --feature-cache": (
+            dataset.task == "segmentation"
+            and (export or cached or reader.modality.input_shape[1] > 1 or not hasattr(model, "encode_dense"))
+        ),
         "this model reads files itself, so the dataset's own reading rule cannot be used": takes_files and own_rule,
         "--feature-cache does not work with models that read files themselves": cached and takes_files,
         "--feature-cache: give the model a `fingerprint` that changes with its weights": unknown,
@@ -174,15 +180,31 @@ def _classification(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Se
     scores, logits = encoder.protocol.class_scores(features, classifier, encoder.model.logit_scale)
     targets = targets[kept].to(features.device)  # (M, K), like the scores
     found = classify(scores, targets, dataset.task)
-    prompts = class_prompts(names, dataset.templates)
-    facts = {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
-    found["protocol"] = facts | found["protocol"]
+    found["protocol"] = _prompt_facts(names, dataset) | found["protocol"]
     if dataset.task == "multilabel":
         describe = partial(describe_multilabel, scores, targets, classes, seen)
     else:
         describe = partial(describe_classification, scores, targets, logits, classes, seen)
     texts = [{"label": label, "text": name} for label, name in classes.items()]
     return found, describe, Features(features, seen, classifier, texts)
+
+
+def _segmentation(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Sequence[Sample]) -> _Found:
+    classes = class_names(dataset)
+    classifier = encoder.build_classifier(list(classes.values()), dataset.templates)
+    counts, kept = encoder.count_pixels(samples, lambda x: x @ classifier.T, len(classes), dataset.void)
+    found = score_segmentation(counts)
+    found["protocol"] = _prompt_facts(list(classes.values()), dataset) | {"dense": "qq"} | found["protocol"]
+    describe = partial(describe_segmentation, counts, classes)
+    return found, describe, Features(classifier, [samples[i] for i in kept], classifier, [])
+
+
+TASKS = {"classification": _classification, "multilabel": _classification, "segmentation": _segmentation}
+
+
+def _prompt_facts(names: Sequence[str], dataset: DatasetConfig) -> dict[str, Any]:
+    prompts = class_prompts(names, dataset.templates)
+    return {"templates": list(dataset.templates), "prompts": len(prompts), "prompts_sha256": digest(prompts)}
 
 
 def _retrieval(encoder: FeatureEncoder, samples: Sequence[Sample], dual_softmax: bool, **rules: bool) -> _Found:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..config import UserError, at_least
+from ..dense import score_maps
 from ..distributed import Precision, autocast, gather_objects, rank, world_size
 from ..modalities import DecodeError
 from ..temporal import PairHead
@@ -29,6 +30,7 @@ from .cache import FeatureCache, identity
 from .data.readers import EvalProtocol, Reader
 from .data.samples import Sample
 from .score.retrieval import RERANKED
+from .score.segmentation import count_pixels, read_mask
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +160,46 @@ class FeatureEncoder:
         features, rows = self.encode_texts(class_prompts(names, templates))
         per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
         return F.normalize(per_class.mean(dim=1), dim=-1)
+
+    def measure(self, samples: Sequence[Sample], measure: Callable[[Sample, Any], Tensor]) -> tuple[Tensor, list[int]]:
+        """Return what `measure` finds in each sample and its raw signal (M, ...), and the positions (M,).
+
+        For errors see `encode_samples`.
+        """
+        found: dict[int, Tensor] = {}
+        bad: dict[int, str] = {}
+        for (i,) in _progress(_own_batches(len(samples), 1), "samples"):
+            try:
+                raw = self.protocol.reader.modality.load(samples[i].load(1))
+                found[i] = measure(samples[i], raw)
+            except DecodeError as error:
+                bad[i] = f"{samples[i].key}: {error.reason}"
+        bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
+        _check_bad(bad, len(samples), self.options.skip_bad)
+        everything = {i: x for part in gather_objects(found) for i, x in part.items()}
+        return torch.stack([everything[i] for i in sorted(everything)]), sorted(everything)
+
+    def count_pixels(
+        self, samples: Sequence[Sample], head: Callable[[Tensor], Tensor], num_classes: int, void: int
+    ) -> tuple[Tensor, list[int]]:
+        """Return the counts (M, 6, K) of samples with masks, and their positions (M,).
+
+        `head` returns the scores (..., K) of features of patches (..., D).
+        """
+
+        def measure(sample: Sample, raw: Tensor) -> Tensor:
+            mask = read_mask(sample.masks[0], raw.shape[-2:], num_classes, void)
+            maps = score_maps(lambda x: head(self.encode_dense(x)), self.protocol.reader.modality, raw)
+            if not bool(maps.isfinite().all()):
+                raise UserError(f"the model returns NaN or infinity for {sample.key}")
+            return count_pixels(maps[0], mask, void)
+
+        return self.measure(samples, measure)
+
+    def encode_dense(self, windows: Tensor) -> Tensor:
+        """Return the features (B, T, h, w, D) of the patches of windows, without gradients."""
+        with torch.no_grad(), autocast(self.device, self.options.precision):
+            return self.model.encode_dense(windows.to(self.device))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the encoder that a result's protocol records."""

@@ -51,7 +51,7 @@ class ResultFile(BaseModel):
 
     dataset: str
     model: str
-    task: Literal["classification", "multilabel", "retrieval"]
+    task: Literal["classification", "multilabel", "retrieval", "segmentation"]
     metrics: dict[str, Number | None]
     protocol: ResultProtocol
     pretrained: str | None = None

@@ -10,10 +10,11 @@ from .scenes import Scene, scene_files, seen_pairs, unseen_pairs
 from .words import REWORDED_TEMPLATES, TEMPLATES, class_name, retrieval_caption, reworded_class_name
 
 NUM_RETRIEVAL = 256  # samples per retrieval evaluation
+MASKED = ("depth", "infrared")  # the modalities of pictures
 
 
 def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Sequence[str], seed: int) -> None:
-    """Write `root/eval`: five YAML files per modality, and the files that they refer to."""
+    """Write `root/eval`: five YAML files per modality, six in `MASKED`, and the files that they refer to."""
     folder = root / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / "templates.txt", TEMPLATES)
@@ -37,6 +38,8 @@ def write_evaluations(root: Path, splits: dict[str, list[Scene]], modalities: Se
             prompts = {"class_names": class_names, "templates": templates}
             content = {"task": "classification", "data": f"{modality}_{split}.jsonl", **prompts, "split": split}
             _write_yaml(folder, modality, name, content)
+            if name == "test" and modality in MASKED:
+                _write_yaml(folder, modality, "segmentation", content | {"task": "segmentation"})
         retrieval = {"task": "retrieval", "data": f"{modality}_retrieval.jsonl", "split": "test"}
         _write_yaml(folder, modality, "retrieval", retrieval)
 
@@ -50,7 +53,14 @@ def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: ran
         "captions": [retrieval_caption(scene, modality, rng, frame)],
         "id": scene.id,
     }
+    if split == "test" and modality in MASKED:
+        line["mask"] = os.path.relpath(mask_file(root / split, scene, modality), root / "eval")
     return json.dumps(line)
+
+
+def mask_file(root: Path, scene: Scene, modality: str) -> Path:
+    """Return the path of a scene's mask below `root`, the folder of its split."""
+    return root / "masks" / modality / f"{scene.id}.png"
 
 
 def _write_yaml(folder: Path, modality: str, name: str, content: dict[str, str]) -> None:

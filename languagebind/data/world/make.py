@@ -4,7 +4,7 @@
 
 writes `DIR/train`, `DIR/test` and `DIR/unseen`, each with a `vidal.json` and media in VIDAL's folders (H.264 mp4,
 16 kHz WAV, 16-bit depth PNG in millimetres, infrared JPEG). It also writes `DIR/eval` with the evaluations of each
-modality. The same seed gives the same bytes.
+modality, and masks for the test scenes' depth and infrared. The same seed gives the same bytes.
 """
 
 import io
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from ...config import UserError, parse
 from . import render as _render
-from .evaluations import write_evaluations
-from .scenes import CLASS_ATTRIBUTES, FOLDER, Scene, draw_scenes, scene_files
+from .evaluations import MASKED, mask_file, write_evaluations
+from .scenes import CLASS_ATTRIBUTES, FOLDER, Scene, draw_scenes, scene_files, seen_pairs
 from .words import captions_for
 
 
@@ -98,6 +98,11 @@ def _write_media(scene: Scene, root: Path, modalities: tuple[str, ...], size: in
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path, data in zip(paths, _RENDERERS[modality](scene, size), strict=True):
             path.write_bytes(data)
+        if root.name == "test" and modality in MASKED:
+            path = mask_file(root, scene, modality)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            index = seen_pairs(modality).index(scene.pair(modality))
+            path.write_bytes(_pictures(partial(_render.mask, index=index), ".png", scene, size)[0])
 
 
 def _mp4(scene: Scene, size: int) -> list[bytes]:

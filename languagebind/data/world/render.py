@@ -67,6 +67,12 @@ def infrared_frames(scene: Scene, size: int) -> np.ndarray:
     return np.clip(np.round((celsius - COLDEST) / (HOTTEST - COLDEST) * 255), 0, 255).astype(np.uint8)
 
 
+def mask(scene: Scene, size: int, index: int) -> np.ndarray:
+    """Return the mask (1, H, W), uint8, of the middle frame: the class `index` on the object, 255 (void) elsewhere."""
+    cover = _object(scene, size, NUM_FRAMES)[2][NUM_FRAMES // 2]
+    return np.where(cover > 0.5, index, 255).astype(np.uint8)[None]
+
+
 def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return pixel coordinates u, v from the object's centre in radii, and coverage from 0 to 1, all (T, H, W)."""
     x, y = scene.place(np.arange(num_frames, dtype=np.float32) / num_frames)

@@ -30,6 +30,7 @@ _RANKS = (*(f"R@{k}" for k in RECALL_AT), "median_rank", "mean_rank")
 METRICS = {
     "classification": ("top1", "top5", "mean_per_class"),
     "multilabel": ("mAP", "mAUC", "d_prime"),
+    "segmentation": ("mIoU", "pixel_accuracy", "pointing"),
     "retrieval": tuple(f"{direction}/{name}" for direction in DIRECTIONS for name in _RANKS),
 }
 NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
@@ -83,7 +84,7 @@ Template = Annotated[str, must_be(lambda text: "{c}" in text, "a prompt with {c}
 Templates = Annotated[tuple[Template, ...], NotEmpty, BeforeValidator(_read), FromPath]
 ClassNames = Annotated[Mapping[Text, Text], NotEmpty, BeforeValidator(_by_label), FromPath]
 Interval = Annotated[tuple[Number, Number], must_be(lambda t: 0 <= t[0] < t[1], "a start and a later end, in seconds")]
-Column = Literal["path", "caption", "captions", "label", "labels", "id"]
+Column = Literal["path", "caption", "captions", "label", "labels", "mask", "id"]
 Counted = Literal["samples", "captions", "classes"]
 Counts = Mapping[Counted, Annotated[Whole, Field(ge=0)]]
 Figures = Annotated[Mapping[str, Number], NotEmpty, must_be(_are_fractions, "fractions of 1, not percentages")]
@@ -102,11 +103,12 @@ class DatasetConfig:
     """A dataset with its prompts. Paths are resolved, and text files are read."""
 
     name: FileName
-    task: Literal["classification", "multilabel", "retrieval"]
+    task: Literal["classification", "multilabel", "retrieval", "segmentation"]
     data: Annotated[Text, FromPath, AfterValidator(_resolve)]  # a path, or a brace pattern of shards
     modality: ModalityName | None = None
     class_names: ClassNames | None = None  # label -> name in prompts, in class order; None: the class folders
     templates: Templates = ("{c}",)
+    void: Whole = 255  # value in masks of pixels without a class
     split: str | None = None
     language: str = "en"
     caption_source: str | None = None
@@ -137,6 +139,8 @@ class DatasetConfig:
         mistakes = {
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
             f"there is no {self.protocol} protocol, as the config has no `{self.protocol}`: use ours": absent,
+            "segmentation needs class_names: masks hold their indices": self.task == "segmentation"
+            and self.class_names is None,
             "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
             "paper: similarity: dot is for retrieval": dot and self.task != "retrieval",
             f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),

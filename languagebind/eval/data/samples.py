@@ -2,8 +2,8 @@
 
 Class folders: `<data>/<label>/**/<file>`, except hidden files and files in hidden folders. Links are followed.
 Manifest: a .csv, .tsv or .jsonl file with `path` (below the manifest's folder or the data root), `label` or `labels`,
-`caption` or `captions`, and optionally `id`, which matches samples across modalities (`pairing.py`). In a .csv, `|`
-separates the values of a plural column. Rows with the same path are one sample.
+`caption` or `captions`, or `mask`, a picture of class indices; and optionally `id`, which matches samples across
+modalities (`pairing.py`). In a .csv, `|` separates the values of a plural column. Rows with one path are one sample.
 Shards: .tar files. A sample is its media member and `<key>.json` with `label` or `labels`, `caption` or `captions`,
 or CLIP_benchmark's `.cls` (class index), `.npy` (0 or 1 per class), `.txt` (one caption per line).
 
@@ -45,6 +45,7 @@ class Sample:
     bad_captions: int = 0  # left out, because they are not valid text
     id: str | None = None
     held: str = ""  # what a sample without media holds instead, for messages
+    masks: tuple[Path, ...] = ()  # one for segmentation
 
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
         """Return the source for `Modality.decode`: a path, the bytes of a member, or a list of these.
@@ -86,7 +87,7 @@ def read_samples(config: DatasetConfig, modality: Modality, skip_bad: bool = Fal
     warn_of_count(config, "captions", sum(len(sample.captions) for sample in samples))
     if config.limit is not None and config.limit < len(samples):
         samples = _evenly_spaced(samples, config.limit, config.task == "classification")
-    what = "captions" if config.task == "retrieval" else "labels"
+    what = {"retrieval": "captions", "segmentation": "masks"}.get(config.task, "labels")
     counts = [len(getattr(sample, what)) for sample in samples]
     wrong = {i for i, count in enumerate(counts) if count == 0 or (config.task == "classification" and count > 1)}
     if bad := [sample for sample in samples if sample.bad_captions]:
@@ -209,7 +210,8 @@ def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
         files = tuple(find(path, folders) or manifest.parent / path for path in paths)
         name = None if row.get("id") is None else str(row["id"])
         source = files if isinstance(row["path"], list) else files[0]
-        old = samples.get(tuple(paths)) or Sample(paths[0], source, id=name)
+        masks = tuple(find(mask, folders) or manifest.parent / mask for mask in as_list(row.get("mask")))
+        old = samples.get(tuple(paths)) or Sample(paths[0], source, masks=masks, id=name)
         # A repeated caption counts as two queries, but a repeated label as one label
         labels = tuple(dict.fromkeys(old.labels + labels))
         bad += old.bad_captions

@@ -2,6 +2,9 @@
 
 The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type. A file is named
 `<class>/<number>.png`. The number has four digits and counts from 1, like `testNdxs` in `splits.mat`.
+
+With `masks`, files are `<take>/<number>.png` and have masks of 40 classes, or of 13. `classMapping40.mat` maps the
+release's 894 labels to the 40 classes, and `class13Mapping.mat` these to the 13.
 """
 
 from collections import Counter
@@ -31,6 +34,7 @@ class Options:
     file: str = "nyu_depth_v2_labeled.mat"
     splits: str = "splits.mat"
     take: Literal["depths", "images"] = "depths"  # the filled-in depth, or the colour pictures of the same scenes
+    masks: Literal["13", "40"] | None = None
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
@@ -39,6 +43,7 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
     others: Counter[str] = Counter()
     with reading(splits), open(splits, "rb") as stream:
         numbers = loadmat(stream, variable_names=["testNdxs"])["testNdxs"].ravel().tolist()
+    indices = _indices(source, options.masks) if options.masks else None
     with reading(file):
         release = h5py.File(file)
     with release:
@@ -54,10 +59,30 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
             label = scene if scene in CLASSES else "others"
             others.update([scene] if label == "others" else [])
             pixels = _millimetres(picture, f"{file}: depths {number}") if options.take == "depths" else picture.T
-            path = f"{label}/{number:04d}.png"
+            path = f"{label if indices is None else options.take}/{number:04d}.png"
             write_png(Image.fromarray(np.ascontiguousarray(pixels)), output / path)
-            yield {"path": path, "label": label}
+            if indices is None:
+                yield {"path": path, "label": label}
+                continue
+            mask = f"masks_{options.masks}/{number:04d}.png"
+            with reading(file):
+                classes = indices[release["labels"][number - 1].T]
+            write_png(Image.fromarray(classes), output / mask)
+            yield {"path": path, "mask": mask}
     return dict(others)
+
+
+def _indices(source: Path, classes: str) -> np.ndarray:
+    """Return the index (895,) of the class of each label, uint8; 255 for none. In the files, classes count from 1."""
+
+    def read(name: str, key: str) -> np.ndarray:
+        with reading(source / name), open(source / name, "rb") as stream:
+            found = loadmat(stream, variable_names=[key], squeeze_me=True)[key]
+            return np.append(0, found["labels13"].item() if key == "classMapping13" else found)
+
+    found = read("classMapping40.mat", "mapClass")
+    found = read("class13Mapping.mat", "classMapping13")[found] if classes == "13" else found
+    return (found.astype(int) - 1).astype(np.uint8)
 
 
 def _millimetres(depth: np.ndarray, where: str) -> np.ndarray:

@@ -24,7 +24,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 # Characters that HTML and UTF-8 cannot hold: control characters and halves of surrogate pairs
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 # Headline metrics of datasets whose config names none: the first of these that the results have
-HEADLINES = ("top1", "mAP", "text_to_modality/R@1", "query_to_gallery/R@1")
+HEADLINES = ("top1", "mAP", "mIoU", "text_to_modality/R@1", "query_to_gallery/R@1")
 NOT_SHARES = ("_rank", "d_prime", "threshold")  # endings of the names of metrics that are not fractions
 SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 50
 

@@ -106,6 +106,20 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
     return {key: _ends(value) for key, value in values.items() if not np.isnan(value).any()}
 
 
+def sum_intervals(counts: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Intervals:
+    """Return the intervals of metrics of sums over samples.
+
+    `counts` is (N, ...), and `metrics` maps sums (draws, ...) to values (draws,). A metric has no interval if it is
+    undefined for some resample.
+    """
+
+    def resampled(indices: np.ndarray) -> dict[str, np.ndarray]:
+        return metrics(np.tensordot(_occurrences(indices), counts, axes=1))
+
+    values = _bootstrap(resampled, len(counts), counts[0].size)
+    return {key: _ends(value) for key, value in values.items() if not np.isnan(value).any()}
+
+
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
     """Return the metrics whose intervals overlap in two results, so that neither model is shown to be better.
 

@@ -104,7 +104,7 @@ def describe_multilabel(
     counts = targets.sum(dim=0).tolist()
     columns = zip(*precisions_and_areas(scores, targets), metrics.best_thresholds(scores, targets), strict=True)
     rows = [
-        {"label": label, "name": name, "samples": count, "AP": _or_none(ap), "AUC": _or_none(auc), "threshold": best}
+        {"label": label, "name": name, "samples": count, "AP": or_none(ap), "AUC": or_none(auc), "threshold": best}
         for (label, name), count, (ap, auc, best) in zip(classes.items(), counts, columns, strict=True)
     ]
     labelled = targets.any(dim=1)
@@ -137,5 +137,6 @@ def _examples(
     return pick_examples(ranked.ranks, ranked.best, describe)
 
 
-def _or_none(value: Tensor) -> float | None:
+def or_none(value: Tensor) -> float | None:
+    """Return the number, or None for NaN."""
     return None if value.isnan() else value.item()

@@ -1,0 +1,180 @@
+"""Segmentation: against scikit-learn's confusion matrix and plain loops, from files to a result and its page."""
+
+import json
+
+import colours
+import numpy as np
+import pytest
+import torch
+from eval_datasets import InstantModel
+from helpers import call
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix
+from torch.nn import functional as F
+
+from languagebind.config import UserError
+from languagebind.eval import evaluate, load_dataset_config
+from languagebind.eval.models import ExternalModel
+from languagebind.eval.report.__main__ import main as page_main
+from languagebind.eval.results import results_table, write_result
+from languagebind.eval.score.segmentation import count_pixels, describe_segmentation, score_segmentation
+from languagebind.modalities.image import Image as ImageModality
+from languagebind.modalities.video import Video
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+IMAGE = ImageModality(image_size=32)
+
+
+class Colours(InstantModel):
+    """Knows where colours are: a patch of 4 x 4 is its mean colour, a text the colour that it names."""
+
+    def encode_dense(self, inputs, mode="qq"):
+        mean, std = (torch.tensor(x)[:, None, None, None] for x in (IMAGE.image_mean, IMAGE.image_std))
+        patches = F.avg_pool3d(inputs * std + mean, (1, 4, 4))  # (B, 3, T, h, w)
+        return F.normalize(patches.permute(0, 2, 3, 4, 1), dim=-1)
+
+    def tokenize(self, texts):
+        return {"ids": torch.tensor([COLOURS[text.split()[-1]] for text in texts])}
+
+    def encode_text(self, tokens):
+        return F.normalize(tokens["ids"].float(), dim=-1)
+
+
+def test_metrics_are_those_of_the_confusion_matrix():
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.random((6, 5, 9, 7)))
+    masks = torch.from_numpy(rng.choice([0, 1, 2, 4, 200], (6, 9, 7), p=[0.4, 0.2, 0.1, 0.1, 0.2]))
+    scores[:, 3] -= 9  # class 3 is neither there nor predicted
+    masks[0] = 1  # of one class
+    counts = torch.stack([count_pixels(*pair, void=200) for pair in zip(scores, masks, strict=True)])
+    found = score_segmentation(counts)
+    known = masks != 200
+    true, predicted = masks[known].numpy(), scores.argmax(dim=1)[known].numpy()
+    matrix = confusion_matrix(true, predicted, labels=range(5))
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    iou = [matrix[k, k] / union[k] for k in (0, 1, 2, 4)]
+    hits, areas = [], []
+    for each, mask in zip(scores.numpy(), masks.numpy(), strict=True):
+        for k in sorted({*mask.flat} - {200}):
+            contrast = each[k] - each.mean(axis=0)
+            hits.append(mask[np.unravel_index(contrast.argmax(), contrast.shape)] == k)
+            areas.append((mask == k).mean())
+    wanted = {"mIoU": np.mean(iou), "pixel_accuracy": accuracy_score(true, predicted), "pointing": np.mean(hits)}
+    assert found["metrics"] == pytest.approx(wanted)
+    assert found["protocol"]["chance"] == pytest.approx({"pixel_accuracy": 0.2, "pointing": np.mean(areas)})
+    assert (found["protocol"]["classes"], found["protocol"]["classes_with_samples"]) == (5, 4)
+    details = describe_segmentation(counts, {f"c{k}": f"class {k}" for k in range(5)})
+    assert [row["IoU"] for row in details["classes"]] == [*map(pytest.approx, iou[:3]), None, pytest.approx(iou[3])]
+    assert details["classes"][1]["samples"] == sum(bool((mask == 1).any()) for mask in masks)
+    for key, (low, high) in details["intervals"].items():
+        assert low <= wanted[key] <= high
+    # By the same draws, one at a time
+    draws = np.random.default_rng(0).integers(6, size=(1000, 6))
+    shares = [float((lambda s: s[0].sum() / s[2].sum())(counts[list(draw)].sum(0))) for draw in draws]
+    assert details["intervals"]["pixel_accuracy"] == pytest.approx([sorted(shares)[25], sorted(shares)[-26]])
+
+
+def test_pointing_at_equal_pixels_counts_only_if_all_are_right():
+    scores, mask = torch.zeros(2, 1, 4), torch.tensor([[0, 0, 1, 7]])
+    assert count_pixels(scores, mask, void=7)[3].tolist() == [0, 0]
+    scores[0, 0, :2] = 1
+    assert count_pixels(scores, mask, void=7)[3].tolist() == [1, 0]  # class 1 is best where class 0 is not: void too
+    assert count_pixels(scores[:1], torch.tensor([[0, 0, 7, 7]]), void=7)[3].tolist() == [1]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Pictures of two halves, of 40 x 60 or turned, a manifest with masks, and the config."""
+    rows = []
+    for number, (left, right) in enumerate([("red", "green"), ("blue", "red"), ("green", "blue")]):
+        pixels, mask = np.zeros((40, 60, 3), np.uint8), np.full((40, 60), 255, np.uint8)
+        for name, part in ((left, slice(0, 32)), (right, slice(32, 60))):
+            pixels[5:35, part] = COLOURS[name]
+            mask[5:35, part] = list(COLOURS).index(name)
+        turned = number == 2
+        Image.fromarray(pixels.swapaxes(0, 1) if turned else pixels).save(tmp_path / f"{number}.png")
+        picture = Image.fromarray(mask.T if turned else mask, mode="P")
+        picture.putpalette(bytes(range(255, -1, -1)) * 3)  # the index counts, not the colour
+        picture.save(tmp_path / f"{number}_mask.png")
+        rows.append({"path": f"{number}.png", "labelled": f"{number}_mask.png"})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = "task: segmentation\nmodality: image\ndata: data.jsonl\ncolumns: {mask: labelled}\n"
+    (tmp_path / "halves.yaml").write_text(config + "class_names: [red, green, blue]\ntemplates: ['a {c}', '{c}']\n")
+    return tmp_path
+
+
+def run(folder, model=None, modality=IMAGE, **options):
+    config = load_dataset_config(folder / "halves.yaml")
+    return evaluate(model or Colours(), modality, config, workers=0, **options)
+
+
+def test_files_to_a_result_and_its_page(data):
+    result = run(data)
+    assert result["metrics"]["pixel_accuracy"] > 0.93  # but for the blurred border between the halves
+    assert result["metrics"]["mIoU"] > 0.87
+    assert result["metrics"]["pointing"] == 1
+    assert result["protocol"]["samples"] == 3
+    assert result["protocol"]["templates"] == ["a {c}", "{c}"]
+    assert "mIoU" in results_table([result])
+    (data / "results").mkdir()
+    write_result(result | {"pretrained": "colours"}, data / "results" / "halves_colours.json")
+    page_main([str(data / "results"), "--output", str(data / "page.html"), "--configs", str(data)])
+    page = (data / "page.html").read_text()
+    assert "headline metric mIoU" in page
+    assert "pointing" in page
+
+
+def test_a_bad_sample_is_skipped_only_if_asked(data):
+    (data / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"1 of 3 samples cannot be read \(--skip-bad"):
+        run(data)
+    result = run(data, skip_bad=True)
+    assert (result["protocol"]["samples"], result["protocol"]["skipped_samples"]) == (2, 1)
+
+
+def test_mistakes_are_named(data):
+    Image.fromarray(np.full((40, 60), 3, np.uint8)).save(data / "1_mask.png")
+    with pytest.raises(UserError, match=r"1_mask\.png has 3, which is neither one of 3 classes nor void \(255\)"):
+        run(data)
+    Image.new("RGB", (60, 40)).save(data / "1_mask.png")
+    with pytest.raises(UserError, match=r"1_mask\.png is \(40, 60, 3\), but its picture is \(40, 60\)"):
+        run(data)
+    (data / "1_mask.png").unlink()
+    with pytest.raises(UserError, match=r"cannot read the mask .*1_mask\.png: No such file"):
+        run(data)
+    for change in (
+        {"model": ExternalModel(colours.Colours(), "colours")},
+        {"feature_cache": data / "cache"},
+        {"export": data / "x.safetensors"},
+    ):
+        with pytest.raises(UserError, match="halves: segmentation is of pictures, by models with `encode_dense`"):
+            run(data, **change)
+    config = (data / "halves.yaml").read_text()
+    (data / "halves.yaml").write_text(config.replace("modality: image", "modality: video"))
+    with pytest.raises(UserError, match="halves: segmentation is of pictures"):
+        run(data, modality=Video(num_frames=2))
+    (data / "halves.yaml").write_text(config.replace("columns: {mask: labelled}", ""))
+    with pytest.raises(UserError, match=r"3 of 3 samples do not fit segmentation: 0\.png has 0 masks"):
+        run(data)
+    (data / "halves.yaml").write_text(config.replace("class_names: [red, green, blue]\n", ""))
+    with pytest.raises(UserError, match="segmentation needs class_names: masks hold their indices"):
+        run(data)
+    (data / "halves.yaml").write_text(config + "void: 0\n")
+    for number in range(3):
+        Image.fromarray(np.zeros((60, 40) if number == 2 else (40, 60), np.uint8)).save(data / f"{number}_mask.png")
+    with pytest.raises(UserError, match="no pixel has a class: check the masks, `class_names` and `void`"):
+        run(data)
+
+
+def test_the_worlds_masks_show_the_object(tmp_path):
+    call("-m", "languagebind.data.world", f"--output={tmp_path}", "--num-train=2", "--num-test=6", "--size=64",
+         "--modalities", "depth", "audio")  # fmt: skip
+    config = load_dataset_config(tmp_path / "eval" / "depth_segmentation.yaml")
+    labels = list(config.class_names)
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "depth_test.jsonl").read_text().splitlines()]
+    for row in rows:
+        depth = np.array(Image.open(tmp_path / "eval" / row["path"])).astype(float)
+        mask = np.array(Image.open(tmp_path / "eval" / row["mask"]))
+        assert {*mask.flat} == {labels.index(row["label"]), 255}
+        assert depth[mask != 255].max() < 0.98 * depth[mask == 255].min()
+    assert "mask" not in (tmp_path / "eval" / "audio_test.jsonl").read_text()
