@@ -21,6 +21,7 @@ from .config import UserError
 
 Mode = Literal["qq", "plain"]
 OVERLAP = 0.5  # of neighbouring windows, at least
+BATCH = 16  # windows
 
 
 def dense_tower(tower: Any, size: Sequence[int], mode: Mode) -> Any:
@@ -71,7 +72,11 @@ def _repeat_queries(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score_maps(
-    score: Callable[[Tensor], Tensor], modality: Any, raw: Tensor, size: int | None = None, batch_size: int = 16
+    score: Callable[[Tensor], Tensor],
+    modality: Any,
+    raw: Tensor,
+    size: int | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return the scores (T, K, H, W) of every pixel of a picture or clip, float32.
 
@@ -83,7 +88,7 @@ def score_maps(
         modality: a modality of pictures, which prepares `raw`.
         raw: the raw signal, whose last dimensions are the height and width.
         size: the short side in pixels, at least that of a window; by default that of a window.
-        batch_size: windows per batch.
+        shape: another height and width of the maps.
 
     Raises `UserError` if the modality has no pictures, or `size` is smaller than a window.
     """
@@ -96,8 +101,8 @@ def score_maps(
     corners = [(top, left) for top in _starts(x.shape[2], side) for left in _starts(x.shape[3], side)]
     total = torch.zeros(())
     count = torch.zeros(x.shape[2:])
-    for start in range(0, len(corners), batch_size):
-        places = corners[start : start + batch_size]
+    for start in range(0, len(corners), BATCH):
+        places = corners[start : start + BATCH]
         windows = torch.stack([x[..., top : top + side, left : left + side] for top, left in places])
         scores = score(windows).movedim(-1, 2).float().cpu()  # (B, T, K, h, w)
         fine = F.interpolate(scores.flatten(0, 1), (side, side), mode="bilinear").unflatten(0, scores.shape[:2])
@@ -105,7 +110,7 @@ def score_maps(
         for (top, left), window in zip(places, fine, strict=True):
             total[..., top : top + side, left : left + side] += window
             count[top : top + side, left : left + side] += 1
-    return F.interpolate(total / count, raw.shape[-2:], mode="bilinear")
+    return F.interpolate(total / count, shape or raw.shape[-2:], mode="bilinear")
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from imagebind_files import small_state
 from timm.layers import apply_rot_embed_cat
 from tiny_towers import VISION
 from torch import nn
@@ -176,7 +177,10 @@ def test_adapters_take_part_and_gradients_reach_the_weights():
     assert not torch.allclose(model.encode_dense(x), adapted, atol=1e-5)
 
 
-def test_what_has_no_dense_features_is_refused(toys, files):
+def test_what_has_no_dense_features_is_refused(toys, files, tmp_path):
+    torch.save(small_state(), tmp_path / "imagebind.pth")
+    with pytest.raises(UserError, match="has no dense features; use an encoder"):
+        load({"depth": f"imagebind:{tmp_path}/imagebind.pth"}).encode_dense(depth=files["depth"])
     with pytest.raises(UserError, match="has no dense features; use an encoder"):
         dense_tower(nn.Linear(2, 2), (32, 32), "qq")
     with pytest.raises(ValueError, match="mode should be 'qq' or 'plain', not 'kk'"):

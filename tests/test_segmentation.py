@@ -9,17 +9,19 @@ import torch
 from eval_datasets import InstantModel
 from helpers import call
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix
 from torch.nn import functional as F
 
 from languagebind.config import UserError
 from languagebind.eval import evaluate, load_dataset_config
 from languagebind.eval.models import ExternalModel
+from languagebind.eval.probe import main as probe
 from languagebind.eval.report.__main__ import main as page_main
 from languagebind.eval.results import results_table, write_result
+from languagebind.eval.score.linear import Labelled, fit_head
 from languagebind.eval.score.segmentation import count_pixels, describe_segmentation, score_segmentation
 from languagebind.modalities.image import Image as ImageModality
-from languagebind.modalities.video import Video
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 IMAGE = ImageModality(image_size=32)
@@ -133,6 +135,8 @@ def test_a_bad_sample_is_skipped_only_if_asked(data):
 
 
 def test_mistakes_are_named(data):
+    with pytest.raises(UserError, match="halves: segmentation is of pictures, by models with `encode_dense`"):
+        run(data, ExternalModel(colours.Colours(), "colours"))
     Image.fromarray(np.full((40, 60), 3, np.uint8)).save(data / "1_mask.png")
     with pytest.raises(UserError, match=r"1_mask\.png has 3, which is neither one of 3 classes nor void \(255\)"):
         run(data)
@@ -142,17 +146,10 @@ def test_mistakes_are_named(data):
     (data / "1_mask.png").unlink()
     with pytest.raises(UserError, match=r"cannot read the mask .*1_mask\.png: No such file"):
         run(data)
-    for change in (
-        {"model": ExternalModel(colours.Colours(), "colours")},
-        {"feature_cache": data / "cache"},
-        {"export": data / "x.safetensors"},
-    ):
-        with pytest.raises(UserError, match="halves: segmentation is of pictures, by models with `encode_dense`"):
+    for change in ({"feature_cache": data / "cache"}, {"export": data / "x.safetensors"}):
+        with pytest.raises(UserError, match="halves: segmentation has no features to export or to cache"):
             run(data, **change)
     config = (data / "halves.yaml").read_text()
-    (data / "halves.yaml").write_text(config.replace("modality: image", "modality: video"))
-    with pytest.raises(UserError, match="halves: segmentation is of pictures"):
-        run(data, modality=Video(num_frames=2))
     (data / "halves.yaml").write_text(config.replace("columns: {mask: labelled}", ""))
     with pytest.raises(UserError, match=r"3 of 3 samples do not fit segmentation: 0\.png has 0 masks"):
         run(data)
@@ -178,3 +175,41 @@ def test_the_worlds_masks_show_the_object(tmp_path):
         assert {*mask.flat} == {labels.index(row["label"]), 255}
         assert depth[mask != 255].max() < 0.98 * depth[mask == 255].min()
     assert "mask" not in (tmp_path / "eval" / "audio_test.jsonl").read_text()
+
+
+def test_a_linear_head_on_patches_finds_what_texts_do_not(toys, data):
+    """Masks of four quarters' colours, by a real encoder of random weights."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 6)):
+        rows = []
+        for number in range(count):
+            mask = np.kron(rng.integers(0, 3, (2, 2)), np.ones((28, 28), np.uint8)).astype(np.uint8)
+            Image.fromarray(np.array(list(COLOURS.values()), np.uint8)[mask]).save(data / f"{split}{number}.png")
+            mask[:3] = 255
+            Image.fromarray(mask).save(data / f"{split}{number}_mask.png")
+            rows.append({"path": f"{split}{number}.png", "labelled": f"{split}{number}_mask.png"})
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model", str(toys / "image"), "--config", str(data / "halves.yaml"), "--workers=0"]
+    parts = ["--train", str(data / "train.jsonl"), "--test", str(data / "test.jsonl"), "--output", str(data / "out")]
+    probe([*flags, *parts, "--dense"])
+    result = json.loads(next((data / "out").glob("halves_probe_*.json")).read_text())
+    assert result["task"] == "segmentation"
+    assert result["metrics"]["mIoU"] > 0.6
+    assert (result["protocol"]["samples"], result["protocol"]["train"]["samples"]) == (6, 24)
+    with pytest.raises(UserError, match="a probe needs a dataset for classification, not segmentation"):
+        probe([*flags, *parts])
+
+
+@pytest.mark.parametrize("classes", [[0, 2, 3], [1, 3]])
+def test_the_head_is_scikit_learns(classes):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(classes, 300)
+    train = Labelled(rng.normal(size=(300, 6)) + np.eye(6)[labels], labels)
+    head, c = fit_head(train, 5)
+    points = rng.normal(size=(2, 4, 6))
+    scores = head(torch.from_numpy(points).float()).numpy()
+    fitted = LogisticRegression(C=c, max_iter=1000).fit(train.features, labels)
+    chosen = fitted.predict(points.reshape(8, 6)).reshape(2, 4)
+    assert np.array_equal(scores.argmax(axis=-1), chosen)
+    assert scores.shape == (2, 4, 5)
+    assert np.isfinite(scores).all()

@@ -153,10 +153,7 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
         "the dual softmax needs cosines, which this protocol does not use": dual_softmax and not unit,
         "this protocol has no single unit-norm feature per sample to export": export is not None and not one_each,
         "the paper's similarity needs unnormalised features, which this model lacks": not unit and not can_project,
-        "segmentation is of pictures, by models with `encode_dense`, without export and --feature-cache": (
-            dataset.task == "segmentation"
-            and (export or cached or reader.modality.input_shape[1] > 1 or not hasattr(model, "encode_dense"))
-        ),
+        "segmentation has no features to export or to cache": dataset.task == "segmentation" and (export or cached),
         "this model reads files itself, so the dataset's own reading rule cannot be used": takes_files and own_rule,
         "--feature-cache does not work with models that read files themselves": cached and takes_files,
         "--feature-cache: give the model a `fingerprint` that changes with its weights": unknown,

@@ -197,7 +197,9 @@ class FeatureEncoder:
         return self.measure(samples, measure)
 
     def encode_dense(self, windows: Tensor) -> Tensor:
-        """Return the features (B, T, h, w, D) of the patches of windows, without gradients."""
+        """Return the features (B, 1, h, w, D) of the patches of windows. Raises `UserError` if there are none."""
+        if not hasattr(self.model, "encode_dense") or windows.shape[2] > 1:
+            raise UserError("segmentation is of pictures, by models with `encode_dense`")
         with torch.no_grad(), autocast(self.device, self.options.precision):
             return self.model.encode_dense(windows.to(self.device))
 
