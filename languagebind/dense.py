@@ -38,7 +38,10 @@ def dense_tower(tower: Any, size: Sequence[int], mode: Mode) -> Any:
         raise ValueError(f"mode should be 'qq' or 'plain', not {mode!r}")
     if not hasattr(tower, "feature_map"):
         raise UserError("this encoder has no dense features; use an encoder of this library, of open_clip or of timm")
-    tower = copy.deepcopy(tower, {id(weight): weight for weight in tower.parameters()}).eval()
+    try:
+        tower = copy.deepcopy(tower, {id(weight): weight for weight in tower.parameters()}).eval()
+    except AssertionError as error:  # FSDP's
+        raise UserError("an encoder has no dense features while FSDP shards it; use its checkpoint") from error
     if tuple(size) != tower.input_shape[2:]:
         tower.resize(*size)
     if mode == "qq":
@@ -98,18 +101,15 @@ def score_maps(
     if size is not None and size < side:
         raise UserError(f"size should be at least {side}, the side of the encoder's input, not {size}")
     x = modality.uncropped(raw, size or side)  # (C, T, height, width)
-    corners = [(top, left) for top in _starts(x.shape[2], side) for left in _starts(x.shape[3], side)]
-    total = torch.zeros(())
-    count = torch.zeros(x.shape[2:])
-    for start in range(0, len(corners), BATCH):
-        places = corners[start : start + BATCH]
-        windows = torch.stack([x[..., top : top + side, left : left + side] for top, left in places])
-        scores = score(windows).movedim(-1, 2).float().cpu()  # (B, T, K, h, w)
-        fine = F.interpolate(scores.flatten(0, 1), (side, side), mode="bilinear").unflatten(0, scores.shape[:2])
-        total = total if total.ndim else torch.zeros(*scores.shape[1:3], *x.shape[2:])
-        for (top, left), window in zip(places, fine, strict=True):
-            total[..., top : top + side, left : left + side] += window
-            count[top : top + side, left : left + side] += 1
+    tops, lefts = (_starts(length, side) for length in x.shape[2:])
+    places = [(..., slice(top, top + side), slice(left, left + side)) for top in tops for left in lefts]
+    windows = torch.stack([x[place] for place in places]).split(BATCH)
+    scores = torch.cat([score(part) for part in windows]).movedim(-1, 2).float()  # (B, T, K, h, w)
+    total = scores.new_zeros(scores.shape[1:3] + x.shape[2:])
+    count = torch.zeros_like(total)
+    for place, each in zip(places, scores, strict=True):
+        total[place] += F.interpolate(each, (side, side), mode="bilinear")
+        count[place] += 1
     return F.interpolate(total / count, shape or raw.shape[-2:], mode="bilinear")
 
 

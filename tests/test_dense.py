@@ -8,7 +8,10 @@ import torch
 from imagebind_files import small_state
 from timm.layers import apply_rot_embed_cat
 from tiny_towers import VISION
+from torch import distributed as dist
 from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from languagebind import UserError, load
@@ -194,6 +197,16 @@ def test_what_has_no_dense_features_is_refused(toys, files, tmp_path):
         model.segment(audio=files["audio"], text=["a box"])
     with pytest.raises(UserError, match="size should be at least 56, the side of the encoder's input, not 32"):
         model.segment(depth=files["depth"], text=["a box"], size=32)
+
+
+def test_a_sharded_encoder_is_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        tower = fully_shard(tower_of(OURS), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UserError, match="while FSDP shards it; use its checkpoint"):
+            dense_tower(tower, (32, 32), "qq")
+    finally:
+        dist.destroy_process_group()
 
 
 # -------------------------------------------------------------------------------------------------- from files

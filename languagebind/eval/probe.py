@@ -104,7 +104,7 @@ def evaluate_dense_probe(
 
     def points(sample: Sample, raw: Tensor) -> Tensor:
         mask = read_mask(sample.masks[0], raw.shape[-2:], len(classes), test.void)
-        features = score_maps(encoder.encode_dense, modality, raw, shape=POINTS)[0]  # (D, *POINTS)
+        features = score_maps(encoder.encode_dense, modality, raw, shape=POINTS)[0].cpu()  # (D, *POINTS)
         labels = F.interpolate(mask[None, None].float(), POINTS, mode="nearest-exact")[0]
         return torch.cat([features, labels]).flatten(1).T  # (P, D + 1)
 

@@ -43,7 +43,7 @@ def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> 
 
 def count_pixels(scores: Tensor, mask: Tensor, void: int) -> Tensor:
     """Return the counts ROWS of each class, (6, K) float64, for scores (K, H, W) and a mask (H, W)."""
-    classes = torch.arange(len(scores))
+    mask, classes = mask.to(scores.device), torch.arange(len(scores), device=scores.device)
     labelled = mask != void
     true, predicted = mask[labelled], scores.argmax(dim=0)[labelled]
     pixels = [x.bincount(minlength=len(classes)) for x in (true[true == predicted], predicted, true)]
@@ -51,7 +51,7 @@ def count_pixels(scores: Tensor, mask: Tensor, void: int) -> Tensor:
     best = contrast == contrast.amax(dim=1, keepdim=True)
     missed = (best & (mask.flatten() != classes[:, None])).any(dim=1)
     there = pixels[2] > 0
-    return torch.stack([*pixels, there & ~missed, there, pixels[2].double() / mask.numel()]).double()
+    return torch.stack([*pixels, there & ~missed, there, pixels[2].double() / mask.numel()]).double().cpu()
 
 
 def segmentation_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
