@@ -35,7 +35,7 @@ compare() { # QUERY GALLERY, each with =RUN unless it is text
         "data: {$query: ${query/text/$gallery}_test.jsonl, $gallery: ${gallery}_test.jsonl}" \
         "metric: query_to_gallery/R@10" >"$world/eval/${query}_to_$gallery.yaml"
     "$python" -m languagebind pairs --config "$world/eval/${query}_to_$gallery.yaml" --model "${models[@]}" \
-        --output "$logs/results" --skip-existing
+        --output "$logs/results" --overwrite
 }
 
 for name in "$partner" "${others[@]}"; do train "$name" "$name"; done

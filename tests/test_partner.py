@@ -184,6 +184,14 @@ def test_the_loss_is_that_of_the_formula(kind, embedded, partner, tmp_path):
     assert loss(depth, anchor) > 0.1
 
 
+def test_the_partner_is_compared_alike_when_the_text_tower_trains(embedded, partner, tmp_path):
+    for name, more in (("plain", []), ("tuned", ["--tune-text"])):
+        train(embedded, tmp_path, name, f"--anchor={partner}", "--batch-size=16", *more)
+    plain, tuned = (metrics(tmp_path, name)[0] for name in ("plain", "tuned"))
+    assert tuned["train/anchor_loss"] == pytest.approx(plain["train/anchor_loss"], abs=1e-5)
+    assert tuned["train/loss"] != plain["train/loss"]  # now with dropout
+
+
 def gradients(logs, name):
     """Of a first step: AdamW's first average is a tenth of them."""
     return {key: 10 * value["exp_avg"] for key, value in checkpoint(logs, name, 1)["optimizer"].items()}
