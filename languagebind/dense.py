@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from .config import UserError
 
 Mode = Literal["qq", "plain"]
-OVERLAP = 0.5  # of neighbouring windows, at least
 BATCH = 16  # windows
 
 
@@ -75,12 +74,9 @@ def _repeat_queries(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score_maps(
-    score: Callable[[Tensor], Tensor],
-    modality: Any,
-    raw: Tensor,
-    size: int | None = None,
+    score: Callable[[Tensor], Tensor], modality: Any, raw: Tensor, size: int | None = None,
     shape: tuple[int, int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return the scores (T, K, H, W) of every pixel of a picture or clip, float32.
 
     The short side is scaled to `size`, and windows of the encoder's input size cover the picture. Neighbouring windows
@@ -114,6 +110,5 @@ def score_maps(
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Return the starts of evenly spaced windows that cover a length and overlap by OVERLAP or more."""
-    count = 1 + math.ceil((length - side) / (side * (1 - OVERLAP)))
-    return np.linspace(0, length - side, count).astype(int).tolist()
+    """Return the starts of evenly spaced windows that cover a length and overlap by half or more."""
+    return np.linspace(0, length - side, 1 + math.ceil(2 * (length - side) / side)).astype(int).tolist()

@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         num_frames = input_shape[1] if config.temporal_attention else 1
         sizes = (config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
-        self.input_shape = tuple(input_shape)
+        self.input_shape: tuple[int, ...] = tuple(input_shape)
         self.sizes, self.width = config, config.width
         self.embeddings = PatchEmbeddings(input_shape, config)
         self.patch_dropout = PatchDropout(config.patch_dropout)
@@ -145,13 +145,11 @@ class VisionTransformer(nn.Module):
 
     def resize(self, height: int, width: int) -> None:
         """Change the height and width of the inputs. Positions are interpolated."""
-        (channels, frames, *_), old = self.input_shape, self.embeddings
-        self.input_shape = shape = (channels, frames, height, width)
-        with torch.device("meta"):  # no random numbers, as the weights stay
-            self.embeddings = PatchEmbeddings(shape, self.sizes)
-        self.embeddings.patch_embedding, self.embeddings.class_embedding = old.patch_embedding, old.class_embedding
-        positions = resize_positions(old.position_embedding.weight, old.grid, self.embeddings.grid)
-        self.embeddings.position_embedding = nn.Embedding.from_pretrained(positions)
+        self.input_shape = (*self.input_shape[:2], height, width)
+        old, patches = self.embeddings.grid, self.embeddings
+        patches.grid = (height // self.sizes.patch[0], width // self.sizes.patch[1])
+        positions = resize_positions(patches.position_embedding.weight, old, patches.grid)
+        patches.position_embedding = nn.Embedding.from_pretrained(positions)
 
 
 class PatchEmbeddings(nn.Module):

@@ -162,30 +162,25 @@ class FeatureEncoder:
         return F.normalize(per_class.mean(dim=1), dim=-1)
 
     def measure(self, samples: Sequence[Sample], measure: Callable[[Sample, Any], Tensor]) -> tuple[Tensor, list[int]]:
-        """Return what `measure` finds in each sample and its raw signal (M, ...), and the positions (M,).
+        """Return what `measure` finds in samples and their raw signals (M, ...), and their positions (M,).
 
         For errors see `encode_samples`.
         """
-        found: dict[int, Tensor] = {}
-        bad: dict[int, str] = {}
+        found: dict[int, Tensor | str] = {}
         for (i,) in _progress(_own_batches(len(samples), 1), "samples"):
             try:
-                raw = self.protocol.reader.modality.load(samples[i].load(1))
-                found[i] = measure(samples[i], raw)
-            except DecodeError as error:
-                bad[i] = f"{samples[i].key}: {error.reason}"
-        bad = {i: reason for part in gather_objects(bad) for i, reason in part.items()}
-        _check_bad(bad, len(samples), self.options.skip_bad)
-        everything = {i: x for part in gather_objects(found) for i, x in part.items()}
-        return torch.stack([everything[i] for i in sorted(everything)]), sorted(everything)
+                found[i] = measure(samples[i], self.protocol.reader.modality.load(samples[i].load(1)))
+            except (DecodeError, OSError) as error:  # of the sample, or of its mask
+                found[i] = f"{samples[i].key}: {getattr(error, 'reason', error)}"
+        found = {i: x for part in gather_objects(found) for i, x in part.items()}
+        _check_bad({i: x for i, x in found.items() if isinstance(x, str)}, len(samples), self.options.skip_bad)
+        kept = {i: x for i, x in sorted(found.items()) if isinstance(x, Tensor)}
+        return torch.stack([*kept.values()]), [*kept]
 
     def count_pixels(
         self, samples: Sequence[Sample], head: Callable[[Tensor], Tensor], num_classes: int, void: int
     ) -> tuple[Tensor, list[int]]:
-        """Return the counts (M, 6, K) of samples with masks, and their positions (M,).
-
-        `head` returns the scores (..., K) of features of patches (..., D).
-        """
+        """Return `count_pixels` of samples (M, 6, K), for a head from features (..., D) to scores (..., K)."""
 
         def measure(sample: Sample, raw: Tensor) -> Tensor:
             mask = read_mask(sample.masks[0], raw.shape[-2:], num_classes, void)

@@ -17,18 +17,14 @@ SIZES = ("image_size", "target_length")  # options of inputs that may differ fro
 
 
 class DenseEncoders:
-    """The methods of `Encoders` for features of patches."""
+    """The methods of `Encoders` for features of patches. For `mode` see `dense.py`; qq suits texts best."""
 
     @torch.no_grad()
     def encode_dense(self: Any, batch_size: int = 16, mode: Mode = "qq", **inputs: Any) -> Tensor | dict[str, Tensor]:
         """Return features (N, T, h, w, D) of patches for one list, or by modality for several: unit norm, float32.
 
-        They are comparable with texts' features. For audio, T is 1, h is frequency and w is time.
-
-        Args:
-            batch_size: inputs per batch.
-            mode: see `dense.py`; qq suits texts best.
-            inputs: as in `encode`; `image_size`, or `target_length` for audio, sets another size than in training.
+        They are comparable with texts' features. For audio, T is 1, h is frequency and w is time. `inputs` are as in
+        `encode`; `image_size`, or `target_length` for audio, sets another size than in training.
         """
         options = {name: inputs.pop(name) for name in (*READING, *SIZES) if name in inputs}
         if not inputs or "text" in inputs:
@@ -44,13 +40,12 @@ class DenseEncoders:
         self: Any, text: Sequence[str | Sequence[str]], templates: Sequence[str] = ("{c}",), size: int | None = None,
         mode: Mode = "qq", **inputs: Any,
     ) -> list[Tensor]:  # fmt: skip
-        """Return the index of every pixel's class: a map (H, W), int64, of the size of each input; (T, H, W) of a clip.
+        """Return each pixel's class, an index into `text`: a map (H, W), int64, for each input; (T, H, W) for clips.
 
         Args:
             text: a name for each class, or a list of names, whose features are averaged.
             templates: prompts with {c} for the name of a class.
             size: short side of the resized input, in pixels; by default that of training, see `score_maps`.
-            mode: see `dense.py`.
             inputs: one list, as in `encode`, and options of reading.
         """
         reading = {name: inputs.pop(name) for name in READING if name in inputs}

@@ -191,13 +191,9 @@ class Encoders(DenseEncoders):
         return self.encoders[share[0]][0]
 
     def _inputs(
-        self,
-        name: str,
-        parts: list[list[Any]],
-        num_workers: int,
-        options: dict[str, Any],
+        self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any],
         encode: Callable[[Tensor], Tensor] | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Yield float32 features of each part, by default unnormalised (B, D), while threads read the next part."""
         model, modality = self.encoders[name][0], with_options(self.encoders[name][1], options)
         with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:

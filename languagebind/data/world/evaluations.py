@@ -54,13 +54,8 @@ def _manifest_line(root: Path, split: str, scene: Scene, modality: str, rng: ran
         "id": scene.id,
     }
     if split == "test" and modality in MASKED:
-        line["mask"] = os.path.relpath(mask_file(root / split, scene, modality), root / "eval")
+        line["mask"] = f"../{split}/masks/{modality}/{scene.id}.png"
     return json.dumps(line)
-
-
-def mask_file(root: Path, scene: Scene, modality: str) -> Path:
-    """Return the path of a scene's mask below `root`, the folder of its split."""
-    return root / "masks" / modality / f"{scene.id}.png"
 
 
 def _write_yaml(folder: Path, modality: str, name: str, content: dict[str, str]) -> None:

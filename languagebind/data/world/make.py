@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ...config import UserError, parse
 from . import render as _render
-from .evaluations import MASKED, mask_file, write_evaluations
+from .evaluations import MASKED, write_evaluations
 from .scenes import CLASS_ATTRIBUTES, FOLDER, Scene, draw_scenes, scene_files, seen_pairs
 from .words import captions_for
 
@@ -99,10 +99,10 @@ def _write_media(scene: Scene, root: Path, modalities: tuple[str, ...], size: in
         for path, data in zip(paths, _RENDERERS[modality](scene, size), strict=True):
             path.write_bytes(data)
         if root.name == "test" and modality in MASKED:
-            path = mask_file(root, scene, modality)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            index = seen_pairs(modality).index(scene.pair(modality))
-            path.write_bytes(_pictures(partial(_render.mask, index=index), ".png", scene, size)[0])
+            folder, index = root / "masks" / modality, seen_pairs(modality).index(scene.pair(modality))
+            folder.mkdir(parents=True, exist_ok=True)
+            mask = _pictures(partial(_render.mask, index=index), ".png", scene, size)[0]
+            (folder / f"{scene.id}.png").write_bytes(mask)
 
 
 def _mp4(scene: Scene, size: int) -> list[bytes]:

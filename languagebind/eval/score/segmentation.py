@@ -18,20 +18,11 @@ from ...config import UserError
 from .statistics import sum_intervals
 from .zero_shot import or_none
 
-# Of each class in a sample: numbers of pixels; then 1 if it is pointed at, 1 if it is there, and its share of the area
-ROWS = ("right", "predicted", "true", "pointed", "there", "area")
-
 
 def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> Tensor:
-    """Return the classes (H, W) in a mask: one channel of class indices or `void`.
-
-    Raises `UserError` if the file cannot be read, has another shape, or has other values.
-    """
-    try:
-        with Image.open(path) as image:
-            mask = torch.from_numpy(np.array(image).astype(np.int64))
-    except OSError as error:
-        raise UserError(f"cannot read the mask {path}: {error.strerror or error}") from error
+    """Return the classes (H, W) in a mask of one channel. Raises `UserError` for another shape or other values."""
+    with Image.open(path) as image:
+        mask = torch.from_numpy(np.array(image).astype(np.int64))
     if tuple(mask.shape) != tuple(shape):
         raise UserError(f"the mask {path} is {tuple(mask.shape)}, but its picture is {tuple(shape)}")
     if len(odd := mask[((mask < 0) | (mask >= num_classes)) & (mask != void)]):
@@ -42,7 +33,11 @@ def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> 
 
 
 def count_pixels(scores: Tensor, mask: Tensor, void: int) -> Tensor:
-    """Return the counts ROWS of each class, (6, K) float64, for scores (K, H, W) and a mask (H, W)."""
+    """Return six rows of counts (6, K), float64, for scores (K, H, W) and a mask (H, W).
+
+    They are each class's pixels that are right, predicted and true, whether it is pointed at, and whether it is there
+    (0 or 1 each), and its share of the area.
+    """
     mask, classes = mask.to(scores.device), torch.arange(len(scores), device=scores.device)
     labelled = mask != void
     true, predicted = mask[labelled], scores.argmax(dim=0)[labelled]

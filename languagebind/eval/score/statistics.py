@@ -107,17 +107,9 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
 
 
 def sum_intervals(counts: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Intervals:
-    """Return the intervals of metrics of sums over samples.
-
-    `counts` is (N, ...), and `metrics` maps sums (draws, ...) to values (draws,). A metric has no interval if it is
-    undefined for some resample.
-    """
-
-    def resampled(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return metrics(np.tensordot(_occurrences(indices), counts, axes=1))
-
-    values = _bootstrap(resampled, len(counts), counts[0].size)
-    return {key: _ends(value) for key, value in values.items() if not np.isnan(value).any()}
+    """Return the intervals of metrics of the sums over samples of counts (N, ...), if no resample lacks a value."""
+    resampled = _bootstrap(lambda x: metrics(np.tensordot(_occurrences(x), counts, 1)), len(counts), counts[0].size)
+    return {key: _ends(value) for key, value in resampled.items() if not np.isnan(value).any()}
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
