@@ -171,7 +171,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     """
     init, tower, clip = config.init, config.text, None
     same = (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained)
-    if same and not Path(str(tower.text_pretrained)).is_dir() and not tower.longer_texts:
+    if same and tower.file is None:
         clip = clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
     text = build_text(tower) if clip is None else open_clip_text(clip, tower)
     model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)

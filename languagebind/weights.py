@@ -271,10 +271,14 @@ def _from_open_clip(state: State) -> State:
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     renamed = {f"vision_model.{key}": value for key, value in _rename_tower(visual).items()}
     renamed["visual_projection.weight"] = visual["proj"].T.contiguous()
-    text = {key.removeprefix("text."): value for key, value in state.items()}
-    if "text_projection" in text and "token_embedding.weight" in text:
-        renamed |= clip_text_state(text)
+    renamed |= _text_from_open_clip(state)
     return renamed | {key: state[key] for key in ("logit_scale",) if key in state}
+
+
+def _text_from_open_clip(state: State) -> State:
+    """Rename the text weights of an open_clip model; return none if they are not those of a CLIP's tower."""
+    text = {key.removeprefix("text."): value for key, value in state.items()}
+    return clip_text_state(text) if {"text_projection", "token_embedding.weight"} <= text.keys() else {}
 
 
 def _from_timm(state: State) -> State:
@@ -284,7 +288,7 @@ def _from_timm(state: State) -> State:
     renamed = {re.sub(r"^visual\.(trunk\.head|head\.proj)\.", "visual_projection.", key): state[key] for key in state}
     renamed = {re.sub(r"^visual\.", "vision_model.", key): value for key, value in renamed.items()}
     renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.blocks.0.norm1.weight"])))
-    return renamed
+    return renamed | _text_from_open_clip(state)
 
 
 def _rename_tower(state: State) -> State:

@@ -57,7 +57,7 @@ def test_features_of_long_texts_are_open_clips(clip, file):
 def test_another_length_than_that_of_the_weights_is_refused(clip, tmp_path):
     _, folder = clip
     for file, length, message in (
-        ("248.pt", None, "is for texts of 248 tokens; set --context-length 248"),
+        ("248.pt", None, "is for texts of 248 tokens, not 77; set --context-length 248"),
         ("248.pt", 100, "for texts of 248 tokens, not 100"),
         ("77.pt", 248, "for texts of 77 tokens, not 248"),
     ):
