@@ -129,10 +129,15 @@ def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
     for module in (text_model, text_projection):
         for name, parameter in sorted(module.named_parameters()):  # buffers vary with the version of transformers
             hash_tensor(digest, name, parameter)
-    tokenizer = cast(Tokenizer, text_model.tokenizer)
-    for text in PROBE_TEXTS:
-        digest.update(tokenizer([text])["input_ids"].numpy().data)
+    for ids in probe_tokens(text_model):
+        digest.update(ids.numpy().data)
     return digest.hexdigest()
+
+
+def probe_tokens(text_model: nn.Module) -> list[Tensor]:
+    """Return the token ids (1, L) of a few texts, which tell whether two tokenizers are the same."""
+    tokenizer = cast(Tokenizer, text_model.tokenizer)
+    return [tokenizer([text])["input_ids"] for text in PROBE_TEXTS]
 
 
 def clip_tokens(context_length: int) -> Encode:

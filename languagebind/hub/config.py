@@ -320,4 +320,5 @@ def to_config(
 def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
     """Return the published config and weights of a model with merged adapters; for errors see `to_config`."""
     text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
-    return to_config(modality, model.vision_model.sizes, text, model.embed_dim), model.state_dict()
+    sizes: Any = getattr(model.vision_model, "sizes", None)  # ImageBind's tower has none, nor CLIP's text tower
+    return to_config(modality, sizes, text, model.embed_dim), model.state_dict()

@@ -22,9 +22,9 @@ from ..modalities import READING, Modality, modality_name, with_options
 from ..model import DualEncoder, same_text
 from ..remote import is_url
 from ..temporal import PairHead
-from ..text import ClipText, Tokenizer, clip_tokens
+from ..text import ClipText, Tokenizer, clip_tokens, probe_tokens
 from ..weights import WeightsError, dtype_of, load_strict
-from .checkpoint import build_checkpoint, holds_text, is_training_checkpoint, load_clip4clip, read_checkpoint
+from .checkpoint import build_checkpoint, is_training_checkpoint, load_clip4clip, read_checkpoint
 from .files import HUB_OPTIONS
 from .imagebind import IMAGEBIND, load_imagebind
 
@@ -237,24 +237,22 @@ def _load_all(
     absent = logs.name and not is_url(source) and not Path(source).exists()
     if absent and (runs := sorted(path.parent.name for path in logs.glob("*/checkpoints"))):  # not an id on the hub
         raise UserError(f"no run {source}; {logs} holds {', '.join(runs)}")
-    loaded = [like] if isinstance(like, DualEncoder) else like
-    every: list[tuple[DualEncoder, Modality]]
-    schema = next((schema for schema in (IMAGEBIND, CLIP4CLIP) if str(source).startswith(schema)), None)
-    if schema is None and is_training_checkpoint(source, hub.get("subfolder")):
+    loaded = [like] if isinstance(like, DualEncoder) else [*like]
+    if str(source).startswith(IMAGEBIND):
+        every = load_imagebind(source, modality, frames)
+    elif str(source).startswith(CLIP4CLIP):
+        every = [load_clip4clip(str(source), frames)]
+    elif is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
-        tower = None if holds_text(checkpoint) else checkpoint["text_fingerprint"]
-        same = next((other for other in loaded if other.text_fingerprint() == tower), None)
-        every = [build_checkpoint(checkpoint, source, same, frames)]
+        tower = checkpoint["text_fingerprint"]
+        known = next((other for other in loaded if other.text_fingerprint() == tower), None)
+        every = [build_checkpoint(checkpoint, source, known, frames)]
     else:
-        if schema == IMAGEBIND:
-            every = [*load_imagebind(source, modality, frames)]
-        elif schema == CLIP4CLIP:
-            every = [load_clip4clip(str(source), frames)]
-        else:
-            every = [_load_published(source, num_frames=frames, **hub)]
-        if (same := next((other for other in loaded if same_text(every[0][0], other)), None)) is not None:
-            for model, _ in every:
-                model.text_model, model.text_projection = same.text_model, same.text_projection
+        every = [_load_published(source, num_frames=frames, **hub)]
+    same = next((other for other in loaded if _same_text_side(every[0][0], other)), None)
+    if same is not None:
+        for model, _ in every:
+            model.text_model, model.text_projection = same.text_model, same.text_projection
     if isinstance(like, DualEncoder) and same is None:
         raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
     name = modality_name(every[0][1])
@@ -262,6 +260,12 @@ def _load_all(
         hint = ": write infrared for thermal images" if (modality, name) == ("thermal", "infrared") else ""
         raise UserError(f"{source} is for {name}, not {modality}{hint}")
     return [(model, with_options(found, reading)) for model, found in every]
+
+
+def _same_text_side(one: DualEncoder, other: DualEncoder) -> bool:
+    """Tell whether two models have the same text tower and tokenizer; one may cut longer texts earlier."""
+    tokens, others = probe_tokens(one.text_model), probe_tokens(other.text_model)
+    return same_text(one, other) and all(map(torch.equal, tokens, others))
 
 
 def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Modality]:

@@ -129,7 +129,7 @@ class ImageBind(DualEncoder):
 
 def load_imagebind(
     source: str | Path, modality: str | None = None, num_frames: int | None = None
-) -> list[tuple[ImageBind, Modality]]:
+) -> list[tuple[DualEncoder, Modality]]:
     """Return the models of `imagebind:FILE` and their modalities, one or all. They share towers.
 
     Raises `UserError` if the file is not ImageBind's, ImageBind lacks the modality, or `num_frames` is given.
