@@ -29,9 +29,10 @@ class Tokenizer:
     def __init__(self, encode: Encode, pad_id: int | None = None, cut: bool = True):
         self.encode, self.pad_id, self.cut = encode, pad_id, cut
 
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return the token ids of texts as `{"input_ids": (B, L)}`."""
-        ids = self.encode(list(texts))
+    def __call__(self, texts: list[str], context_length: int | None = None) -> dict[str, Tensor]:
+        """Return the token ids of texts as `{"input_ids": (B, L)}`, with L at most `context_length` if it is given."""
+        encode: Any = self.encode
+        ids = encode(list(texts), context_length) if context_length else encode(list(texts))
         if len(ids) and self.cut:
             lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
             ids = ids[:, : int(lengths.max())].contiguous()

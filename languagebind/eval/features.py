@@ -140,14 +140,15 @@ class FeatureEncoder:
         tokenizer = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
         if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct)) and not rank():
             log.warning("%d of %d texts have more tokens than the text tower reads, and are cut", cut, len(distinct))
-        raw = not self.protocol.unit or self.pairs
+        raw, words = not self.protocol.unit or self.pairs, self.protocol.words
         encode = self.model.project_text if raw else self.model.encode_text
         parts: dict[int, Tensor] = {}
         for batch in _progress(_own_batches(len(distinct), self.options.batch_size), "texts"):
             here = distinct[batch[0] : batch[-1] + 1]
             found = self.cache.get(["text", *here]) if self.cache else None
             if found is None:
-                found = self._run(encode, self.protocol.cut(self.model.tokenize(here)))
+                tokens = self.model.tokenize(here) if words is None else tokenizer(here, words)
+                found = self._run(encode, tokens)
                 if self.cache:
                     self.cache.put(["text", *here], found)
             parts[batch[0]] = found

@@ -230,7 +230,7 @@ def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _callable_parts(spec: str) -> tuple[str, str] | None:
-    match = CALLABLE.fullmatch(spec) if not (Path(spec).exists() or spec.startswith(CLIP4CLIP)) else None
+    match = CALLABLE.fullmatch(spec) if not (Path(spec).exists() or spec.startswith((CLIP4CLIP, IMAGEBIND))) else None
     return (match[1], match[2]) if match else None
 
 

@@ -299,10 +299,8 @@ def to_config(
     if text is None:
         remedy = "share its checkpoint file, which languagebind.load can read"
         raise UserError(f"the published layout supports only CLIP's text tower, but this model has another: {remedy}")
-    if encoder.temporal_head is not None:
-        raise UserError("the published layout does not support a temporal head: use languagebind.load")
-    if encoder.timm_model is not None:
-        raise UserError(f"the published layout supports only CLIP's encoder, but this model has {encoder.timm_model}")
+    if other := encoder.timm_model or (encoder.temporal_head and "a temporal head"):
+        raise UserError(f"the published layout does not support {other}: use languagebind.load")
     sizes = {theirs: getattr(encoder, ours) for ours, theirs in ENCODER_SIZES.items()}
     options = {theirs: getattr(modality, ours) for ours, theirs in option_names(type(modality)).items()}
     clip_type = "vl_new" if encoder.patch_embedding == "3d" else "vl"

@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
     name, text = modality_name(modality), saved["config"]["model"]["text"]
     sizes = model.vision_model.sizes
-    if name in KIND_OF and sizes.timm_model is None and sizes.temporal_head is None:
+    other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None)  # than CLIP's encoder
+    if name in KIND_OF and other is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:
             separate_adapter(published, saved, folder)
@@ -83,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = f'"ORG/{output.name}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
-            head = "a temporal head" if sizes.temporal_head else None
-            encoder = sizes.timm_model or head or name
-            raise UserError(f"--adapter needs the published layout, which does not support {encoder}")
+            raise UserError(f"--adapter needs the published layout, which does not support {other or name}")
         (folder / "checkpoints").mkdir(parents=True)
         kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}

@@ -213,23 +213,13 @@ class EvalProtocol:
     name: str
     reader: Reader
     similarity: str = "cosine"
-    words: int | None = None  # tokens of a text, if the protocol cuts longer ones
-    by_sample: bool = False  # True: a sample's captions are one item of a gallery, scored by the best of them
+    words: int | None = None  # tokens of a text, at most; by default as many as the tower reads
+    by_sample: bool = False  # a sample's captions are one item of the gallery, with the score of the best
 
     @property
     def unit(self) -> bool:
         """True if features are scaled to unit norm."""
         return self.similarity == "cosine"
-
-    def cut(self, tokens: dict[str, Any]) -> dict[str, Any]:
-        """Return CLIP's token ids (B, L) without those after `words`. The last one is then the end of the text."""
-        if self.words is None:
-            return tokens
-        ids = tokens["input_ids"]
-        kept, end = ids[:, : self.words].clone(), ids.amax(dim=1)  # the end has the largest id
-        lost = kept.amax(dim=1) != end
-        kept[lost, -1] = end[lost]
-        return {"input_ids": kept}
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the protocol that a result records."""
