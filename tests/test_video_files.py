@@ -98,7 +98,7 @@ def test_a_variable_frame_rate(folder, container):
 )  # fmt: skip
 def test_the_sample_table_states_what_the_packets_state(folder, monkeypatch, codec, container, options, whole):
     path = write(folder, codec, container, *options, name=f"table-{codec}-{options[-1:]}")
-    command = "ffprobe -v error -select_streams v -show_entries packet=pts_time -of json".split()
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "packet=pts_time", "-of", "json"]
     packets = json.loads(subprocess.run([*command, path], capture_output=True, check=True).stdout)["packets"]
     results, original = [], _containers._without_reading
     monkeypatch.setattr(_containers, "_without_reading", lambda *args: results.append(original(*args)) or results[-1])
