@@ -42,8 +42,11 @@ class DemoOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the demo."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(DemoOptions, argv, prog="demo")
+    if unknown := set(options.modality) - set(DemoOptions.modality):
+        raise UserError(f"there is no configs/demo/{min(unknown)}.yaml; use {', '.join(DemoOptions.modality)}")
     begin = time.perf_counter()
     world = make_world(options)
     results = {name: run_modality(name, world, options) for name in options.modality}
