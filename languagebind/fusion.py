@@ -30,8 +30,9 @@ def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor
     units = [F.normalize(features[name].float(), dim=-1) for name in weights]
     if len({unit.shape for unit in units}) > 1:
         raise UserError(f"features of different shapes cannot be added: {[tuple(unit.shape) for unit in units]}")
-    weighted = (weight * unit for weight, unit in zip(weights.values(), units, strict=True))
-    total = sum(weighted, torch.zeros_like(units[0]))
+    total = torch.zeros_like(units[0])
+    for weight, unit in zip(weights.values(), units, strict=True):
+        total = total + weight * unit
     short = (total.norm(dim=-1) < SHORTEST * max(map(abs, weights.values()))).nonzero()
     if len(short):
         raise UserError(f"the features of {' and '.join(weights)} cancel out; the first such row is {int(short[0, 0])}")
