@@ -28,6 +28,7 @@ NAMES = {
     r"\.mlp\.c_fc\.": ".linear1.",
     r"\.mlp\.c_proj\.": ".linear2.",
 }
+LSTM = "lstm_visual.weight_ih_l0"  # only in a checkpoint with seqLSTM
 # How its frames are read, in training and evaluation
 INPUTS = {"num_frames": 12, "frames_per_second": 1.0, "interpolation": "bicubic", "antialias": True}
 
@@ -40,22 +41,21 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
 
 
 def head_options(name: str) -> dict[str, Any]:
-    """Return the options of the encoder and of its inputs that belong to the head of `clip4clip:FILE`."""
+    """Return the options of the encoder that belong to the head of `clip4clip:FILE`."""
     _, state = _read(name)
     for head, blocks in {"transformer": "transformerClip.resblocks.", "pairs": "cross.transformer.resblocks."}.items():
         if depth := len({key.removeprefix(blocks).split(".")[0] for key in state if key.startswith(blocks)}):
-            return {"temporal_head": head, "temporal_head_depth": depth, **INPUTS}
-    return {"temporal_head": "lstm" if "lstm_visual.weight_ih_l0" in state else "mean", **INPUTS}
+            return {"temporal_head": head, "temporal_head_depth": depth}
+    return {"temporal_head": "lstm" if LSTM in state else "mean"}
 
 
 def head_state(name: str) -> State:
     """Return the weights of the head of `clip4clip:FILE`, under our names."""
     _, state = _read(name)
-    transformer = any(key.startswith("transformerClip.") for key in state)
     found = {}
     for key, value in state.items():
-        if not transformer and key.startswith("frame_position_embeddings."):
-            continue  # an LSTM has them, but does not use them
+        if LSTM in state and key.startswith("frame_position_embeddings."):
+            continue  # they are there, but not used
         for theirs, ours in NAMES.items():
             key = re.sub(theirs, ours, key)
         found[f"temporal_head.{key}"] = value.float()

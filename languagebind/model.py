@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .clip4clip import CLIP4CLIP, clip_model, head_state
 from .config import UserError, at_least
 from .temporal import MeanHead, build_head, head_from_text, real_frames
-from .text import TextConfig, TextSide, Tokenizer, activation_of, build_text, encode_text, fingerprint, open_clip_text
+from .text import TextConfig, TextSide, Tokenizer, build_text, encode_text, fingerprint, open_clip_text
 from .timm_tower import TIMM, build_encoder, timm_state, tower_options
 from .tuning import TuningConfig
 from .vit import EncoderConfig
@@ -96,7 +96,8 @@ class DualEncoder(nn.Module):
         nn.init.trunc_normal_(self.visual_projection.weight, std=width**-0.5)
         if bias:
             nn.init.zeros_(self.visual_projection.bias)
-        self.temporal_head = build_head(encoder, self.embed_dim, input_shape[1])
+        head, depth = self.vision_model.head, encoder.temporal_head_depth
+        self.temporal_head = build_head(head, self.embed_dim, depth, input_shape[1])
         self.text_model = text_model.requires_grad_(False)
         self.text_projection = text_projection.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -109,8 +110,7 @@ class DualEncoder(nn.Module):
 
     def project(self, inputs: Tensor) -> Tensor:
         """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), which are cast to the weights' dtype."""
-        inputs = inputs.to(self.visual_projection.weight.dtype)
-        return over_frames(self.visual_projection(self.vision_model(inputs)), inputs, self.temporal_head)
+        return project(self, inputs.to(self.visual_projection.weight.dtype))
 
     def project_frames(self, inputs: Tensor) -> Tensor:
         """Return the projected features (B, T * D) of the frames of inputs (B, C, T, H, W); zeros for padding."""
@@ -152,16 +152,10 @@ class DualEncoder(nn.Module):
         return fingerprint(self.text_model, self.text_projection)
 
 
-def over_frames(x: Tensor, inputs: Tensor, head: MeanHead | None = None) -> Tensor:
-    """Return the features (B, D) of clips for projected features (B, D), or of each frame (B, T, D).
-
-    Without a head, the features of several frames are averaged at unit norm, as PE-Core encodes clips.
-    """
-    if head is not None:
-        return head(x, real_frames(inputs))
-    if x.ndim == 2:
-        return x
-    return x[:, 0] if x.shape[1] == 1 else F.normalize(x.float(), dim=-1).mean(dim=1)
+def project(side: Any, inputs: Tensor) -> Tensor:
+    """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), for a module with a model's trained parts."""
+    x = side.visual_projection(side.vision_model(inputs))
+    return x if side.temporal_head is None else side.temporal_head(x, real_frames(inputs))
 
 
 def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> DualEncoder:
@@ -198,13 +192,10 @@ def _init_head(model: DualEncoder, state: State) -> None:
     """Initialise the temporal head from a checkpoint with the same head, or else from CLIP's text tower."""
     head = cast(MeanHead, model.temporal_head)
     own = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
-    if own:
-        load_strict(head, own, "the temporal head")
-    elif (found := head_from_text(head, text_state(model))) is not None:
+    if found := own or head_from_text(head, text_state(model)):
         load_strict(head, found, "the temporal head")
-        log.info("the temporal head starts from the text tower's first blocks")
-    elif head.state_dict():
-        log.info("the temporal head starts from random weights")
+    if head.state_dict() and not own:
+        log.info("the temporal head starts from %s", "the text tower's first blocks" if found else "random weights")
 
 
 def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
@@ -212,22 +203,19 @@ def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     if pretrained is None:
         advice = "--encoder-tower NAME --encoder-pretrained TAG (open_clip), or --encoder-pretrained none (random)"
         raise UserError(f"no initial weights are given; use --encoder-pretrained FILE, {advice}")
-    if pretrained == "none" or Path(pretrained).exists():
-        named = tower_options(tower, pretrained, config.text.cache_dir) if tower else {}
-        if tower and named.get("timm_model") != config.encoder.timm_model:
-            raise UserError(f"set timm_model to {named.get('timm_model')} for --encoder-tower {tower}")
-        return None if pretrained == "none" else read_state(pretrained)
+    named = tower_options(tower, pretrained, config.text.cache_dir)[0] if tower else {}
+    if tower and named.get("timm_model") != config.encoder.timm_model:
+        raise UserError(f"set timm_model to {named.get('timm_model')} for --encoder-tower {tower}")
+    if pretrained == "none":
+        return None
+    if Path(pretrained).exists():
+        return read_state(pretrained)
     if tower is None:
         raise UserError(f"--encoder-pretrained {pretrained} is not a file; for an open_clip tag, add --encoder-tower")
     if tower.startswith(TIMM):
         return timm_state(tower.removeprefix(TIMM), config.encoder, pretrained)
-    clip = clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
-    if config.encoder.timm_model is not None:
-        return published_names(clip.state_dict())
-    blocks = getattr(getattr(clip.visual, "transformer", None), "resblocks", None)
-    if not blocks:
-        raise UserError(f"--encoder-tower {tower} is not a plain vision transformer; choose another")
-    activation = activation_of(blocks[0])
+    activation = named.get("activation", config.encoder.activation)
     if activation != config.encoder.activation:
         raise UserError(f"{tower} {pretrained} was trained with {activation}; set --activation {activation}")
+    clip = clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
     return published_names(clip.state_dict()) | (head_state(tower) if tower.startswith(CLIP4CLIP) else {})

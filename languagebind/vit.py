@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width, N patches, D size of a
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,9 +18,8 @@ from .transformer import LAYER_NORM_EPS, Transformer
 log = logging.getLogger(__name__)
 
 Activation = Literal["gelu", "quick_gelu"]
-# Options that timm's models have, too
-SHARED = ("patch_dropout", "grad_checkpointing", "grad_checkpointing_blocks", "timm_model", "timm_options",
-          "temporal_head", "temporal_head_depth")  # fmt: skip
+# Options that a model of timm does not have
+OWN = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "activation", "temporal_attention", "patch_embedding")
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,10 @@ class EncoderConfig:
     """number of blocks in a temporal head that is a transformer"""
 
     def __post_init__(self):
-        if self.timm_model is not None:
-            own = [option.name for option in fields(self) if getattr(self, option.name) != option.default]
-            own = [name for name in own if name not in SHARED]
-            if own:
-                raise UserError(f"{own[0]} is an option of our own ViT; leave it out with --encoder-tower")
-        elif self.timm_options:
+        own = [name for name in OWN if getattr(self, name) != getattr(EncoderConfig, name)]
+        if own and self.timm_model:
+            raise UserError(f"{own[0]} is an option of our own ViT; leave it out with --encoder-tower")
+        if self.timm_options and not self.timm_model:
             raise UserError("timm_options need a tower of timm; set --encoder-tower")
         at_least(1, patch_size=min(self.patch), width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads, temporal_head_depth=self.temporal_head_depth)
@@ -89,6 +86,9 @@ class VisionTransformer(nn.Module):
     Args:
         input_shape: (C, T, H, W) of one sample, the only accepted shape.
         config: sizes and options.
+
+    Attributes:
+        head: the temporal head that takes the features, if any.
     """
 
     projection_bias = False  # as in CLIP
@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
         num_frames = input_shape[1] if config.temporal_attention else 1
         sizes = (config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
         self.input_shape = tuple(input_shape)
-        self.sizes, self.width = config, config.width
+        self.sizes, self.width, self.head = config, config.width, config.temporal_head
         self.embeddings = PatchEmbeddings(input_shape, config)
         self.patch_dropout = PatchDropout(config.patch_dropout)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
@@ -123,16 +123,13 @@ class VisionTransformer(nn.Module):
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the first block's input (B*T, 1 + N, D) for inputs (B, C, T, H, W)."""
-        if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
-            expected = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
-        x = self.embeddings(inputs.transpose(1, 2).flatten(0, 1))
+        x = self.embeddings(frames_of(inputs, self.input_shape))
         return self.pre_layrnorm(self.patch_dropout(x, inputs.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the class tokens in the last block's output (B*T, 1 + N, D), averaged over frames without a head."""
         x = self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1]))  # (B, T, D)
-        return x.mean(dim=1) if self.sizes.temporal_head is None else x
+        return x.mean(dim=1) if self.head is None else x
 
 
 class PatchEmbeddings(nn.Module):
@@ -190,6 +187,14 @@ class PatchDropout(nn.Module):
         order = torch.rand(len(x) // num_frames, patches, device=x.device).argsort(dim=1)[:, :kept]  # (B, kept)
         index = order.repeat_interleave(num_frames, dim=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
         return torch.cat([x[:, :1], x[:, 1:].gather(1, index)], dim=1)
+
+
+def frames_of(inputs: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Return the frames (B*T, C, H, W) of inputs (B, C, T, H, W); raise `ValueError` unless they have `input_shape`."""
+    if inputs.ndim != 5 or tuple(inputs.shape[1:]) != input_shape:
+        expected = ", ".join(map(str, input_shape))
+        raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
+    return inputs.transpose(1, 2).flatten(0, 1)
 
 
 def warn_of_lost_pixels(size: Sequence[int], patch: Sequence[int]) -> None:

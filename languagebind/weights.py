@@ -233,7 +233,11 @@ def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, 
         elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].expand_as(own)
         elif key.endswith("trunk.pos_embed") and key in state and own.shape != state[key].shape:
-            state[key] = _resize_timm_positions(state[key], vision_model.trunk)
+            from timm.layers import resample_abs_pos_embed
+
+            trunk = vision_model.trunk
+            prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+            state[key] = resample_abs_pos_embed(state[key], list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix)
         elif key.startswith("visual_projection.") and key not in state and hasattr(vision_model, "trunk"):
             state[key] = own  # timm's models have no projection, and open_clip's may lack the bias
     load_strict(encoder, state, "the encoder", allow_partial)
@@ -314,14 +318,6 @@ def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) ->
     # As in the original LanguageBind code; another interpolation gives other initial weights
     square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
-
-
-def _resize_timm_positions(positions: Tensor, trunk: Any) -> Tensor:
-    """Resize the positions (1, N, D) of a square grid to the grid of timm's model."""
-    from timm.layers import resample_abs_pos_embed
-
-    prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-    return resample_abs_pos_embed(positions, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
 def _listing(kind: str, keys: list[str], most: int = 20) -> str:

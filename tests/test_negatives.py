@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import CAPTIONS, MINILM, depth_png, losses, metrics, train_flags, write_shards
+from helpers import CAPTIONS, MINILM, depth_png, losses, train_flags, write_shards
 from test_accumulation import BASE, gradients
 from test_data import DEPTH
 
@@ -51,7 +51,6 @@ def test_each_sample_draws_its_own(shards):
         drawn = [texts[i] for i in row if i >= 0]
         assert set(drawn) <= own
         assert len(set(drawn)) == len(drawn) == min(2, len(own))
-    assert batch.counts["negatives"] == (batch.text["negatives"] >= 0).sum()
     (plain,), _ = batches(shards, negatives=0)
     assert plain.keys == batch.keys
     assert torch.equal(plain.inputs, batch.inputs)  # what is drawn without negatives is drawn with them
@@ -85,9 +84,6 @@ def test_losses_of_live_cached_and_accumulated_runs_agree(shards, tmp_path):
     assert first["live"] > first["plain"] + 0.05
     for key, value in gradients(tmp_path, "cached").items():
         torch.testing.assert_close(gradients(tmp_path, "parts")[key], value, atol=1e-6, rtol=0)
-    drawn = (batches(shards)[0][0].text["negatives"] >= 0).sum().item()
-    assert metrics(tmp_path, "live")[0]["train/negatives"] == pytest.approx(drawn / 24)
-    assert "train/negatives" not in metrics(tmp_path, "plain")[0]
 
 
 def test_what_does_not_fit_is_refused(shards, depth_shards, tmp_path):

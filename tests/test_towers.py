@@ -152,8 +152,8 @@ def test_every_tower_learns_from_spectrograms(towers, kind):
 def test_patches_are_dropped_in_training(towers):
     model = model_of(run_of(towers["pe"][0], "--patch-dropout=0.5"))
     x = torch.randn(2, 3, 1, 32, 32)
-    assert model.vision_model.tokens(x).shape == (2, 1 + 16, 32)
-    assert model.train().vision_model.tokens(x).shape == (2, 1 + 8, 32)
+    assert model.vision_model.trunk.forward_features(x[:, :, 0]).shape == (2, 1 + 16, 32)
+    assert model.train().vision_model.trunk.forward_features(x[:, :, 0]).shape == (2, 1 + 8, 32)
 
 
 def test_adapters_reach_attention_that_adds_its_bias_apart():
@@ -175,7 +175,7 @@ def test_timms_own_weights_with_a_new_projection(tmp_path, monkeypatch):
     for source in ("untrained", str(tmp_path / "vit.pth")):
         ours = model_of(parse_args([*flags, f"--encoder-pretrained={source}"]))
         expected = model.eval().forward_head(model.forward_features(x[:, :, 0]), pre_logits=True)
-        torch.testing.assert_close(ours.vision_model(x)[:, 0], expected)
+        torch.testing.assert_close(ours.vision_model(x), expected)
         assert ours.project(x).shape == (2, 384)
 
 

@@ -1,6 +1,5 @@
 """Data options, the plan of a rank's steps, and batches."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -88,8 +87,8 @@ class Batch:
     epoch: int
     drawn: int
     """number of samples that the worker has drawn in this epoch"""
-    counts: Counter[str] = field(default_factory=Counter)
-    """numbers of texts of this batch, for the log: hard `negatives`, `cut_captions` of too many tokens"""
+    cut_captions: int = 0
+    """number of captions with more tokens than the text tower reads"""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""

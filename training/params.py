@@ -11,7 +11,6 @@ from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
 from languagebind.text import TextConfig
 from languagebind.timm_tower import tower_options
-from languagebind.vit import EncoderConfig
 
 from .batch import DataConfig
 from .checkpoint import CheckpointConfig
@@ -88,27 +87,22 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
         raise UserError("--temporal-head pairs is for evaluation alone: train another head")
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
-    if config.data.negatives and config.model.tuning.tune_text:
-        raise UserError("--negatives needs a frozen text tower; leave out --tune-text")
-    if config.data.negatives and config.optim.loss == "siglip":
-        raise UserError("--negatives works with --loss clip alone; leave it out")
+    if config.data.negatives and (config.optim.loss == "siglip" or config.model.tuning.tune_text):
+        raise UserError("--negatives works with --loss clip alone, and not with --tune-text; leave it out")
     return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
 
 
 def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
     """Return the flags that the --encoder-tower of a command line sets: its sizes and its preprocessing."""
-    # A saved config says None, as tyro does
     names = ("--encoder-tower", "--encoder-pretrained", "--cache-dir")
-    given = [[None, *take_flag(argv, name)[0]][-1] for name in names]
-    tower, pretrained, folder = (None if value == "None" else value for value in given)
+    given = [take_flag(argv, name)[0][-1:] for name in names]
+    tower, pretrained, folder = (None if value in ([], ["None"]) else value[0] for value in given)  # tyro writes None
     if tower is None or pretrained is None:
         return []
-    known = {option.name for kind in (EncoderConfig, modality) for option in fields(kind)}
-    flags: list[str] = []
-    for name, value in tower_options(tower, pretrained, folder).items():
-        if name in known:
-            flags += as_flag(name, value)
-    return flags
+    encoder, inputs = tower_options(tower, pretrained, folder)
+    known = {option.name for option in fields(modality)}
+    options = encoder | {name: value for name, value in inputs.items() if name in known}
+    return [word for name, value in options.items() for word in as_flag(name, value)]
 
 
 def with_absolute_paths(text: TextConfig) -> TextConfig:

@@ -38,9 +38,7 @@ def check_data(
         log.warning("no member is named %s, only %s: is --modality right?", " or ".join(named), ", ".join(held))
     sources = {name for info in index.values() if info for name in info.caption_sources}
     if config.negatives and sources and NEGATIVES not in sources:
-        raise UserError(
-            f"--negatives {config.negatives}: no sample has {NEGATIVES!r} among its captions; pack them, too"
-        )
+        raise UserError(f"--negatives: no sample has {NEGATIVES!r} among its captions; pack them, too")
     counts = count_samples(index)
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown and not config.train_num_samples:

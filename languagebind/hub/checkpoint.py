@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,12 @@ def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEnco
 
     Raises `UserError` if the file is not a checkpoint of CLIP4Clip, or its head has no embedding.
     """
-    options = tower_options(source, None) | ({} if num_frames is None else {"num_frames": num_frames})
-    sizes = {option.name for option in fields(EncoderConfig)} & options.keys()
-    encoder = EncoderConfig(**{name: options[name] for name in sizes})
-    config = ModelConfig(encoder, TextConfig(source, "own"), init=InitConfig("own", source, init_temperature=0))
-    modality = with_options(modality_class("video")(), options)
+    encoder, inputs = tower_options(source, None)
+    if num_frames is not None:
+        inputs["num_frames"] = num_frames
+    modality = with_options(modality_class("video")(), inputs)
+    init = InitConfig("own", source, init_temperature=0)
+    config = ModelConfig(EncoderConfig(**encoder), TextConfig(source, "own"), init=init)
     return build_model(config, modality.input_shape).eval(), modality
 
 

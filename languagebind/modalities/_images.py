@@ -159,8 +159,7 @@ class ImageModality(Modality):
             resized = (size, size)
         top, left = self._crop_corner(*resized, rng)
         flipped = rng is not None and bool(torch.rand((), generator=rng) < self.hflip)
-        statistics = (self.image_mean, self.image_std)
-        mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in statistics)
+        mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (self.image_mean, self.image_std))
         stay_bytes = self.fast_resize and rng is not None
         floats = torch.empty_like(frames[:1], dtype=torch.float32)
         # Frame by frame, so that a clip of large frames is never held as floats
