@@ -37,7 +37,7 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
     """Return the CLIP in a checkpoint of CLIP4Clip, or else an open_clip model; see `open_clip_model`."""
     if not name.startswith(CLIP4CLIP):
         return open_clip_model(name, pretrained, cache_dir, sizes_only)
-    return openai_clip(_read(name)[0])
+    return openai_clip(_read(name)[0], sizes_only)
 
 
 def head_options(name: str) -> dict[str, Any]:

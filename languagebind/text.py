@@ -9,6 +9,7 @@ import importlib.resources
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,6 +155,7 @@ def is_clip_tokens(encode: Encode) -> bool:
     return isinstance(encode, SimpleTokenizer)
 
 
+@cache
 def text_tokens(config: TextConfig) -> Encode:
     """Return a tower's tokenizer without reading weights, or raise `UserError` if the tower is not found."""
     from open_clip import get_tokenizer

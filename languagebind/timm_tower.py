@@ -8,7 +8,7 @@ parts are in `tuning.py`.
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def read_options(words: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+@cache
 def tower_options(name: str, pretrained: str | None, cache_dir: str | None = None) -> tuple[Options, Options]:
     """Return the options of the encoder, and those of its inputs, that an --encoder-tower sets.
 

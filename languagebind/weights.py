@@ -192,12 +192,18 @@ def open_clip_model(
         logging.disable(disabled)
 
 
-def openai_clip(state: State) -> nn.Module:
-    """Return an open_clip model, in float32, with the weights of a CLIP under OpenAI's names, which give its sizes."""
+def openai_clip(state: State, sizes_only: bool = False) -> nn.Module:
+    """Return an open_clip model, in float32, with the weights of a CLIP under OpenAI's names, which give its sizes.
+
+    Args:
+        sizes_only: build the model on the meta device, without weights.
+    """
     import open_clip
 
-    state = {key: value.float() for key, value in state.items()}
-    model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounded to float16 till here
+    device = torch.device("meta" if sizes_only else "cpu")
+    state = {key: value.to(device).float() for key, value in state.items()}
+    with device:
+        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounds to float16 itself
     model.load_state_dict(state)
     return model
 

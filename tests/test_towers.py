@@ -203,7 +203,8 @@ def test_random_weights_are_of_the_named_tower(towers):
     assert model_of(config).vision_model.trunk.attn_pool is not None
     clip = run_of(towers["siglip"][0], "--encoder-tower=ViT-B-32", "--encoder-pretrained=none").model.encoder
     assert (clip.timm_model, clip.patch_size, clip.width, clip.depth, clip.mlp_dim) == (None, 32, 768, 12, 3072)
-    unset = replace(config, model=replace(config.model, encoder=EncoderConfig()))
+    own = EncoderConfig(width=32, depth=1, num_heads=2, mlp_dim=32)
+    unset = replace(config, model=replace(config.model, encoder=own))
     with pytest.raises(UserError, match="set timm_model to tiny_siglip for --encoder-tower local-dir:"):
         model_of(unset)
 

@@ -82,9 +82,8 @@ def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEnco
     Raises `UserError` if the file is not a checkpoint of CLIP4Clip, or its head has no embedding.
     """
     encoder, inputs = tower_options(source, None)
-    if num_frames is not None:
-        inputs["num_frames"] = num_frames
-    modality = with_options(modality_class("video")(), inputs)
+    frames = {} if num_frames is None else {"num_frames": num_frames}
+    modality = with_options(modality_class("video")(), inputs | frames)
     init = InitConfig("own", source, init_temperature=0)
     config = ModelConfig(EncoderConfig(**encoder), TextConfig(source, "own"), init=init)
     return build_model(config, modality.input_shape).eval(), modality
