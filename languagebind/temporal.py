@@ -40,46 +40,48 @@ class LstmHead(MeanHead):
 
 
 class TransformerHead(MeanHead):
-    """A transformer over the frames with positions, and a residual around both."""
+    """A transformer of CLIP's blocks over the frames with positions, and a residual around both."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()
         self.positions = nn.Embedding(MAX_FRAMES, width)
         nn.init.normal_(self.positions.weight, std=0.02)
-        self.layers = blocks(width, depth)
+        sizes = (width, width // HEAD_WIDTH, 4 * width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(*sizes, 0.0, QuickGELU(), 1e-12, batch_first=True, norm_first=True)  # no dropout
+            for _ in range(depth)
+        )
 
-    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
-        x = frames + self.positions.weight[: frames.shape[1]].to(frames.dtype)
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return tokens (B, L, D) after the blocks, which leave out those that are not in the `mask` (B, L)."""
+        x = x + self.positions.weight[: x.shape[1]].to(x.dtype)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~mask)
-        return frames + x
+        return x
+
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return frames + self.attend(frames, mask)
 
 
-class PairHead(MeanHead):
+class PairHead(TransformerHead):
     """A transformer over a text and the frames, which scores the pair (tightTransf).
 
     As an embedding, which serves to find candidates, it is the mean of the frames.
     """
 
     def __init__(self, width: int, depth: int):
-        super().__init__()
-        self.positions = nn.Embedding(MAX_FRAMES, width)
-        self.layers = blocks(width, depth)
+        super().__init__(width, depth)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dense, self.activation, self.score = nn.Linear(width, width), QuickGELU(), nn.Linear(width, 1)
 
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return frames
+
     def pairs(self, texts: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Return the scores (B,) of projected texts (B, D) with frames (B, T, D), of which `mask` (B, T) are real."""
-        x = torch.cat([texts.unsqueeze(1), frames], dim=1) + self.positions.weight[: 1 + frames.shape[1]]
-        for layer in self.layers:
-            x = layer(x, src_key_padding_mask=~F.pad(mask, (1, 0), value=True))
-        return self.score(self.activation(self.dense(self.norm(x[:, 0])))).squeeze(1)
-
-
-def blocks(width: int, depth: int) -> nn.ModuleList:
-    """Return CLIP's transformer blocks as PyTorch's, with CLIP4Clip's epsilon and without dropout."""
-    sizes, options = (width, width // HEAD_WIDTH, 4 * width), {"batch_first": True, "norm_first": True}
-    return nn.ModuleList(nn.TransformerEncoderLayer(*sizes, 0.0, QuickGELU(), 1e-12, **options) for _ in range(depth))
+        tokens = torch.cat([texts.unsqueeze(1), frames], dim=1)
+        x = self.attend(tokens, F.pad(mask, (1, 0), value=True))[:, 0]
+        return self.score(self.activation(self.dense(self.norm(x)))).squeeze(1)
 
 
 def build_head(name: str | None, width: int, depth: int, num_frames: int) -> MeanHead | None:

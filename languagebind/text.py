@@ -141,6 +141,7 @@ def probe_tokens(text_model: nn.Module) -> list[Tensor]:
     return [tokenizer([text])["input_ids"] for text in PROBE_TEXTS]
 
 
+@cache
 def clip_tokens(context_length: int) -> Encode:
     """Return CLIP's tokenizer."""
     from open_clip.tokenizer import SimpleTokenizer

@@ -193,11 +193,7 @@ def open_clip_model(
 
 
 def openai_clip(state: State, sizes_only: bool = False) -> nn.Module:
-    """Return an open_clip model, in float32, with the weights of a CLIP under OpenAI's names, which give its sizes.
-
-    Args:
-        sizes_only: build the model on the meta device, without weights.
-    """
+    """Return an open_clip model in float32 with a CLIP's weights under OpenAI's names, or with its sizes only."""
     import open_clip
 
     device = torch.device("meta" if sizes_only else "cpu")
@@ -209,10 +205,7 @@ def openai_clip(state: State, sizes_only: bool = False) -> nn.Module:
 
 
 def open_clip_pixels(name: str, pretrained: str | None) -> dict[str, Any]:
-    """Return the preprocessing (mean, std, interpolation, resize_mode) of an open_clip model's pretrained weights.
-
-    Without a tag, it is that of the model's first tag. It is empty if open_clip does not record any.
-    """
+    """Return the preprocessing that open_clip records for a tag, or else for the model's first tag, if any."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)

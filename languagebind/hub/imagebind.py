@@ -296,9 +296,9 @@ class ImageBindVideo(modality_class("video")):  # type: ignore[misc]
         clips = squares.unflatten(1, (-1, 2)).transpose(0, 1)  # (clips, crops, 2, 3, size, size)
         return self.fit(clips.flatten(0, 2), None)
 
-    def indices_at(self, rate: Fraction, count: int) -> np.ndarray:
+    def frame_indices(self, count: int, rate: Fraction | None = None) -> np.ndarray:
         if not rate:
-            return self.frame_indices(count)
+            return super().frame_indices(count)
         clips, seconds = self.num_frames // 2, Fraction(self.clip_seconds)
         last = max(count / rate - seconds, Fraction(0))
         starts = [last * clip / max(clips - 1, 1) for clip in range(clips)]

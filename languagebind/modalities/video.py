@@ -65,10 +65,10 @@ class Video(ImageModality):
         if self.num_frames == 1 and is_picture(source):  # one of a sample's frames
             return self._pick([source], self.open_picture)
         packets = self._packets(source)
-        return read_frames(source, packets, partial(self.indices_at, packets.rate), self.video_backend)
+        return read_frames(source, packets, partial(self.frame_indices, rate=packets.rate), self.video_backend)
 
     def read_part(self, source: Source, start: float, end: float | None = None, choose: Choose | None = None) -> Tensor:
-        """Return frames (T, 3, H, W) from `start` to `end` in seconds; by default those of `indices_at`.
+        """Return frames (T, 3, H, W) from `start` to `end` in seconds; by default those of `frame_indices`.
 
         Raises `DecodeError` if no frame lies there, or the file cannot be decoded.
         """
@@ -81,7 +81,7 @@ class Video(ImageModality):
             if last <= first:
                 until = "the end" if end is None else f"{end:g} s"
                 raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
-            return first + (choose or partial(self.indices_at, packets.rate))(last - first).flatten()
+            return first + (choose or partial(self.frame_indices, rate=packets.rate))(last - first).flatten()
 
         return read_frames(source, packets, indices, self.video_backend)
 
@@ -117,17 +117,13 @@ class Video(ImageModality):
         grid = torch.cat([torch.cat(frames[:2], dim=2), torch.cat(frames[2:], dim=2)], dim=1)
         return grid[:, :-gap, :-gap], f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
 
-    def frame_indices(self, count: int) -> np.ndarray:
-        """Return the indices of the frames taken from a clip of `count` frames, as in the original code."""
-        taken = min(count, self.num_frames) if self.frames_per_second else self.num_frames
-        return np.linspace(0, count - 1, taken, dtype=int)
-
-    def indices_at(self, rate: Fraction, count: int) -> np.ndarray:
+    def frame_indices(self, count: int, rate: Fraction | None = None) -> np.ndarray:
         """Return the indices of the frames taken from a clip of `count` frames, with `rate` frames per second."""
         if not self.frames_per_second:
-            return self.frame_indices(count)
-        at_rate = np.arange(0, count, max(1, int(int(rate) / self.frames_per_second)))  # as CLIP4Clip does
-        return at_rate[self.frame_indices(len(at_rate))]
+            return np.linspace(0, count - 1, self.num_frames, dtype=int)  # as in the original code
+        step = max(1, int(int(rate) / self.frames_per_second)) if rate else 1  # as CLIP4Clip does
+        found = np.arange(0, count, step)
+        return found[np.linspace(0, len(found) - 1, min(len(found), self.num_frames), dtype=int)]
 
     def _pick(self, frames: Any, load: Callable[[Any], Any]) -> Tensor:
         """Return the chosen frames (num_frames, 3, H, W) of a sequence or array; load no others."""
