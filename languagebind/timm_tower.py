@@ -138,14 +138,9 @@ def tower_options(name: str, pretrained: str | None, cache_dir: str | None = Non
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
     if not blocks:
         raise refused
-    sizes = {
-        "patch_size": visual.patch_size[0],
-        "width": visual.conv1.out_channels,
-        "depth": len(blocks),
-        "num_heads": blocks[0].attn.num_heads,
-        "mlp_dim": blocks[0].mlp.c_fc.out_features,
-        "activation": activation_of(blocks[0]),
-    }
+    attention, mlp_dim = blocks[0].attn, blocks[0].mlp.c_fc.out_features
+    sizes = {"num_heads": attention.num_heads, "mlp_dim": mlp_dim, "activation": activation_of(blocks[0])}
+    sizes = dict(sizes, patch_size=visual.patch_size[0], width=visual.conv1.out_channels, depth=len(blocks))
     if not name.startswith(CLIP4CLIP):
         return sizes, {}
     return sizes | head_options(name), {"image_size": visual.image_size[0], **INPUTS}

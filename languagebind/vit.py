@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width, N patches, D size of a
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -18,8 +18,9 @@ from .transformer import LAYER_NORM_EPS, Transformer
 log = logging.getLogger(__name__)
 
 Activation = Literal["gelu", "quick_gelu"]
-# Options that a model of timm does not have
-OWN = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "activation", "temporal_attention", "patch_embedding")
+# Options that models of timm have, too
+SHARED = ("patch_dropout", "grad_checkpointing", "grad_checkpointing_blocks", "timm_model", "timm_options",
+          "temporal_head", "temporal_head_depth")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class EncoderConfig:
     """number of blocks in a temporal head that is a transformer"""
 
     def __post_init__(self):
-        own = [name for name in OWN if getattr(self, name) != getattr(EncoderConfig, name)]
+        own = [x.name for x in fields(self) if x.name not in SHARED and getattr(self, x.name) != x.default]
         if own and self.timm_model:
             raise UserError(f"{own[0]} is an option of our own ViT; leave it out with --encoder-tower")
         if self.timm_options and not self.timm_model:
