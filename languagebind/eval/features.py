@@ -137,7 +137,7 @@ class FeatureEncoder:
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]
         distinct = list(rows)
-        tokenizer = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
+        tokenizer: Any = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
         if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct)) and not rank():
             log.warning("%d of %d texts have more tokens than the text tower reads, and are cut", cut, len(distinct))
         raw, words = not self.protocol.unit or self.pairs, self.protocol.words

@@ -100,10 +100,10 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
 
 def store_as_int8(model: nn.Module) -> None:
     """Store the matrices of linear layers, embeddings and attention as int8."""
-    for module in [each for each in model.modules() if isinstance(each, (nn.Linear, nn.Embedding))]:
-        register_parametrization(module, "weight", Int8())
-    for module in [each for each in model.modules() if isinstance(each, nn.MultiheadAttention)]:
-        register_parametrization(module, "in_proj_weight", Int8())
+    for module in list(model.modules()):
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.MultiheadAttention)):
+            name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+            register_parametrization(module, name, Int8())
 
 
 def _write(side: Side, path: Path, example: Tensor) -> None:
