@@ -40,7 +40,7 @@ class TextConfig:
     """open_clip's pretrained tag, a file with CLIP's weights, or a folder in the published layout; needed with an
     open_clip model name"""
     context_length: int | None = None
-    """tokens of a text, with those of its start and end; longer texts are cut; by default as many as the tower reads"""
+    """tokens per text, including start and end; longer texts are cut; default: as many as the tower reads"""
     cache_dir: str | None = None
     """folder for downloaded weights"""
 

@@ -9,7 +9,7 @@ from helpers import MINILM, losses, metrics, stripes_config, train_flags, write_
 from tiny_towers import SIGLIP_TEXT, write_tower
 from torch.nn import functional as F
 
-from languagebind import load
+from languagebind import load, load_model
 from languagebind.config import UserError
 from languagebind.data.embed_text import main as embed_text
 from languagebind.text import TextConfig, build_text, text_tokens
@@ -52,6 +52,35 @@ def test_features_of_long_texts_are_open_clips(clip, file):
     assert size == 24
     assert text_model.sizes.context_length == 248
     assert tokens["input_ids"].shape[1] == 93
+
+
+def test_a_file_of_a_text_tower_beside_timms_is_read_without_open_clip(tmp_path):
+    own = write_tower(tmp_path / "pe", "pe")
+    sizes = json.loads((tmp_path / "pe" / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "tiny-pe-of-the-tests.json").write_text(json.dumps(sizes))
+    open_clip.add_model_config(tmp_path / "tiny-pe-of-the-tests.json")
+    file = tmp_path / "pe" / "open_clip_pytorch_model.bin"
+    text_model, projection, _ = build_text(TextConfig("tiny-pe-of-the-tests", str(file)))
+    tokens = text_model.tokenizer(["a dog", "two cats"])
+    with torch.no_grad():
+        theirs = own.encode_text(open_clip.get_tokenizer("tiny-pe-of-the-tests")(["a dog", "two cats"]))
+        torch.testing.assert_close(projection(text_model(**tokens)), theirs, atol=1e-5, rtol=1e-5)
+    state = torch.load(file)
+    torch.save(state | {"text.positional_embedding": torch.zeros(48, 32)}, tmp_path / "48.pt")
+    with pytest.raises(UserError, match="is for texts of 48 tokens, not 32; set --context-length 48"):
+        build_text(TextConfig("tiny-pe-of-the-tests", str(tmp_path / "48.pt")))
+
+
+def test_models_share_a_text_tower_only_with_its_tokenizer(clip, tmp_path):
+    shards = write_shards(tmp_path / "shards", [16])
+    tower = [f"--text-tower={NAME}", f"--text-pretrained={clip[1] / '77.pt'}", "--workers=0"]
+    main(train_flags(shards, tmp_path, *tower, "--name=whole"))
+    main(train_flags(shards, tmp_path, *tower, "--name=short", "--context-length=5"))
+    whole, _ = load_model(tmp_path / "whole")
+    assert load_model(tmp_path / "whole", like=[whole])[0].text_model is whole.text_model
+    other, _ = load_model(tmp_path / "short", like=[whole])
+    assert other.text_model is not whole.text_model
+    assert other.tokenize([LONG])["input_ids"].shape == (1, 5)
 
 
 def test_another_length_than_that_of_the_weights_is_refused(clip, tmp_path):

@@ -77,7 +77,7 @@ class FeatureEncoder:
         self.model, self.protocol, self.options = model, protocol, options
         self.device = model.logit_scale.device if options.device is None else torch.device(options.device)
         head = getattr(model, "temporal_head", None)
-        self.pairs = head if isinstance(head, PairHead) else None  # then features are raw: of frames, and of texts
+        self.pairs = head if isinstance(head, PairHead) else None  # its features have any norm: of frames, and of texts
         folder = options.feature_cache
         self.cache = FeatureCache(Path(folder) / name, model, protocol, options.precision) if folder else None
 

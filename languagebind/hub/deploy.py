@@ -57,7 +57,8 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
     """Write both sides of a model to `folder`, and compare each file's features with PyTorch's on random inputs.
 
     Args:
-        int8: store the matrices as int8, and print the cosines with the features of the full weights.
+        int8: store the matrices of linear layers, embeddings and attention as int8, and print the cosines with the
+            features of the full weights.
 
     Raises `UserError` if a package is missing, or a file's features differ by more than `LARGEST_DIFFERENCE`.
     """
@@ -76,7 +77,10 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
     }
     full = {name: [side(x) for x in inputs[name]] for name, side in sides.items()}
     if int8:
-        store_as_int8(model)
+        for module in list(model.modules()):
+            if isinstance(module, (nn.Linear, nn.Embedding, nn.MultiheadAttention)):
+                matrix = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+                register_parametrization(module, matrix, Int8())
     found: dict[str, Any] = {"modality": modality_name(modality), "inputs": to_dict(modality), "int8": int8}
     found |= {"input_shape": modality.input_shape, "logit_scale": model.logit_scale.item()}
     for name, side in sides.items():
@@ -96,14 +100,6 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
             line += f"; int8: cosine with the full weights {cosines.mean():.5f}, at least {cosines.min():.5f}"
         print(line)
     (folder / "config.json").write_text(json.dumps(found, indent=2) + "\n")
-
-
-def store_as_int8(model: nn.Module) -> None:
-    """Store the matrices of linear layers, embeddings and attention as int8."""
-    for module in list(model.modules()):
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.MultiheadAttention)):
-            name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-            register_parametrization(module, name, Int8())
 
 
 def _write(side: Side, path: Path, example: Tensor) -> None:

@@ -45,13 +45,12 @@ def load(
 
     Args:
         sources: training checkpoints, folders of runs, folders in the published layout, hub ids, names from
-            `list_models()`, `clip4clip:FILE`, or `imagebind:FILE` with all its modalities; or a mapping from modalities
+            `list_models()`, `clip4clip:FILE`, or `imagebind:FILE` for all its modalities; or a mapping from modalities
             to such sources.
         device: device of the models.
         dtype: dtype of the weights (`float16`, `torch.float16`, ...); by default as in the files. Features are float32.
         compile: compile the encoders with `torch.compile`.
-        num_frames: frames per clip, for encoders with temporal attention; by default as in training, otherwise
-            temporal embeddings are interpolated.
+        num_frames: frames per clip; by default as in training. Temporal embeddings are interpolated.
         hub: options of the Hugging Face hub: cache_dir, force_download, local_files_only, revision, subfolder, token;
             and of reading: max_seconds and max_pixels (limits), exif, video_backend.
 

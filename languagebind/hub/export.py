@@ -34,7 +34,7 @@ from .published import build_published
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Export a training checkpoint to the published layout, or to our own for a new modality."""
+    """Export a checkpoint to the published layout, our own (new modalities, other encoders), ONNX or torch.export."""
 
     checkpoint: Path
     """checkpoint, or run folder to export the last checkpoint; with --format, also the published layout or a hub id"""
@@ -45,7 +45,7 @@ class ExportOptions:
     format: Literal["languagebind", "onnx", "pt2"] = "languagebind"
     """layout for this library, ONNX, or torch.export's archive; the last two are compared with PyTorch"""
     int8: bool = False
-    """with onnx or pt2: store weights as int8, a quarter of the size, and print how far the features move"""
+    """with onnx or pt2: store matrices as int8, about a quarter of the size, and print how far the features move"""
 
     def __post_init__(self):
         if self.int8 and self.format == "languagebind":

@@ -69,7 +69,10 @@ class Head(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A vision transformer from views (B, C, T, H, W) to features (B, D), with the norms of CLIP or of patches."""
+    """A vision transformer from views (B, C, T, H, W) to features (B, D).
+
+    As in CLIP, a norm precedes the blocks; in towers that are not `from_clip`, it normalises the patches alone.
+    """
 
     def __init__(self, patches: nn.Conv3d, blocks: list[Block], head: Head, length: int, from_clip: bool):
         super().__init__()
@@ -243,7 +246,7 @@ class ImageBindDepth(modality_class("depth")):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class ImageBindImage(modality_class("image")):  # type: ignore[misc]
-    """RGB pictures, smoothed before shrinking, by default without applying the EXIF orientation."""
+    """RGB pictures, resized with antialiasing; by default, the EXIF orientation is ignored."""
 
     name: ClassVar = "image"
     antialias: bool = True
@@ -274,7 +277,7 @@ class ImageBindInfrared(modality_class("infrared")):  # type: ignore[misc]
 class ImageBindVideo(modality_class("video")):  # type: ignore[misc]
     """The first and last frame of clips, evenly spaced from start to end, in squares along the longer side.
 
-    `num_frames` are two for each clip. Of frames that are files or in memory, as many are evenly spaced.
+    `num_frames` is two per clip. Frames in files of their own or in memory have no rate, so these are evenly spaced.
     """
 
     name: ClassVar = "video"

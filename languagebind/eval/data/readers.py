@@ -1,8 +1,8 @@
 """Protocols that read and compare samples: ours, and those of others, for their published results.
 
 A dataset's `paper: {inputs: <rule>, similarity: cosine | dot}` describes the protocol of the original LanguageBind
-code, and `--protocol paper` selects it. `clip4clip: {frames: 12, words: 32}` is CLIP4Clip's. One rule of theirs is
-never used: ties count against the model under every protocol.
+code, and `--protocol paper` selects it; `clip4clip: {frames: 12, words: 32}` describes CLIP4Clip's. Both differ from
+their originals in one rule: ties count against the model under every protocol.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 A caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for the other
 sample. No model can tell such copies apart, so the protocol records their number and the highest possible recall. With
-`relevant: caption`, a caption is relevant to every sample that has it. CLIP4Clip's protocol ranks samples in both
-directions: from a sample, those of the captions.
+`relevant: caption`, a caption is relevant to every sample that has it. Under CLIP4Clip's protocol, a sample's captions
+are one item of the gallery, with the score of the best.
 """
 
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ from .examples import media, pick_examples
 from .metrics import Ranked, chance_at, rank_metrics, rank_pairs
 from .statistics import rank_intervals
 
-RERANKED = 100  # of the best items for a query by cosine, a model that scores pairs ranks these again
+RERANKED = 100  # a model that scores pairs ranks this many items again, the best for a query by cosine
 PAIRS_AT_A_TIME = 1024
 SCORES_AT_A_TIME = 2**24  # 64 MiB of scores, so that memory does not grow with the gallery
 
@@ -83,7 +83,7 @@ class Captioned:
 
 @torch.no_grad()
 def rerank(head: PairHead, texts: Tensor, frames: Tensor, dim: int) -> Tensor:
-    """Return scores (U, N): those of pairs for the best along `dim` by cosine, and cosines, which are less.
+    """Return scores (U, N): of pairs for the best along `dim` by cosine, and below these the cosines of the others.
 
     Args:
         texts: raw features (U, D).
