@@ -22,6 +22,7 @@ from languagebind.eval.__main__ import main
 from languagebind.eval.data.readers import choose_protocol
 from languagebind.eval.report.__main__ import main as report
 from languagebind.hub import imagebind
+from languagebind.hub.config import to_published
 from languagebind.weights import WeightsError
 
 OUTPUTS = json.loads((ROOT / "tests" / "imagebind_outputs.json").read_text())
@@ -135,6 +136,8 @@ def test_what_does_not_fit_is_refused(spec, tmp_path):
         languagebind.load_model(spec)
     with pytest.raises(UserError, match="leave out num_frames"):
         languagebind.load(spec, num_frames=8)
+    with pytest.raises(UserError, match="supports only CLIP's text tower"):
+        to_published(*languagebind.load_model(spec, modality="image"))
 
 
 # ---------------------------------------------------------------------------------------------- preprocessing
