@@ -142,7 +142,7 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
 
 def hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     """Update a `hashlib` hash with the name, dtype, shape and values of a tensor."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().to("cpu", copy=True).contiguous()  # FSDP cannot free memory that NumPy has seen
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.flatten().view(torch.uint8).numpy().data)
 
@@ -199,7 +199,7 @@ def openai_clip(state: State, sizes_only: bool = False) -> nn.Module:
     device = torch.device("meta" if sizes_only else "cpu")
     state = {key: value.to(device).float() for key, value in state.items()}
     with device:
-        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounds to float16 itself
+        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # it rounds to float16
     model.load_state_dict(state)
     return model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from clip4clip_files import WIDTH, clip_feature, pair_score, write_clip4clip
 from eval_files import write_jsonl
-from helpers import MINILM, ROOT, call_ranks, checkpoint, losses
+from helpers import MINILM, ROOT, call_ranks, checkpoint, losses, metrics
 from open_clip import get_tokenizer
 
 from languagebind import load
@@ -238,7 +238,7 @@ def test_a_checkpoint_trains_on_with_its_text_tower(file, shards, videos, tmp_pa
     assert run.encode(video=[videos / "0.mp4"]).shape == (1, WIDTH)
 
 
-def test_accumulated_and_distributed_batches_have_the_same_gradients(shards, tmp_path):
+def test_accumulated_and_distributed_batches_have_the_same_gradients(shards, videos, tmp_path):
     path = tmp_path / "pytorch_model.bin.0"
     write_clip4clip(path, "seqTransf")
     more = ["--batch-size=8", "--shuffle-buffer=0", "--warmup=0"]
@@ -246,8 +246,10 @@ def test_accumulated_and_distributed_batches_have_the_same_gradients(shards, tmp
     train(flags(shards, tmp_path, path, *more, "--batch-size=2", "--accum-freq=4", "--name=parts"))
     large = checkpoint(tmp_path, "large", 1)["optimizer"]
     for name, engine in (("ddp", "ddp"), ("fsdp", "fsdp")):
-        ranks = flags(shards, tmp_path, path, *more, "--batch-size=4", f"--engine={engine}", f"--name={name}")
+        ranks = flags(shards, tmp_path, path, *more, "--batch-size=4", f"--engine={engine}", f"--name={name}",
+                      f"--val-config={videos / 'films.yaml'}")  # fmt: skip
         call_ranks(2, "-m", "training.main", *ranks)
+        assert "films/text_to_modality/R@1" in metrics(tmp_path, name)[-1]
     for name in ("parts", "ddp", "fsdp"):
         other = checkpoint(tmp_path, name, 1)["optimizer"]
         assert other.keys() == large.keys()

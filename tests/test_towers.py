@@ -114,8 +114,15 @@ def test_a_checkpoint_from_before_these_options_resumes(depth_shards, tmp_path):
     train([*flags, "--name=whole"])
     path = tmp_path / "whole" / "checkpoints" / "step_00000001.pt"
     saved = torch.load(path, weights_only=True)
-    for group, names in (("inputs", PREPROCESSING), ("encoder", ("timm_model", "timm_options"))):
-        options = saved["config"]["inputs"] if group == "inputs" else saved["config"]["model"]["encoder"]
+    config = saved["config"]
+    for options, names in (
+        (config["inputs"], PREPROCESSING),
+        (config["model"]["encoder"], ("timm_model", "timm_options", "temporal_head", "temporal_head_depth")),
+        (config["model"]["text"], ("context_length",)),
+        (config["model"]["tuning"], ("tune_text",)),
+        (config["data"], ("negatives",)),
+        (config["optim"], ("matryoshka",)),
+    ):
         for name in names:
             del options[name]
     torch.save(saved, tmp_path / "old.pt")
