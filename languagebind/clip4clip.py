@@ -40,26 +40,20 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
     return openai_clip(_read(name)[0], sizes_only)
 
 
-def head_options(name: str) -> dict[str, Any]:
-    """Return the options of the encoder that belong to the head of `clip4clip:FILE`."""
+def read_head(name: str) -> tuple[dict[str, Any], State]:
+    """Return the encoder's options for the head of `clip4clip:FILE`, and the head's weights under our names."""
     _, state = _read(name)
-    for head, blocks in {"transformer": "transformerClip.resblocks.", "pairs": "cross.transformer.resblocks."}.items():
-        if depth := len({key.removeprefix(blocks).split(".")[0] for key in state if key.startswith(blocks)}):
-            return {"temporal_head": head, "temporal_head_depth": depth}
-    return {"temporal_head": "lstm" if LSTM in state else "mean"}
-
-
-def head_state(name: str) -> State:
-    """Return the weights of the head of `clip4clip:FILE`, under our names."""
-    _, state = _read(name)
+    if LSTM in state:
+        state.pop("frame_position_embeddings.weight", None)  # in the file, but not used
     found = {}
     for key, value in state.items():
-        if LSTM in state and key.startswith("frame_position_embeddings."):
-            continue  # they are there, but not used
         for theirs, ours in NAMES.items():
             key = re.sub(theirs, ours, key)
         found[f"temporal_head.{key}"] = value.float()
-    return found
+    if blocks := {key.split(".")[2] for key in found if key.startswith("temporal_head.layers.")}:
+        kind = "pairs" if "temporal_head.score.weight" in found else "transformer"
+        return {"temporal_head": kind, "temporal_head_depth": len(blocks)}, found
+    return {"temporal_head": "lstm" if LSTM in state else "mean"}, found
 
 
 def _read(name: str) -> tuple[State, State]:

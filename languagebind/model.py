@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip4clip import CLIP4CLIP, clip_model, head_state
+from .clip4clip import CLIP4CLIP, clip_model, read_head
 from .config import UserError, at_least
 from .temporal import MeanHead, build_head, head_from_text, real_frames
 from .text import TextConfig, TextSide, Tokenizer, build_text, encode_text, fingerprint, open_clip_text
@@ -218,4 +218,4 @@ def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     if activation != config.encoder.activation:
         raise UserError(f"{tower} {pretrained} was trained with {activation}; set --activation {activation}")
     clip = clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
-    return published_names(clip.state_dict()) | (head_state(tower) if tower.startswith(CLIP4CLIP) else {})
+    return published_names(clip.state_dict()) | (read_head(tower)[1] if tower.startswith(CLIP4CLIP) else {})

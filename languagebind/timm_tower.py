@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .clip4clip import CLIP4CLIP, INPUTS, clip_model, head_options
+from .clip4clip import CLIP4CLIP, INPUTS, clip_model, read_head
 from .config import UserError, first_line
 from .text import activation_of
 from .vit import EncoderConfig, VisionTransformer, frames_of, warn_of_lost_pixels
@@ -84,8 +84,7 @@ def timm_model(name: str, **options: Any) -> Any:
     except Exception as error:  # timm and the hub raise many types
         near = ", ".join(timm.list_models(f"*{name.partition('.')[0]}*")[:3]) or "see timm.list_models()"
         raise UserError(f"timm cannot build {name}: {first_line(error)} (known: {near})") from error
-    lacking = [part for part in ("patch_embed", "blocks", "forward_head") if not hasattr(model, part)]
-    if lacking or not hasattr(model.patch_embed, "patch_size"):
+    if not hasattr(model, "blocks") or not hasattr(getattr(model, "patch_embed", None), "patch_size"):
         raise UserError(f"timm's {name} is not a plain vision transformer; choose another --encoder-tower")
     return model
 
@@ -143,7 +142,7 @@ def tower_options(name: str, pretrained: str | None, cache_dir: str | None = Non
     sizes = dict(sizes, patch_size=visual.patch_size[0], width=visual.conv1.out_channels, depth=len(blocks))
     if not name.startswith(CLIP4CLIP):
         return sizes, {}
-    return sizes | head_options(name), {"image_size": visual.image_size[0], **INPUTS}
+    return sizes | read_head(name)[0], {"image_size": visual.image_size[0], **INPUTS}
 
 
 def image_options(size: int, pixels: Mapping[str, Any]) -> Options:

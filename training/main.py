@@ -96,15 +96,13 @@ def fit(config: TrainConfig, process: Process) -> None:
         folder, resume = open_run(config, process, held)
         model = new_model(config)
         fingerprint, digest = model.text_fingerprint(), shards_digest(shards)
-        data, features = config.data, None
-        if config.model.tuning.tune_text:
-            log.info("--tune-text: text features are not cached, because the text tower trains")
-        else:
-            texts = (data.caption_source, fingerprint, data.negatives > 0)
-            features = open_text_features(data.text_features, list(shards), *texts)
+        data, tune_text = config.data, config.model.tuning.tune_text
+        texts = (list(shards), data.caption_source, fingerprint, data.negatives > 0)
+        features = None if tune_text else open_text_features(data.text_features, *texts)
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
         report_start(run, model, shards)
-        log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")
+        live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
+        log.info("text features: %s", live if features is None else "read from beside the shards")
         state = start(run, model, resume, steps_per_epoch)
         if state.step >= total_steps and process.is_main:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)

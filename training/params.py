@@ -79,8 +79,6 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
     kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class depends on --modality
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
-    if config.model.tuning.tune_text and config.engine.engine == "deepspeed":
-        raise UserError("--tune-text does not work with --engine deepspeed: use ddp or fsdp")
     if getattr(config.inputs, "frames_per_second", 0) and config.model.encoder.temporal_head is None:
         raise UserError("--frames-per-second pads short clips, which needs a --temporal-head, such as mean")
     if config.model.encoder.temporal_head == "pairs":

@@ -41,8 +41,8 @@ class DeepSpeed(Engine):
         self.stage = options["zero_optimization"]["stage"]
         self.replica = None
         if self.stage == 3:  # all ranks must call a sharded module together, but evaluation does not
-            shared = {id(module): module for module in (self.model.text_model, self.model.text_projection)}
-            self.replica = copy.deepcopy(self.model, shared)
+            text = [] if self.model.trains_text else [self.model.text_model, self.model.text_projection]
+            self.replica = copy.deepcopy(self.model, {id(module): module for module in text})
             TrainedSide(self.replica, optim.precision).cpu()  # uses no device memory before evaluation
         options |= {
             "train_micro_batch_size_per_gpu": 1,  # required but unused: the loader decides
@@ -128,7 +128,7 @@ class DeepSpeed(Engine):
         if self.replica is None:
             yield self.model
             return
-        self.replica.load_state_dict(self.model_state(), strict=False)  # the replica shares the text tower
+        self.replica.load_state_dict(self.model_state(), strict=False)  # it shares a frozen text tower
         try:
             yield self.replica.to(self.process.device)
         finally:
