@@ -78,12 +78,11 @@ def sigmoid_loss(
 
 
 def over_prefixes(loss: Callable[..., Tensor], sizes: Sequence[int], *features: Tensor) -> Tensor:
-    """Return the mean of a loss over prefixes of its arguments, each at unit norm (Matryoshka, arXiv 2205.13147).
+    """Return the mean of a loss over prefixes of tensors (..., D), each at unit norm (Matryoshka, arXiv 2205.13147).
 
     Args:
         loss: function of as many tensors as `features` has.
         sizes: numbers of leading dimensions; each prefix has the same weight.
-        features: tensors (..., D).
     """
     losses = [loss(*(F.normalize(x[..., :size], dim=-1) for x in features)) for size in sizes]
     return torch.stack(losses).mean()

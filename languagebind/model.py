@@ -22,7 +22,6 @@ from .weights import State, WeightsError, init_encoder, load_strict, published_n
 log = logging.getLogger(__name__)
 
 TEXT_PREFIXES = ("text_model.", "text_projection.")
-HEAD = "temporal_head."
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
 def _init_head(model: DualEncoder, state: State) -> None:
     """Initialise the temporal head from a checkpoint with the same head, or else from CLIP's text tower."""
     head = cast(MeanHead, model.temporal_head)
-    own = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
+    own = {key.removeprefix("temporal_head."): x for key, x in state.items() if key.startswith("temporal_head.")}
     if found := own or head_from_text(head, text_state(model)):
         load_strict(head, found, "the temporal head")
     if head.state_dict() and not own:

@@ -87,9 +87,6 @@ class VisionTransformer(nn.Module):
     Args:
         input_shape: (C, T, H, W) of one sample, the only accepted shape.
         config: sizes and options.
-
-    Attributes:
-        head: the temporal head that takes the features, if any.
     """
 
     projection_bias = False  # as in CLIP
