@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .config import UserError
-from .weights import State, open_clip_model, openai_clip, read_file, tensors_of
+from .weights import WRAPPERS, State, open_clip_model, openai_clip, read_file, tensors_of
 
 CLIP4CLIP = "clip4clip:"
 # Part of the name of a head's parameter -> part of ours
@@ -37,7 +37,11 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
     """Return the CLIP in a checkpoint of CLIP4Clip, or else an open_clip model; see `open_clip_model`."""
     if not name.startswith(CLIP4CLIP):
         return open_clip_model(name, pretrained, cache_dir, sizes_only)
-    return openai_clip(_read(name)[0], sizes_only)
+    try:
+        return openai_clip(_read(name)[0], sizes_only)
+    except (KeyError, RuntimeError) as error:
+        message = f"the CLIP in {name.removeprefix(CLIP4CLIP)} cannot be used: {' '.join(str(error).split())}"
+        raise UserError(message) from error
 
 
 def read_head(name: str) -> tuple[dict[str, Any], State]:
@@ -59,7 +63,7 @@ def read_head(name: str) -> tuple[dict[str, Any], State]:
 def _read(name: str) -> tuple[State, State]:
     """Return the weights of CLIP and those of the head, under their own names."""
     path = name.removeprefix(CLIP4CLIP)
-    state = tensors_of(read_file(path), path)
+    state = {WRAPPERS.sub("", key): value for key, value in tensors_of(read_file(path), path).items()}
     if "clip.visual.conv1.weight" not in state:
         raise UserError(f"{path} is not a checkpoint of CLIP4Clip: it lacks clip.visual.conv1.weight")
     if "clip.visual.conv2.weight" in state:

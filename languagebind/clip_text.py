@@ -38,10 +38,10 @@ class Tokenizer:
             ids = ids[:, : int(lengths.max())].contiguous()
         return {"input_ids": ids}
 
-    def count_cut(self, texts: list[str]) -> int:
-        """Return how many texts have more tokens than the tower reads."""
+    def count_cut(self, texts: list[str], context_length: int | None = None) -> int:
+        """Return how many texts have more tokens than `context_length`, or else than the tower reads."""
         encode: Any = self.encode
-        longer = encode(["", *texts], encode.context_length + 1)  # the empty text ends with padding
+        longer = encode(["", *texts], (context_length or encode.context_length) + 1)  # the empty one ends with padding
         return int((longer[1:, -1] != longer[0, -1]).sum())
 
 

@@ -55,6 +55,7 @@ class TransformerHead(MeanHead):
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return tokens (B, L, D) after the blocks, which leave out those that are not in the `mask` (B, L)."""
         x = x + self.positions.weight[: x.shape[1]].to(x.dtype)
+        mask = mask | ~mask.any(dim=1, keepdim=True)  # attention to nothing would give NaN
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~mask)
         return x

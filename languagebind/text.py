@@ -91,7 +91,7 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
 
     Raises `UserError` if the model does not have a separate text tower.
     """
-    tower = _text_side(model)
+    tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
     if sizes := _clip_sizes(tower, config):
         return _clip_text(config, sizes, tower.text_projection.shape[1], clip_text_state(tower.state_dict()))
     hf_config = getattr(tower, "config", None)
@@ -113,7 +113,8 @@ def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
     """
     if _sentence_encoder_folder(config):
         return None, 0
-    tower = _text_side(_open_clip_model(config, sizes_only=True))
+    model = _open_clip_model(config, sizes_only=True)
+    tower = getattr(model, "text", model)
     sizes = _clip_sizes(tower, config)
     return sizes, tower.text_projection.shape[1] if sizes else 0
 
@@ -193,10 +194,6 @@ def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
     return clip_model(config.text_tower, pretrained, config.cache_dir, sizes_only)
 
 
-def _text_side(model: Any) -> Any:
-    return getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
-
-
 def _clip_sizes(tower: Any, config: TextConfig) -> ClipTextConfig | None:
     """Return the sizes of an open_clip text tower; None unless it is CLIP's own, causal and pooled at the end.
 
@@ -255,8 +252,7 @@ def _sentence_encoder_folder(config: TextConfig) -> str | None:
 def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
     from open_clip.hf_model import HFTextEncoder
 
-    # transformers warns about the pooler's weights, which mean pooling does not use
-    with _sentence_encoder_config(folder) as sizes, _quiet_transformers():
+    with _sentence_encoder_config(folder) as sizes:
         tower = HFTextEncoder(folder, sizes.hidden_size, pooler_type="mean_pooler", proj_type=None)
     return OpenClipText(tower, Tokenizer(encode, sizes.pad_token_id)), nn.Identity(), sizes.hidden_size
 
@@ -265,22 +261,15 @@ def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
 def _sentence_encoder_config(folder: str) -> Iterator[Any]:
     """Yield the config of a sentence encoder; turn errors while reading the encoder's files into a `UserError`."""
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # it warns about the pooler's weights, which mean pooling does not use
+    logging.disable_progress_bar()
     try:
         yield AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the sentence encoder {folder}: {error}") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

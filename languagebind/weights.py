@@ -177,7 +177,8 @@ def open_clip_model(
         logging.disable(logging.WARNING)
     try:
         with device:
-            return open_clip.create_model(name, pretrained, device=device, cache_dir=cache_dir, **options).eval()
+            tag = None if ":" in name else pretrained  # a folder or repository comes with its weights
+            return open_clip.create_model(name, tag, device=device, cache_dir=cache_dir, **options).eval()
     except (RuntimeError, ValueError, OSError) as error:
         models, reason = open_clip.list_models(), first_line(error)
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -199,8 +200,8 @@ def openai_clip(state: State, sizes_only: bool = False) -> nn.Module:
     device = torch.device("meta" if sizes_only else "cpu")
     state = {key: value.to(device).float() for key, value in state.items()}
     with device:
-        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # it rounds to float16
-    model.load_state_dict(state)
+        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounds to float16 itself
+    model.load_state_dict(state, strict=False)  # it was strict itself; OpenAI's files have sizes beside the weights
     return model
 
 

@@ -134,10 +134,13 @@ def test_frames_are_taken_at_one_a_second_and_short_clips_padded(videos):
     )
 
 
-def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, capsys):
+def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, caplog):
     _, path, clip, weights = file
     flags = ["--model", f"clip4clip:{path}", "--config", str(videos / "films.yaml"), "--workers=0"]
     evaluate([*flags, "--protocol=clip4clip", f"--output={tmp_path}"])
+    assert "1 of 7 texts have more tokens than are read, and are cut" in caplog.text
+    with pytest.raises(UserError, match="clips and crops belong to our protocol alone"):
+        evaluate([*flags, "--protocol=clip4clip", f"--output={tmp_path}", "--clips=2"])
     (result,) = (json.loads(each.read_text()) for each in tmp_path.glob("*.json"))
     _, modality = load(f"clip4clip:{path}").encoders["video"]
     with torch.no_grad():
@@ -304,6 +307,18 @@ def test_the_head_learns_at_its_own_rate_and_starts_from_the_text_tower(tmp_path
         (lambda state: state | {"clip.visual.conv2.weight": torch.ones(1)}, "trained with --linear_patch 3d"),
         (lambda state: state | {"lstm_visual.extra": torch.ones(1)}, "do not fit the temporal head"),
         (
+            lambda state: {key: x for key, x in state.items() if "transformerClip" not in key},
+            "unexpected:\n  positions.weight",
+        ),
+        (
+            lambda state: {key: x for key, x in state.items() if "ln_final" not in key},
+            "other.bin cannot be used: 'ln_fin",
+        ),
+        (
+            lambda state: state | {"clip.visual.proj": torch.ones(64, 9)},
+            "other.bin cannot be used: .* mismatch for visual",
+        ),
+        (
             lambda state: {key: x for key, x in state.items() if "resblocks.1.ln_2" not in key or "Clip" not in key},
             "missing",
         ),
@@ -316,6 +331,16 @@ def test_other_files_are_refused(change, message, tmp_path):
         load(f"clip4clip:{tmp_path / 'other.bin'}")
     with pytest.raises(UserError, match=r"cannot read .*: No such file"):
         load("clip4clip:absent.bin")
+
+
+def test_files_of_data_parallel_and_openais_sizes_load(tmp_path):
+    clip, _ = write_clip4clip(tmp_path / "model.bin", "meanP")
+    sizes = dict.fromkeys(("clip.input_resolution", "clip.context_length", "clip.vocab_size"), torch.tensor(32))
+    state = torch.load(tmp_path / "model.bin") | sizes
+    torch.save({f"module.{key}": x for key, x in state.items()}, tmp_path / "other.bin")
+    found = load(f"clip4clip:{tmp_path / 'other.bin'}").encode(text=["a dog"])
+    expected = clip.encode_text(get_tokenizer("ViT-B-32")(["a dog"]), normalize=True)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
 
 
 def test_what_cannot_be_is_refused(files):

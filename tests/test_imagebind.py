@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,15 +114,27 @@ def test_what_does_not_fit_is_refused(spec, tmp_path):
         ({f"{blocks}attn.bias_k": None}, "(?s)do not fit ImageBind's audio tower.*1 missing:\n  blocks.1.attn.bias_k"),
         ({f"{blocks}attn.bias_q": torch.zeros(1)}, "1 unexpected:\n  blocks.1.attn.bias_q"),
         ({f"{blocks}norm_1.weight": torch.zeros(3)}, r"blocks.1.norm_1.weight: \(3,\), expected \(48,\)"),
-        ({"modality_heads.audio.2.weight": None}, "audio tower: head.projection.weight is missing"),
+        ({"modality_heads.audio.2.weight": None}, "audio tower:\n1 missing:\n  head.projection.weight"),
         ({"modality_trunks.smell.weight": torch.zeros(1)}, "is not a checkpoint of ImageBind: .*, smell"),
         ({"epoch": torch.zeros(1)}, "is not a checkpoint of ImageBind"),
+        ({"modality_heads.text.proj.1.weight": None}, "its .* tower lacks 'head.projection"),
+        *(
+            ({f"modality_{name}": torch.zeros(*shape)}, re.escape(f": {shape}, expected "))
+            for name, shape in {
+                "preprocessors.text.pos_embed": (1, 32, 48),
+                "preprocessors.text.token_embedding.weight": (100, 48),
+                "preprocessors.vision.pos_embedding_helper.pos_embed": (1, 1, 48),
+                "preprocessors.vision.rgbt_stem.proj.1.weight": (48, 3, 2, 16, 16),
+                "preprocessors.thermal.pos_embedding_helper.pos_embed": (1, 257, 48),
+                "heads.vision.2.weight": (17, 48),
+            }.items()
+        ),
     ]  # fmt: skip
     for number, (changes, message) in enumerate(cases):
         changed = {name: value for name, value in (state | changes).items() if value is not None}
         torch.save(changed, tmp_path / f"{number}.pth")
         with pytest.raises(UserError, match=message) as error:
-            languagebind.load({"audio": f"imagebind:{tmp_path / f'{number}.pth'}"})
+            languagebind.load(f"imagebind:{tmp_path / f'{number}.pth'}")
         assert number > 3 or isinstance(error.value, WeightsError)
     torch.save({"model": state, "args": pytest.approx(1)}, tmp_path / "code.pth")
     mistakes = {

@@ -87,8 +87,6 @@ class Batch:
     epoch: int
     drawn: int
     """number of samples that the worker has drawn in this epoch"""
-    cut_captions: int = 0
-    """number of captions with more tokens than the text tower reads"""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""

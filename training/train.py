@@ -169,7 +169,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        self.seconds, self.waited, self.samples, self.steps, self.cut = 0.0, 0.0, 0, 0, 0
+        self.seconds, self.waited, self.samples, self.steps = 0.0, 0.0, 0, 0
         self.skipped: list[Skipped] = []
 
     def update(self, batches: list[Batch], loss: Tensor) -> None:
@@ -178,7 +178,6 @@ class Meter:
         for batch in batches:
             self.samples += len(batch.keys) * self.world_size
             self.skipped += batch.skipped
-            self.cut += batch.cut_captions
         due = step % self.config.log.log_every_n_steps == 0 or step in (1, self.total_steps)
         value = loss.item() if due else None  # waits for the device
         self.seconds += time.perf_counter() - self.resumed
@@ -201,11 +200,8 @@ class Meter:
 
     def report(self, loss: float) -> None:
         state, engine, seconds = self.state, self.state.engine, self.seconds
-        skips, totals, cuts = zip(*gather_objects((self.skipped, state.skipped, self.cut)), strict=True)
-        skipped, total, cut = [sample for samples in skips for sample in samples], sum(totals), sum(cuts)
-        if cut and not self.used and engine.process.is_main:
-            message = "%d of the %d captions so far have more tokens than the text tower reads, and are cut"
-            log.warning(message, cut, self.samples)
+        skips, totals = zip(*gather_objects((self.skipped, state.skipped)), strict=True)
+        skipped, total = [sample for samples in skips for sample in samples], sum(totals)
         self.logger.skipped(state.step, skipped)
         if skipped and engine.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
@@ -224,8 +220,6 @@ class Meter:
             "train/skipped": total,
             "train/epoch": state.step / self.steps_per_epoch,
         }
-        if cut:
-            values["train/cut_captions"] = cut / self.samples
         if engine.model.logit_bias is not None:
             values["train/logit_bias"] = engine.model.logit_bias.item()
         if engine.scaler.is_enabled():

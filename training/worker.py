@@ -21,7 +21,6 @@ from languagebind.data.text_features import TextFeatures
 from languagebind.data.vidal import NEGATIVES, MissingCaption, all_captions, choose_caption
 from languagebind.files import decode_text
 from languagebind.modalities import DecodeError, Modality
-from languagebind.text import Tokenizer
 
 from .batch import Batch, DataConfig, Plan, Skipped
 
@@ -92,13 +91,11 @@ class WorkerStream:
         """Return the next batch, with a record of the samples skipped before it."""
         samples = list(islice(self.samples, self.config.batch_size))
         skipped, self.skipped = self.skipped, []
-        captions, cut = [x.texts[0] for x in samples], 0
         if self.features is None:
             distinct = dict.fromkeys(text for x in samples for text in x.texts if text)
             number = {text: i for i, text in enumerate(distinct)}
             texts = torch.tensor([[number.get(text, -1) for text in x.texts] for x in samples])  # (B, 1 + K)
             text = self.tokenizer(list(number)) | {"caption": texts[:, 0]}
-            cut = self.tokenizer.count_cut(captions) if isinstance(self.tokenizer, Tokenizer) else 0
         else:
             texts = torch.stack([x.features for x in samples if x.features is not None])  # (B, 1 + K, D)
             text = {"features": texts[:, 0]}
@@ -109,12 +106,11 @@ class WorkerStream:
             text=text,
             groups=None if self.config.positives == "pair" else torch.tensor([x.group for x in samples]),
             keys=[x.key for x in samples],
-            captions=captions,
+            captions=[x.texts[0] for x in samples],
             skipped=skipped,
             worker=self.worker,
             epoch=self.epoch,
             drawn=self.drawn,
-            cut_captions=cut,
         )
 
     def _usable(self, draws: Iterator[dict | Skipped]) -> Iterator[Prepared]:

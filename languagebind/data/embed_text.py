@@ -60,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text_projection.to(process.device)
         tokenizer: Any = text_model.tokenizer
 
-        cut: list[int] = []
-
         def encode(texts: list[str]) -> torch.Tensor:
-            cut.append(tokenizer.count_cut(texts))
             tokens = {key: value.to(process.device) for key, value in tokenizer(texts).items()}
             with autocast(process.device, options.precision):
                 return encode_text(text_model, text_projection, tokens)
@@ -75,5 +72,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     captions, done = sum(count or 0 for count in counts), counts.count(None)
     print(f"{captions} captions of {len(own) - done} shards, text tower {tower[:12]}; {done} shards were complete")
-    if any(cut):
-        print(f"{sum(cut)} captions have more tokens than the text tower reads, and are cut")

@@ -138,9 +138,9 @@ class FeatureEncoder:
         positions = [rows.setdefault(text, len(rows)) for text in texts]
         distinct = list(rows)
         tokenizer: Any = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
-        if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct)) and not rank():
-            log.warning("%d of %d texts have more tokens than the text tower reads, and are cut", cut, len(distinct))
         raw, words = not self.protocol.unit or self.pairs, self.protocol.words
+        if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct, words)) and not rank():
+            log.warning("%d of %d texts have more tokens than are read, and are cut", cut, len(distinct))
         encode = self.model.project_text if raw else self.model.encode_text
         parts: dict[int, Tensor] = {}
         for batch in _progress(_own_batches(len(distinct), self.options.batch_size), "texts"):

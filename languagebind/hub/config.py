@@ -66,6 +66,7 @@ class LanguageBindTextConfig(PreTrainedConfig):  # CLIPTextConfig would import t
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
     max_position_embeddings: int = 77
+    context_length: int | None = None  # not in the published files: tokens of a text, if fewer than the positions
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0
@@ -224,6 +225,7 @@ def read_config(
         if training:
             model, modality = options_of(read_checkpoint(name), name)
             config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
+            config.text.context_length = model.text.context_length
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
         else:
             values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
@@ -319,4 +321,6 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
     """Return the published config and weights of a model with merged adapters; for errors see `to_config`."""
     text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
     sizes: Any = getattr(model.vision_model, "sizes", None)  # ImageBind's tower has none, nor CLIP's text tower
-    return to_config(modality, sizes, text, model.embed_dim), model.state_dict()
+    config = to_config(modality, sizes, text, model.embed_dim)
+    config.text.context_length = cast(Any, model.text_model.tokenizer).encode.context_length
+    return config, model.state_dict()

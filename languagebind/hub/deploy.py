@@ -2,12 +2,12 @@
 
 The folder has `encoder.<format>`, which takes `inputs` (B, C, T, H, W), and `text.<format>`, which takes `input_ids`
 (B, L). B may be any number, and so may L where the tower does not depend on the padding. Both return `features`
-(B, D), unit norm. `config.json` has the preprocessing, the text tower and the differences from PyTorch.
+(B, D), unit norm. `config.json` has the preprocessing, the text tower's tokenizer and context length, the logit scale
+and bias, and the differences from PyTorch.
 """
 
 import importlib.util
 import json
-import shutil
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,7 +21,7 @@ from ..config import UserError, to_dict
 from ..modalities import Modality, modality_name
 from ..model import DualEncoder
 from ..temporal import PairHead
-from ..text import Tokenizer
+from ..text import Tokenizer, is_clip_tokens
 
 Format = Literal["onnx", "pt2"]
 LARGEST_DIFFERENCE = 1e-4  # between the features of a file and those of PyTorch, in any dimension
@@ -82,6 +82,10 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
                 matrix = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
                 register_parametrization(module, matrix, Int8())
     found: dict[str, Any] = {"modality": modality_name(modality), "inputs": to_dict(modality), "int8": int8}
+    encode: Any = cast(Tokenizer, model.text_model.tokenizer).encode
+    tokenizer = "CLIP" if is_clip_tokens(encode) else encode.tokenizer.name_or_path
+    found |= {"text_tower": {"tokenizer": tokenizer, "context_length": encode.context_length}}
+    found |= {"logit_bias": None if model.logit_bias is None else model.logit_bias.item()}
     found |= {"input_shape": modality.input_shape, "logit_scale": model.logit_scale.item()}
     for name, side in sides.items():
         path = folder / f"{name}.{kind}"
@@ -91,7 +95,6 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
         line = f"{path.name}: {sum(file.stat().st_size for file in folder.glob(f'{path.name}*')) / 1e6:.1f} MB"
         line += f", largest difference from PyTorch {difference:.1e}"
         if not difference <= LARGEST_DIFFERENCE:
-            shutil.rmtree(folder)
             raise UserError(f"{line}, above {LARGEST_DIFFERENCE:.0e}: nothing was kept")
         found[name] = {"largest_difference": difference}
         if int8:

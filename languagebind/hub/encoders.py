@@ -272,7 +272,8 @@ def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Mo
 
     config, state, _ = read_pretrained(source, **options)
     with torch.device("meta"):
-        tower = ClipText(config.text.sizes, Tokenizer(clip_tokens(config.text.max_position_embeddings)))
+        sizes, length = config.text.sizes, config.text.context_length
+        tower = ClipText(sizes, Tokenizer(clip_tokens(length or sizes.context_length)))
         projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         text = tower, projection, config.projection_dim
         model = DualEncoder(config.vision.input_shape, config.vision.sizes, text)

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..config import UserError, parse
-from ..files import temporary_name
+from ..config import UserError, first_line, parse
+from ..files import new_folder
 from ..lora import save_adapter
 from ..modalities import modality_name
 from ..weights import published_names
@@ -58,19 +58,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export the checkpoint."""
     options = parse(ExportOptions, argv, prog="languagebind export")
     output = options.output.absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{options.output} exists and is not an empty folder; choose another")
-    folder = temporary_name(output)  # so that an incomplete export never has the final name
-    shutil.rmtree(folder, ignore_errors=True)
-    if options.format != "languagebind":
-        model, modality = load_model(str(options.checkpoint))
-        folder.mkdir(parents=True)
-        deploy(model, modality, folder, options.format, options.int8)
-        folder.rename(output)
-        return
+    try:
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise UserError(f"{options.output} exists and is not an empty folder; choose another")
+        with new_folder(output) as folder:
+            if options.format == "languagebind":
+                _write(options, folder)
+            else:
+                deploy(*load_model(str(options.checkpoint)), folder, options.format, options.int8)
+    except OSError as error:
+        raise UserError(f"cannot write {options.output}: {first_line(error)}") from error
+
+
+def _write(options: ExportOptions, folder: Path) -> None:
     saved = read_checkpoint(options.checkpoint)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
-    name, text = modality_name(modality), saved["config"]["model"]["text"]
+    name, title, text = modality_name(modality), options.output.absolute().name, saved["config"]["model"]["text"]
     sizes = model.vision_model.sizes
     other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None)  # than CLIP's encoder
     if name in KIND_OF and other is None:
@@ -78,29 +81,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.adapter:
             separate_adapter(published, saved, folder)
         published.save_pretrained(folder)
-        kind, length = KIND_OF[name], published.config.text.max_position_embeddings
-        tokenizer = TOKENIZERS[kind].from_pretrained(options.checkpoint, model_max_length=length)
-        PROCESSORS[kind](published.config, tokenizer).save_pretrained(folder)
-        source = f'"ORG/{output.name}")  # its name on the Hugging Face hub, or its folder'
+        kind = KIND_OF[name]
+        PROCESSORS[kind](published.config, TOKENIZERS[kind].from_pretrained(options.checkpoint)).save_pretrained(folder)
+        source = f'"ORG/{title}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
             raise UserError(f"--adapter needs the published layout, which does not support {other or name}")
-        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints").mkdir()
         kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
         torch.save(kept, folder / "checkpoints" / f"step_{saved['step']:08d}.pt")
-        source = f'"{output.name}")  # this folder'
+        source = f'"{title}")  # this folder'
         if name not in KIND_OF:
             shutil.copy(inspect.getfile(type(modality)), folder)
             source += f"; needs the modality {saved['config']['modality']}"
     (folder / "README.md").write_text(
         Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
-            name=output.name, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],
+            name=title, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],
             tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
             tuning=saved["config"]["model"]["tuning"]["tuning"],
         )
     )  # fmt: skip
-    folder.rename(output)
     print(f"wrote {options.output}, {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters")
 
 

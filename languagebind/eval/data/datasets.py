@@ -140,7 +140,7 @@ class DatasetConfig:
             "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
             "paper: similarity: dot is for retrieval": dot and self.task != "retrieval",
             f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
-            "clips and crops belong to our protocol, not the paper's": theirs and self.clips * self.crops > 1,
+            "clips and crops belong to our protocol alone": theirs and self.clips * self.crops > 1,
             "clip4clip is for retrieval, without `relevant: caption`": self.clip4clip and not scored,
         }
         refuse(mistakes)
