@@ -248,7 +248,9 @@ def _load_all(
         every = [build_checkpoint(checkpoint, source, known, frames)]
     else:
         every = [_load_published(source, num_frames=frames, **hub)]
-    same = next((other for other in loaded if _same_text_side(every[0][0], other)), None)
+    tokens = probe_tokens(every[0][0].text_model)  # of two models with equal towers, one may cut texts earlier
+    alike = [x for x in loaded if all(map(torch.equal, tokens, probe_tokens(x.text_model)))]
+    same = next((other for other in alike if same_text(every[0][0], other)), None)
     if same is not None:
         for model, _ in every:
             model.text_model, model.text_projection = same.text_model, same.text_projection
@@ -259,12 +261,6 @@ def _load_all(
         hint = ": write infrared for thermal images" if (modality, name) == ("thermal", "infrared") else ""
         raise UserError(f"{source} is for {name}, not {modality}{hint}")
     return [(model, with_options(found, reading)) for model, found in every]
-
-
-def _same_text_side(one: DualEncoder, other: DualEncoder) -> bool:
-    """Tell whether two models have the same text tower and tokenizer; one may cut longer texts earlier."""
-    tokens, others = probe_tokens(one.text_model), probe_tokens(other.text_model)
-    return same_text(one, other) and all(map(torch.equal, tokens, others))
 
 
 def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Modality]:
