@@ -218,13 +218,5 @@ def _record(value: Any) -> Record:
 
 
 # Tab-separated columns have no quoting, because a sentence may contain a single `"`
-_tsv = partial(_csv, dialect={"delimiter": "\t", "quoting": csv.QUOTE_NONE})
-READERS: dict[str, Any] = {
-    "csv": _csv,
-    "tsv": _tsv,
-    "json": _json,
-    "jsonl": _jsonl,
-    "pkl": _pickle,
-    "pickle": _pickle,
-    "txt": _lines,
-}
+_tsv: Any = partial(_csv, dialect={"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+READERS = {"csv": _csv, "tsv": _tsv, "json": _json, "jsonl": _jsonl, "pkl": _pickle, "pickle": _pickle, "txt": _lines}
