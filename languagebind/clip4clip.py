@@ -40,8 +40,7 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
     try:
         return openai_clip(_read(name)[0], sizes_only)
     except (KeyError, RuntimeError) as error:
-        message = f"the CLIP in {name.removeprefix(CLIP4CLIP)} cannot be used: {' '.join(str(error).split())}"
-        raise UserError(message) from error
+        raise UserError(f"the CLIP in {name} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def read_head(name: str) -> tuple[dict[str, Any], State]:

@@ -85,8 +85,8 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
     encode: Any = cast(Tokenizer, model.text_model.tokenizer).encode
     tokenizer = "CLIP" if is_clip_tokens(encode) else encode.tokenizer.name_or_path
     found |= {"text_tower": {"tokenizer": tokenizer, "context_length": encode.context_length}}
-    found |= {"logit_bias": None if model.logit_bias is None else model.logit_bias.item()}
-    found |= {"input_shape": modality.input_shape, "logit_scale": model.logit_scale.item()}
+    bias = None if model.logit_bias is None else model.logit_bias.item()
+    found |= {"input_shape": modality.input_shape, "logit_scale": model.logit_scale.item(), "logit_bias": bias}
     for name, side in sides.items():
         path = folder / f"{name}.{kind}"
         _write(side, path, inputs[name][-1])

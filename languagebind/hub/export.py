@@ -95,19 +95,16 @@ def _write(options: ExportOptions, folder: Path) -> None:
         if name not in KIND_OF:
             shutil.copy(inspect.getfile(type(modality)), folder)
             source += f"; needs the modality {saved['config']['modality']}"
+    # Without local folders: local-dir:clip for local-dir:/data/clip
+    sources = [text[key] for key in ("text_tower", "text_pretrained") if text[key]]
+    sources = [x if x.startswith("hf-hub:") else re.sub(r"[^:]*/", "", x) for x in sources]
     (folder / "README.md").write_text(
         Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
             name=title, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],
-            tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
-            tuning=saved["config"]["model"]["tuning"]["tuning"],
+            tower=" ".join(sources), tuning=saved["config"]["model"]["tuning"]["tuning"],
         )
     )  # fmt: skip
     print(f"wrote {options.output}, {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters")
-
-
-def public(source: str) -> str:
-    """Return the name of a weight source without local folders: `local-dir:clip` for `local-dir:/data/clip`."""
-    return source if source.startswith("hf-hub:") else re.sub(r"[^:]*/", "", source)
 
 
 def separate_adapter(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
