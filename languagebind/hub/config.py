@@ -225,7 +225,7 @@ def read_config(
         if training:
             model, modality = options_of(read_checkpoint(name), name)
             config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
-            config.text.context_length = model.text.context_length
+            config.text.context_length = model.text.context_length or config.text.max_position_embeddings
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
         else:
             values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
