@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from .clip4clip import CLIP4CLIP, clip_model, read_head
 from .config import UserError, at_least
-from .temporal import MeanHead, build_head, head_from_text, real_frames
+from .temporal import build_head, head_from_text, real_frames
 from .text import TextConfig, TextSide, Tokenizer, build_text, encode_text, fingerprint, open_clip_text
-from .timm_tower import TIMM, build_encoder, timm_state, tower_options
+from .timm_tower import TIMM, build_encoder, read_options, timm_model, tower_options
 from .tuning import TuningConfig
 from .vit import EncoderConfig
-from .weights import State, WeightsError, init_encoder, load_strict, published_names, read_state
+from .weights import State, WeightsError, init_encoder, load_strict, published_names, read_file, read_state
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +169,15 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     text = build_text(tower) if clip is None else open_clip_text(clip, tower)
     model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)
     state = _encoder_weights(config, clip)
-    if state is not None:
-        try:
+    if state is not None and str(init.encoder_tower).startswith(TIMM) and "logit_scale" not in state:  # timm's own file
+        state |= {f"visual_projection.{key}": value for key, value in model.visual_projection.state_dict().items()}
+    try:
+        if state is not None:
+            _init_text(model, state, config)
             init_encoder(model.vision_model, model.visual_projection, state, init.allow_partial)
-        except WeightsError as error:
-            raise WeightsError(f"{error}\nuse --allow-partial to load the weights that fit") from error
-    if model.temporal_head is not None:
-        _init_head(model, state or {})
+        _init_head(model, state or {}, init.allow_partial)
+    except WeightsError as error:
+        raise WeightsError(f"{error}\nuse --allow-partial to load the weights that fit") from error
     if init.init_temperature:
         model.logit_scale.data.fill_(math.log(1 / init.init_temperature))
     elif state is None or "logit_scale" not in state:
@@ -187,12 +189,23 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     return model
 
 
-def _init_head(model: DualEncoder, state: State) -> None:
+def _init_text(model: DualEncoder, state: State, config: ModelConfig) -> None:
+    """Initialise the text tower from a run that tuned its own. A frozen one should be that of the run already."""
+    path = Path(str(config.init.encoder_pretrained))
+    text = {key: value for key, value in state.items() if key.startswith(TEXT_PREFIXES)}
+    tuned = text and path.is_file() and "text_fingerprint" in read_file(path)
+    if tuned and config.tuning.tune_text:
+        load_strict(model, model.encoder_state() | text, "the text tower", config.init.allow_partial)
+    elif tuned and Path(str(config.text.file)).absolute() != path.absolute():
+        raise UserError(f"{path} was trained with --tune-text; add it, or --text-pretrained {path}")
+
+
+def _init_head(model: DualEncoder, state: State, allow_partial: bool) -> None:
     """Initialise the temporal head from a checkpoint with the same head, or else from CLIP's text tower."""
-    head = cast(MeanHead, model.temporal_head)
+    head, what = model.temporal_head or nn.Identity(), f"the temporal head (--temporal-head {model.vision_model.head})"
     own = {key.removeprefix("temporal_head."): x for key, x in state.items() if key.startswith("temporal_head.")}
     if found := own or head_from_text(head, text_state(model)):
-        load_strict(head, found, "the temporal head")
+        load_strict(head, found, what, allow_partial)
     if head.state_dict() and not own:
         log.info("the temporal head starts from %s", "the text tower's first blocks" if found else "random weights")
 
@@ -212,7 +225,8 @@ def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     if tower is None:
         raise UserError(f"--encoder-pretrained {pretrained} is not a file; for an open_clip tag, add --encoder-tower")
     if tower.startswith(TIMM):
-        return timm_state(tower.removeprefix(TIMM), config.encoder, pretrained)
+        name, options = f"{tower.removeprefix(TIMM)}.{pretrained}", read_options(config.encoder.timm_options)
+        return published_names(timm_model(name, pretrained=True, **options).state_dict())
     activation = named.get("activation", config.encoder.activation)
     if activation != config.encoder.activation:
         raise UserError(f"{tower} {pretrained} was trained with {activation}; set --activation {activation}")

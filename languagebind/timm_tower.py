@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from .clip4clip import CLIP4CLIP, INPUTS, clip_model, read_head
 from .config import UserError, first_line
 from .text import activation_of
-from .vit import EncoderConfig, VisionTransformer, frames_of, warn_of_lost_pixels
-from .weights import State, open_clip_pixels, published_names
+from .vit import EncoderConfig, VisionTransformer, frames_of, whole_patches
+from .weights import open_clip_pixels
 
 TIMM = "timm/"
 Options = dict[str, Any]
@@ -48,7 +48,8 @@ class TimmTower(nn.Module):
             options["patch_drop_rate"] = config.patch_dropout
         self.trunk = timm_model(str(config.timm_model), **options | read_options(config.timm_options))
         self.width = self.trunk.num_features
-        warn_of_lost_pixels(input_shape[2:], self.trunk.patch_embed.patch_size)
+        patches = self.trunk.patch_embed
+        self.seen, patches.strict_img_size = whole_patches(input_shape[2:], patches.patch_size), False
         for module in self.trunk.modules():
             if hasattr(module, "qkv_bias_separate"):  # otherwise it skips the layer, and with it a LoRA adapter
                 module.qkv_bias_separate = True
@@ -66,7 +67,7 @@ class TimmTower(nn.Module):
 
         Raises `ValueError` if the inputs are not (B, *input_shape).
         """
-        x = self.trunk(frames_of(inputs, self.input_shape))  # (B*T, D)
+        x = self.trunk(frames_of(inputs, self.input_shape)[..., : self.seen[0], : self.seen[1]])  # (B*T, D)
         return x if self.head is None else x.unflatten(0, (-1, self.input_shape[1]))
 
 
@@ -89,12 +90,6 @@ def timm_model(name: str, **options: Any) -> Any:
     return model
 
 
-def timm_state(name: str, config: EncoderConfig, pretrained: str) -> State:
-    """Return timm's pretrained weights under our names, for --encoder-tower timm/NAME and a tag of timm."""
-    model = timm_model(f"{name}.{pretrained}", pretrained=True, **read_options(config.timm_options))
-    return published_names(model.state_dict())
-
-
 def read_options(words: tuple[str, ...]) -> dict[str, Any]:
     """Return options such as `depth=2` or `global_pool=avg` as arguments for timm's `create_model`."""
     found: dict[str, Any] = {}
@@ -112,7 +107,7 @@ def read_options(words: tuple[str, ...]) -> dict[str, Any]:
 def tower_options(name: str, pretrained: str | None, cache_dir: str | None = None) -> tuple[Options, Options]:
     """Return the options of the encoder, and those of its inputs, that an --encoder-tower sets.
 
-    CLIP's towers set the sizes of our own ViT; others set timm's model and its preprocessing; `none` sets nothing.
+    CLIP's towers set our ViT's sizes and pictures' size, mean and std; others timm's model and all; `none` nothing.
 
     Raises `UserError` if there is no such tower, or it is not a vision transformer.
     """
@@ -125,28 +120,25 @@ def tower_options(name: str, pretrained: str | None, cache_dir: str | None = Non
             known = timm_model(name + tag).pretrained_cfg
         return {"timm_model": name}, image_options(known["input_size"][-1], known)
     visual: Any = clip_model(name, None, cache_dir, sizes_only=True).visual
-    refused = UserError(f"--encoder-tower {name} is not a plain vision transformer; choose another")
-    if hasattr(visual, "trunk"):  # a model of timm
-        trunk = visual.trunk
-        if not hasattr(trunk, "blocks") or hasattr(visual.head, "mlp"):
-            raise refused
-        pixels = visual.preprocess_cfg | open_clip_pixels(name, pretrained)
-        options = (f"global_pool={trunk.global_pool}",)
-        encoder = {"timm_model": trunk.pretrained_cfg["architecture"], "timm_options": options}
-        return encoder, image_options(visual.image_size[0], pixels)
-    blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
-    if not blocks:
-        raise refused
+    trunk = getattr(visual, "trunk", None)  # a model of timm
+    blocks = getattr(trunk, "blocks", None) or getattr(getattr(visual, "transformer", None), "resblocks", None)
+    if not blocks or (hasattr(visual.head, "mlp") if trunk else (visual.pool_type, visual.attn_pool) != ("tok", None)):
+        raise UserError(f"--encoder-tower {name} is not a plain vision transformer; choose another")
+    size, pixels = visual.image_size[0], getattr(visual, "preprocess_cfg", {}) | open_clip_pixels(name, pretrained)
+    if trunk:
+        pool = (f"global_pool={trunk.global_pool}",)
+        return {"timm_model": trunk.pretrained_cfg["architecture"], "timm_options": pool}, image_options(size, pixels)
     attention, mlp_dim = blocks[0].attn, blocks[0].mlp.c_fc.out_features
     sizes = {"num_heads": attention.num_heads, "mlp_dim": mlp_dim, "activation": activation_of(blocks[0])}
     sizes = dict(sizes, patch_size=visual.patch_size[0], width=visual.conv1.out_channels, depth=len(blocks))
-    if not name.startswith(CLIP4CLIP):
-        return sizes, {}
-    return sizes | read_head(name)[0], {"image_size": visual.image_size[0], **INPUTS}
+    if name.startswith(CLIP4CLIP):
+        return sizes | read_head(name)[0], {"image_size": size, **INPUTS}
+    return sizes, {"image_size": size, "image_mean": tuple(pixels["mean"]), "image_std": tuple(pixels["std"])}
 
 
 def image_options(size: int, pixels: Mapping[str, Any]) -> Options:
     """Return the options of picture modalities for a size and the preprocessing that open_clip or timm records."""
-    resize = {"interpolation": pixels["interpolation"], "resize_mode": pixels.get("resize_mode", "shortest")}
+    mode = pixels.get("resize_mode", "squash" if pixels.get("crop_mode") == "squash" else "shortest")
+    resize = {"interpolation": pixels["interpolation"], "resize_mode": mode}
     mean, std = (tuple(map(float, pixels[key])) for key in ("mean", "std"))
     return {"image_size": size, "image_mean": mean, "image_std": std, "antialias": True, **resize}

@@ -140,7 +140,7 @@ class PatchEmbeddings(nn.Module):
         self.grid = (size[0] // h, size[1] // w)  # (rows, columns)
         if 0 in self.grid:
             raise UserError(f"inputs of {size[0]} x {size[1]} are smaller than a patch of {h} x {w}: set --patch-size")
-        warn_of_lost_pixels(size, config.patch)
+        whole_patches(size, config.patch)
         self.num_frames, self.num_patches = num_frames, self.grid[0] * self.grid[1]
         self.image_size = size[0] if size[0] == size[1] else size
         self.patch_embedding: nn.Conv2d | nn.Conv3d
@@ -195,8 +195,9 @@ def frames_of(inputs: Tensor, input_shape: tuple[int, ...]) -> Tensor:
     return inputs.transpose(1, 2).flatten(0, 1)
 
 
-def warn_of_lost_pixels(size: Sequence[int], patch: Sequence[int]) -> None:
-    """Warn if inputs of height and width `size` are not whole patches."""
+def whole_patches(size: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:
+    """Return the height and width of the patches in inputs of `size`; warn if pixels are left over."""
     if size[0] % patch[0] or size[1] % patch[1]:
         message = "input size %d x %d is not a multiple of patch size %d x %d; the extra pixels are ignored"
         log.warning(message, *size, *patch)
+    return size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]

@@ -173,8 +173,7 @@ def open_clip_model(
     options = {"load_weights": False, "pretrained_text": False} if sizes_only else {"require_pretrained": True}
     device = torch.device("meta" if sizes_only else "cpu")
     disabled = logging.root.manager.disable
-    if sizes_only:  # open_clip warns that the weights are random
-        logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING if sizes_only else disabled)  # open_clip warns that the weights are random
     try:
         with device:
             tag = None if ":" in name else pretrained  # a folder or repository comes with its weights
@@ -232,14 +231,10 @@ def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, 
             state[key] = state[key].unsqueeze(2)
         elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].expand_as(own)
-        elif key.endswith("trunk.pos_embed") and key in state and own.shape != state[key].shape:
-            from timm.layers import resample_abs_pos_embed
-
-            trunk = vision_model.trunk
-            prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-            state[key] = resample_abs_pos_embed(state[key], list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix)
-        elif key.startswith("visual_projection.") and key not in state and hasattr(vision_model, "trunk"):
-            state[key] = own  # timm's models have no projection, and open_clip's may lack the bias
+        elif key.endswith("trunk.pos_embed") and key in state:
+            state[key] = _resize_positions(state[key][0], own[0], vision_model.trunk.patch_embed.grid_size)[None]
+        elif key == "visual_projection.bias" and key not in state:
+            state[key] = own  # open_clip's projections may lack it
     load_strict(encoder, state, "the encoder", allow_partial)
 
 
@@ -286,12 +281,13 @@ def _text_from_open_clip(state: State) -> State:
 
 
 def _from_timm(state: State) -> State:
-    """Rename a timm model, or an open_clip model with one. The latter has no projection if tokens are the features."""
-    if "blocks.0.norm1.weight" in state:  # timm's head is a classifier
-        return {f"vision_model.trunk.{key}": x for key, x in state.items() if not key.startswith("head.")}
+    """Rename a timm model, or an open_clip model with one, in which SigLIP's features have no projection."""
+    if "blocks.0.norm1.weight" in state:  # its head is a projection, or a classifier
+        state = {f"visual.trunk.{key}": value for key, value in state.items()}
     renamed = {re.sub(r"^visual\.(trunk\.head|head\.proj)\.", "visual_projection.", key): state[key] for key in state}
     renamed = {re.sub(r"^visual\.", "vision_model.", key): value for key, value in renamed.items()}
-    renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.blocks.0.norm1.weight"])))
+    if "logit_bias" in state:
+        renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.blocks.0.norm1.weight"])))
     return renamed | _text_from_open_clip(state)
 
 
@@ -310,14 +306,15 @@ def _rename_tower(state: State) -> State:
 
 
 def _resize_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize the positions (1 + N, D) of a square grid to (1 + rows * columns, D); keep the class token's position."""
-    side = int((len(positions) - 1) ** 0.5)
-    if positions.shape == like.shape or side * side != len(positions) - 1:
+    """Resize the positions (P + N, D) of a square grid to (P + rows * columns, D); keep those of P class tokens."""
+    prefix = len(like) - grid[0] * grid[1]
+    side = int((len(positions) - prefix) ** 0.5)
+    if positions.shape == like.shape or side * side != len(positions) - prefix:
         return positions  # without a square grid, the strict load reports the two shapes
-    square = positions[1:].float().T.reshape(1, -1, side, side)
+    square = positions[prefix:].float().T.reshape(1, -1, side, side)
     # As in the original LanguageBind code; another interpolation gives other initial weights
     square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([positions[:1], square.flatten(2)[0].T.to(positions.dtype)])
+    return torch.cat([positions[:prefix], square.flatten(2)[0].T.to(positions.dtype)])
 
 
 def _listing(kind: str, keys: list[str], most: int = 20) -> str:

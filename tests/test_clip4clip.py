@@ -240,6 +240,19 @@ def test_a_checkpoint_trains_on_with_its_text_tower(file, shards, videos, tmp_pa
         assert torch.equal(value, saved[key])
     assert torch.equal(load(tmp_path / "out").encode(text=["a dog"]), run.encode(text=["a dog"]))
     assert run.encode(video=[videos / "0.mp4"]).shape == (1, WIDTH)
+    begin = flags(shards, tmp_path, path, f"--encoder-pretrained={tmp_path / 'whole/checkpoints/step_00000002.pt'}")
+    state = model_of(begin).state_dict()
+    assert all(torch.equal(x, state[key]) for key, x in saved.items())
+    with pytest.raises(UserError, match=r"step_00000002.pt was trained with --tune-text; add it, or --text-pretrained"):
+        model_of([*begin, "--no-tune-text"])
+    if any("temporal_head" in key for key in saved):
+        with pytest.raises(UserError, match=r"do not fit the temporal head \(--temporal-head None\)"):
+            model_of([*begin, "--temporal-head=None", "--frames-per-second=0"])
+
+
+def model_of(argv):
+    config = parse_args(argv)
+    return build_model(config.model, config.inputs.input_shape)
 
 
 def test_accumulated_and_distributed_batches_have_the_same_gradients(shards, videos, tmp_path):
@@ -343,9 +356,14 @@ def test_files_of_data_parallel_and_openais_sizes_load(tmp_path):
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
 
 
-def test_what_cannot_be_is_refused(files):
-    with pytest.raises(UserError, match="--frames-per-second pads short clips, which needs a --temporal-head"):
-        parse_args(["--modality=video", "--frames-per-second=1"])
+def test_what_cannot_be_is_refused(files, capsys):
+    padded = ["--modality=video", "--frames-per-second=1", "--temporal-head=mean"]
+    for wrong in (["--temporal-head=None"], ["--temporal-attention"], ["--image-mean", "0", "0", "0"]):
+        with pytest.raises(UserError, match="--frames-per-second pads short clips, which needs a --temporal-head"):
+            parse_args([*padded, *wrong])
+    with pytest.raises(SystemExit):
+        parse_args([*padded, "--frames-per-second=-1"])
+    assert "frames_per_second should be a number of at least 0" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UserError, match="takes at most 77 frames, not 80"):
         build_head("transformer", 64, 4, 80)
 

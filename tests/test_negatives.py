@@ -1,6 +1,7 @@
 """Hard negatives: texts beside the captions that match no sample, from a table to the loss."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from languagebind.data.text_features import TextFeatures, features_path
 from training.batch import DataConfig, Plan
 from training.loader import train_batches
 from training.main import main
+from training.preflight import check_data
 from training.worker import ShardBatches
 
 # Of the four columns' samples; the third has but one, the fourth none
@@ -84,6 +86,13 @@ def test_losses_of_live_cached_and_accumulated_runs_agree(shards, tmp_path):
     assert first["live"] > first["plain"] + 0.05
     for key, value in gradients(tmp_path, "cached").items():
         torch.testing.assert_close(gradients(tmp_path, "parts")[key], value, atol=1e-6, rtol=0)
+
+
+def test_a_first_sample_without_negatives_is_reported(depth_shards, tmp_path, caplog):
+    shutil.copy(depth_shards / "00000.tar", tmp_path)  # without the index
+    config = DataConfig(str(tmp_path), train_num_samples=8, batch_size=8, caption_source="raw", negatives=1)
+    check_data(config, DEPTH, 1)
+    assert "--negatives: the first sample, s0_0, has none; are they packed?" in caplog.text
 
 
 def test_what_does_not_fit_is_refused(shards, depth_shards, tmp_path):

@@ -182,8 +182,8 @@ def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) ->
     log.info("%s, %s x %d, %s, %s", versions, run.process.device.type, ranks, run.config.engine.engine, optim.precision)
     counts = [count for count in shards.values() if count is not None]
     samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
-    names = [name for name in (init.encoder_tower, init.encoder_pretrained) if name]
-    weights = " ".join("random" if name == "none" else name for name in names)
+    tower = "" if init.encoder_tower in (None, "none") else f"{init.encoder_tower} "
+    weights = tower + ("random" if init.encoder_pretrained == "none" else str(init.encoder_pretrained))
     log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     trained, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

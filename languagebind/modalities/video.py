@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import at_least
 from . import check_options
 from ._containers import Packets, check_seconds, open_stream, read_packets
 from ._images import ImageModality
@@ -54,6 +55,7 @@ class Video(ImageModality):
     def __post_init__(self):
         super().__post_init__()
         check_options(self, "num_frames", "max_seconds")
+        at_least(0, frames_per_second=self.frames_per_second)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
