@@ -213,8 +213,7 @@ def _init_head(model: DualEncoder, state: State, allow_partial: bool) -> None:
 def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     pretrained, tower = config.init.encoder_pretrained, config.init.encoder_tower
     if pretrained is None:
-        advice = "--encoder-tower NAME --encoder-pretrained TAG (open_clip), or --encoder-pretrained none (random)"
-        raise UserError(f"no initial weights are given; use --encoder-pretrained FILE, {advice}")
+        raise UserError("no initial weights are given: use --encoder-pretrained FILE, or --encoder-tower with a tag")
     named = tower_options(tower, pretrained, config.text.cache_dir)[0] if tower else {}
     if tower and named.get("timm_model") != config.encoder.timm_model:
         raise UserError(f"set timm_model to {named.get('timm_model')} for --encoder-tower {tower}")

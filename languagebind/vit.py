@@ -62,7 +62,7 @@ class EncoderConfig:
     def __post_init__(self):
         own = [x.name for x in fields(self) if x.name not in SHARED and getattr(self, x.name) != x.default]
         if own and self.timm_model:
-            raise UserError(f"{own[0]} is an option of our own ViT; leave it out with --encoder-tower")
+            raise UserError(f"{own[0]} is an option of our own ViT; remove it (or --model) to use {self.timm_model}")
         if self.timm_options and not self.timm_model:
             raise UserError("timm_options need a tower of timm; set --encoder-tower")
         at_least(1, patch_size=min(self.patch), width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)

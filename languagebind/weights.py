@@ -245,7 +245,7 @@ def interpolate_frames(state: State, num_frames: int) -> State:
     """
     at_least(2, num_frames=num_frames)  # a single frame has nothing to attend to
     if not any(key.endswith("temporal_embedding") for key in state):
-        raise UserError(f"num_frames cannot be {num_frames}: this encoder has no attention over frames")
+        raise UserError(f"num_frames cannot be {num_frames}: there is no attention over frames and no temporal head")
     state = dict(state)
     for key, value in state.items():
         if key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2):

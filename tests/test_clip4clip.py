@@ -160,7 +160,7 @@ def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, caplog):
     assert result["protocol"]["chance"]["modality_to_text/R@1"] == 0.25
     assert result["asked"]["checkpoint"] == str(path)
     evaluate([*flags, f"--output={tmp_path / 'ours'}"])  # by our own protocol, too
-    with pytest.raises(UserError, match="takes 12 frames, but this model 8: use --num-frames 12"):
+    with pytest.raises(UserError, match="needs a temporal head and --num-frames 12; this model has 8"):
         evaluate([*flags, "--protocol=clip4clip", "--num-frames=8", f"--output={tmp_path / 'other'}"])
 
 

@@ -56,6 +56,8 @@ def test_files_give_the_features_of_load_for_any_batch(toys, files, tmp_path, ca
     assert facts["logit_bias"] is None
     assert facts["modality"] == "video"
     assert facts["encoder"]["largest_difference"] < 1e-5
+    with pytest.raises(UserError, match=r"is an export for ONNX or torch.export; pass the checkpoint instead"):
+        load(tmp_path / "out")
 
 
 def write_sentence_encoder(folder):

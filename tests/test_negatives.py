@@ -107,12 +107,16 @@ def test_what_does_not_fit_is_refused(shards, depth_shards, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_tables_have_a_column_of_them(tmp_path, kind):
+def test_tables_have_a_column_of_them(tmp_path, kind, capsys):
     (tmp_path / "a.png").write_bytes(depth_png(0, np.random.default_rng(0)))
+    (tmp_path / "b.png").write_bytes(depth_png(1, np.random.default_rng(0)))
     row = {"path": "a.png", "caption": "a wall", "negatives": ["a box", "a pole"]}
     text = json.dumps(row) if kind == "jsonl" else "path,caption,negatives\na.png,a wall,a box|a pole"
+    text += "\n" + (json.dumps(row | {"path": "b.png", "negatives": []}) if kind == "jsonl" else "b.png,a wall,")
     (tmp_path / f"table.{kind}").write_text(text + "\n")
     make_shards([kind, f"--manifest={tmp_path / f'table.{kind}'}", f"--root={tmp_path}", "--modality=depth",
                  f"--output={tmp_path / 'shards'}"])  # fmt: skip
-    (sample,) = stream_samples(str(tmp_path / "shards" / "00000.tar"))
-    assert read_captions(sample) == {"caption": "a wall", "negatives": ["a box", "a pole"]}
+    one, other = stream_samples(str(tmp_path / "shards" / "00000.tar"))
+    assert read_captions(one) == {"caption": "a wall", "negatives": ["a box", "a pole"]}
+    assert read_captions(other) == {"caption": "a wall"}
+    assert "blank" not in capsys.readouterr().out

@@ -289,6 +289,11 @@ def test_sizes_of_our_own_vit_are_refused(towers, capsys):
     assert "width is an option of our own ViT" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+def test_a_tower_needs_weights():
+    with pytest.raises(UserError, match="--encoder-tower ViT-B-32 needs --encoder-pretrained: a tag, a file or none"):
+        parse_args(["--modality=depth", "--encoder-tower=ViT-B-32"])
+
+
 def test_what_trains_is_as_the_page_says(towers):
     rows = []
     for tuning in ("lora", "partial", "full", "head"):

@@ -102,6 +102,8 @@ def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
     names = ("--encoder-tower", "--encoder-pretrained", "--cache-dir")
     given = [take_flag(argv, name)[0][-1:] for name in names]
     tower, pretrained, folder = (None if value in ([], ["None"]) else value[0] for value in given)  # tyro writes None
+    if tower and pretrained is None:
+        raise UserError(f"--encoder-tower {tower} needs --encoder-pretrained: a tag, a file or none")
     encoder, inputs = tower_options(tower or "none", pretrained, folder)
     known = {option.name for option in fields(modality)}
     options = encoder | {name: value for name, value in inputs.items() if name in known}

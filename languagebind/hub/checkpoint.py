@@ -96,7 +96,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not remote and not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     if str(path).endswith((".safetensors", ".bin")):
-        raise UserError(f"{path} contains only weights: pass its folder, which also has config.json")
+        raise UserError(f"{path} contains only weights: pass its folder, or clip4clip:FILE for CLIP4Clip's")
     try:
         with open_url(str(path)) if remote else open(path, "rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)

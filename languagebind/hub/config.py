@@ -229,6 +229,8 @@ def read_config(
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
         else:
             values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
+            if "int8" in values:
+                raise ValueError("it is an export for ONNX or torch.export; pass the checkpoint instead")
             found = {config.model_type: config for config in CONFIGS.values()}.get(values.get("model_type", ""), kind)
             found = kind if issubclass(kind, found) else found  # a subclass of a user's
             config, unused = found.from_dict(values, return_unused_kwargs=True, **unused)

@@ -14,14 +14,10 @@ MORE_KEY_FRAMES = {b"sbgp", b"stps"}
 
 
 def sample_table(file: Any, track: int, samples: int) -> np.ndarray | None:
-    """Return the decoding time, the presentation time and whether it is a key frame of each sample, (samples, 3).
+    """Return decoding time, presentation time and whether it is a key frame, (samples, 3), for a track by its ID.
 
     The samples are in order of decoding. Times are in ticks of the track, before its edit list. Returns None if the
     table alone does not tell what is shown (fragments, several edits, empty samples), or has another number of samples.
-
-    Args:
-        file: binary file.
-        track: ID of the track.
     """
     try:
         tracks = [dict(_boxes(box)) for name, box in _boxes(_find_moov(file)) if name == b"trak"]

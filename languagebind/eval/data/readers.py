@@ -268,7 +268,7 @@ def clip4clip_protocol(rules: Clip4Clip, clip: Interval | None, modality: Modali
     reader = VideoReader(modality, clip)
     wanted, own = rules["frames"], modality.input_shape[1]
     if own != wanted:
-        raise UserError(f"CLIP4Clip's protocol takes {wanted} frames, but this model {own}: use --num-frames {wanted}")
+        raise UserError(f"CLIP4Clip's protocol needs a temporal head and --num-frames {wanted}; this model has {own}")
     reader.modality = replace(reader.modality, frames_per_second=1.0)
     reader.details = {
         "frames_rule": "one a second; evenly spaced ones of longer clips; shorter ones are not filled up",
