@@ -1,4 +1,4 @@
-"""The dual encoder: a trained encoder of one modality and a frozen text tower."""
+"""The dual encoder: a trained encoder of one modality and a text tower."""
 
 import logging
 import math

@@ -98,7 +98,7 @@ def build_head(name: str | None, width: int, depth: int, num_frames: int) -> Mea
 
 
 def real_frames(inputs: Tensor) -> Tensor:
-    """Return a mask (B, T) of inputs (B, C, T, H, W), false for frames of zeros, with which short clips are padded."""
+    """Return a mask (B, T) of inputs (B, C, T, H, W), false for padding frames, which are zeros."""
     return inputs.ne(0).flatten(3).any(dim=3).any(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Frozen text towers: CLIP's, with the published parameter names, and any other tower of open_clip.
+"""Text towers: CLIP's, with the published parameter names, and any other tower of open_clip.
 
 A tower maps token ids (B, L) to (B, D) and has a `tokenizer`. A projection into the shared space follows it.
 Shapes: B batch, L tokens, D width.
@@ -31,7 +31,7 @@ TextSide = tuple[nn.Module, nn.Module, int]  # a tower, its projection, and the 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The frozen text tower."""
+    """The text tower."""
 
     text_tower: str = "ViT-L-14"
     """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, clip4clip:FILE,
@@ -40,7 +40,7 @@ class TextConfig:
     """open_clip's pretrained tag, a file with CLIP's weights, or a folder in the published layout; needed with an
     open_clip model name"""
     context_length: int | None = None
-    """tokens per text, including start and end; longer texts are cut; default: as many as the tower reads"""
+    """tokens per text, including start and end; longer texts are cut; None: as many as the tower reads"""
     cache_dir: str | None = None
     """folder for downloaded weights"""
 

@@ -48,14 +48,14 @@ class EncoderConfig:
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
     grad_checkpointing_blocks: int | None = None
-    """number of blocks that grad_checkpointing applies to, counted from the input (default: all)"""
+    """number of blocks that grad_checkpointing applies to, counted from the input; None: all"""
     timm_model: str | None = None
     """timm's name of a vision transformer to use in place of our own; --encoder-tower sets it"""
     timm_options: tuple[str, ...] = ()
     """options of timm's create_model for it, such as depth=2 global_pool=avg"""
     temporal_head: Literal["mean", "lstm", "transformer", "pairs"] | None = None
-    """CLIP4Clip's head over the projected frames of a clip, which leaves out frames of zeros; by default, our own ViT
-    averages frames before the projection; pairs, which scores pairs, only comes with clip4clip:FILE"""
+    """CLIP4Clip's head over the projected frames of a clip, without padding frames. By default, our own ViT averages
+    frames before the projection. pairs, which scores pairs, only comes with clip4clip:FILE."""
     temporal_head_depth: int = 4
     """number of blocks in a temporal head that is a transformer"""
 

@@ -42,7 +42,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[M]):
-    """Train an encoder against a frozen text tower. Pass --modality, which determines the available flags."""
+    """Train an encoder against a text tower. Pass --modality, which determines the available flags."""
 
     modality: str
     """modality to train: the name of a module in languagebind/modalities"""

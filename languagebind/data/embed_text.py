@@ -42,7 +42,7 @@ class EmbedOptions:
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str | None = None
-    """device to use (default: a GPU if there is one)"""
+    """device to use; None: a GPU if there is one"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -123,8 +123,8 @@ def open_text_features(
         if lacking := set(source_names(source, negatives)) - _sources(path, fingerprint):
             problems.append(f"{path} lacks captions of source {', '.join(sorted(lacking))}")
     if problems:
-        remedy = "run languagebind embed-text for this tower, or train with --text-features live"
-        raise UserError(f"{problems[0]}; {remedy}")
+        options = "the --text-tower, --caption-source, --negatives and --context-length of training"
+        raise UserError(f"{problems[0]}; run languagebind embed-text with {options}, or use --text-features live")
     return TextFeatures(fingerprint)
 
 

@@ -47,7 +47,7 @@ class EncodeOptions:
     precision: Precision = "fp32"
     """precision of the encoders; amp: float16 autocast, amp_bf16: bfloat16 autocast; scores are always float32"""
     device: str | None = None
-    """PyTorch device to use; default: the first GPU, or else the CPU; in Python: the model's device"""
+    """PyTorch device to use; None: the first GPU, or else the CPU; in Python: the model's device"""
     skip_bad: bool = False
     """skip samples that cannot be read, and count them in the result"""
     feature_cache: Path | None = None

@@ -97,7 +97,7 @@ def _write(options: ExportOptions, folder: Path) -> None:
             source += f"; needs the modality {saved['config']['modality']}"
     # Without local folders: local-dir:clip for local-dir:/data/clip
     sources = [text[key] for key in ("text_tower", "text_pretrained") if text[key]]
-    sources = [x if x.startswith("hf-hub:") else re.sub(r"[^:]*/", "", x) for x in sources]
+    sources = [x if x.startswith(("hf-hub:", "package:")) else re.sub(r"[^:]*/", "", x) for x in sources]
     (folder / "README.md").write_text(
         Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
             name=title, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],

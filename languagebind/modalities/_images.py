@@ -47,7 +47,7 @@ class ImageModality(Modality):
     max_pixels: int = 50_000_000
     """Maximum number of pixels in a picture or frame, checked before decoding."""
     image_mean: tuple[float, float, float] = MEAN
-    """Mean of each channel; --encoder-tower sets it, and the next four, as its weights expect them."""
+    """Mean of each channel. --encoder-tower sets this and the next four options to what its weights expect."""
     image_std: tuple[float, float, float] = STD
     """Standard deviation of each channel."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"

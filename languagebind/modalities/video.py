@@ -38,8 +38,8 @@ class Video(ImageModality):
     num_frames: int = 8
     """Number of frames taken from each clip."""
     frames_per_second: float = 0.0
-    """Take frames at this rate, and of a longer clip num_frames of them, evenly spaced; a shorter one is padded with
-    zeros, which a temporal head leaves out. 0: spread num_frames over the whole clip."""
+    """Take this many frames a second. If that is more than num_frames, take num_frames of them, evenly spaced. Shorter
+    clips are padded with zeros, which a temporal head leaves out. 0: spread num_frames over the whole clip."""
     video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
     """Video decoder. auto uses the first of the listed decoders that is installed, and pyav for files whose frames that
     decoder misses. All give the same frames, or an error: see the table in docs/performance.md."""

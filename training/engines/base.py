@@ -39,7 +39,7 @@ class EngineConfig:
     zero_stage: Literal[1, 2, 3] = 2
     """ZeRO stage: shard the optimizer states (1), also the gradients (2), also the weights (3)"""
     deepspeed_config: Path | None = None
-    """DeepSpeed JSON file, or a name such as zero2_offload; overrides the stage; default: zero<stage>"""
+    """DeepSpeed JSON file, or a name such as zero2_offload; overrides the stage; None: zero<stage>"""
     torchcompile: Literal["no", "encoder", "step"] = "no"
     """compile the encoder's blocks (encoder), or everything from inputs to features as one graph (step)"""
 
