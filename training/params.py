@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from languagebind import configs
-from languagebind.config import UserError, as_flag, at_least, expand_config, parse, take_flag, yaml_to_argv
+from languagebind.config import UserError, as_flag, at_least, expand_config, flag_name, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
 from languagebind.timm_tower import tower_options
@@ -67,13 +67,15 @@ class TrainConfig(Generic[M]):
 def parse_args(argv: Sequence[str]) -> TrainConfig:
     """Return the options of a run from its command line."""
     argv = expand_config(argv, lambda name: configs.find(name, "recipe"))
+    order = [flag_name(word) for word in argv if flag_name(word) in ("model", "encoder_tower")]
     models, argv = take_flag(argv, "--model")
     sizes = yaml_to_argv(configs.find(models[-1], "model")) if models else []
     names, argv = take_flag(argv, "--modality")
     if not names:
         raise UserError("--modality is required, on the command line or in the --config file")
     modality = modality_class(names[-1])
-    argv = [*sizes, *tower_flags(argv, modality), *argv]  # the last flag wins
+    tower = tower_flags(argv, modality)
+    argv = [*tower, *sizes, *argv] if order[-1:] == ["model"] else [*sizes, *tower, *argv]  # the later one wins
     kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class depends on --modality
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
