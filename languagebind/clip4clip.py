@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .config import UserError
-from .weights import State, open_clip_model, openai_clip, read_file, tensors_of
+from .weights import WRAPPERS, State, open_clip_model, openai_clip, read_file, tensors_of
 
 CLIP4CLIP = "clip4clip:"
 # Part of the name of a head's parameter -> part of ours
@@ -28,6 +28,7 @@ NAMES = {
     r"\.mlp\.c_fc\.": ".linear1.",
     r"\.mlp\.c_proj\.": ".linear2.",
 }
+LSTM = "lstm_visual.weight_ih_l0"  # only in a checkpoint with seqLSTM
 # How its frames are read, in training and evaluation
 INPUTS = {"num_frames": 12, "frames_per_second": 1.0, "interpolation": "bicubic", "antialias": True}
 
@@ -36,36 +37,32 @@ def clip_model(name: str, pretrained: str | None, cache_dir: str | None = None, 
     """Return the CLIP in a checkpoint of CLIP4Clip, or else an open_clip model; see `open_clip_model`."""
     if not name.startswith(CLIP4CLIP):
         return open_clip_model(name, pretrained, cache_dir, sizes_only)
-    return openai_clip(_read(name)[0])
+    try:
+        return openai_clip(_read(name)[0], sizes_only)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"the CLIP in {name} cannot be used: {' '.join(str(error).split())}") from error
 
 
-def head_options(name: str) -> dict[str, Any]:
-    """Return the options of the encoder and of its inputs that belong to the head of `clip4clip:FILE`."""
+def read_head(name: str) -> tuple[dict[str, Any], State]:
+    """Return the encoder's options for the head of `clip4clip:FILE`, and the head's weights under our names."""
     _, state = _read(name)
-    for head, blocks in {"transformer": "transformerClip.resblocks.", "pairs": "cross.transformer.resblocks."}.items():
-        if depth := len({key.removeprefix(blocks).split(".")[0] for key in state if key.startswith(blocks)}):
-            return {"temporal_head": head, "temporal_head_depth": depth, **INPUTS}
-    return {"temporal_head": "lstm" if "lstm_visual.weight_ih_l0" in state else "mean", **INPUTS}
-
-
-def head_state(name: str) -> State:
-    """Return the weights of the head of `clip4clip:FILE`, under our names."""
-    _, state = _read(name)
-    transformer = any(key.startswith("transformerClip.") for key in state)
+    if LSTM in state:
+        state.pop("frame_position_embeddings.weight", None)  # in the file, but not used
     found = {}
     for key, value in state.items():
-        if not transformer and key.startswith("frame_position_embeddings."):
-            continue  # an LSTM has them, but does not use them
         for theirs, ours in NAMES.items():
             key = re.sub(theirs, ours, key)
         found[f"temporal_head.{key}"] = value.float()
-    return found
+    if blocks := {key.split(".")[2] for key in found if key.startswith("temporal_head.layers.")}:
+        kind = "pairs" if "temporal_head.score.weight" in found else "transformer"
+        return {"temporal_head": kind, "temporal_head_depth": len(blocks)}, found
+    return {"temporal_head": "lstm" if LSTM in state else "mean"}, found
 
 
 def _read(name: str) -> tuple[State, State]:
     """Return the weights of CLIP and those of the head, under their own names."""
     path = name.removeprefix(CLIP4CLIP)
-    state = tensors_of(read_file(path), path)
+    state = {WRAPPERS.sub("", key): value for key, value in tensors_of(read_file(path), path).items()}
     if "clip.visual.conv1.weight" not in state:
         raise UserError(f"{path} is not a checkpoint of CLIP4Clip: it lacks clip.visual.conv1.weight")
     if "clip.visual.conv2.weight" in state:

@@ -29,18 +29,19 @@ class Tokenizer:
     def __init__(self, encode: Encode, pad_id: int | None = None, cut: bool = True):
         self.encode, self.pad_id, self.cut = encode, pad_id, cut
 
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return the token ids of texts as `{"input_ids": (B, L)}`."""
-        ids = self.encode(list(texts))
+    def __call__(self, texts: list[str], context_length: int | None = None) -> dict[str, Tensor]:
+        """Return the token ids of texts as `{"input_ids": (B, L)}`, with L at most `context_length` if it is given."""
+        encode: Any = self.encode
+        ids = encode(list(texts), context_length) if context_length else encode(list(texts))
         if len(ids) and self.cut:
             lengths = ids.argmax(dim=1) + 1 if self.pad_id is None else (ids != self.pad_id).sum(dim=1)
             ids = ids[:, : int(lengths.max())].contiguous()
         return {"input_ids": ids}
 
-    def count_cut(self, texts: list[str]) -> int:
-        """Return how many texts have more tokens than the tower reads."""
+    def count_cut(self, texts: list[str], context_length: int | None = None) -> int:
+        """Return how many texts have more tokens than `context_length`, or else than the tower reads."""
         encode: Any = self.encode
-        longer = encode(["", *texts], encode.context_length + 1)  # the empty text ends with padding
+        longer = encode(["", *texts], (context_length or encode.context_length) + 1)  # the empty one ends with padding
         return int((longer[1:, -1] != longer[0, -1]).sum())
 
 

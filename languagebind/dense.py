@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -111,4 +110,5 @@ def score_maps(
 
 def _starts(length: int, side: int) -> list[int]:
     """Return the starts of evenly spaced windows that cover a length and overlap by half or more."""
-    return np.linspace(0, length - side, 1 + math.ceil(2 * (length - side) / side)).astype(int).tolist()
+    steps = max(1, math.ceil(2 * (length - side) / side))
+    return [(length - side) * i // steps for i in range(steps + 1 if length > side else 1)]

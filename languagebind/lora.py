@@ -23,7 +23,7 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
         raise UserError(f"LoRA tuning needs PEFT: pip install peft ({error})") from error
 
     temporal = any(name.endswith("temporal_attn") for name, _ in encoder.named_modules())
-    attention = "temporal_attn" if temporal else r"(self_attn|blocks\.\d+\.attn)"  # ours, or that of timm's models
+    attention = "temporal_attn" if temporal else r"(self_attn|blocks\.[\w.]+\.attn)"  # ours, or that of timm's models
     targets = rf".*\.{attention}\.(qkv|proj|[a-z]+_proj)"
     # PEFT annotates lora_alpha as int, but accepts any number.
     sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}

@@ -45,12 +45,15 @@ def contrastive_loss(
     all_groups = gather(groups)
     with torch.autocast(features.device.type, enabled=False):  # at a scale of 100, half precision keeps two digits
         features, text_features, logit_scale = features.float(), text_features.float(), logit_scale.float()
-
-        def score(queries: Tensor, keys: Tensor, key_groups: Tensor) -> Tensor:
-            return _CrossEntropy.apply(queries, keys, logit_scale, groups, key_groups, chunk_size)
-
-        to_text = score(features, *_with_negatives(gather(text_features), all_groups, negatives))
-        return (to_text + score(text_features, gather(features), all_groups)) / 2
+        texts, text_groups = gather(text_features), all_groups
+        if negatives is not None:
+            extra = gather(negatives.float())
+            extra = extra[extra.any(dim=1)]
+            texts = torch.cat([texts, extra])
+            text_groups = F.pad(all_groups, (0, len(extra)), value=torch.iinfo(groups.dtype).min)  # matches no row
+        to_text = _CrossEntropy.apply(features, texts, logit_scale, groups, text_groups, chunk_size)
+        to_modality = _CrossEntropy.apply(text_features, gather(features), logit_scale, groups, all_groups, chunk_size)
+        return (to_text + to_modality) / 2
 
 
 def sigmoid_loss(
@@ -75,12 +78,11 @@ def sigmoid_loss(
 
 
 def over_prefixes(loss: Callable[..., Tensor], sizes: Sequence[int], *features: Tensor) -> Tensor:
-    """Return the mean of a loss over prefixes of its arguments, each at unit norm (Matryoshka, arXiv 2205.13147).
+    """Return the mean of a loss over prefixes of tensors (..., D), each at unit norm (Matryoshka, arXiv 2205.13147).
 
     Args:
         loss: function of as many tensors as `features` has.
         sizes: numbers of leading dimensions; each prefix has the same weight.
-        features: tensors (..., D).
     """
     losses = [loss(*(F.normalize(x[..., :size], dim=-1) for x in features)) for size in sizes]
     return torch.stack(losses).mean()
@@ -193,15 +195,6 @@ class _SigmoidRing(_GradientsInForward):
         wanted = zip(grads, ctx.needs_input_grad, strict=False)
         ctx.grads = (*(grad.div_(len(features)) if needed else None for grad, needed in wanted), None, None)
         return loss / len(features)
-
-
-def _with_negatives(texts: Tensor, groups: Tensor, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the texts of all ranks and their groups, followed by all hard negatives, in a group of their own."""
-    if negatives is None:
-        return texts, groups
-    extra = gather(negatives.float())
-    extra = extra[extra.any(dim=1)]
-    return torch.cat([texts, extra]), F.pad(groups, (0, len(extra)), value=torch.iinfo(groups.dtype).min)
 
 
 def _chunks(rows: int, columns: int, chunk_size: int | None) -> list[slice]:

@@ -1,4 +1,4 @@
-"""The dual encoder: a trained encoder of one modality and a frozen text tower."""
+"""The dual encoder: a trained encoder of one modality and a text tower."""
 
 import logging
 import math
@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip4clip import CLIP4CLIP, clip_model, head_state
+from .clip4clip import CLIP4CLIP, clip_model, read_head
 from .config import UserError, at_least
 from .dense import Mode, dense_tower
-from .temporal import MeanHead, build_head, head_from_text, real_frames
-from .text import TextConfig, TextSide, Tokenizer, activation_of, build_text, encode_text, fingerprint, open_clip_text
-from .timm_tower import TIMM, build_encoder, timm_state, tower_options
+from .temporal import build_head, head_from_text, real_frames
+from .text import TextConfig, TextSide, Tokenizer, build_text, encode_text, fingerprint, open_clip_text
+from .timm_tower import TIMM, build_encoder, read_options, timm_model, tower_options
 from .tuning import TuningConfig
 from .vit import EncoderConfig
-from .weights import State, WeightsError, init_encoder, load_strict, published_names, read_state
+from .weights import State, WeightsError, init_encoder, load_strict, published_names, read_file, read_state
 
 log = logging.getLogger(__name__)
 
 TEXT_PREFIXES = ("text_model.", "text_projection.")
-HEAD = "temporal_head."
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class DualEncoder(nn.Module):
         nn.init.trunc_normal_(self.visual_projection.weight, std=width**-0.5)
         if bias:
             nn.init.zeros_(self.visual_projection.bias)
-        self.temporal_head = build_head(encoder, self.embed_dim, input_shape[1])
+        head, depth = self.vision_model.head, encoder.temporal_head_depth
+        self.temporal_head = build_head(head, self.embed_dim, depth, input_shape[1])
         self.text_model = text_model.requires_grad_(False)
         self.text_projection = text_projection.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -116,13 +116,12 @@ class DualEncoder(nn.Module):
         The height and width may differ from training. Texts' features are comparable with them; see `dense.py`.
         """
         tower = dense_tower(self.vision_model, inputs.shape[3:], mode)
-        x = tower.feature_map(tower.tokens(inputs.to(self.visual_projection.weight.dtype)))
+        x = tower.feature_map(inputs.to(self.visual_projection.weight.dtype))
         return F.normalize(self.visual_projection(x).float(), dim=-1)
 
     def project(self, inputs: Tensor) -> Tensor:
         """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), which are cast to the weights' dtype."""
-        inputs = inputs.to(self.visual_projection.weight.dtype)
-        return over_frames(self.visual_projection(self.vision_model(inputs)), inputs, self.temporal_head)
+        return project(self, inputs.to(self.visual_projection.weight.dtype))
 
     def project_frames(self, inputs: Tensor) -> Tensor:
         """Return the projected features (B, T * D) of the frames of inputs (B, C, T, H, W); zeros for padding."""
@@ -164,16 +163,10 @@ class DualEncoder(nn.Module):
         return fingerprint(self.text_model, self.text_projection)
 
 
-def over_frames(x: Tensor, inputs: Tensor, head: MeanHead | None = None) -> Tensor:
-    """Return the features (B, D) of clips for projected features (B, D), or of each frame (B, T, D).
-
-    Without a head, the features of several frames are averaged at unit norm, as PE-Core encodes clips.
-    """
-    if head is not None:
-        return head(x, real_frames(inputs))
-    if x.ndim == 2:
-        return x
-    return x[:, 0] if x.shape[1] == 1 else F.normalize(x.float(), dim=-1).mean(dim=1)
+def project(side: Any, inputs: Tensor) -> Tensor:
+    """Return the unnormalised features (B, D) of inputs (B, C, T, H, W), for a module with a model's trained parts."""
+    x = side.visual_projection(side.vision_model(inputs))
+    return x if side.temporal_head is None else side.temporal_head(x, real_frames(inputs))
 
 
 def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> DualEncoder:
@@ -183,18 +176,20 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     """
     init, tower, clip = config.init, config.text, None
     same = (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained)
-    if same and not Path(str(tower.text_pretrained)).is_dir() and not tower.longer_texts:
+    if same and tower.file is None:
         clip = clip_model(tower.text_tower, tower.text_pretrained, tower.cache_dir)  # one CLIP for both sides
     text = build_text(tower) if clip is None else open_clip_text(clip, tower)
     model = DualEncoder(input_shape, config.encoder, text, init.init_logit_bias)
     state = _encoder_weights(config, clip)
-    if state is not None:
-        try:
+    if state is not None and str(init.encoder_tower).startswith(TIMM) and "logit_scale" not in state:  # timm's own file
+        state |= {f"visual_projection.{key}": value for key, value in model.visual_projection.state_dict().items()}
+    try:
+        if state is not None:
+            _init_text(model, state, config)
             init_encoder(model.vision_model, model.visual_projection, state, init.allow_partial)
-        except WeightsError as error:
-            raise WeightsError(f"{error}\nuse --allow-partial to load the weights that fit") from error
-    if model.temporal_head is not None:
-        _init_head(model, state or {})
+        _init_head(model, state or {}, init.allow_partial)
+    except WeightsError as error:
+        raise WeightsError(f"{error}\nuse --allow-partial to load the weights that fit") from error
     if init.init_temperature:
         model.logit_scale.data.fill_(math.log(1 / init.init_temperature))
     elif state is None or "logit_scale" not in state:
@@ -206,40 +201,45 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> 
     return model
 
 
-def _init_head(model: DualEncoder, state: State) -> None:
+def _init_text(model: DualEncoder, state: State, config: ModelConfig) -> None:
+    """Initialise the text tower from a run that tuned its own. A frozen one should be that of the run already."""
+    path = Path(str(config.init.encoder_pretrained))
+    text = {key: value for key, value in state.items() if key.startswith(TEXT_PREFIXES)}
+    tuned = text and path.is_file() and "text_fingerprint" in read_file(path)
+    if tuned and config.tuning.tune_text:
+        load_strict(model, model.encoder_state() | text, "the text tower", config.init.allow_partial)
+    elif tuned and Path(str(config.text.file)).absolute() != path.absolute():
+        raise UserError(f"{path} was trained with --tune-text; add it, or --text-pretrained {path}")
+
+
+def _init_head(model: DualEncoder, state: State, allow_partial: bool) -> None:
     """Initialise the temporal head from a checkpoint with the same head, or else from CLIP's text tower."""
-    head = cast(MeanHead, model.temporal_head)
-    own = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
-    if own:
-        load_strict(head, own, "the temporal head")
-    elif (found := head_from_text(head, text_state(model))) is not None:
-        load_strict(head, found, "the temporal head")
-        log.info("the temporal head starts from the text tower's first blocks")
-    elif head.state_dict():
-        log.info("the temporal head starts from random weights")
+    head, what = model.temporal_head or nn.Identity(), f"the temporal head (--temporal-head {model.vision_model.head})"
+    own = {key.removeprefix("temporal_head."): x for key, x in state.items() if key.startswith("temporal_head.")}
+    if found := own or head_from_text(head, text_state(model)):
+        load_strict(head, found, what, allow_partial)
+    if head.state_dict() and not own:
+        log.info("the temporal head starts from %s", "the text tower's first blocks" if found else "random weights")
 
 
 def _encoder_weights(config: ModelConfig, clip: Any) -> State | None:
     pretrained, tower = config.init.encoder_pretrained, config.init.encoder_tower
     if pretrained is None:
-        advice = "--encoder-tower NAME --encoder-pretrained TAG (open_clip), or --encoder-pretrained none (random)"
-        raise UserError(f"no initial weights are given; use --encoder-pretrained FILE, {advice}")
-    if pretrained == "none" or Path(pretrained).exists():
-        named = tower_options(tower, pretrained, config.text.cache_dir) if tower else {}
-        if tower and named.get("timm_model") != config.encoder.timm_model:
-            raise UserError(f"set timm_model to {named.get('timm_model')} for --encoder-tower {tower}")
-        return None if pretrained == "none" else read_state(pretrained)
+        raise UserError("no initial weights are given: use --encoder-pretrained FILE, or --encoder-tower with a tag")
+    named = tower_options(tower, pretrained, config.text.cache_dir)[0] if tower else {}
+    if tower and named.get("timm_model") != config.encoder.timm_model:
+        raise UserError(f"set timm_model to {named.get('timm_model')} for --encoder-tower {tower}")
+    if pretrained == "none":
+        return None
+    if Path(pretrained).exists():
+        return read_state(pretrained)
     if tower is None:
         raise UserError(f"--encoder-pretrained {pretrained} is not a file; for an open_clip tag, add --encoder-tower")
     if tower.startswith(TIMM):
-        return timm_state(tower.removeprefix(TIMM), config.encoder, pretrained)
-    clip = clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
-    if config.encoder.timm_model is not None:
-        return published_names(clip.state_dict())
-    blocks = getattr(getattr(clip.visual, "transformer", None), "resblocks", None)
-    if not blocks:
-        raise UserError(f"--encoder-tower {tower} is not a plain vision transformer; choose another")
-    activation = activation_of(blocks[0])
+        name, options = f"{tower.removeprefix(TIMM)}.{pretrained}", read_options(config.encoder.timm_options)
+        return published_names(timm_model(name, pretrained=True, **options).state_dict())
+    activation = named.get("activation", config.encoder.activation)
     if activation != config.encoder.activation:
         raise UserError(f"{tower} {pretrained} was trained with {activation}; set --activation {activation}")
-    return published_names(clip.state_dict()) | (head_state(tower) if tower.startswith(CLIP4CLIP) else {})
+    clip = clip_model(tower, pretrained, config.text.cache_dir) if clip is None else clip
+    return published_names(clip.state_dict()) | (read_head(tower)[1] if tower.startswith(CLIP4CLIP) else {})

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from .config import UserError
 from .transformer import QuickGELU
-from .vit import EncoderConfig
 from .weights import State
 
 MAX_FRAMES = 77  # CLIP4Clip has a position for each token of CLIP's texts
@@ -41,76 +40,73 @@ class LstmHead(MeanHead):
 
 
 class TransformerHead(MeanHead):
-    """A transformer over the frames with positions, and a residual around both."""
+    """A transformer of CLIP's blocks over the frames with positions, and a residual around both."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()
-        if width % HEAD_WIDTH:
-            raise UserError(f"--temporal-head transformer needs features of a multiple of {HEAD_WIDTH}, not {width}")
         self.positions = nn.Embedding(MAX_FRAMES, width)
         nn.init.normal_(self.positions.weight, std=0.02)
-        self.layers = blocks(width, depth)
+        sizes = (width, width // HEAD_WIDTH, 4 * width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(*sizes, 0.0, QuickGELU(), 1e-12, batch_first=True, norm_first=True)  # no dropout
+            for _ in range(depth)
+        )
 
-    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
-        x = frames + self.positions.weight[: frames.shape[1]].to(frames.dtype)
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return tokens (B, L, D) after the blocks, which leave out those that are not in the `mask` (B, L)."""
+        x = x + self.positions.weight[: x.shape[1]].to(x.dtype)
+        mask = mask | ~mask.any(dim=1, keepdim=True)  # attention to nothing would give NaN
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~mask)
-        return frames + x
+        return x
+
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return frames + self.attend(frames, mask)
 
 
-class PairHead(MeanHead):
+class PairHead(TransformerHead):
     """A transformer over a text and the frames, which scores the pair (tightTransf).
 
     As an embedding, which serves to find candidates, it is the mean of the frames.
     """
 
     def __init__(self, width: int, depth: int):
-        super().__init__()
-        self.positions = nn.Embedding(MAX_FRAMES, width)
-        self.layers = blocks(width, depth)
+        super().__init__(width, depth)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dense, self.activation, self.score = nn.Linear(width, width), QuickGELU(), nn.Linear(width, 1)
 
+    def mix(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return frames
+
     def pairs(self, texts: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """Return the scores (B,) of projected texts (B, D) with frames (B, T, D), of which `mask` (B, T) are real."""
-        x = torch.cat([texts.unsqueeze(1), frames], dim=1) + self.positions.weight[: 1 + frames.shape[1]]
-        for layer in self.layers:
-            x = layer(x, src_key_padding_mask=~F.pad(mask, (1, 0), value=True))
-        return self.score(self.activation(self.dense(self.norm(x[:, 0])))).squeeze(1)
+        tokens = torch.cat([texts.unsqueeze(1), frames], dim=1)
+        x = self.attend(tokens, F.pad(mask, (1, 0), value=True))[:, 0]
+        return self.score(self.activation(self.dense(self.norm(x)))).squeeze(1)
 
 
-def blocks(width: int, depth: int) -> nn.ModuleList:
-    """Return CLIP's transformer blocks as PyTorch's, with CLIP4Clip's epsilon. They do not drop anything out."""
-    sizes, options = (width, width // HEAD_WIDTH, 4 * width), {"batch_first": True, "norm_first": True}
-    return nn.ModuleList(
-        nn.TransformerEncoderLayer(*sizes, 0.0, QuickGELU(), 1e-12, **options)  # no dropout
-        for _ in range(depth)
-    )
-
-
-def build_head(config: EncoderConfig, width: int, num_frames: int) -> MeanHead | None:
-    """Return the head that the config names, for features of `width`; None without one."""
-    if config.temporal_head in ("transformer", "pairs"):
-        most = MAX_FRAMES - (config.temporal_head == "pairs")  # the text has a position, too
+def build_head(name: str | None, width: int, depth: int, num_frames: int) -> MeanHead | None:
+    """Return the head called `name`, for clips of `num_frames` frames with features of `width`; None without one."""
+    if name in ("transformer", "pairs"):
+        most = MAX_FRAMES - (name == "pairs")  # the text has a position, too
         if num_frames > most:
-            raise UserError(f"--temporal-head {config.temporal_head} takes at most {most} frames, not {num_frames}")
-        kind = TransformerHead if config.temporal_head == "transformer" else PairHead
-        return kind(width, config.temporal_head_depth)
-    if config.temporal_head == "lstm":
+            raise UserError(f"--temporal-head {name} takes at most {most} frames, not {num_frames}")
+        return TransformerHead(width, depth) if name == "transformer" else PairHead(width, depth)
+    if name == "lstm":
         return LstmHead(width)
-    return None if config.temporal_head is None else MeanHead()
+    return None if name is None else MeanHead()
 
 
 def real_frames(inputs: Tensor) -> Tensor:
-    """Return a mask (B, T) of inputs (B, C, T, H, W), false for frames of zeros, with which short clips are padded."""
+    """Return a mask (B, T) of inputs (B, C, T, H, W), false for padding frames, which are zeros."""
     return inputs.ne(0).flatten(3).any(dim=3).any(dim=1)
 
 
-def head_from_text(head: nn.Module, text: State) -> State | None:
+def head_from_text(head: nn.Module, text: State) -> State:
     """Return a transformer head's weights from CLIP's text tower, its positions and first blocks, as CLIP4Clip starts.
 
     Args:
-        text: weights of the text tower under the published names. If they do not fit the head, return None.
+        text: weights of the text tower under the published names. If they do not fit the head, return nothing.
     """
     found = {}
     for key, value in head.state_dict().items():
@@ -119,6 +115,6 @@ def head_from_text(head: nn.Module, text: State) -> State | None:
             name = "text_model.embeddings.position_embedding.weight"
         names = [name.replace("in_proj_", f"{part}_proj.") for part in "qkv"] if "in_proj_" in name else [name]
         if not text.keys() >= set(names) or sum(len(text[each]) for each in names) != len(value):
-            return None
+            return {}
         found[key] = torch.cat([text[each] for each in names])
     return found

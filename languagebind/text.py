@@ -1,4 +1,4 @@
-"""Frozen text towers: CLIP's, with the published parameter names, and any other tower of open_clip.
+"""Text towers: CLIP's, with the published parameter names, and any other tower of open_clip.
 
 A tower maps token ids (B, L) to (B, D) and has a `tokenizer`. A projection into the shared space follows it.
 Shapes: B batch, L tokens, D width.
@@ -8,7 +8,8 @@ import hashlib
 import importlib.resources
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from .clip4clip import CLIP4CLIP, clip_model
 from .clip_text import CONTEXT_LENGTH, ClipText, ClipTextConfig, Encode, Tokenizer
 from .config import UserError, at_least
-from .weights import State, clip_text_state, hash_tensor, load_strict, read_file, read_state, tensors_of
+from .weights import State, clip_text_state, hash_tensor, load_strict, read_state
 
 # The fingerprint covers the token ids of these texts: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
@@ -30,7 +31,7 @@ TextSide = tuple[nn.Module, nn.Module, int]  # a tower, its projection, and the 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The frozen text tower."""
+    """The text tower."""
 
     text_tower: str = "ViT-L-14"
     """open_clip model name, hf-hub:ORG/NAME or local-dir:FOLDER of an open_clip model, clip4clip:FILE,
@@ -39,7 +40,7 @@ class TextConfig:
     """open_clip's pretrained tag, a file with CLIP's weights, or a folder in the published layout; needed with an
     open_clip model name"""
     context_length: int | None = None
-    """tokens of a text, with those of its start and end; longer texts are cut; by default as many as the tower reads"""
+    """tokens per text, including start and end; longer texts are cut; None: as many as the tower reads"""
     cache_dir: str | None = None
     """folder for downloaded weights"""
 
@@ -47,10 +48,10 @@ class TextConfig:
         at_least(3, context_length=self.context_length)
 
     @property
-    def longer_texts(self) -> int | None:
-        """The context length if the weights are a file of a CLIP for longer texts, such as Long-CLIP; else None."""
-        length = self.context_length or 0
-        return length if length > CONTEXT_LENGTH and Path(str(self.text_pretrained)).exists() else None
+    def file(self) -> str | None:
+        """The file or folder of the weights, if `text_pretrained` is one."""
+        path = self.text_pretrained
+        return path if path and Path(path).exists() else None
 
 
 class OpenClipText(nn.Module):
@@ -72,18 +73,17 @@ def build_text(config: TextConfig) -> TextSide:
     """
     if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
-    direct = Path(str(config.text_pretrained)).is_dir() or config.longer_texts
-    if direct and (sizes := clip_text_sizes(config)[0]):
-        return _clip_text(read_state(str(config.text_pretrained)), sizes, Tokenizer(text_tokens(config)))
+    if config.file:
+        sizes, size = clip_text_sizes(config)
+        if sizes is not None:
+            return _clip_text(config, sizes, size, read_state(config.file))
     return open_clip_text(_open_clip_model(config), config)
 
 
 def untrained_text(config: TextConfig) -> TextSide:
     """Return the text side without its weights, for a checkpoint that holds them; if it is not CLIP's, with them."""
     sizes, size = clip_text_sizes(config)
-    if sizes is None:
-        return build_text(config)
-    return ClipText(sizes, Tokenizer(text_tokens(config))), nn.Linear(sizes.width, size, bias=False), size
+    return build_text(config) if sizes is None else _clip_text(config, sizes, size)
 
 
 def open_clip_text(model: Any, config: TextConfig) -> TextSide:
@@ -91,17 +91,15 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
 
     Raises `UserError` if the model does not have a separate text tower.
     """
-    encode, tower = text_tokens(config), _text_side(model)
-    if sizes := _clip_sizes(tower):
-        rows = _positions_in(config.text_pretrained)
-        if rows not in (None, sizes.context_length):  # open_clip would interpolate them without a word
-            raise UserError(f"{config.text_pretrained} is for texts of {rows} tokens; set --context-length {rows}")
-        return _clip_text(clip_text_state(tower.state_dict()), sizes, Tokenizer(encode))
+    tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
+    if sizes := _clip_sizes(tower, config):
+        return _clip_text(config, sizes, tower.text_projection.shape[1], clip_text_state(tower.state_dict()))
     hf_config = getattr(tower, "config", None)
     if config.context_length not in (None, own := getattr(tower, "context_length", None)) and hf_config is None:
         raise UserError(f"{config.text_tower} reads exactly {own} tokens; leave out --context-length")
     if hf_config is None and tower is model:
         raise UserError(f"open_clip's {config.text_tower} does not have a separate text tower; choose another")
+    encode = text_tokens(config)
     width = model.encode_text(encode(["a"])).shape[1]
     # Only Hugging Face's towers mask the padding. In other towers, trimming the padding would change the features.
     tokenizer = Tokenizer(encode, cut=False) if hf_config is None else Tokenizer(encode, hf_config.pad_token_id)
@@ -115,10 +113,9 @@ def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
     """
     if _sentence_encoder_folder(config):
         return None, 0
-    tower = _text_side(_open_clip_model(config, sizes_only=True))
-    sizes = _clip_sizes(tower)
-    if sizes and (length := config.longer_texts):
-        sizes = replace(sizes, context_length=length)
+    model = _open_clip_model(config, sizes_only=True)
+    tower = getattr(model, "text", model)
+    sizes = _clip_sizes(tower, config)
     return sizes, tower.text_projection.shape[1] if sizes else 0
 
 
@@ -134,12 +131,18 @@ def fingerprint(text_model: nn.Module, text_projection: nn.Module) -> str:
     for module in (text_model, text_projection):
         for name, parameter in sorted(module.named_parameters()):  # buffers vary with the version of transformers
             hash_tensor(digest, name, parameter)
-    tokenizer = cast(Tokenizer, text_model.tokenizer)
-    for text in PROBE_TEXTS:
-        digest.update(tokenizer([text])["input_ids"].numpy().data)
+    for ids in probe_tokens(text_model):
+        digest.update(ids.numpy().data)
     return digest.hexdigest()
 
 
+def probe_tokens(text_model: nn.Module) -> list[Tensor]:
+    """Return the token ids (1, L) of a few texts, which tell whether two tokenizers are the same."""
+    tokenizer = cast(Tokenizer, text_model.tokenizer)
+    return [tokenizer([text])["input_ids"] for text in PROBE_TEXTS]
+
+
+@cache
 def clip_tokens(context_length: int) -> Encode:
     """Return CLIP's tokenizer."""
     from open_clip.tokenizer import SimpleTokenizer
@@ -154,6 +157,7 @@ def is_clip_tokens(encode: Encode) -> bool:
     return isinstance(encode, SimpleTokenizer)
 
 
+@cache
 def text_tokens(config: TextConfig) -> Encode:
     """Return a tower's tokenizer without reading weights, or raise `UserError` if the tower is not found."""
     from open_clip import get_tokenizer
@@ -186,16 +190,15 @@ def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
     if schema not in ("hf-hub", "local-dir", "clip4clip") and config.text_pretrained is None:
         advice = "set it to a tag in open_clip.list_pretrained() or to a file"
         raise UserError(f"--text-tower {config.text_tower} needs --text-pretrained: {advice}")
-    folder = sizes_only and Path(str(config.text_pretrained)).is_dir()  # open_clip reads no published layout
-    return clip_model(config.text_tower, None if folder else config.text_pretrained, config.cache_dir, sizes_only)
+    pretrained = None if sizes_only and config.file else config.text_pretrained  # open_clip reads no folders
+    return clip_model(config.text_tower, pretrained, config.cache_dir, sizes_only)
 
 
-def _text_side(model: Any) -> Any:
-    return getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
+def _clip_sizes(tower: Any, config: TextConfig) -> ClipTextConfig | None:
+    """Return the sizes of an open_clip text tower; None unless it is CLIP's own, causal and pooled at the end.
 
-
-def _clip_sizes(tower: Any) -> ClipTextConfig | None:
-    """Return the sizes of an open_clip text tower; None unless it is CLIP's own, causal and pooled at the end."""
+    A larger `context_length` replaces the tower's: files of Long-CLIP have more positions than CLIP.
+    """
     if not hasattr(tower, "transformer") or not hasattr(tower.transformer, "resblocks"):
         return None
     pool_type = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
@@ -204,7 +207,7 @@ def _clip_sizes(tower: Any) -> ClipTextConfig | None:
     block = tower.transformer.resblocks[0]
     return ClipTextConfig(
         vocab_size=tower.token_embedding.num_embeddings,
-        context_length=tower.positional_embedding.shape[0],
+        context_length=max(tower.positional_embedding.shape[0], config.context_length or 0),
         width=tower.positional_embedding.shape[1],
         depth=len(tower.transformer.resblocks),
         num_heads=block.attn.num_heads,
@@ -218,28 +221,18 @@ def activation_of(block: Any) -> str:
     return "quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu"
 
 
-def _clip_text(state: State, sizes: ClipTextConfig, tokenizer: Tokenizer) -> TextSide:
-    state = {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
-    encode: Any = tokenizer.encode
-    rows, longest = len(state[POSITIONS]), max(sizes.context_length, encode.context_length)
-    if rows != longest:
-        raise UserError(f"the text tower is for texts of {rows} tokens, not {longest}; set --context-length {rows}")
-    text_model = ClipText(sizes, tokenizer)
-    size, width = state["text_projection.weight"].shape
-    text_projection = nn.Linear(width, size, bias=False)
-    both = nn.ModuleDict({"text_model": text_model, "text_projection": text_projection})
-    load_strict(both, state, "the text tower")
-    return text_model, text_projection, size
-
-
-def _positions_in(path: str | None) -> int | None:
-    """Return the number of text positions in a file of CLIP's weights; None if there is no such file or number."""
-    try:
-        state = tensors_of(read_file(path), path) if path and Path(path).is_file() else {}
-    except UserError:  # such as OpenAI's archives, which open_clip reads
-        return None
-    names = (name for name in ("positional_embedding", "text.positional_embedding") if name in state)
-    return next((len(state[name]) for name in names), None)
+def _clip_text(config: TextConfig, sizes: ClipTextConfig, size: int, state: State | None = None) -> TextSide:
+    """Return CLIP's text side, with the weights in `state`, if any."""
+    text_model, projection = ClipText(sizes, Tokenizer(text_tokens(config))), nn.Linear(sizes.width, size, bias=False)
+    if state is not None:
+        rows = len(state.get(POSITIONS, range(sizes.context_length)))
+        if rows != sizes.context_length:
+            remedy = f"not {sizes.context_length}; set --context-length {rows}"
+            raise UserError(f"the text tower is for texts of {rows} tokens, {remedy}")
+        state = {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
+        both = nn.ModuleDict({"text_model": text_model, "text_projection": projection})
+        load_strict(both, state, "the text tower")
+    return text_model, projection, size
 
 
 def _sentence_encoder_folder(config: TextConfig) -> str | None:
@@ -259,8 +252,7 @@ def _sentence_encoder_folder(config: TextConfig) -> str | None:
 def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
     from open_clip.hf_model import HFTextEncoder
 
-    # transformers warns about the pooler's weights, which mean pooling does not use
-    with _sentence_encoder_config(folder) as sizes, _quiet_transformers():
+    with _sentence_encoder_config(folder) as sizes:
         tower = HFTextEncoder(folder, sizes.hidden_size, pooler_type="mean_pooler", proj_type=None)
     return OpenClipText(tower, Tokenizer(encode, sizes.pad_token_id)), nn.Identity(), sizes.hidden_size
 
@@ -269,22 +261,15 @@ def _sentence_encoder(folder: str, encode: Encode) -> TextSide:
 def _sentence_encoder_config(folder: str) -> Iterator[Any]:
     """Yield the config of a sentence encoder; turn errors while reading the encoder's files into a `UserError`."""
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # it warns about the pooler's weights, which mean pooling does not use
+    logging.disable_progress_bar()
     try:
         yield AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the sentence encoder {folder}: {error}") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -20,13 +20,14 @@ from typing import Literal
 
 from torch import nn
 
-from .config import at_least
+from .config import UserError, at_least
 from .lora import inject_lora
 
 # Names of the parts of our own ViT and of timm's models, which begin with `trunk.`
 HEAD = re.compile(r"(vision_model\.(post_layernorm|trunk\.(norm|fc_norm|attn_pool))|visual_projection)\.")
 CLASS_TOKEN = re.compile(r"vision_model\.(embeddings\.class_embedding|trunk\.(cls|reg|dist)_token)")
 BLOCK = re.compile(r"vision_model\.(?:encoder\.layers|trunk\.blocks)\.(\d+)\.")
+ATTENTION = re.compile(BLOCK.pattern + r".*attn\.")
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class TuningConfig:
 
 def apply_tuning(model: nn.Module, config: TuningConfig) -> None:
     """Inject adapters for LoRA tuning, and set `requires_grad` on every parameter of a `DualEncoder`."""
+    if config.tuning in ("lora", "partial") and not any(ATTENTION.match(name) for name, _ in model.named_parameters()):
+        raise UserError(f"--tuning {config.tuning} finds no attention weights in this tower; use full or head")
     if config.tuning == "lora":
-        encoder = model.get_submodule("vision_model")
-        inject_lora(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        inject_lora(model.get_submodule("vision_model"), config.lora_rank, config.lora_alpha, config.lora_dropout)
     temporal = any("temporal_attn" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_trains(name, config, temporal))
@@ -74,4 +76,4 @@ def _trains(name: str, config: TuningConfig, temporal: bool) -> bool:
         return True
     if config.tuning == "lora":
         return "lora_" in name or "temporal_embedding" in name or "temporal_layer_norm1" in name
-    return "temporal" in name if temporal else BLOCK.match(name) is not None and "attn." in name
+    return "temporal" in name if temporal else ATTENTION.match(name) is not None

@@ -19,7 +19,7 @@ from .weights import resize_positions
 log = logging.getLogger(__name__)
 
 Activation = Literal["gelu", "quick_gelu"]
-# Options that timm's models have, too
+# Options that models of timm have, too
 SHARED = ("patch_dropout", "grad_checkpointing", "grad_checkpointing_blocks", "timm_model", "timm_options",
           "temporal_head", "temporal_head_depth")  # fmt: skip
 
@@ -49,24 +49,22 @@ class EncoderConfig:
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
     grad_checkpointing_blocks: int | None = None
-    """number of blocks that grad_checkpointing applies to, counted from the input (default: all)"""
+    """number of blocks that grad_checkpointing applies to, counted from the input; None: all"""
     timm_model: str | None = None
     """timm's name of a vision transformer to use in place of our own; --encoder-tower sets it"""
     timm_options: tuple[str, ...] = ()
     """options of timm's create_model for it, such as depth=2 global_pool=avg"""
     temporal_head: Literal["mean", "lstm", "transformer", "pairs"] | None = None
-    """CLIP4Clip's head over the projected frames of a clip, which leaves out frames of zeros; by default, our own ViT
-    averages frames before the projection; pairs, which scores pairs, only comes with clip4clip:FILE"""
+    """CLIP4Clip's head over the projected frames of a clip, without padding frames. By default, our own ViT averages
+    frames before the projection. pairs, which scores pairs, only comes with clip4clip:FILE."""
     temporal_head_depth: int = 4
     """number of blocks in a temporal head that is a transformer"""
 
     def __post_init__(self):
-        if self.timm_model is not None:
-            own = [option.name for option in fields(self) if getattr(self, option.name) != option.default]
-            own = [name for name in own if name not in SHARED]
-            if own:
-                raise UserError(f"{own[0]} is an option of our own ViT; leave it out with --encoder-tower")
-        elif self.timm_options:
+        own = [x.name for x in fields(self) if x.name not in SHARED and getattr(self, x.name) != x.default]
+        if own and self.timm_model:
+            raise UserError(f"{own[0]} is an option of our own ViT; remove it (or --model) to use {self.timm_model}")
+        if self.timm_options and not self.timm_model:
             raise UserError("timm_options need a tower of timm; set --encoder-tower")
         at_least(1, patch_size=min(self.patch), width=self.width, depth=self.depth, mlp_dim=self.mlp_dim)
         at_least(1, num_heads=self.num_heads, temporal_head_depth=self.temporal_head_depth)
@@ -99,7 +97,7 @@ class VisionTransformer(nn.Module):
         num_frames = input_shape[1] if config.temporal_attention else 1
         sizes = (config.depth, config.width, config.num_heads, config.mlp_dim, config.activation)
         self.input_shape: tuple[int, ...] = tuple(input_shape)
-        self.sizes, self.width = config, config.width
+        self.sizes, self.width, self.head = config, config.width, config.temporal_head
         self.embeddings = PatchEmbeddings(input_shape, config)
         self.patch_dropout = PatchDropout(config.patch_dropout)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
@@ -124,24 +122,18 @@ class VisionTransformer(nn.Module):
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the first block's input (B*T, 1 + N, D) for inputs (B, C, T, H, W)."""
-        if inputs.ndim != 5 or tuple(inputs.shape[1:]) != self.input_shape:
-            expected = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
-        x = self.embeddings(inputs.transpose(1, 2).flatten(0, 1))
+        x = self.embeddings(frames_of(inputs, self.input_shape))
         return self.pre_layrnorm(self.patch_dropout(x, inputs.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the class tokens in the last block's output (B*T, 1 + N, D), averaged over frames without a head."""
         x = self.post_layernorm(x[:, 0]).unflatten(0, (-1, self.input_shape[1]))  # (B, T, D)
-        return x.mean(dim=1) if self.sizes.temporal_head is None else x
+        return x.mean(dim=1) if self.head is None else x
 
-    def tokens(self, inputs: Tensor) -> Tensor:
-        """Return all tokens (B*T, 1 + N, D) of the last block, after the final norm, for inputs (B, C, T, H, W)."""
-        return self.post_layernorm(self.encoder(self.embed(inputs))[0])
-
-    def feature_map(self, x: Tensor) -> Tensor:
-        """Return features (B, T, h, w, D) of the patches, before the projection, for the output of `tokens`."""
-        return x[:, 1:].unflatten(1, self.embeddings.grid).unflatten(0, (-1, self.input_shape[1]))
+    def feature_map(self, inputs: Tensor) -> Tensor:
+        """Return features (B, T, h, w, D) of the patches, before the projection, of inputs (B, C, T, H, W)."""
+        x = self.post_layernorm(self.encoder(self.embed(inputs))[0][:, 1:])
+        return x.unflatten(1, self.embeddings.grid).unflatten(0, (-1, self.input_shape[1]))
 
     def resize(self, height: int, width: int) -> None:
         """Change the height and width of the inputs. Positions are interpolated."""
@@ -162,7 +154,7 @@ class PatchEmbeddings(nn.Module):
         self.grid = (size[0] // h, size[1] // w)  # (rows, columns)
         if 0 in self.grid:
             raise UserError(f"inputs of {size[0]} x {size[1]} are smaller than a patch of {h} x {w}: set --patch-size")
-        warn_of_lost_pixels(size, config.patch)
+        whole_patches(size, config.patch)
         self.num_frames, self.num_patches = num_frames, self.grid[0] * self.grid[1]
         self.image_size = size[0] if size[0] == size[1] else size
         self.patch_embedding: nn.Conv2d | nn.Conv3d
@@ -209,8 +201,17 @@ class PatchDropout(nn.Module):
         return torch.cat([x[:, :1], x[:, 1:].gather(1, index)], dim=1)
 
 
-def warn_of_lost_pixels(size: Sequence[int], patch: Sequence[int]) -> None:
-    """Warn if inputs of height and width `size` are not whole patches."""
+def frames_of(inputs: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Return the frames (B*T, C, H, W) of inputs (B, C, T, H, W); raise `ValueError` unless they have `input_shape`."""
+    if inputs.ndim != 5 or tuple(inputs.shape[1:]) != input_shape:
+        expected = ", ".join(map(str, input_shape))
+        raise ValueError(f"the encoder takes (B, C, T, H, W) = (B, {expected}), got {tuple(inputs.shape)}")
+    return inputs.transpose(1, 2).flatten(0, 1)
+
+
+def whole_patches(size: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:
+    """Return the height and width of the patches in inputs of `size`; warn if pixels are left over."""
     if size[0] % patch[0] or size[1] % patch[1]:
         message = "input size %d x %d is not a multiple of patch size %d x %d; the extra pixels are ignored"
         log.warning(message, *size, *patch)
+    return size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]

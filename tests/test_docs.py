@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from helpers import ROOT, call, give_own_text_tower, train_flags, wait_for
 from lookalikes import picture, table
 from PIL import Image
 
+import languagebind
+from languagebind.config import to_dict
 from languagebind.data.vidal import media_paths, read_annotation
 from languagebind.eval import load_dataset_config
+from languagebind.modalities.image import Image as ImageOptions
 from languagebind.modalities.video import Video
 
 EXTENSIONS = {"video": ".mp4", "audio": ".wav", "depth": ".depth.png", "infrared": ".infrared.jpg"}
@@ -36,6 +40,9 @@ def folder(toys, tmp_path, monkeypatch):
             shutil.copy(place[0], tmp_path / "samples" / f"{letter}{extension}")
         clip = Video(num_frames=1).decode(tmp_path / "samples" / f"{letter}.mp4")  # (1, 3, H, W)
         Image.fromarray(clip[0].permute(1, 2, 0).numpy()).save(tmp_path / "samples" / f"{letter}.jpg")
+    (tmp_path / "exports" / "depth-onnx").mkdir(parents=True)
+    found = {"inputs": to_dict(languagebind.load(tmp_path / "models" / "depth").encoders["depth"][1])}
+    (tmp_path / "exports" / "depth-onnx" / "config.json").write_text(json.dumps(found))
     monkeypatch.chdir(tmp_path)
 
 
@@ -48,6 +55,15 @@ def test_the_examples_of_the_api_page_run(folder):
     assert names["both"].shape == (2, 16)
     assert (names["text_for_audio"] - names["text"]).abs().max() > 0.1
     assert names["tokens"].shape == (1, 8, 17, 32)
+    expected = names["preprocess"]("samples/a.depth.png").numpy()
+    np.testing.assert_allclose(names["inputs"][0], expected, atol=4e-6, rtol=0)  # of 0..1, divided by 0.26: 1e-6
+    noise = np.random.default_rng(0).random((3, 90, 70), dtype=np.float32)
+    for antialias, interpolation, mode, size in product(
+        (False, True), ("bicubic", "bilinear"), ("shortest", "squash"), (32, 80)
+    ):
+        modality = ImageOptions(image_size=size, antialias=antialias, interpolation=interpolation, resize_mode=mode)
+        found = names["fit"](noise, to_dict(modality))
+        np.testing.assert_allclose(found, modality.preprocess(noise).numpy(), atol=1e-5, rtol=0)
 
 
 def test_the_examples_of_the_dense_page_run(folder):

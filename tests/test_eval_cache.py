@@ -18,12 +18,13 @@ from helpers import ROOT
 from PIL import Image as Picture
 
 from languagebind.config import UserError
-from languagebind.eval import DatasetConfig
+from languagebind.eval import DatasetConfig, cache
 from languagebind.eval.cache import FeatureCache
 from languagebind.eval.data.readers import choose_protocol
 from languagebind.eval.evaluate import evaluate
 from languagebind.eval.features import _progress
 from languagebind.modalities.image import Image
+from languagebind.modalities.video import Video
 
 IMAGE = Image(image_size=8)
 SAMPLES, BATCH = 46, 4  # twelve batches, the last one of two
@@ -271,3 +272,15 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
     lines = [line.strip() for line in lines if line.strip()]
     assert 2 <= len(lines) <= 5
     assert all(re.fullmatch(r"samples: \d+ of 20 batches, about 00:0\d left", line) for line in lines)
+
+
+def test_caches_from_before_an_option_was_added_stay_valid(tmp_path, monkeypatch):
+    facts = []
+    monkeypatch.setattr(cache, "digest", lambda value: facts.append(value) or "0")
+    for modality in (IMAGE, Video(), replace(IMAGE, antialias=True), replace(Video(), frames_per_second=1.0)):
+        FeatureCache(tmp_path, Slow(), choose_protocol("ours", None, None, modality), "fp32")
+    image = ["image_size", "max_pixels", "exif", "hflip", "random_crop", "fast_resize"]
+    video = [*image, "num_frames", "video_backend", "max_seconds"]
+    added = [["antialias"], ["frames_per_second"]]
+    assert [list(each["inputs"]) for each in facts[:2]] == [image, video]  # the hash covers the order
+    assert [sorted({*each["inputs"]} - {*video}) for each in facts[2:]] == added

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -68,10 +69,12 @@ def test_loss_and_gradients_equal_the_plain_ones_in_chunks_of_any_size(kind, chu
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
 
 
-def with_negatives(features, text, scale, bias, groups, **options):
-    extra = unit(6, 16, 2).to(features.dtype)
-    extra[[1, 4]] = 0  # no texts
-    return contrastive_loss(features, text, scale, groups, negatives=extra, **options)
+NEGATIVES = unit(6, 16, 2)
+NEGATIVES[[1, 4]] = 0  # no texts
+
+
+def with_negatives(features, text, scale, bias, groups, extra=NEGATIVES, **options):
+    return contrastive_loss(features, text, scale, groups, negatives=extra.to(features.dtype), **options)
 
 
 def plain_with_negatives(features, text, scale, bias, groups):
@@ -131,35 +134,44 @@ def test_going_backward_twice_is_refused():
         loss.backward()
 
 
-@pytest.mark.parametrize("text_trains", [False, True])
-@pytest.mark.parametrize("kind", [*LOSSES, "negatives"])
-def test_two_ranks_give_loss_and_gradients_of_one_process(tmp_path, kind, text_trains):
-    mp.spawn(one_rank, (tmp_path, kind, text_trains), nprocs=2)
-    for name, groups in (("plain", None), ("groups", GROUPS)):
-        expected = gradients(with_negatives if kind == "negatives" else LOSSES[kind][0], groups, text_trains)
-        parts = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
-        for found, whole in zip(zip(*parts, strict=True), expected, strict=True):
-            # DDP takes the mean of the ranks' gradients; a rank's rows hold the gradient of the sum.
-            mean = torch.cat(found) / 2 if whole.ndim else sum(found) / 2
-            torch.testing.assert_close(mean, whole, atol=1e-5, rtol=1e-5)
+def prefixes(features, text, scale, bias, groups, **options):
+    return over_prefixes(lambda *x: contrastive_loss(*x, scale, groups, **options), (16, 6), features, text)
 
 
-def one_rank(rank, folder, kind, text_trains):
+RANKED = {kind: ours for kind, (ours, _) in LOSSES.items()} | {"negatives": with_negatives, "prefixes": prefixes}
+CASES = [(*case, name) for case in product(RANKED, (False, True)) for name in ("plain", "groups")]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The folder with what each of two ranks found for each case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(one_rank, (folder,), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "text_trains", "name"), CASES)
+def test_two_ranks_give_loss_and_gradients_of_one_process(ranks, kind, text_trains, name):
+    expected = gradients(RANKED[kind], GROUPS if name == "groups" else None, text_trains)
+    parts = [torch.load(ranks / f"{kind}-{text_trains}-{name}{rank}.pt") for rank in range(2)]
+    for found, whole in zip(zip(*parts, strict=True), expected, strict=True):
+        # DDP takes the mean of the ranks' gradients; a rank's rows hold the gradient of the sum.
+        mean = torch.cat(found) / 2 if whole.ndim else sum(found) / 2
+        torch.testing.assert_close(mean, whole, atol=1e-5, rtol=1e-5)
+
+
+def one_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     rows = slice(rank * 4, rank * 4 + 4)
+    for kind, text_trains, name in CASES:
+        options = {"extra": NEGATIVES[rank * 3 : rank * 3 + 3]} if kind == "negatives" else {}
 
-    def own_rows(features, text, scale, bias, groups):
-        own = None if groups is None else groups[rows]
-        if kind == "negatives":
-            extra = unit(6, 16, 2)
-            extra[[1, 4]] = 0
-            extra = extra[rank * 3 : rank * 3 + 3]
-            return contrastive_loss(features[rows], text[rows], scale, own, chunk_size=3, negatives=extra)
-        return LOSSES[kind][0](features[rows], text[rows], scale, bias, own, chunk_size=3)
+        def own_rows(features, text, scale, bias, groups, kind=kind, options=options):
+            own = None if groups is None else groups[rows]
+            return RANKED[kind](features[rows], text[rows], scale, bias, own, chunk_size=3, **options)
 
-    for name, groups in (("plain", None), ("groups", GROUPS)):
-        found = gradients(own_rows, groups, text_trains)
-        torch.save([x[rows] if x.ndim else x for x in found], folder / f"{name}{rank}.pt")
+        found = gradients(own_rows, GROUPS if name == "groups" else None, text_trains)
+        torch.save([x[rows] if x.ndim else x for x in found], folder / f"{kind}-{text_trains}-{name}{rank}.pt")
     dist.destroy_process_group()
 
 

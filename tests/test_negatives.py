@@ -1,11 +1,12 @@
 """Hard negatives: texts beside the captions that match no sample, from a table to the loss."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from helpers import CAPTIONS, MINILM, depth_png, losses, metrics, train_flags, write_shards
+from helpers import CAPTIONS, MINILM, depth_png, losses, train_flags, write_shards
 from test_accumulation import BASE, gradients
 from test_data import DEPTH
 
@@ -17,6 +18,7 @@ from languagebind.data.text_features import TextFeatures, features_path
 from training.batch import DataConfig, Plan
 from training.loader import train_batches
 from training.main import main
+from training.preflight import check_data
 from training.worker import ShardBatches
 
 # Of the four columns' samples; the third has but one, the fourth none
@@ -51,7 +53,6 @@ def test_each_sample_draws_its_own(shards):
         drawn = [texts[i] for i in row if i >= 0]
         assert set(drawn) <= own
         assert len(set(drawn)) == len(drawn) == min(2, len(own))
-    assert batch.counts["negatives"] == (batch.text["negatives"] >= 0).sum()
     (plain,), _ = batches(shards, negatives=0)
     assert plain.keys == batch.keys
     assert torch.equal(plain.inputs, batch.inputs)  # what is drawn without negatives is drawn with them
@@ -85,9 +86,13 @@ def test_losses_of_live_cached_and_accumulated_runs_agree(shards, tmp_path):
     assert first["live"] > first["plain"] + 0.05
     for key, value in gradients(tmp_path, "cached").items():
         torch.testing.assert_close(gradients(tmp_path, "parts")[key], value, atol=1e-6, rtol=0)
-    drawn = (batches(shards)[0][0].text["negatives"] >= 0).sum().item()
-    assert metrics(tmp_path, "live")[0]["train/negatives"] == pytest.approx(drawn / 24)
-    assert "train/negatives" not in metrics(tmp_path, "plain")[0]
+
+
+def test_a_first_sample_without_negatives_is_reported(depth_shards, tmp_path, caplog):
+    shutil.copy(depth_shards / "00000.tar", tmp_path)  # without the index
+    config = DataConfig(str(tmp_path), train_num_samples=8, batch_size=8, caption_source="raw", negatives=1)
+    check_data(config, DEPTH, 1)
+    assert "--negatives: the first sample, s0_0, has none; are they packed?" in caplog.text
 
 
 def test_what_does_not_fit_is_refused(shards, depth_shards, tmp_path):
@@ -102,12 +107,16 @@ def test_what_does_not_fit_is_refused(shards, depth_shards, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_tables_have_a_column_of_them(tmp_path, kind):
+def test_tables_have_a_column_of_them(tmp_path, kind, capsys):
     (tmp_path / "a.png").write_bytes(depth_png(0, np.random.default_rng(0)))
+    (tmp_path / "b.png").write_bytes(depth_png(1, np.random.default_rng(0)))
     row = {"path": "a.png", "caption": "a wall", "negatives": ["a box", "a pole"]}
     text = json.dumps(row) if kind == "jsonl" else "path,caption,negatives\na.png,a wall,a box|a pole"
+    text += "\n" + (json.dumps(row | {"path": "b.png", "negatives": []}) if kind == "jsonl" else "b.png,a wall,")
     (tmp_path / f"table.{kind}").write_text(text + "\n")
     make_shards([kind, f"--manifest={tmp_path / f'table.{kind}'}", f"--root={tmp_path}", "--modality=depth",
                  f"--output={tmp_path / 'shards'}"])  # fmt: skip
-    (sample,) = stream_samples(str(tmp_path / "shards" / "00000.tar"))
-    assert read_captions(sample) == {"caption": "a wall", "negatives": ["a box", "a pole"]}
+    one, other = stream_samples(str(tmp_path / "shards" / "00000.tar"))
+    assert read_captions(one) == {"caption": "a wall", "negatives": ["a box", "a pole"]}
+    assert read_captions(other) == {"caption": "a wall"}
+    assert "blank" not in capsys.readouterr().out

@@ -22,9 +22,9 @@ from languagebind.data.embed_text import main as embed_text
 from languagebind.eval.data.readers import choose_protocol
 from languagebind.eval.models import load_eval_model
 from languagebind.lora import inject_lora
-from languagebind.modalities._images import PREPROCESSING
+from languagebind.modalities._images import MEAN, PREPROCESSING
 from languagebind.model import build_model
-from languagebind.timm_tower import build_encoder
+from languagebind.timm_tower import build_encoder, tower_options
 from languagebind.tuning import apply_tuning
 from languagebind.vit import EncoderConfig
 from training.main import main as train
@@ -100,6 +100,28 @@ def test_a_text_tower_as_siglip2s(depth_shards, tmp_path):
     assert load(tmp_path / "live").encode(text=texts).shape == (2, 32)
 
 
+def test_the_head_in_timms_file_is_the_projection_and_must_not_be_missing(towers, tmp_path):
+    (folder, own), file = towers["pe"], tmp_path / "file.pt"
+    config, x = run_of(folder, f"--encoder-pretrained={file}"), torch.randn(2, 3, 1, 32, 32)
+    timms, open_clips = own.visual.trunk.state_dict(), own.state_dict()
+    torch.save(timms, file)
+    torch.testing.assert_close(model_of(config).project(x), own.encode_image(x[:, :, 0]), atol=1e-6, rtol=1e-6)
+    for state in (timms, open_clips):
+        torch.save({key: x for key, x in state.items() if "head" not in key}, file)
+        with pytest.raises(UserError, match=r"1 missing:\n  visual_projection.weight"):
+            model_of(config)
+
+
+def test_positions_of_a_grid_that_is_not_square_are_not_resized(towers, tmp_path):
+    flags = ["--num-mel-bins=16", "--target-length=40", f"--encoder-pretrained={tmp_path / 'own.pt'}"]
+    model = model_of(run_of(towers["vit"][0], *flags[:2], modality="audio"))
+    torch.save(model.encoder_state(), tmp_path / "own.pt")
+    assert torch.equal(model_of(run_of(towers["vit"][0], *flags, modality="audio")).vision_model.trunk.pos_embed,
+                       model.vision_model.trunk.pos_embed)  # fmt: skip
+    with pytest.raises(UserError, match=r"pos_embed: \(1, 11, 32\), expected \(1, 17, 32\)"):
+        model_of(run_of(towers["vit"][0], *flags, "--target-length=64", modality="audio"))
+
+
 def test_an_encoder_starts_from_another_runs_checkpoint(towers, tmp_path):
     config = run_of(towers["pe"][0])
     model = model_of(config)
@@ -114,12 +136,20 @@ def test_a_checkpoint_from_before_these_options_resumes(depth_shards, tmp_path):
     train([*flags, "--name=whole"])
     path = tmp_path / "whole" / "checkpoints" / "step_00000001.pt"
     saved = torch.load(path, weights_only=True)
-    for group, names in (("inputs", PREPROCESSING), ("encoder", ("timm_model", "timm_options"))):
-        options = saved["config"]["inputs"] if group == "inputs" else saved["config"]["model"]["encoder"]
+    config = saved["config"]
+    for options, names in (
+        (config["inputs"], PREPROCESSING),
+        (config["model"]["encoder"], ("timm_model", "timm_options", "temporal_head", "temporal_head_depth")),
+        (config["model"]["text"], ("context_length",)),
+        (config["model"]["tuning"], ("tune_text",)),
+        (config["data"], ("negatives",)),
+        (config["optim"], ("matryoshka",)),
+    ):
         for name in names:
             del options[name]
     torch.save(saved, tmp_path / "old.pt")
-    train([*flags, "--name=rest", f"--resume={tmp_path / 'old.pt'}"])
+    tower = ["--encoder-tower=RN50", "--encoder-tower=none"]  # a tower that was ignored, and how to go on without it
+    train([*flags, *tower, "--name=rest", f"--resume={tmp_path / 'old.pt'}"])
     assert losses(tmp_path, "rest")[2] == losses(tmp_path, "whole")[2]
 
 
@@ -152,17 +182,26 @@ def test_every_tower_learns_from_spectrograms(towers, kind):
 def test_patches_are_dropped_in_training(towers):
     model = model_of(run_of(towers["pe"][0], "--patch-dropout=0.5"))
     x = torch.randn(2, 3, 1, 32, 32)
-    assert model.vision_model.tokens(x).shape == (2, 1 + 16, 32)
-    assert model.train().vision_model.tokens(x).shape == (2, 1 + 8, 32)
+    assert model.vision_model.trunk.forward_features(x[:, :, 0]).shape == (2, 1 + 16, 32)
+    assert model.train().vision_model.trunk.forward_features(x[:, :, 0]).shape == (2, 1 + 8, 32)
 
 
-def test_adapters_reach_attention_that_adds_its_bias_apart():
-    tower = build_encoder((3, 1, 28, 28), EncoderConfig(timm_model="eva_giant_patch14_224", timm_options=NARROW))
+@pytest.mark.parametrize(("name", "count"), [("eva_giant_patch14_224", 2), ("vit_small_patch16_18x2_224", 4)])
+def test_adapters_reach_attention_that_adds_its_bias_apart_or_is_parallel(name, count):
+    tower = build_encoder((3, 1, 28, 28), EncoderConfig(timm_model=name, timm_options=NARROW))
     inject_lora(tower, rank=2, alpha=2, dropout=0.0)
     tower(torch.randn(2, 3, 1, 28, 28))[..., :5].sum().backward()
     adapters = {name: x.grad for name, x in tower.named_parameters() if "lora_B" in name}
-    assert len(adapters) == 2
+    assert len(adapters) == count
     assert all(grad is not None and grad.any() for grad in adapters.values())
+
+
+@pytest.mark.parametrize("tuning", ["lora", "partial"])
+def test_blocks_without_attention_weights_are_refused(tuning):
+    flags = ["--modality=image", f"--text-tower={MINILM}", "--encoder-tower=timm/vit_pwee_patch16_reg1_gap_256"]
+    config = parse_args([*flags, "--encoder-pretrained=none", f"--tuning={tuning}", "--timm-options", *NARROW])
+    with pytest.raises(UserError, match=f"--tuning {tuning} finds no attention weights in this tower"):
+        apply_tuning(model_of(config), config.model.tuning)
 
 
 def test_timms_own_weights_with_a_new_projection(tmp_path, monkeypatch):
@@ -175,7 +214,7 @@ def test_timms_own_weights_with_a_new_projection(tmp_path, monkeypatch):
     for source in ("untrained", str(tmp_path / "vit.pth")):
         ours = model_of(parse_args([*flags, f"--encoder-pretrained={source}"]))
         expected = model.eval().forward_head(model.forward_features(x[:, :, 0]), pre_logits=True)
-        torch.testing.assert_close(ours.vision_model(x)[:, 0], expected)
+        torch.testing.assert_close(ours.vision_model(x), expected)
         assert ours.project(x).shape == (2, 384)
 
 
@@ -185,6 +224,10 @@ def test_a_tower_brings_its_preprocessing_and_flags_win(towers):
     assert (inputs.image_size, inputs.image_mean, inputs.resize_mode) == (32, (0.5,) * 3, "squash")
     again = run_of(folder, "--image-size=64", "--resize-mode=shortest").inputs
     assert (again.image_size, again.image_mean, again.resize_mode) == (64, (0.5,) * 3, "shortest")
+    clips, larger = (tower_options(*x)[1] for x in (("ViT-L-14", "laion2b_s32b_b82k"), ("ViT-L-14-336", "openai")))
+    assert clips == {"image_size": 224, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    assert (larger["image_size"], larger["image_mean"]) == (336, MEAN)
+    assert tower_options("timm/eva02_base_patch14_448", "mim_in22k_ft_in22k_in1k")[1]["resize_mode"] == "squash"
     # A picture with edges and without a square shape, as open_clip resizes it with PIL
     rows, columns = np.mgrid[:90, :140]
     pixels = np.stack([rows * 2, columns, 255 * (rows // 10 % 2)], axis=-1).astype(np.uint8)
@@ -201,9 +244,11 @@ def test_random_weights_are_of_the_named_tower(towers):
     config = run_of(towers["siglip"][0], "--encoder-pretrained=none")
     assert config.inputs.image_mean == (0.5,) * 3
     assert model_of(config).vision_model.trunk.attn_pool is not None
-    clip = run_of(towers["siglip"][0], "--encoder-tower=ViT-B-32", "--encoder-pretrained=none").model.encoder
+    clip = run_of(towers["siglip"][0], "--model=vit-tiny-demo", "--encoder-tower=ViT-B-32", "--encoder-pretrained=none")
+    clip = clip.model.encoder
     assert (clip.timm_model, clip.patch_size, clip.width, clip.depth, clip.mlp_dim) == (None, 32, 768, 12, 3072)
-    unset = replace(config, model=replace(config.model, encoder=EncoderConfig()))
+    own = EncoderConfig(width=32, depth=1, num_heads=2, mlp_dim=32)
+    unset = replace(config, model=replace(config.model, encoder=own))
     with pytest.raises(UserError, match="set timm_model to tiny_siglip for --encoder-tower local-dir:"):
         model_of(unset)
 
@@ -213,6 +258,8 @@ def test_random_weights_are_of_the_named_tower(towers):
     [
         (["--encoder-tower=RN50"], "--encoder-tower RN50 is not a plain vision transformer"),
         (["--encoder-tower=convnext_base"], "--encoder-tower convnext_base is not a plain vision transformer"),
+        (["--encoder-tower=ViT-L-14-CLIPA"], "--encoder-tower ViT-L-14-CLIPA is not a plain vision transformer"),
+        (["--encoder-tower=coca_ViT-B-32"], "--encoder-tower coca_ViT-B-32 is not a plain vision transformer"),
         (["--encoder-tower=timm/resnet50"], "timm's resnet50 is not a plain vision transformer"),
         (["--encoder-tower=timm/vit_pe_core_tiny_patch16"], "timm cannot build .*known: vit_pe_core_tiny_patch16_384"),
         (["--encoder-tower=PE-Core-L-14"], "did you mean PE-Core-L-14-336"),
@@ -226,9 +273,10 @@ def test_what_cannot_be_is_refused(towers, flags, message):
         model_of(run_of(towers["pe"][0], "--encoder-pretrained=none", *flags))
 
 
-def test_a_width_that_is_not_whole_patches_is_cut_with_a_word(towers, caplog):
+@pytest.mark.parametrize("more", [[], ["--timm-options", "dynamic_img_size=true"]])
+def test_a_width_that_is_not_whole_patches_is_cut_with_a_word(more, towers, caplog):
     flags = ["--num-mel-bins=16", "--target-length=44"]
-    model = model_of(run_of(towers["pe"][0], *flags, modality="audio"))
+    model = model_of(run_of(towers["pe"][0], *flags, *more, modality="audio"))
     assert "input size 16 x 44 is not a multiple of patch size 8 x 8; the extra pixels are ignored" in caplog.text
     x = torch.randn(1, 3, 1, 16, 44)
     whole = model_of(run_of(towers["pe"][0], flags[0], "--target-length=40", modality="audio"))
@@ -239,6 +287,11 @@ def test_sizes_of_our_own_vit_are_refused(towers, capsys):
     with pytest.raises(SystemExit):
         run_of(towers["pe"][0], "--width=512")
     assert "width is an option of our own ViT" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_tower_needs_weights():
+    with pytest.raises(UserError, match="--encoder-tower ViT-B-32 needs --encoder-pretrained: a tag, a file or none"):
+        parse_args(["--modality=depth", "--encoder-tower=ViT-B-32"])
 
 
 def test_what_trains_is_as_the_page_says(towers):

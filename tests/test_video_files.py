@@ -1,6 +1,7 @@
 """Video files as people have them: each decoder returns the frames that `ffmpeg` decodes, or an error."""
 
 import io
+import json
 import logging
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from video_files import cell as measure
 
 from languagebind.data.packing import PackOptions, pack
 from languagebind.data.sources import Sample
-from languagebind.modalities import DecodeError
+from languagebind.modalities import DecodeError, _containers
 from languagebind.modalities._video_backends import _report_fallback
 from languagebind.modalities.video import Video
 
@@ -82,6 +83,29 @@ def test_a_variable_frame_rate(folder, container):
         more = "-vf", f"setpts='({rule})/25/TB'", "-fps_mode", "passthrough"
         path = write(folder, "H.264, B-frames", container, *more, name=f"vfr-{name}")
         assert working(path, spread(shown(path))) >= {"pyav", "opencv"}
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "options", "whole"),
+    [
+        ("H.264, B-frames", "mp4", [], False), ("HEVC, open GOPs", "mov", [], False), ("MPEG-4", "mp4", [], False),
+        ("H.264, B-frames", "mov", ["-movflags", "faststart"], False),
+        ("H.264, B-frames", "mp4", ["-vf", "setpts='(N+5*gt(N,20)+0.3*mod(N,3))/25/TB'", "-fps_mode", "vfr"], False),
+        ("H.264, B-frames", "mp4", ["-use_editlist", 0], False),
+        ("H.264, B-frames", "mp4", ["-movflags", "frag_keyframe+empty_moov"], True),  # no table
+        ("H.264, B-frames", "mp4", ["-output_ts_offset", 2], True),  # two edits
+    ],
+)  # fmt: skip
+def test_the_sample_table_states_what_the_packets_state(folder, monkeypatch, codec, container, options, whole):
+    path = write(folder, codec, container, *options, name=f"table-{codec}-{options[-1:]}")
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "packet=pts_time", "-of", "json"]
+    packets = json.loads(subprocess.run([*command, path], capture_output=True, check=True).stdout)["packets"]
+    results, original = [], _containers._without_reading
+    monkeypatch.setattr(_containers, "_without_reading", lambda *args: results.append(original(*args)) or results[-1])
+    found = _containers.read_packets(path, "video", 60)
+    assert found.times == pytest.approx(sorted(float(packet["pts_time"]) for packet in packets), abs=1e-6)
+    assert (found.unclear, found.countable) == ("", "open" not in codec)
+    assert all(rows is None for rows in results) == whole
 
 
 def test_hidden_frames_of_vp8_are_not_counted(folder):

@@ -62,6 +62,8 @@ SIGLIP_TEXT = CLIP_TEXT | {
 def write_tower(folder: Path, kind: str, text: dict[str, Any] = CLIP_TEXT, **more: Any) -> Any:
     """Write an open_clip model with a tower of VISION to a folder, every weight random; return the model."""
     sizes = {"embed_dim": 32, "vision_cfg": {"image_size": 32, **VISION[kind]}, "text_cfg": text, **more}
+    if kind == "siglip":
+        sizes["init_logit_bias"] = -10
     torch.manual_seed(len(kind))
     model = open_clip.CustomTextCLIP(**sizes).eval()
     for parameter in model.visual.parameters():

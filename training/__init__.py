@@ -1,1 +1,1 @@
-"""Train a modality's encoder against a frozen text tower: `python -m training.main`."""
+"""Train a modality's encoder against a text tower: `python -m training.main`."""

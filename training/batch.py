@@ -1,6 +1,5 @@
 """Data options, the plan of a rank's steps, and batches."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -88,8 +87,6 @@ class Batch:
     epoch: int
     drawn: int
     """number of samples that the worker has drawn in this epoch"""
-    counts: Counter[str] = field(default_factory=Counter)
-    """numbers of texts of this batch, for the log: hard `negatives`, `cut_captions` of too many tokens"""
     anchor: torch.Tensor | None = None
     """the partner's features (B, D) or inputs (B, C, T, H, W), if there is a partner"""
 

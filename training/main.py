@@ -100,15 +100,13 @@ def fit(config: TrainConfig, process: Process) -> None:
         folder, resume = open_run(config, process, held)
         model = new_model(config)
         fingerprint, digest = model.text_fingerprint(), shards_digest(shards)
-        data, features = config.data, None
-        if config.model.tuning.tune_text:
-            log.info("--tune-text: text features are not cached, because the text tower trains")
-        else:
-            texts = (data.caption_source, fingerprint, data.negatives > 0)
-            features = open_text_features(data.text_features, list(shards), *texts)
+        data, tune_text = config.data, config.model.tuning.tune_text
+        texts = (list(shards), data.caption_source, fingerprint, data.negatives > 0)
+        features = None if tune_text else open_text_features(data.text_features, *texts)
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
         report_start(run, model, shards)
-        log.info("text features: %s", "encoded at each step" if features is None else "read from beside the shards")
+        live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
+        log.info("text features: %s", live if features is None else "read from beside the shards")
         if partner is not None:
             partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
         state = start(run, model, resume, steps_per_epoch, partner)
@@ -192,8 +190,8 @@ def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) ->
     log.info("%s, %s x %d, %s, %s", versions, run.process.device.type, ranks, run.config.engine.engine, optim.precision)
     counts = [count for count in shards.values() if count is not None]
     samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
-    names = [name for name in (init.encoder_tower, init.encoder_pretrained) if name]
-    weights = " ".join("random" if name == "none" else name for name in names)
+    tower = "" if init.encoder_tower in (None, "none") else f"{init.encoder_tower} "
+    weights = tower + ("random" if init.encoder_pretrained == "none" else str(init.encoder_pretrained))
     log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     trained, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

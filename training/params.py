@@ -1,4 +1,4 @@
-"""Parse the command line of training. Flags override the --config file, which overrides the --model file."""
+"""Parse the command line of training. Flags override the --config file, then --encoder-tower, then --model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from languagebind import configs
-from languagebind.config import UserError, as_flag, at_least, expand_config, parse, take_flag, yaml_to_argv
+from languagebind.config import UserError, as_flag, at_least, expand_config, flag_name, parse, take_flag, yaml_to_argv
 from languagebind.modalities import Modality, modality_class
 from languagebind.model import ModelConfig
 from languagebind.partner import PartnerConfig
-from languagebind.text import TextConfig
 from languagebind.timm_tower import tower_options
-from languagebind.vit import EncoderConfig
 
 from .batch import DataConfig
 from .checkpoint import CheckpointConfig
@@ -45,7 +43,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[M]):
-    """Train an encoder against a frozen text tower. Pass --modality, which determines the available flags."""
+    """Train an encoder against a text tower. Pass --modality, which determines the available flags."""
 
     modality: str
     """modality to train: the name of a module in languagebind/modalities"""
@@ -71,53 +69,46 @@ class TrainConfig(Generic[M]):
 def parse_args(argv: Sequence[str]) -> TrainConfig:
     """Return the options of a run from its command line."""
     argv = expand_config(argv, lambda name: configs.find(name, "recipe"))
+    order = [flag_name(word) for word in argv if flag_name(word) in ("model", "encoder_tower")]
     models, argv = take_flag(argv, "--model")
-    if models:
-        argv = yaml_to_argv(configs.find(models[-1], "model")) + argv
+    sizes = yaml_to_argv(configs.find(models[-1], "model")) if models else []
     names, argv = take_flag(argv, "--modality")
     if not names:
         raise UserError("--modality is required, on the command line or in the --config file")
     modality = modality_class(names[-1])
-    argv = tower_flags(argv, modality) + argv  # in front: the user's own flags win
+    tower = tower_flags(argv, modality)
+    argv = [*tower, *sizes, *argv] if order[-1:] == ["model"] else [*sizes, *tower, *argv]  # the later one wins
     kind = TrainConfig[modality]  # type: ignore[valid-type]  # the class depends on --modality
     config = parse(kind, [f"--modality={names[-1]}", *argv], prog="training.main")
     check_engine(config.engine, config.optim)
-    if config.model.tuning.tune_text and config.engine.engine == "deepspeed":
-        raise UserError("--tune-text does not work with --engine deepspeed: use ddp or fsdp")
-    if getattr(config.inputs, "frames_per_second", 0) and config.model.encoder.temporal_head is None:
-        raise UserError("--frames-per-second pads short clips, which needs a --temporal-head, such as mean")
-    if config.model.encoder.temporal_head == "pairs":
+    encoder, inputs = config.model.encoder, vars(config.inputs)
+    unmasked = encoder.temporal_head is None or encoder.temporal_attention or not any(inputs.get("image_mean", [1]))
+    if inputs.get("frames_per_second") and unmasked:
+        needs = "a --temporal-head, such as mean, no --temporal-attention, and an --image-mean above 0"
+        raise UserError(f"--frames-per-second pads short clips, which needs {needs}")
+    if encoder.temporal_head == "pairs":
         raise UserError("--temporal-head pairs is for evaluation alone: train another head")
     if (config.optim.loss == "siglip") != (config.model.init.init_logit_bias is not None):
         raise UserError("--loss siglip and --init-logit-bias belong together: use both (SigLIP's bias is -10) or none")
-    if config.data.negatives and config.model.tuning.tune_text:
-        raise UserError("--negatives needs a frozen text tower; leave out --tune-text")
-    if config.data.negatives and config.optim.loss == "siglip":
-        raise UserError("--negatives works with --loss clip alone; leave it out")
-    return replace(config, model=replace(config.model, text=with_absolute_paths(config.model.text)))
+    if config.data.negatives and (config.optim.loss == "siglip" or config.model.tuning.tune_text):
+        raise UserError("--negatives works with --loss clip alone, and not with --tune-text; leave it out")
+    text = config.model.text  # with absolute paths, checkpoints load from any working directory
+    schema, _, folder = text.text_tower.partition(":")
+    if schema in ("local-dir", "hf", "clip4clip") and Path(folder).exists():
+        text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
+    if text.file:
+        text = replace(text, text_pretrained=str(Path(text.file).absolute()))
+    return replace(config, model=replace(config.model, text=text))
 
 
 def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
     """Return the flags that the --encoder-tower of a command line sets: its sizes and its preprocessing."""
-    # A saved config says None, as tyro does
     names = ("--encoder-tower", "--encoder-pretrained", "--cache-dir")
-    given = [[None, *take_flag(argv, name)[0]][-1] for name in names]
-    tower, pretrained, folder = (None if value == "None" else value for value in given)
-    if tower is None or pretrained is None:
-        return []
-    known = {option.name for kind in (EncoderConfig, modality) for option in fields(kind)}
-    flags: list[str] = []
-    for name, value in tower_options(tower, pretrained, folder).items():
-        if name in known:
-            flags += as_flag(name, value)
-    return flags
-
-
-def with_absolute_paths(text: TextConfig) -> TextConfig:
-    """Return the text options with absolute paths, so that checkpoints load from any working directory."""
-    schema, _, folder = text.text_tower.partition(":")
-    if schema in ("local-dir", "hf", "clip4clip") and Path(folder).exists():
-        text = replace(text, text_tower=f"{schema}:{Path(folder).absolute()}")
-    if text.text_pretrained and Path(text.text_pretrained).exists():
-        text = replace(text, text_pretrained=str(Path(text.text_pretrained).absolute()))
-    return text
+    given = [take_flag(argv, name)[0][-1:] for name in names]
+    tower, pretrained, folder = (None if value in ([], ["None"]) else value[0] for value in given)  # tyro writes None
+    if tower and pretrained is None:
+        raise UserError(f"--encoder-tower {tower} needs --encoder-pretrained: a tag, a file or none")
+    encoder, inputs = tower_options(tower or "none", pretrained, folder)
+    known = {option.name for option in fields(modality)}
+    options = encoder | {name: value for name, value in inputs.items() if name in known}
+    return [word for name, value in options.items() for word in as_flag(name, value)]

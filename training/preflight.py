@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from languagebind.config import UserError, digest
-from languagebind.data.shards import ShardInfo, count_samples, expand_shards, indexed, split_shard
+from languagebind.data.shards import count_samples, expand_shards, indexed, split_shard
 from languagebind.data.vidal import NEGATIVES
 from languagebind.modalities import Modality
 from languagebind.model import DualEncoder
@@ -32,16 +32,17 @@ def check_data(
         advice = "make more shards, use fewer --workers, or draw shards with --dataset-resampled"
         raise UserError(f"{len(shards)} shards are too few for {needed}: {advice}")
     index = indexed(shards)
-    _check_sizes(index)
+    for shard, info in index.items():  # a tar file truncated between members looks complete
+        if info and not shard.startswith("pipe:") and (size := file_size(shard)) not in (None, info.bytes):
+            advice = "check it with languagebind check-shards"
+            raise UserError(f"{shard} has {size} bytes, but its index.json says {info.bytes}: {advice}")
     named = [extension for extension in modality.extensions if "." in extension]  # of this modality alone
     held = sorted({name for info in index.values() if info for name in info.members} - {"json"})
     if held and named and not set(named) & set(held):
         log.warning("no member is named %s, only %s: is --modality right?", " or ".join(named), ", ".join(held))
     sources = {name for info in index.values() if info for name in info.caption_sources}
     if config.negatives and sources and NEGATIVES not in sources:
-        raise UserError(
-            f"--negatives {config.negatives}: no sample has {NEGATIVES!r} among its captions; pack them, too"
-        )
+        raise UserError(f"--negatives: no sample has {NEGATIVES!r} among its captions; pack them, too")
     counts = count_samples(index)
     unknown = [shard for shard, count in counts.items() if count is None]
     if unknown and not config.train_num_samples:
@@ -74,20 +75,12 @@ def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int
         raise UserError(f"{folder} has {free / 1e9:.2f} GB free, but {needed}: {advice}")
 
 
-def _check_sizes(index: dict[str, ShardInfo | None]) -> None:
-    """Compare sizes with the index, because a tar file truncated between members looks complete."""
-    for shard, info in index.items():
-        if info is None or shard.startswith("pipe:"):
-            continue
-        if (size := file_size(shard)) not in (None, info.bytes):
-            advice = "check it with languagebind check-shards"
-            raise UserError(f"{shard} has {size} bytes, but its index.json says {info.bytes}: {advice}")
-
-
 def _check_samples(
     shards: dict[str, int | None], modality: Modality, config: DataConfig, partner: Partner | None
 ) -> None:
     """Check that a sample can be used, to report a wrong folder or option before the workers start."""
     config = replace(config, shuffle_buffer=0, dataset_resampled=False, positives="pair")
     probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1), partner=partner)
-    next(WorkerStream(probe, epoch=0, worker=0, workers=1, drawn=0).samples)
+    sample = next(WorkerStream(probe, epoch=0, worker=0, workers=1, drawn=0).samples)
+    if config.negatives and not any(sample.texts[1:]):
+        log.warning("--negatives: the first sample, %s, has none; are they packed?", sample.key)

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_LOG_SCALE = math.log(100)  # as in CLIP
 # --max-bad-share applies after this number of samples.
 BUDGET_FROM = 100
+Targets = tuple[Tensor | None, Tensor | None, Tensor | None]  # see `_targets`
 WORTH_SAYING = 0.1  # lowest possible loss above which repeated captions are reported
 
 
@@ -114,17 +115,12 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
 
 def _features(engine: Engine, batch: Batch) -> Tensor:
     """Return unit-norm features (B, D); if the text tower trains, the captions' follow in each row, (B, 2 * D)."""
-    device = engine.process.device
-    if not engine.model.trains_text:
-        return engine.forward(batch.inputs.to(device, non_blocking=True))
-    batch = batch.to(device)
-    return engine.forward(batch.inputs, batch.text)
+    batch = batch.to(engine.process.device)
+    return engine.forward(batch.inputs, batch.text if engine.model.trains_text else None)
 
 
 @torch.no_grad()
-def _targets(
-    model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _targets(model: DualEncoder, batches: list[Batch], precision: Precision, device: torch.device) -> Targets:
     """Return unit-norm features of captions (B, D), groups (B,), and features of hard negatives (B * K, D).
 
     Repeated texts are encoded once. A negative that a sample lacks is a row of zeros. If the text tower trains, only
@@ -159,7 +155,7 @@ def _anchors(state: TrainState, batches: list[Batch], precision: Precision) -> t
 def _loss(
     model: DualEncoder,
     features: Tensor,
-    targets: tuple[Tensor | None, Tensor | None, Tensor | None],
+    targets: Targets,
     optim: OptimConfig,
     anchors: tuple[Tensor, float] | None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -199,7 +195,6 @@ class Meter:
     def reset(self) -> None:
         self.seconds, self.waited, self.samples, self.steps = 0.0, 0.0, 0, 0
         self.skipped: list[Skipped] = []
-        self.counts: Counter[str] = Counter()
 
     def update(self, batches: list[Batch], loss: Tensor) -> None:
         step = self.state.step
@@ -207,7 +202,6 @@ class Meter:
         for batch in batches:
             self.samples += len(batch.keys) * self.world_size
             self.skipped += batch.skipped
-            self.counts.update(batch.counts)
         due = step % self.config.log.log_every_n_steps == 0 or step in (1, self.total_steps)
         value = loss.item() if due else None  # waits for the device
         self.seconds += time.perf_counter() - self.resumed
@@ -230,14 +224,8 @@ class Meter:
 
     def report(self, loss: float) -> None:
         state, engine, seconds = self.state, self.state.engine, self.seconds
-        ranks = gather_objects((self.skipped, state.skipped, self.counts))
-        skipped, total = [sample for samples, *_ in ranks for sample in samples], sum(count for _, count, _ in ranks)
-        counts: Counter[str] = Counter()
-        for *_, own in ranks:
-            counts.update(own)
-        if not self.used and counts["cut_captions"] and engine.process.is_main:
-            message = "%d of the %d captions so far have more tokens than the text tower reads, and are cut"
-            log.warning(message, counts["cut_captions"], self.samples)
+        skips, totals = zip(*gather_objects((self.skipped, state.skipped)), strict=True)
+        skipped, total = [sample for samples in skips for sample in samples], sum(totals)
         self.logger.skipped(state.step, skipped)
         if skipped and engine.process.is_main:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
@@ -255,7 +243,6 @@ class Meter:
             "train/data_wait": self.waited / seconds,
             "train/skipped": total,
             "train/epoch": state.step / self.steps_per_epoch,
-            **{f"train/{name}": count / self.samples for name, count in counts.items()},  # per sample
         }
         if engine.model.logit_bias is not None:
             values["train/logit_bias"] = engine.model.logit_bias.item()

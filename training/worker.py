@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, count, groupby, islice
+from itertools import count, groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,6 @@ from languagebind.data.vidal import NEGATIVES, MissingCaption, all_captions, cho
 from languagebind.files import decode_text
 from languagebind.modalities import DecodeError, Modality
 from languagebind.partner import Partner
-from languagebind.text import Tokenizer
 
 from .batch import Batch, DataConfig, Plan, Skipped
 
@@ -39,9 +38,9 @@ class Prepared(NamedTuple):
     inputs: torch.Tensor
     """(C, T, H, W)"""
     texts: list[str]
-    """the caption, and up to --negatives hard negatives"""
-    features: list[torch.Tensor]
-    """cached text features (D,) of the texts, if there are any"""
+    """the caption and --negatives K hard negatives, "" for those that the sample lacks"""
+    features: torch.Tensor | None
+    """cached features (1 + K, D) of the texts, zeros for none"""
     group: int | None
     anchor: torch.Tensor | None = None
     """the partner's feature (D,) or input (C, T, H, W)"""
@@ -98,23 +97,16 @@ class WorkerStream:
         """Return the next batch, with a record of the samples skipped before it."""
         samples = list(islice(self.samples, self.config.batch_size))
         skipped, self.skipped = self.skipped, []
-        wanted = self.config.negatives
-        missing = [1 + wanted - len(x.texts) for x in samples]
         if self.features is None:
-            number = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(x.texts for x in samples)))}
-            rows = [[number[text] for text in x.texts] + [-1] * n for x, n in zip(samples, missing, strict=True)]
-            which = torch.tensor(rows)  # (B, 1 + K)
-            text = self.tokenizer(list(number)) | {"caption": which[:, 0]}
+            distinct = dict.fromkeys(text for x in samples for text in x.texts if text)
+            number = {text: i for i, text in enumerate(distinct)}
+            texts = torch.tensor([[number.get(text, -1) for text in x.texts] for x in samples])  # (B, 1 + K)
+            text = self.tokenizer(list(number)) | {"caption": texts[:, 0]}
         else:
-            found = [pad(torch.stack(x.features), (0, 0, 0, n)) for x, n in zip(samples, missing, strict=True)]
-            which = torch.stack(found)  # (B, 1 + K, D)
-            text = {"features": which[:, 0]}
-        counts: Counter[str] = Counter()
-        if self.features is None and isinstance(self.tokenizer, Tokenizer):
-            counts += Counter(cut_captions=self.tokenizer.count_cut([x.texts[0] for x in samples]))  # nothing if 0
-        if wanted:
-            text["negatives"] = which[:, 1:]
-            counts["negatives"] = wanted * len(samples) - sum(missing)
+            texts = torch.stack([x.features for x in samples if x.features is not None])  # (B, 1 + K, D)
+            text = {"features": texts[:, 0]}
+        if self.config.negatives:
+            text["negatives"] = texts[:, 1:]
         return Batch(
             inputs=torch.stack([x.inputs for x in samples]),
             text=text,
@@ -125,7 +117,6 @@ class WorkerStream:
             worker=self.worker,
             epoch=self.epoch,
             drawn=self.drawn,
-            counts=counts,
             anchor=torch.stack([x.anchor for x in samples if x.anchor is not None]) if self.partner else None,
         )
 
@@ -154,13 +145,17 @@ class WorkerStream:
             x = self.modality.preprocess(sources[picked], torch.Generator().manual_seed(rng.getrandbits(63)))
             others = [text for text in dict.fromkeys(all_captions(captions, NEGATIVES)) if text != caption]
             texts = [caption, *rng.sample(others, min(self.config.negatives, len(others)))]
-            features = [] if self.features is None else [self.features.find(shard, text) for text in texts]
+            lacking, features = 1 + self.config.negatives - len(texts), None
+            if self.features is not None:
+                found = torch.stack([self.features.find(shard, text) for text in texts])
+                features = pad(found, (0, 0, 0, lacking))
             anchor = self.partner.read(sample, rng, picked, frame) if self.partner else None  # drawn last
         except (DecodeError, MissingCaption) as error:
             return Skipped(shard, key, getattr(error, "reason", str(error)) + dotted(sample))
         except Exception as error:  # a bug in our code must not count as a bad sample
             error.add_note(f"while reading sample {key} of {shard}")
             raise
+        texts += [""] * lacking
         return Prepared(key, x, texts, features, _group(sample, caption, self.config.positives), anchor)
 
     def _draw(self) -> Iterator[dict | Skipped]:

@@ -40,7 +40,7 @@ class EmbedOptions:
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str | None = None
-    """device to use (default: a GPU if there is one)"""
+    """device to use; None: a GPU if there is one"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text_projection.to(process.device)
         tokenizer: Any = text_model.tokenizer
 
-        cut = 0
-
         def encode(texts: list[str]) -> torch.Tensor:
-            nonlocal cut
-            cut += tokenizer.count_cut(texts)
             tokens = {key: value.to(process.device) for key, value in tokenizer(texts).items()}
             with autocast(process.device, options.precision):
                 return encode_text(text_model, text_projection, tokens)
@@ -72,5 +68,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         counts = embed_shards(shards, process, write)
     captions, done = sum(count or 0 for count in counts), counts.count(None)
     print(f"{captions} captions of {len(counts) - done} shards, text tower {tower[:12]}; {done} shards were complete")
-    if cut:
-        print(f"{cut} captions have more tokens than the text tower reads, and are cut")

@@ -217,7 +217,6 @@ def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make shards with the options of the command line, and print a report."""
     kind, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if kind in ("-h", "--help"):
         print(__doc__)

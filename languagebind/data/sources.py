@@ -96,7 +96,8 @@ class Jsonl:
             yield row, files
 
     def _sample(self, row: Record, files: Files) -> Sample:
-        captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES, NEGATIVES) if name in row}
+        captions = {name: row[name] or "" for name in ("caption", *CAPTION_SOURCES) if name in row}
+        captions |= {NEGATIVES: row[NEGATIVES]} if row.get(NEGATIVES) else {}  # not every sample needs some
         if isinstance(several := row.get("captions"), dict):
             captions |= several
         elif several:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,11 +110,6 @@ def require(record: Record, columns: Iterable[str], where: str) -> None:
     for column in columns:
         if column not in record:
             raise UserError(f"{where}: no column {column!r}, only {columns_of(record)}")
-
-
-def _tsv(file: Path, form: Format) -> Iterator[tuple[str, Record]]:
-    """Read tab-separated columns without quoting, because a sentence may contain a single `"`."""
-    return _csv(file, form, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
 
 
 def _dialect(lines: list[str], separator: str) -> dict[str, Any]:
@@ -221,4 +217,6 @@ def _record(value: Any) -> Record:
     return dict(value) if isinstance(value, dict) else {VALUE: value}
 
 
+# Tab-separated columns have no quoting, because a sentence may contain a single `"`
+_tsv: Any = partial(_csv, dialect={"delimiter": "\t", "quoting": csv.QUOTE_NONE})
 READERS = {"csv": _csv, "tsv": _tsv, "json": _json, "jsonl": _jsonl, "pkl": _pickle, "pickle": _pickle, "txt": _lines}

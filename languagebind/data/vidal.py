@@ -102,7 +102,7 @@ def clean_captions(captions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_names(source: str, negatives: bool = False) -> tuple[str, ...]:
-    """Return the caption keys that a source draws from, with that of hard negatives if asked for."""
+    """Return the caption keys that a source draws from, and that of hard negatives if asked for."""
     return (CAPTION_SOURCES if source == "mix" else (source,)) + (NEGATIVES,) * negatives
 
 

@@ -22,6 +22,7 @@ from .. import __version__
 from ..config import digest, to_dict
 from ..distributed import gather_objects
 from ..modalities import modality_name
+from ..modalities._images import PREPROCESSING
 from ..weights import hash_tensor
 from .data.readers import EvalProtocol
 from .data.samples import Sample
@@ -30,6 +31,7 @@ from .results import write_output
 log = logging.getLogger(__name__)
 
 DECODERS = ("pillow", "torchvision", "av", "opencv-python-headless", "decord", "torchcodec", "soundfile", "torchaudio")
+ADDED = (*PREPROCESSING, "frames_per_second")  # options that older caches lack: their defaults change no feature
 CHECKSUM_BYTES = 32  # at the start of a file
 
 
@@ -40,6 +42,9 @@ class FeatureCache:
     """
 
     def __init__(self, prefix: Path, model: Any, protocol: EvalProtocol, precision: str):
+        modality = protocol.reader.modality
+        usual = [key for key in ADDED if getattr(modality, key, None) == getattr(type(modality), key, None)]
+        inputs = {key: value for key, value in to_dict(modality).items() if key not in usual}
         versions = {"languagebind": __version__, "torch": torch.__version__}
         for package in DECODERS:  # Another version of a decoder may give other pixels
             with suppress(PackageNotFoundError):
@@ -48,8 +53,8 @@ class FeatureCache:
             "weights": weights_digest(model),
             "text_fingerprint": model.text_fingerprint(),
             "device": model.logit_scale.device.type,
-            "modality": modality_name(protocol.reader.modality),
-            "inputs": to_dict(protocol.reader.modality),
+            "modality": modality_name(modality),
+            "inputs": inputs,
             "precision": precision,
             "rules": protocol.describe(),
             "versions": versions,

@@ -28,7 +28,7 @@ class CommandOptions:
     output: Path = Path("results")
     """folder for the result files"""
     data_root: Path | None = None
-    """base folder for the data paths in the configs; default: each config's own folder"""
+    """base folder for the data paths in the configs; None: each config's own folder"""
     overwrite: bool = False
     """replace existing result files"""
     encode: EncodeOptions = field(default_factory=EncodeOptions)

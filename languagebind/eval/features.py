@@ -49,7 +49,7 @@ class EncodeOptions:
     precision: Precision = "fp32"
     """precision of the encoders; amp: float16 autocast, amp_bf16: bfloat16 autocast; scores are always float32"""
     device: str | None = None
-    """PyTorch device to use; default: the first GPU, or else the CPU; in Python: the model's device"""
+    """PyTorch device to use; None: the first GPU, or else the CPU; in Python: the model's device"""
     skip_bad: bool = False
     """skip samples that cannot be read, and count them in the result"""
     feature_cache: Path | None = None
@@ -79,7 +79,7 @@ class FeatureEncoder:
         self.model, self.protocol, self.options = model, protocol, options
         self.device = model.logit_scale.device if options.device is None else torch.device(options.device)
         head = getattr(model, "temporal_head", None)
-        self.pairs = head if isinstance(head, PairHead) else None  # then features are raw: of frames, and of texts
+        self.pairs = head if isinstance(head, PairHead) else None  # its features have any norm: of frames, and of texts
         folder = options.feature_cache
         self.cache = FeatureCache(Path(folder) / name, model, protocol, options.precision) if folder else None
 
@@ -139,17 +139,18 @@ class FeatureEncoder:
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]
         distinct = list(rows)
-        tokenizer = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
-        if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct)) and not rank():
-            log.warning("%d of %d texts have more tokens than the text tower reads, and are cut", cut, len(distinct))
-        raw = not self.protocol.unit or self.pairs
+        tokenizer: Any = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
+        raw, words = not self.protocol.unit or self.pairs, self.protocol.words
+        if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct, words)) and not rank():
+            log.warning("%d of %d texts have more tokens than are read, and are cut", cut, len(distinct))
         encode = self.model.project_text if raw else self.model.encode_text
         parts: dict[int, Tensor] = {}
         for batch in _progress(_own_batches(len(distinct), self.options.batch_size), "texts"):
             here = distinct[batch[0] : batch[-1] + 1]
             found = self.cache.get(["text", *here]) if self.cache else None
             if found is None:
-                found = self._run(encode, self.protocol.cut(self.model.tokenize(here)))
+                tokens = self.model.tokenize(here) if words is None else tokenizer(here, words)
+                found = self._run(encode, tokens)
                 if self.cache:
                     self.cache.put(["text", *here], found)
             parts[batch[0]] = found

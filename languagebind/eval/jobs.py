@@ -40,7 +40,7 @@ class EvalOptions(CommandOptions):
     """one or more models instead of --checkpoint: a checkpoint, open_clip:NAME/TAG, imagebind:FILE, clip4clip:FILE or
     MODULE:FUNCTION (see languagebind/eval/models.py); prefix NAME= to name the model's results"""
     modality: str | None = None
-    """modality to use with an open_clip model or ImageBind; default: that of the datasets, if all have the same"""
+    """modality to use with an open_clip model or ImageBind; None: that of the datasets, if all have the same"""
     num_frames: int | None = None
     """frames per clip, instead of the number that the model was trained with"""
     data: tuple[Path, ...] = ()
@@ -54,14 +54,14 @@ class EvalOptions(CommandOptions):
     compare: bool = False
     """print one table with a column per model, including results that --skip-existing skipped"""
     protocol: Literal["ours", "paper", "clip4clip"] | None = None
-    """paper: evaluate as the original LanguageBind code does; clip4clip: as CLIP4Clip does; default: the protocol in
+    """paper: evaluate as the original LanguageBind code does; clip4clip: as CLIP4Clip does; None: the protocol in
     each config, or ours"""
     templates: str | None = None
     """file of prompts, one per line with {c} for the class, instead of the datasets' own prompts"""
     clips: int | None = None
-    """number of clips per video; their features are averaged; default: the number in each config, or 1"""
+    """number of clips per video; their features are averaged; None: the number in each config, or 1"""
     crops: int | None = None
-    """number of crops per clip along the longer side; their features are averaged; default as for --clips"""
+    """number of crops per clip along the longer side; their features are averaged; None: as for --clips"""
     dual_softmax: bool = False
     """for retrieval, add dual-softmax metrics, named dual_softmax/...; they need all queries at once"""
     export_features: Path | None = None

@@ -120,12 +120,11 @@ def load_eval_model(
     kind: Any
     if spec.startswith(OPEN_CLIP):
         model, kind = _load_open_clip(spec, modality or default_modality)
-    elif spec.startswith(IMAGEBIND):
-        return load_model(spec, device, modality=modality or default_modality, num_frames=num_frames)
     elif parts := _callable_parts(spec):
         model, kind = _load_external(spec, *parts)
     else:
-        return load_model(spec, device, modality=modality, num_frames=num_frames)
+        asked = modality or (default_modality if spec.startswith(IMAGEBIND) else None)
+        return load_model(spec, device, modality=asked, num_frames=num_frames)
     if modality not in (None, modality_name(kind)):
         raise UserError(f"{spec} is for {modality_name(kind)}, not {modality}")
     if num_frames is not None:
@@ -230,7 +229,7 @@ def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _callable_parts(spec: str) -> tuple[str, str] | None:
-    match = CALLABLE.fullmatch(spec) if not (Path(spec).exists() or spec.startswith(CLIP4CLIP)) else None
+    match = CALLABLE.fullmatch(spec) if not (Path(spec).exists() or spec.startswith((CLIP4CLIP, IMAGEBIND))) else None
     return (match[1], match[2]) if match else None
 
 

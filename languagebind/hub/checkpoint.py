@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,13 @@ def build_checkpoint(
             state = interpolate_frames(state, num_frames)
         modality = replace(modality, num_frames=num_frames)  # type: ignore[call-arg]  # a modality with frames has it
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
-    if holds_text(checkpoint):
+    trained_text = any(key.startswith(TEXT_PREFIXES) for key in checkpoint["model"])
+    if trained_text:
         text = untrained_text(config.text)
     else:
         text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
     model = DualEncoder(modality.input_shape, encoder, text, config.init.init_logit_bias)
-    if not holds_text(checkpoint) and model.text_fingerprint() != checkpoint["text_fingerprint"]:
+    if not trained_text and model.text_fingerprint() != checkpoint["text_fingerprint"]:
         tower = "the one loaded before" if like is not None else f"the current {config.text.text_tower}"
         versions = ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items())
         raise WeightsError(f"the text tower of {path} differs from {tower}; versions in training: {versions}")
@@ -73,21 +74,16 @@ def build_checkpoint(
     return model.eval(), modality
 
 
-def holds_text(checkpoint: dict[str, Any]) -> bool:
-    """Tell whether a training checkpoint has the text tower, which was then trained, too."""
-    return any(key.startswith(TEXT_PREFIXES) for key in checkpoint["model"])
-
-
 def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEncoder, Modality]:
-    """Return the model of `clip4clip:FILE`, on the CPU, and its modality; frames are encoded one by one.
+    """Return the model of `clip4clip:FILE`, on the CPU, and its modality. Any number of frames is supported.
 
-    Raises `UserError` if the file is not a checkpoint of CLIP4Clip, or its head has no embedding.
+    Raises `UserError` if the file is not a checkpoint of CLIP4Clip.
     """
-    options = tower_options(source, None) | ({} if num_frames is None else {"num_frames": num_frames})
-    sizes = {option.name for option in fields(EncoderConfig)} & options.keys()
-    encoder = EncoderConfig(**{name: options[name] for name in sizes})
-    config = ModelConfig(encoder, TextConfig(source, "own"), init=InitConfig("own", source, init_temperature=0))
-    modality = with_options(modality_class("video")(), options)
+    encoder, inputs = tower_options(source, None)
+    frames = {} if num_frames is None else {"num_frames": num_frames}
+    modality = with_options(modality_class("video")(), inputs | frames)
+    init = InitConfig("own", source, init_temperature=0)
+    config = ModelConfig(EncoderConfig(**encoder), TextConfig(source, "own"), init=init)
     return build_model(config, modality.input_shape).eval(), modality
 
 
@@ -102,7 +98,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not remote and not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     if str(path).endswith((".safetensors", ".bin")):
-        raise UserError(f"{path} contains only weights: pass its folder, which also has config.json")
+        raise UserError(f"{path} contains only weights: pass its folder, or clip4clip:FILE for CLIP4Clip's")
     try:
         with open_url(str(path)) if remote else open(path, "rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)

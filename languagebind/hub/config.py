@@ -66,6 +66,7 @@ class LanguageBindTextConfig(PreTrainedConfig):  # CLIPTextConfig would import t
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
     max_position_embeddings: int = 77
+    context_length: int | None = None  # not in the published files: tokens of a text, if fewer than the positions
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: int | float = 0.0
@@ -224,9 +225,12 @@ def read_config(
         if training:
             model, modality = options_of(read_checkpoint(name), name)
             config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
+            config.text.context_length = model.text.context_length or config.text.max_position_embeddings
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
         else:
             values, unused = PreTrainedConfig.get_config_dict(name, **options | hub)
+            if "int8" in values:
+                raise ValueError("it is an export for ONNX or torch.export; pass the checkpoint instead")
             found = {config.model_type: config for config in CONFIGS.values()}.get(values.get("model_type", ""), kind)
             found = kind if issubclass(kind, found) else found  # a subclass of a user's
             config, unused = found.from_dict(values, return_unused_kwargs=True, **unused)
@@ -299,10 +303,8 @@ def to_config(
     if text is None:
         remedy = "share its checkpoint file, which languagebind.load can read"
         raise UserError(f"the published layout supports only CLIP's text tower, but this model has another: {remedy}")
-    if encoder.temporal_head is not None:
-        raise UserError("the published layout does not support a temporal head: use languagebind.load")
-    if encoder.timm_model is not None:
-        raise UserError(f"the published layout supports only CLIP's encoder, but this model has {encoder.timm_model}")
+    if other := encoder.timm_model or (encoder.temporal_head and "a temporal head"):
+        raise UserError(f"the published layout does not support {other}: use languagebind.load")
     sizes = {theirs: getattr(encoder, ours) for ours, theirs in ENCODER_SIZES.items()}
     options = {theirs: getattr(modality, ours) for ours, theirs in option_names(type(modality)).items()}
     clip_type = "vl_new" if encoder.patch_embedding == "3d" else "vl"
@@ -320,4 +322,7 @@ def to_config(
 def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindConfig, State]:
     """Return the published config and weights of a model with merged adapters; for errors see `to_config`."""
     text = model.text_model.sizes if isinstance(model.text_model, ClipText) else None
-    return to_config(modality, model.vision_model.sizes, text, model.embed_dim), model.state_dict()
+    sizes: Any = getattr(model.vision_model, "sizes", None)  # ImageBind's tower has none, nor CLIP's text tower
+    config = to_config(modality, sizes, text, model.embed_dim)
+    config.text.context_length = cast(Any, model.text_model.tokenizer).encode.context_length
+    return config, model.state_dict()

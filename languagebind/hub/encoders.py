@@ -22,9 +22,9 @@ from ..modalities import READING, Modality, modality_name, with_options
 from ..model import DualEncoder, same_text
 from ..remote import is_url
 from ..temporal import PairHead
-from ..text import ClipText, Tokenizer, clip_tokens
+from ..text import ClipText, Tokenizer, clip_tokens, probe_tokens
 from ..weights import WeightsError, dtype_of, load_strict
-from .checkpoint import build_checkpoint, holds_text, is_training_checkpoint, load_clip4clip, read_checkpoint
+from .checkpoint import build_checkpoint, is_training_checkpoint, load_clip4clip, read_checkpoint
 from .dense import DenseEncoders, split_list
 from .files import HUB_OPTIONS
 from .imagebind import IMAGEBIND, load_imagebind
@@ -46,13 +46,12 @@ def load(
 
     Args:
         sources: training checkpoints, folders of runs, folders in the published layout, hub ids, names from
-            `list_models()`, `clip4clip:FILE`, or `imagebind:FILE` with all its modalities; or a mapping from modalities
+            `list_models()`, `clip4clip:FILE`, or `imagebind:FILE` for all its modalities; or a mapping from modalities
             to such sources.
         device: device of the models.
         dtype: dtype of the weights (`float16`, `torch.float16`, ...); by default as in the files. Features are float32.
         compile: compile the encoders with `torch.compile`.
-        num_frames: frames per clip, for encoders with temporal attention; by default as in training, otherwise
-            temporal embeddings are interpolated.
+        num_frames: frames per clip; by default as in training. Temporal embeddings are interpolated.
         hub: options of the Hugging Face hub: cache_dir, force_download, local_files_only, revision, subfolder, token;
             and of reading: max_seconds and max_pixels (limits), exif, video_backend.
 
@@ -238,24 +237,24 @@ def _load_all(
     absent = logs.name and not is_url(source) and not Path(source).exists()
     if absent and (runs := sorted(path.parent.name for path in logs.glob("*/checkpoints"))):  # not an id on the hub
         raise UserError(f"no run {source}; {logs} holds {', '.join(runs)}")
-    loaded = [like] if isinstance(like, DualEncoder) else like
-    every: list[tuple[DualEncoder, Modality]]
-    schema = next((schema for schema in (IMAGEBIND, CLIP4CLIP) if str(source).startswith(schema)), None)
-    if schema is None and is_training_checkpoint(source, hub.get("subfolder")):
+    loaded = [like] if isinstance(like, DualEncoder) else [*like]
+    if str(source).startswith(IMAGEBIND):
+        every = load_imagebind(source, modality, frames)
+    elif str(source).startswith(CLIP4CLIP):
+        every = [load_clip4clip(str(source), frames)]
+    elif is_training_checkpoint(source, hub.get("subfolder")):
         checkpoint = read_checkpoint(source)
-        tower = None if holds_text(checkpoint) else checkpoint["text_fingerprint"]
-        same = next((other for other in loaded if other.text_fingerprint() == tower), None)
-        every = [build_checkpoint(checkpoint, source, same, frames)]
+        tower = checkpoint["text_fingerprint"]
+        known = next((other for other in loaded if other.text_fingerprint() == tower), None)
+        every = [build_checkpoint(checkpoint, source, known, frames)]
     else:
-        if schema == IMAGEBIND:
-            every = [*load_imagebind(source, modality, frames)]
-        elif schema == CLIP4CLIP:
-            every = [load_clip4clip(str(source), frames)]
-        else:
-            every = [_load_published(source, num_frames=frames, **hub)]
-        if (same := next((other for other in loaded if same_text(every[0][0], other)), None)) is not None:
-            for model, _ in every:
-                model.text_model, model.text_projection = same.text_model, same.text_projection
+        every = [_load_published(source, num_frames=frames, **hub)]
+    tokens = probe_tokens(every[0][0].text_model)  # of two models with equal towers, one may cut texts earlier
+    alike = [x for x in loaded if all(map(torch.equal, tokens, probe_tokens(x.text_model)))]
+    same = next((other for other in alike if same_text(every[0][0], other)), None)
+    if same is not None:
+        for model, _ in every:
+            model.text_model, model.text_projection = same.text_model, same.text_projection
     if isinstance(like, DualEncoder) and same is None:
         raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
     name = modality_name(every[0][1])
@@ -270,7 +269,8 @@ def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Mo
 
     config, state, _ = read_pretrained(source, **options)
     with torch.device("meta"):
-        tower = ClipText(config.text.sizes, Tokenizer(clip_tokens(config.text.max_position_embeddings)))
+        sizes, length = config.text.sizes, config.text.context_length
+        tower = ClipText(sizes, Tokenizer(clip_tokens(length or sizes.context_length)))
         projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         text = tower, projection, config.projection_dim
         model = DualEncoder(config.vision.input_shape, config.vision.sizes, text)

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..config import UserError, parse
-from ..files import temporary_name
+from ..config import UserError, first_line, parse
+from ..files import new_folder
 from ..lora import save_adapter
 from ..modalities import modality_name
 from ..weights import published_names
@@ -34,7 +34,7 @@ from .published import build_published
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Export a training checkpoint to the published layout, or to our own for a new modality."""
+    """Export a checkpoint to the published layout, our own (new modalities, other encoders), ONNX or torch.export."""
 
     checkpoint: Path
     """checkpoint, or run folder to export the last checkpoint; with --format, also the published layout or a hub id"""
@@ -45,7 +45,7 @@ class ExportOptions:
     format: Literal["languagebind", "onnx", "pt2"] = "languagebind"
     """layout for this library, ONNX, or torch.export's archive; the last two are compared with PyTorch"""
     int8: bool = False
-    """with onnx or pt2: store weights as int8, a quarter of the size, and print how far the features move"""
+    """with onnx or pt2: store matrices as int8, about a quarter of the size, and print how far the features move"""
 
     def __post_init__(self):
         if self.int8 and self.format == "languagebind":
@@ -58,56 +58,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export the checkpoint."""
     options = parse(ExportOptions, argv, prog="languagebind export")
     output = options.output.absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{options.output} exists and is not an empty folder; choose another")
-    folder = temporary_name(output)  # so that an incomplete export never has the final name
-    shutil.rmtree(folder, ignore_errors=True)
-    if options.format != "languagebind":
-        model, modality = load_model(str(options.checkpoint))
-        folder.mkdir(parents=True)
-        deploy(model, modality, folder, options.format, options.int8)
-        folder.rename(output)
-        return
+    try:
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise UserError(f"{options.output} exists and is not an empty folder; choose another")
+        with new_folder(output) as folder:
+            if options.format == "languagebind":
+                _write(options, folder)
+            else:
+                deploy(*load_model(str(options.checkpoint)), folder, options.format, options.int8)
+    except OSError as error:
+        raise UserError(f"cannot write {options.output}: {first_line(error)}") from error
+
+
+def _write(options: ExportOptions, folder: Path) -> None:
     saved = read_checkpoint(options.checkpoint)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
-    name, text = modality_name(modality), saved["config"]["model"]["text"]
+    name, title, text = modality_name(modality), options.output.absolute().name, saved["config"]["model"]["text"]
     sizes = model.vision_model.sizes
-    if name in KIND_OF and sizes.timm_model is None and sizes.temporal_head is None:
+    other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None)  # than CLIP's encoder
+    if name in KIND_OF and other is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:
             separate_adapter(published, saved, folder)
         published.save_pretrained(folder)
-        kind, length = KIND_OF[name], published.config.text.max_position_embeddings
-        tokenizer = TOKENIZERS[kind].from_pretrained(options.checkpoint, model_max_length=length)
-        PROCESSORS[kind](published.config, tokenizer).save_pretrained(folder)
-        source = f'"ORG/{output.name}")  # its name on the Hugging Face hub, or its folder'
+        kind = KIND_OF[name]
+        PROCESSORS[kind](published.config, TOKENIZERS[kind].from_pretrained(options.checkpoint)).save_pretrained(folder)
+        source = f'"ORG/{title}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
-            head = "a temporal head" if sizes.temporal_head else None
-            encoder = sizes.timm_model or head or name
-            raise UserError(f"--adapter needs the published layout, which does not support {encoder}")
-        (folder / "checkpoints").mkdir(parents=True)
+            raise UserError(f"--adapter needs the published layout, which does not support {other or name}")
+        (folder / "checkpoints").mkdir()
         kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
         torch.save(kept, folder / "checkpoints" / f"step_{saved['step']:08d}.pt")
-        source = f'"{output.name}")  # this folder'
+        source = f'"{title}")  # this folder'
         if name not in KIND_OF:
             shutil.copy(inspect.getfile(type(modality)), folder)
             source += f"; needs the modality {saved['config']['modality']}"
+    # Without local folders: local-dir:clip for local-dir:/data/clip
+    sources = [text[key] for key in ("text_tower", "text_pretrained") if text[key]]
+    sources = [x if x.startswith(("hf-hub:", "package:")) else re.sub(r"[^:]*/", "", x) for x in sources]
     (folder / "README.md").write_text(
         Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(
-            name=output.name, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],
-            tower=" ".join(public(part) for part in (text["text_tower"], text["text_pretrained"]) if part),
-            tuning=saved["config"]["model"]["tuning"]["tuning"],
+            name=title, source=source, modality=name, dim=model.embed_dim, steps=saved["step"],
+            tower=" ".join(sources), tuning=saved["config"]["model"]["tuning"]["tuning"],
         )
     )  # fmt: skip
-    folder.rename(output)
     print(f"wrote {options.output}, {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters")
-
-
-def public(source: str) -> str:
-    """Return the name of a weight source without local folders: `local-dir:clip` for `local-dir:/data/clip`."""
-    return source if source.startswith("hf-hub:") else re.sub(r"[^:]*/", "", source)
 
 
 def separate_adapter(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:

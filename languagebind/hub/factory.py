@@ -94,7 +94,8 @@ def get_tokenizer(model_name: str | Path, **hub: Any) -> Callable[[list[str]], T
         return checkpoint_tokens(source)
     from .config import read_config  # needs transformers, unlike our own checkpoints
 
-    return clip_tokens(read_config(source, **hub)[0].text.max_position_embeddings)
+    config = read_config(source, **hub)[0].text
+    return clip_tokens(config.context_length or config.max_position_embeddings)
 
 
 def list_models() -> list[str]:

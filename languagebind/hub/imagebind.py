@@ -1,7 +1,7 @@
 """ImageBind (arXiv 2305.05665): its published checkpoint, `imagebind:FILE`, as models of this library.
 
-This follows the paper and the names and shapes in `imagebind_huge.pth`. Sizes are read from the weights, except the
-numbers of heads and the stride of audio patches. Shapes: B batch, L tokens, W width.
+This follows the paper and the names and shapes in `imagebind_huge.pth`. Only the depth and width of each tower and the
+size of the shared space are read from the weights. Shapes: B batch, L tokens, W width.
 """
 
 import math
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..clip_text import CONTEXT_LENGTH
 from ..config import UserError
 from ..modalities import Modality, modality_class
 from ..modalities._fbank import log_mel
@@ -28,6 +29,7 @@ from ..weights import State, WeightsError, load_strict, read_file, tensors_of
 IMAGEBIND = "imagebind:"
 TOWERS = {"audio": "audio", "depth": "depth", "image": "vision", "infrared": "thermal", "video": "vision"}
 NUM_HEADS = {"vision": 16, "text": 16, "audio": 12, "depth": 8, "thermal": 12}
+POSITIONS = {"vision": 257, "audio": 229, "depth": 197, "thermal": 197}  # of the patches and the class token
 NAMES = (  # in the file, without the name of the tower -> here
     (r"preprocessors\.\w+_stem\.proj(\.1)?\.", "patches."),
     (r"preprocessors\.\w+_stem\.norm_layer\.", "patch_norm."),
@@ -69,15 +71,20 @@ class Head(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A vision transformer from views (B, C, T, H, W) to features (B, D), with the norms of CLIP or of patches."""
+    """A vision transformer from views (B, C, T, H, W) to features (B, D).
 
-    def __init__(self, patches: nn.Conv3d, blocks: list[Block], head: Head, length: int, from_clip: bool):
+    As in CLIP, a norm precedes the blocks of the vision tower; in the others, it normalises the patches alone.
+    """
+
+    def __init__(self, name: str, width: int, blocks: list[Block], head: Head):
         super().__init__()
-        width = patches.out_channels
-        self.patches, self.blocks, self.head = patches, nn.Sequential(*blocks), head
+        from_clip = name == "vision"
+        channels, patch = (3, (2, 14, 14)) if from_clip else (1, (1, 16, 16))
+        self.patches = nn.Conv3d(channels, width, patch, (1, 10, 10) if name == "audio" else patch, bias=False)
+        self.blocks, self.head = nn.Sequential(*blocks), head
         self.patch_norm = nn.Identity() if from_clip else nn.LayerNorm(width)
         self.pre_norm = Norm(width) if from_clip else nn.Identity()
-        self.cls_token, self.positions = (nn.Parameter(torch.zeros(1, n, width)) for n in (1, length))
+        self.cls_token, self.positions = (nn.Parameter(torch.zeros(1, n, width)) for n in (1, POSITIONS[name]))
 
     def forward(self, view: Tensor) -> Tensor:
         x = self.patch_norm(self.patches(view).flatten(2).transpose(1, 2))  # (B, L - 1, W)
@@ -88,11 +95,12 @@ class VisionTower(nn.Module):
 class TextTower(nn.Module):
     """CLIP's text transformer from token ids (B, L) to features (B, D)."""
 
-    def __init__(self, embedding: nn.Embedding, blocks: list[Block], head: Head, length: int):
+    def __init__(self, width: int, blocks: list[Block], head: Head):
         super().__init__()
-        self.tokenizer = Tokenizer(clip_tokens(length))
-        self.token_embedding, self.blocks, self.head = embedding, nn.ModuleList(blocks), head
-        self.positions = nn.Parameter(torch.zeros(1, length, embedding.embedding_dim))
+        self.tokenizer = Tokenizer(clip_tokens(CONTEXT_LENGTH))
+        self.token_embedding = nn.Embedding(49408, width)
+        self.blocks, self.head = nn.ModuleList(blocks), head
+        self.positions = nn.Parameter(torch.zeros(1, CONTEXT_LENGTH, width))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         length = input_ids.shape[1]
@@ -129,7 +137,7 @@ class ImageBind(DualEncoder):
 
 def load_imagebind(
     source: str | Path, modality: str | None = None, num_frames: int | None = None
-) -> list[tuple[ImageBind, Modality]]:
+) -> list[tuple[DualEncoder, Modality]]:
     """Return the models of `imagebind:FILE` and their modalities, one or all. They share towers.
 
     Raises `UserError` if the file is not ImageBind's, ImageBind lacks the modality, or `num_frames` is given.
@@ -141,7 +149,7 @@ def load_imagebind(
     path = str(source).removeprefix(IMAGEBIND)
     states = _split(tensors_of(read_file(path), path), path)
     names = [modality] if modality else list(TOWERS)
-    towers: Any = {tower: _build(tower, states[tower]) for tower in {"text", *(TOWERS[name] for name in names)}}
+    towers: Any = {tower: _build(tower, states, path) for tower in {"text", *(TOWERS[name] for name in names)}}
     models = [(ImageBind(towers[TOWERS[name]], towers["text"]), PREPROCESSING[name]()) for name in names]
     for name, (model, _) in zip(names, models, strict=True):
         if TOWERS[name] != "vision":  # trained with pictures and videos alone, never with text
@@ -167,26 +175,18 @@ def _split(content: State, path: str) -> dict[str, State]:
     return states
 
 
-def _build(name: str, state: State) -> nn.Module:
+def _build(name: str, states: dict[str, State], path: str) -> nn.Module:
     """Return a tower. Raises `WeightsError` if the names or shapes of its weights are not those of ImageBind."""
-    first, what = "token_embedding.weight" if name == "text" else "patches.weight", f"ImageBind's {name} tower"
-    sizing = first, "positions", "blocks.0.mlp.fc1.weight", "head.projection.weight"
-    if lacking := [key for key in sizing if key not in state]:
-        raise WeightsError(f"the weights do not fit {what}: {', '.join(lacking)} is missing")
-    embedding, (_, length, width), (mlp_dim, _), (embed_dim, _) = (state[key].shape for key in sizing)
-    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    from_clip = name in ("vision", "text")
+    state, depth = states[name], len({key.split(".")[1] for key in states[name] if key.startswith("blocks.")})
+    try:
+        embed_dim, width = len(states["text"]["head.projection.weight"]), state["positions"].shape[-1]
+    except KeyError as error:
+        raise WeightsError(f"{path} is not a checkpoint of ImageBind: its {name} tower lacks {error}") from error
     with torch.device("meta"):
-        blocks = [Block(width, NUM_HEADS[name], mlp_dim, not from_clip) for _ in range(depth)]
+        blocks = [Block(width, NUM_HEADS[name], 4 * width, name not in ("vision", "text")) for _ in range(depth)]
         head = Head(width, embed_dim)
-        if name == "text":
-            tower: nn.Module = TextTower(nn.Embedding(*embedding), blocks, head, length)
-        else:
-            _, channels, *patch = embedding
-            stride = (1, 10, 10) if name == "audio" else patch
-            patches = nn.Conv3d(channels, width, cast(Any, patch), cast(Any, stride), bias=False)
-            tower = VisionTower(patches, blocks, head, length, from_clip)
-    load_strict(tower, state, what, assign=True)
+        tower: Any = TextTower(width, blocks, head) if name == "text" else VisionTower(name, width, blocks, head)
+    load_strict(tower, state, f"ImageBind's {name} tower", assign=True)
     return tower
 
 
@@ -247,7 +247,7 @@ class ImageBindDepth(modality_class("depth")):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class ImageBindImage(modality_class("image")):  # type: ignore[misc]
-    """RGB pictures, smoothed before shrinking, by default without applying the EXIF orientation."""
+    """RGB pictures, resized with antialiasing; by default, the EXIF orientation is ignored."""
 
     name: ClassVar = "image"
     antialias: bool = True
@@ -278,7 +278,7 @@ class ImageBindInfrared(modality_class("infrared")):  # type: ignore[misc]
 class ImageBindVideo(modality_class("video")):  # type: ignore[misc]
     """The first and last frame of clips, evenly spaced from start to end, in squares along the longer side.
 
-    `num_frames` are two for each clip. Of frames that are files or in memory, as many are evenly spaced.
+    `num_frames` is two per clip. Frames in files of their own or in memory have no rate, so these are evenly spaced.
     """
 
     name: ClassVar = "video"
@@ -300,9 +300,9 @@ class ImageBindVideo(modality_class("video")):  # type: ignore[misc]
         clips = squares.unflatten(1, (-1, 2)).transpose(0, 1)  # (clips, crops, 2, 3, size, size)
         return self.fit(clips.flatten(0, 2), None)
 
-    def indices_at(self, rate: Fraction, count: int) -> np.ndarray:
+    def frame_indices(self, count: int, rate: Fraction | None = None) -> np.ndarray:
         if not rate:
-            return self.frame_indices(count)
+            return super().frame_indices(count)
         clips, seconds = self.num_frames // 2, Fraction(self.clip_seconds)
         last = max(count / rate - seconds, Fraction(0))
         starts = [last * clip / max(clips - 1, 1) for clip in range(clips)]

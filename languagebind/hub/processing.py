@@ -15,7 +15,7 @@ from transformers import BatchEncoding, CLIPTokenizer
 from ..config import UserError, first_line
 from ..modalities import Modality
 from ..modalities._images import MEAN, STD
-from ..text import bundled_vocabulary, is_clip_tokens
+from ..text import bundled_vocabulary, clip_tokens, is_clip_tokens
 from . import transforms
 from .checkpoint import checkpoint_tokens, is_training_checkpoint
 from .config import CONFIGS, KIND_OF, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
@@ -39,14 +39,18 @@ class LanguageBindTokenizer(CLIPTokenizer):
         """
         name, hub = pin(pretrained_model_name_or_path, TOKENIZER_FILES, **kwargs)
         options = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
-        options.setdefault("model_max_length", CONTEXT_LENGTH)
         if any(find_file(name, file, **hub) for file in TOKENIZER_FILES):
             try:
-                return super().from_pretrained(name, *args, **hub, **options)
+                found = super().from_pretrained(name, *args, **hub, **options)
             except Exception as error:  # tokenizers raises bare Exceptions
                 raise UserError(f"cannot read the tokenizer files of {name}: {first_line(error)}") from error
-        if is_training_checkpoint(name, hub.get("subfolder")) and not is_clip_tokens(checkpoint_tokens(name)):
+            if found.model_max_length > 1e9:  # the files do not say
+                found.model_max_length = CONTEXT_LENGTH
+            return found
+        encode: Any = clip_tokens(CONTEXT_LENGTH)
+        if is_training_checkpoint(name, hub.get("subfolder")) and not is_clip_tokens(encode := checkpoint_tokens(name)):
             raise UserError(f"the text tower of {name} is not CLIP's: use languagebind.get_tokenizer")
+        options.setdefault("model_max_length", encode.context_length)
         vocab, merges = bundled_vocabulary()
         return cls(vocab=vocab, merges=merges, **options)  # type: ignore[arg-type]  # it also takes pairs
 
@@ -122,11 +126,13 @@ class Processor:
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        context_length: int = CONTEXT_LENGTH,
+        context_length: int | None = None,
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchEncoding | dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` of texts, and `pixel_values` of one item or a list of items.
+
+        Texts have 77 tokens by default, or as many as the tokenizer allows if that is less.
 
         Raises `UserError` without input or if `context_length` is too long, `DecodeError` if an item cannot be decoded.
         """
@@ -135,6 +141,7 @@ class Processor:
         encoding: BatchEncoding | dict[str, Tensor] = {}
         if text is not None:
             longest = getattr(self.config, "text_config", LanguageBindTextConfig).max_position_embeddings
+            context_length = context_length or min(CONTEXT_LENGTH, self.tokenizer.model_max_length)
             if context_length > longest:
                 raise UserError(f"context_length {context_length} exceeds the text tower's limit of {longest} tokens")
             options = {"max_length": context_length, "padding": "max_length", "truncation": True, **kwargs}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ._sample_table import sample_table
 from ._sources import DecodeError, Source, file_size
 
 IN_PYTHON = "; in Python, pass max_seconds to load() or encode()"
@@ -61,7 +62,7 @@ def read_packets(
         begin, stated = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6  # from microseconds
         check_seconds(source, stated - begin, max_seconds)  # Matroska and fragmented MP4 count from 0
         check(codec)
-        found: list[tuple[int | None, bool, bool]] = []
+        found: Any = []  # the time, whether it is a key frame and whether it is hidden, of each packet
         ends: dict[int, int] = {}
         hidden = 0
         counted = kind == "video" and form.startswith("mov") and stream.frames > 0  # MP4 states its number of packets
@@ -82,6 +83,9 @@ def read_packets(
                 if kind == "video" and first is None:
                     with suppress(av.error.InvalidDataError):  # a recording may begin before its first key frame
                         first = next(iter(packet.decode()), None)
+                    if first and counted and (rows := _without_reading(source, stream, found)) is not None:
+                        found, ends[track] = rows, int(rows[:, 0].max())
+                        break
         end = max((float(ticks * container.streams[track].time_base) for track, ticks in ends.items()), default=0.0)
         length = end - begin
         # All formats except MP3 and raw AAC state their duration, but it is rounded, and the last packet may lack a
@@ -100,10 +104,28 @@ def read_packets(
         raise DecodeError(source, "no frame can be decoded")
 
 
-def _describe(container: Any, stream: Any, found: list[tuple[int | None, bool, bool]], first: Any) -> Packets:
+def _without_reading(source: Source, stream: Any, found: list[tuple[Any, ...]]) -> np.ndarray | None:
+    """Return `found` for all packets of an MP4, from its first packets and its sample table.
+
+    None if the file is truncated, the edit list hides packets, or FFmpeg's index or packets differ from the table.
+    """
+    entries, file = stream.index_entries, handle(source)
+    with open(file, "rb") if isinstance(file, str) else file as opened:
+        table = sample_table(opened, stream.id, len(entries))
+    if table is None:
+        return None
+    decoded, shown, keys = table.T
+    rows = np.stack([shown - shown[0] + (found[0][0] or 0), keys, np.zeros_like(keys)], axis=1).astype(float)
+    last = entries[-1]
+    hides = any(entries[int(i)].is_discard for i in (shown.argmin(), shown.argmax()))
+    agrees = last.timestamp - entries[0].timestamp == decoded[-1] and np.array_equal(rows[: len(found)], found)
+    return rows if agrees and not hides and last.pos + last.size <= file_size(source) else None
+
+
+def _describe(container: Any, stream: Any, found: Any, first: Any) -> Packets:
     form, codec, streams = container.format.name, stream.codec_context, container.streams.video
-    ticks, keys, hidden = (np.array(column) for column in zip(*found, strict=True))
-    ticks = ticks.astype(float)  # NaN where a packet states no time
+    ticks, keys, hidden = np.array(found, float).T  # the time is NaN where a packet states none
+    keys, hidden = keys.astype(bool), hidden.astype(bool)
     times = np.sort(ticks[~hidden]) * float(stream.time_base)
     later = np.minimum.accumulate(ticks[::-1])[::-1]  # the earliest time from each packet on
     unclear = "" if keys[0] and ticks[0] == later[0] else "the file does not begin with a key frame"

@@ -49,7 +49,7 @@ class ImageModality(Modality):
     max_pixels: int = 50_000_000
     """Maximum number of pixels in a picture or frame, checked before decoding."""
     image_mean: tuple[float, float, float] = MEAN
-    """Mean of each channel; --encoder-tower sets it, and the next four, as its weights expect them."""
+    """Mean of each channel. --encoder-tower sets this and the next four options to what its weights expect."""
     image_std: tuple[float, float, float] = STD
     """Standard deviation of each channel."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -168,8 +168,7 @@ class ImageModality(Modality):
         rows, columns = (size, size) if self.square else resized
         top, left = self._crop_corner(*resized, rng) if self.square else (0, 0)
         flipped = rng is not None and bool(torch.rand((), generator=rng) < self.hflip)
-        statistics = (self.image_mean, self.image_std)
-        mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in statistics)
+        mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (self.image_mean, self.image_std))
         stay_bytes = self.fast_resize and rng is not None
         floats = torch.empty_like(frames[:1], dtype=torch.float32)
         # Frame by frame, so that a clip of large frames is never held as floats

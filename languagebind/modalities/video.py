@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import at_least
 from . import check_options
 from ._containers import Packets, check_seconds, open_stream, read_packets
 from ._images import ImageModality
@@ -37,8 +38,8 @@ class Video(ImageModality):
     num_frames: int = 8
     """Number of frames taken from each clip."""
     frames_per_second: float = 0.0
-    """Take frames at this rate, and of a longer clip num_frames of them, evenly spaced; a shorter one is padded with
-    zeros, which a temporal head leaves out. 0: spread num_frames over the whole clip."""
+    """Take this many frames a second. If that is more than num_frames, take num_frames of them, evenly spaced. Shorter
+    clips are padded with zeros, which a temporal head leaves out. 0: spread num_frames over the whole clip."""
     video_backend: Literal["auto", "torchcodec", "decord", "pyav", "opencv"] = "auto"
     """Video decoder. auto uses the first of the listed decoders that is installed, and pyav for files whose frames that
     decoder misses. All give the same frames, or an error: see the table in docs/performance.md."""
@@ -54,6 +55,7 @@ class Video(ImageModality):
     def __post_init__(self):
         super().__post_init__()
         check_options(self, "num_frames", "max_seconds")
+        at_least(0, frames_per_second=self.frames_per_second)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -65,10 +67,10 @@ class Video(ImageModality):
         if self.num_frames == 1 and is_picture(source):  # one of a sample's frames
             return self._pick([source], self.open_picture)
         packets = self._packets(source)
-        return read_frames(source, packets, partial(self.indices_at, packets.rate), self.video_backend)
+        return read_frames(source, packets, partial(self.frame_indices, rate=packets.rate), self.video_backend)
 
     def read_part(self, source: Source, start: float, end: float | None = None, choose: Choose | None = None) -> Tensor:
-        """Return frames (T, 3, H, W) from `start` to `end` in seconds; by default those of `indices_at`.
+        """Return frames (T, 3, H, W) from `start` to `end` in seconds; by default those of `frame_indices`.
 
         Raises `DecodeError` if no frame lies there, or the file cannot be decoded.
         """
@@ -81,7 +83,7 @@ class Video(ImageModality):
             if last <= first:
                 until = "the end" if end is None else f"{end:g} s"
                 raise DecodeError(source, f"no frame of {count} lies from {start:g} s to {until}")
-            return first + (choose or partial(self.indices_at, packets.rate))(last - first).flatten()
+            return first + (choose or partial(self.frame_indices, rate=packets.rate))(last - first).flatten()
 
         return read_frames(source, packets, indices, self.video_backend)
 
@@ -117,17 +119,13 @@ class Video(ImageModality):
         grid = torch.cat([torch.cat(frames[:2], dim=2), torch.cat(frames[2:], dim=2)], dim=1)
         return grid[:, :-gap, :-gap], f"frames {', '.join(str(i + 1) for i in chosen)} of {count}"
 
-    def frame_indices(self, count: int) -> np.ndarray:
-        """Return the indices of the frames taken from a clip of `count` frames, as in the original code."""
-        taken = min(count, self.num_frames) if self.frames_per_second else self.num_frames
-        return np.linspace(0, count - 1, taken, dtype=int)
-
-    def indices_at(self, rate: Fraction, count: int) -> np.ndarray:
+    def frame_indices(self, count: int, rate: Fraction | None = None) -> np.ndarray:
         """Return the indices of the frames taken from a clip of `count` frames, with `rate` frames per second."""
         if not self.frames_per_second:
-            return self.frame_indices(count)
-        at_rate = np.arange(0, count, max(1, int(int(rate) / self.frames_per_second)))  # as CLIP4Clip does
-        return at_rate[self.frame_indices(len(at_rate))]
+            return np.linspace(0, count - 1, self.num_frames, dtype=int)  # as in the original code
+        step = max(1, int(int(rate) / self.frames_per_second)) if rate else 1  # as CLIP4Clip does
+        found = np.arange(0, count, step)
+        return found[np.linspace(0, len(found) - 1, min(len(found), self.num_frames), dtype=int)]
 
     def _pick(self, frames: Any, load: Callable[[Any], Any]) -> Tensor:
         """Return the chosen frames (num_frames, 3, H, W) of a sequence or array; load no others."""

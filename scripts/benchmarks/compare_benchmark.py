@@ -36,7 +36,6 @@ SIZES = {
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Add the flags of this benchmark."""
     add("--original-python", type=Path, required=True, help="Python interpreter from scripts/setup_original.sh")
     add("--case", choices=("video", "audio"), default="video")
     for name, default in SIZES.items():

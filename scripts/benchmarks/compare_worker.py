@@ -131,7 +131,6 @@ def random_batch(case: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Check or measure one side, with the case from the command line."""
     action, case = sys.argv[1], json.loads(sys.argv[2])
     side, batch = (Original if case["side"] == "original" else Ours)(case), random_batch(case)
     if action == "check":

@@ -19,7 +19,6 @@ from .rows import Row, measure_rows, measure_steps
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Add the flags of this benchmark."""
     add("--modality", choices=modality_names(), default="video", help="modality of the files (default %(default)s)")
     add("--files", nargs="+", type=Path, required=True)
     add("--num-frames", type=int, default=8, help="frames sampled from a clip")
@@ -27,7 +26,6 @@ def add_options(add: Callable[..., object]) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return a row per decoder."""
     clips = hasattr(modality_class(options.modality), "video_backend")
     options.decoder = [*BACKENDS, "packed"] if clips else [options.modality]
     return measure_rows(options, ["decoder"], measure_row)

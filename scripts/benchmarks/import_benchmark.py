@@ -13,13 +13,11 @@ STATEMENTS = ["import languagebind", "from languagebind import contrastive_loss"
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Add the flags of this benchmark."""
     add("--statement", nargs="+", default=STATEMENTS, help="statements to time")
     add("--rounds", type=int, default=5, help="processes per statement")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return a row with the median times per statement."""
     options.round = range(options.rounds)
     found, rows = measure_rows(options, ["round", "statement"], measure_row), []
     for statement in options.statement:

@@ -25,7 +25,6 @@ from .rows import MIB, Row, measure_rows
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Add the flags of this benchmark."""
     add("--samples", type=int, default=2000, help="samples to measure per row, after --warmup-batches")
     add("--warmup-batches", type=int, default=2)
     add("--workers", type=int, nargs="+", help="loader processes, one row per value (default: training's)")
@@ -34,7 +33,6 @@ def add_options(add: Callable[..., object]) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return a row per number of workers and step time."""
     options.config = parse_args(options.training)
     options.workers = options.workers or [options.config.data.workers]
     return measure_rows(options, ["workers", "step_seconds"], measure_row)

@@ -20,7 +20,6 @@ from .rows import MIB, Row, measure_rows, measure_steps
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Add the flags of this benchmark."""
     add("--local-batch", type=int, nargs="+", default=[512], help="samples per rank, one row per value")
     add("--global-batch", type=int, nargs="+", default=[4096], help="samples on all ranks, one row per value")
     add("--embed-dim", type=int, default=768)
@@ -30,7 +29,6 @@ def add_options(add: Callable[..., object]) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return a row per combination of local batch, global batch and chunk size."""
     for local, total in itertools.product(options.local_batch, options.global_batch):
         if total % local:
             raise UserError(f"--global-batch {total} is not a multiple of --local-batch {local}")

@@ -33,7 +33,6 @@ PEAK_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Add the flags of this benchmark."""
     add("--model", default="vit-l-14", help="name of a model in configs/model (default %(default)s)")
     add("--input-shape", default="3,1,224,224", help="shape C,T,H,W (default %(default)s)")
     add("--num-frames", type=int, nargs="+", help="frames T instead of the shape's, one row per value")
@@ -53,7 +52,6 @@ def add_options(add: Callable[..., object]) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Return a row per batch size and number of frames."""
     options.input_shape = tuple(map(int, options.input_shape.split(",")))
     options.num_frames = options.num_frames or [options.input_shape[1]]
     names = ("temporal_attention", "patch_dropout", "grad_checkpointing")
@@ -100,7 +98,7 @@ def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> An
 
 def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:
     """Take a training step and return the loss. Reading the loss waits for the device."""
-    batch: Any = SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[])
+    batch: Any = SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[], to=lambda device: batch)
     return train_step(state, [batch], OptimConfig(precision=state.engine.side.precision)).item()
 
 
@@ -144,7 +142,6 @@ def recipe_flops(
 
 
 def count(function: Callable[[], object]) -> int:
-    """Return the FLOPs of a call."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()

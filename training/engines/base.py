@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from languagebind.config import UserError
 from languagebind.distributed import Precision, Process, autocast, mean_over_ranks, rank
-from languagebind.model import DualEncoder, over_frames
+from languagebind.model import DualEncoder, project
 
 from ..optim import OptimConfig, build_optimizer
 
@@ -39,7 +39,7 @@ class EngineConfig:
     zero_stage: Literal[1, 2, 3] = 2
     """ZeRO stage: shard the optimizer states (1), also the gradients (2), also the weights (3)"""
     deepspeed_config: Path | None = None
-    """DeepSpeed JSON file, or a name such as zero2_offload; overrides the stage; default: zero<stage>"""
+    """DeepSpeed JSON file, or a name such as zero2_offload; overrides the stage; None: zero<stage>"""
     torchcompile: Literal["no", "encoder", "step"] = "no"
     """compile the encoder's blocks (encoder), or everything from inputs to features as one graph (step)"""
 
@@ -65,8 +65,7 @@ class TrainedSide(nn.Module):
 
     def forward(self, inputs: Tensor, text: dict[str, Tensor] | None = None) -> Tensor:
         with autocast(inputs.device, self.precision):
-            x = over_frames(self.visual_projection(self.vision_model(inputs)), inputs, self.temporal_head)
-            x = F.normalize(x.float(), dim=-1)
+            x = F.normalize(project(self, inputs).float(), dim=-1)
             if text is None:
                 return x
             captions = self.text_projection(self.text_model(text["input_ids"]))[text["caption"]]

@@ -16,7 +16,7 @@ from languagebind.configs import FOLDER, find
 from languagebind.model import DualEncoder
 
 from ..optim import OptimConfig, build_optimizer
-from .base import Engine, EngineConfig, OptimizerState, State, kept_by_main, load_by_name, save_by_name
+from .base import Engine, EngineConfig, OptimizerState, State, TrainedSide, kept_by_main, load_by_name, save_by_name
 
 # DeepSpeed options that our flags set or that must keep their value.
 RESERVED = {
@@ -41,9 +41,9 @@ class DeepSpeed(Engine):
         self.stage = options["zero_optimization"]["stage"]
         self.replica = None
         if self.stage == 3:  # all ranks must call a sharded module together, but evaluation does not
-            shared = {id(module): module for module in (self.model.text_model, self.model.text_projection)}
-            self.replica = copy.deepcopy(self.model, shared)
-            _encoder_to_cpu(self.replica)  # uses no device memory before evaluation
+            text = [] if self.model.trains_text else [self.model.text_model, self.model.text_projection]
+            self.replica = copy.deepcopy(self.model, {id(module): module for module in text})
+            TrainedSide(self.replica, optim.precision).cpu()  # uses no device memory before evaluation
         options |= {
             "train_micro_batch_size_per_gpu": 1,  # required but unused: the loader decides
             "gradient_accumulation_steps": 1,
@@ -85,10 +85,9 @@ class DeepSpeed(Engine):
         from deepspeed import zero
 
         state = {name: parameter.detach() for name, parameter in self.scalars.items()}
-        for name, parameter in self.model.named_parameters():
-            if name.startswith(("vision_model.", "visual_projection.", "temporal_head.")):
-                with zero.GatheredParameters([parameter]):
-                    state[name] = parameter.detach().cpu().clone()
+        for name, parameter in self.side.named_parameters():
+            with zero.GatheredParameters([parameter]):
+                state[name] = parameter.detach().cpu().clone()
         return {name: state.get(name, value) for name, value in self.model.encoder_state().items()}
 
     def optimizer_state(self) -> OptimizerState:
@@ -129,11 +128,11 @@ class DeepSpeed(Engine):
         if self.replica is None:
             yield self.model
             return
-        self.replica.load_state_dict(self.model_state(), strict=False)  # the replica shares the text tower
+        self.replica.load_state_dict(self.model_state(), strict=False)  # it shares a frozen text tower
         try:
             yield self.replica.to(self.process.device)
         finally:
-            _encoder_to_cpu(self.replica)
+            TrainedSide(self.replica, self.side.precision).cpu()
 
     def _flat_parts(self) -> list[Tensor]:
         """Return the flat shards that this rank's optimizer updates, one per parameter group."""
@@ -157,8 +156,3 @@ def read_options(path: Path) -> dict[str, Any]:
     if reserved := sorted(RESERVED & options.keys()):
         raise UserError(f"--deepspeed-config {path} sets {', '.join(reserved)}: use the flags of training.main instead")
     return options
-
-
-def _encoder_to_cpu(model: DualEncoder) -> None:
-    model.vision_model.cpu()
-    model.visual_projection.cpu()

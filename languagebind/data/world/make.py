@@ -50,7 +50,6 @@ class WorldOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the sample world with the options of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_world(parse(WorldOptions, argv, prog="languagebind.data.world"))
 

@@ -6,122 +6,18 @@ learns attributes, not sentences. `REWORDED` shares no word with any training ca
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+from ...config import load_yaml
 from ..vidal import NUM_FRAMES
 from .scenes import CLASS_ATTRIBUTES, SENSED, Scene
 
-# Phrases for each attribute value. Nouns and adjectives follow "a". Clauses come before or after them.
-NOUNS = {
-    "ball": ("ball", "sphere", "globe", "round ball", "balloon"),
-    "cube": ("cube", "box", "block", "square box", "square"),
-    "pyramid": ("pyramid", "triangle", "triangle shape", "cone"),
-    "ring": ("ring", "hoop", "donut", "ring shape"),
-    "star": ("star", "star shape", "starfish", "pentagram"),
-    "cross": ("cross", "plus sign", "cross shape", "cross symbol"),
-    "pole": ("pole", "stick", "rod", "thin stick", "pillar"),
-    "heart": ("heart", "heart shape", "love heart"),
-}
+# For each attribute value, the phrases of captions and, in `reworded`, a phrase that no caption uses
+_WORDS = load_yaml(Path(__file__).with_name("words.yaml"))
+NOUNS, ADJECTIVES, CLAUSES = (_WORDS[kind] for kind in ("nouns", "adjectives", "clauses"))
+SOUND_NOUNS, SOUND_ADJECTIVES, SOUND_CLAUSES = (_WORDS[f"sound_{kind}"] for kind in ("nouns", "adjectives", "clauses"))
+REWORDED = _WORDS["reworded"]
 THINGS = ("thing", "object")  # nouns for a shape that is not mentioned
-ADJECTIVES = {
-    "red": ("red", "bright red", "scarlet", "ruby red"),
-    "orange": ("orange", "bright orange", "apricot orange", "pumpkin colored"),
-    "yellow": ("yellow", "bright yellow", "golden yellow", "lemon yellow"),
-    "green": ("green", "bright green", "lime green", "olive green"),
-    "blue": ("blue", "deep blue", "navy blue", "sapphire blue"),
-    "pink": ("pink", "bright pink", "magenta", "fuchsia pink"),
-    "white": ("white", "all white", "snow white", "ivory white"),
-    "black": ("black", "pitch black", "charcoal black", "jet black"),
-    "small": ("small", "little", "tiny"),
-    "large": ("large", "big", "huge"),
-    "plastic": ("plastic", "smooth plastic"),
-    "wooden": ("wooden", "wood", "striped wooden"),
-    "metal": ("metal", "shiny metal", "steel"),
-    "freezing": ("freezing", "icy", "frozen", "frosty", "ice cold"),
-    "cool": ("cool", "chilly", "slightly cold", "coolish"),
-    "warm": ("warm", "lukewarm", "pleasantly warm", "body warm"),
-    "hot": ("hot", "burning hot", "scorching", "boiling hot", "blazing hot"),
-}
-CLAUSES = {
-    "touching": ("very close to the camera", "right in front of the camera", "within reach", "extremely close"),
-    "near": ("near the camera", "a few steps away", "at a short distance", "close by"),
-    "midway": ("halfway across the room", "in the middle distance", "at medium distance", "across the room"),
-    "far": ("far away", "far from the camera", "in the far distance", "at the far end of the room"),
-    "still": ("staying still", "that does not move", "standing still", "at rest", "motionless"),
-    "sideways": ("moving from side to side", "sliding left and right", "going left and right", "sliding sideways"),
-    "bouncing": ("bouncing up and down", "jumping up and down", "moving up and down", "hopping"),
-    "circling": ("moving in a circle", "going round and round", "circling around", "moving in circles"),
-    "left": ("on the left", "on the left side"),
-    "middle": ("in the center", "at the center"),
-    "right": ("on the right", "on the right side"),
-}
-SOUND_NOUNS = {
-    "whistle": ("whistle", "whistling", "high whistle", "shrill whistle", "flute"),
-    "hum": ("hum", "humming", "low hum", "deep drone", "low rumble"),
-    "buzz": ("buzz", "buzzing", "buzzing bee", "buzzing mosquito"),
-    "hiss": ("hiss", "hissing", "hissing steam", "hissing snake"),
-    "siren": ("siren", "wailing siren", "alarm siren", "police siren"),
-    "bell": ("bell", "ringing bell", "church bell", "chime", "gong"),
-    "drum": ("drum", "drum roll", "drumming", "beating drum"),
-    "chirp": ("chirping", "chirping bird", "bird chirp", "tweeting bird", "singing bird"),
-}
-SOUND_ADJECTIVES = {
-    "steady": ("steady", "continuous", "constant", "unbroken"),
-    "slow": ("slow", "slowly repeating", "slowly pulsing"),
-    "fast": ("fast", "rapid", "quickly repeating", "fast pulsing"),
-    "once": ("single", "single short", "short single"),
-    "quiet": ("quiet", "soft", "faint"),
-    "loud": ("loud", "very loud", "noisy"),
-}
-SOUND_CLAUSES = {
-    "steady": ("all the time", "without a pause", "that goes on and on"),
-    "slow": ("again and again slowly", "repeating slowly", "with long pauses"),
-    "fast": ("again and again quickly", "repeating fast", "in quick pulses"),
-    "once": ("only once", "just a single time", "once and then silence"),
-}
-
-# The same meanings in words that no caption uses.
-REWORDED = {
-    "ball": "spherical orb",
-    "cube": "cubic crate",
-    "pyramid": "tetrahedron",
-    "ring": "doughnut",
-    "star": "starlike asterisk",
-    "cross": "crucifix crossing",
-    "pole": "slender baton",
-    "heart": "romantic valentine",
-    "touching": "directly facing our lens",
-    "near": "couple paces ahead",
-    "midway": "midrange",
-    "far": "distant, faraway",
-    "freezing": "wintry glacial",
-    "cool": "mildly cooled",
-    "warm": "cozy toasty",
-    "hot": "scalding fiery",
-    "red": "crimson reddish",
-    "orange": "tangerine carrot",
-    "yellow": "yellowish sunflower",
-    "green": "emerald greenish",
-    "blue": "azure bluish",
-    "pink": "rosy pinkish",
-    "white": "whitish alabaster",
-    "black": "ebony blackish",
-    "still": "stationary, unmoving",
-    "sideways": "swaying horizontally",
-    "bouncing": "leaping upward",
-    "circling": "orbiting circularly",
-    "whistle": "shrieking kettle",
-    "hum": "engine's murmur",
-    "buzz": "hornets",
-    "hiss": "serpent's hisses",
-    "siren": "ambulance, patrol car",
-    "bell": "doorbell",
-    "drum": "percussion",
-    "chirp": "birdsong",
-    "steady": "perpetual nonstop",
-    "slow": "gradual, sluggish",
-    "fast": "speedy",
-    "once": "lone",
-}
 TEMPLATES = ("{c}", "the {c}")
 REWORDED_TEMPLATES = ("{c}", "this {c}", "some {c}", "one {c}")
 

@@ -135,7 +135,7 @@ class DatasetConfig:
         rules = self.paper or Paper()
         inputs, dot, theirs = rules.get("inputs"), rules.get("similarity") == "dot", self.protocol != "ours"
         absent = theirs and getattr(self, self.protocol) is None
-        by_sample = self.protocol == "clip4clip"
+        scored = self.task == "retrieval" and self.relevant != "caption"
         mistakes = {
             unknown("metric", self.metric, METRICS[self.task]): self.metric not in (None, *METRICS[self.task]),
             f"there is no {self.protocol} protocol, as the config has no `{self.protocol}`: use ours": absent,
@@ -144,10 +144,8 @@ class DatasetConfig:
             "paper: inputs: views is for classification": inputs == "views" and self.task != "classification",
             "paper: similarity: dot is for retrieval": dot and self.task != "retrieval",
             f"paper: inputs: {inputs} cannot be used with clip": self.clip and inputs in ("views", "picture"),
-            "clips and crops belong to our protocol, not the paper's": theirs and self.clips * self.crops > 1,
-            "clip4clip is for retrieval": self.clip4clip and self.task != "retrieval",
-            "the clip4clip protocol has its own rule of relevance: leave out `relevant`": by_sample
-            and self.relevant == "caption",
+            "clips and crops belong to our protocol alone": theirs and self.clips * self.crops > 1,
+            "clip4clip is for retrieval, without `relevant: caption`": self.clip4clip and not scored,
         }
         refuse(mistakes)
         return self

@@ -1,8 +1,8 @@
 """Protocols that read and compare samples: ours, and those of others, for their published results.
 
 A dataset's `paper: {inputs: <rule>, similarity: cosine | dot}` describes the protocol of the original LanguageBind
-code, and `--protocol paper` selects it. `clip4clip: {frames: 12, words: 32}` is CLIP4Clip's. One rule of theirs is
-never used: ties count against the model under every protocol.
+code, and `--protocol paper` selects it; `clip4clip: {frames: 12, words: 32}` describes CLIP4Clip's. Both differ from
+their originals in one rule: ties count against the model under every protocol.
 """
 
 import math
@@ -213,23 +213,13 @@ class EvalProtocol:
     name: str
     reader: Reader
     similarity: str = "cosine"
-    words: int | None = None  # tokens of a text, if the protocol cuts longer ones
-    by_sample: bool = False  # True: a sample's captions are one item of a gallery, scored by the best of them
+    words: int | None = None  # tokens of a text, at most; by default as many as the tower reads
+    by_sample: bool = False  # a sample's captions are one item of the gallery, with the score of the best
 
     @property
     def unit(self) -> bool:
         """True if features are scaled to unit norm."""
         return self.similarity == "cosine"
-
-    def cut(self, tokens: dict[str, Any]) -> dict[str, Any]:
-        """Return CLIP's token ids (B, L) without those after `words`. The last one is then the end of the text."""
-        if self.words is None:
-            return tokens
-        ids = tokens["input_ids"]
-        kept, end = ids[:, : self.words].clone(), ids.amax(dim=1)  # the end has the largest id
-        lost = kept.amax(dim=1) != end
-        kept[lost, -1] = end[lost]
-        return {"input_ids": kept}
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the protocol that a result records."""
@@ -278,7 +268,7 @@ def clip4clip_protocol(rules: Clip4Clip, clip: Interval | None, modality: Modali
     reader = VideoReader(modality, clip)
     wanted, own = rules["frames"], modality.input_shape[1]
     if own != wanted:
-        raise UserError(f"CLIP4Clip's protocol takes {wanted} frames, but this model {own}: use --num-frames {wanted}")
+        raise UserError(f"CLIP4Clip's protocol needs a temporal head and --num-frames {wanted}; this model has {own}")
     reader.modality = replace(reader.modality, frames_per_second=1.0)
     reader.details = {
         "frames_rule": "one a second; evenly spaced ones of longer clips; shorter ones are not filled up",

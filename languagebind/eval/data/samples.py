@@ -13,7 +13,7 @@ A label is the label or the index of a class. Captions are one text, a list of t
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,10 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     check_data(config)
     data = Path(config.data)
     if shards := list_shards(config.data):
-        return [sample for shard in shards for sample in _from_shard(shard, config, modality)]
+        num_classes = None if config.class_names is None else len(config.class_names)
+        read = ((shard.name, x) for shard in shards for x in read_shard(shard, modality.extensions, num_classes))
+        found = ((f"{shard}/{x[0]}", *x[1:]) for shard, x in read)
+        return [Sample(name, source, *_annotation(row, name, config), held=held) for name, source, row, held in found]
     if data.suffix in MANIFESTS:
         return _from_manifest(data, config)
     if _class_folders(config):
@@ -188,13 +191,6 @@ def _class_folders(config: DatasetConfig) -> list[str]:
         if folder.is_symlink() and root in (folder.resolve(), *folder.resolve().parents):
             raise UserError(f"{config.name}: the class folder {folder} is a link to files of another class: remove it")
     return [folder.name for folder in folders]
-
-
-def _from_shard(shard: Path, config: DatasetConfig, modality: Modality) -> Iterator[Sample]:
-    num_classes = None if config.class_names is None else len(config.class_names)
-    for key, source, record, held in read_shard(shard, modality.extensions, num_classes):
-        name = f"{shard.name}/{key}"
-        yield Sample(name, source, *_annotation(record, name, config), held=held)
 
 
 def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:

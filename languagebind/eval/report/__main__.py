@@ -30,7 +30,7 @@ class ReportConfig:
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),)
     """folders with the .json files that `languagebind eval` wrote"""
     output: Path | None = None
-    """HTML file to write, with a .csv file beside it; default: report.html in the first folder"""
+    """HTML file to write, with a .csv file beside it; None: report.html in the first folder"""
     configs: Path = FOLDER / "eval"
     """folder of the datasets' configs, which name the headline metrics and the published results"""
 

@@ -75,13 +75,6 @@ class Confusion:
         self.errors = sorted(np.argwhere(errors).tolist(), key=lambda pair: -errors[tuple(pair)])[:SHOWN_CONFUSIONS]
 
 
-def read_configs(folder: Path) -> dict[str, Config]:
-    """Return the dataset configs in a folder and the comparison configs in its subfolder `pairs`, by name."""
-    configs: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
-    configs += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
-    return {config.name: config for config in configs}
-
-
 def make_page(results: Sequence[Result], folder: Path) -> str:
     """Return the HTML page of results from `read_results`, with the published results in the configs of a folder."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
@@ -92,7 +85,9 @@ def make_page(results: Sequence[Result], folder: Path) -> str:
                             "Confusion": Confusion, "caveats": caveats, "COMPARED": COMPARED}  # fmt: skip
     style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "sort.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    configs = read_configs(folder)
+    every: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
+    every += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
+    configs = {config.name: config for config in every}
     groups = groupby(results, key=lambda result: result["dataset"])
     datasets = [Dataset(name, {model_name(each): each for each in group}, configs.get(name)) for name, group in groups]
     template = environment.get_template("report.html")

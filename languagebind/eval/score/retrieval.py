@@ -2,14 +2,14 @@
 
 A caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for the other
 sample. No model can tell such copies apart, so the protocol records their number and the highest possible recall. With
-`relevant: caption`, a caption is relevant to every sample that has it. CLIP4Clip's protocol ranks samples in both
-directions: from a sample, those of the captions.
+`relevant: caption`, a caption is relevant to every sample that has it. Under CLIP4Clip's protocol, a sample's captions
+are one item of the gallery, with the score of the best.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from .examples import media, pick_examples
 from .metrics import Ranked, chance_at, rank_metrics, rank_pairs
 from .statistics import rank_intervals
 
-RERANKED = 100  # of the best items for a query by cosine, a model that scores pairs ranks these again
+RERANKED = 100  # a model that scores pairs ranks this many items again, the best for a query by cosine
 PAIRS_AT_A_TIME = 1024
 SCORES_AT_A_TIME = 2**24  # 64 MiB of scores, so that memory does not grow with the gallery
 
@@ -50,52 +50,54 @@ class Captioned:
 
     def direction(self, name: str) -> "Direction":
         """Return the queries and the gallery of a direction in `DIRECTIONS`."""
-        texts, rows, features = self.text_features, self.rows, self.features
+        rows, features = self.rows, self.features
         captions, owners = np.arange(len(rows)), self.owners.cpu().numpy()
         text = rows.cpu().numpy() if self.twins else captions  # of each caption; by default, each has its own
         of_captions, of_samples = (csr_array((text >= 0, (text, items))) for items in (captions, owners))
         if name == "text_to_modality":
             sides = of_captions.T.tocsr(), of_samples
-            score: Any = (lambda q: texts[rows[q]] @ features.T) if self.pairs is None else self._rerank_samples
-            return Direction(score, len(rows), len(features), *sides, rows.device)
+            return Direction(self._of_samples, len(rows), len(features), *sides, rows.device)
         if self.by_sample:
             each = eye_array(len(features), format="csr", dtype=bool)
-            return Direction(self._best_of_samples, len(features), len(features), each, each, rows.device)
-        # Scores of equal captions are copied, so that they tie exactly
+            return Direction(self._of_best_captions, len(features), len(features), each, each, rows.device)
         sides = of_samples.T.tocsr(), of_captions
         return Direction(self._of_captions, len(features), len(rows), *sides, rows.device)
 
+    def scores(self, queries: Tensor, gallery: Tensor, from_text: bool = True) -> Tensor:
+        """Return the scores (q, g) of features of texts with those of samples, or the other way round."""
+        if self.pairs is None:
+            return queries @ gallery.T
+        return rerank(self.pairs, queries, gallery, 1) if from_text else rerank(self.pairs, gallery, queries, 0).T
+
+    def _of_samples(self, queries: Tensor) -> Tensor:
+        return self.scores(self.text_features[self.rows[queries]], self.features)
+
     def _of_captions(self, queries: Tensor) -> Tensor:
-        if self.pairs is not None:
-            return self.rerank(self.text_features, self.features[queries], dim=0).T[:, self.rows]
-        return (self.features[queries] @ self.text_features.T)[:, self.rows]
+        # Scores of equal captions are copied, so that they tie exactly
+        return self.scores(self.features[queries], self.text_features, from_text=False)[:, self.rows]
 
-    def _rerank_samples(self, queries: Tensor) -> Tensor:
-        return self.rerank(self.text_features[self.rows[queries]], self.features, dim=1)
+    def _of_best_captions(self, queries: Tensor) -> Tensor:
+        best = self.features.new_full((len(queries), len(self.features)), -torch.inf)
+        return best.scatter_reduce(1, self.owners.expand(len(queries), -1), self._of_captions(queries), "amax")
 
-    @torch.no_grad()
-    def rerank(self, texts: Tensor, frames: Tensor, dim: int) -> Tensor:
-        """Return scores (U, N): those of pairs for the best along `dim` by cosine, and cosines, which are less.
 
-        Args:
-            texts: raw features (U, D).
-            frames: raw features of frames (N, T * D), of which zeros are padding.
-        """
-        head = cast(PairHead, self.pairs)
-        clips = frames.unflatten(1, (-1, texts.shape[1]))
-        mask = clips.ne(0).any(dim=2)
-        scores = F.normalize(texts, dim=1) @ F.normalize(head(clips, mask), dim=1).T
-        best = scores.topk(min(RERANKED, scores.shape[dim]), dim=dim).indices
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, best, True).nonzero()
-        found = [head.pairs(texts[t], clips[n], mask[n]) for t, n in map(torch.t, chosen.split(PAIRS_AT_A_TIME))]
-        pairs = torch.cat(found).float()
-        scores[chosen[:, 0], chosen[:, 1]] = pairs - pairs.min() + 2  # above every cosine
-        return scores
+@torch.no_grad()
+def rerank(head: PairHead, texts: Tensor, frames: Tensor, dim: int) -> Tensor:
+    """Return scores (U, N): of pairs for the best along `dim` by cosine, and below these the cosines of the others.
 
-    def _best_of_samples(self, queries: Tensor) -> Tensor:
-        scores = self._of_captions(queries)  # (q, Q)
-        best = scores.new_full((len(queries), len(self.features)), -torch.inf)
-        return best.scatter_reduce(1, self.owners.expand(len(queries), -1), scores, "amax")
+    Args:
+        texts: raw features (U, D).
+        frames: raw features of frames (N, T * D), of which zeros are padding.
+    """
+    clips = frames.unflatten(1, (-1, texts.shape[1]))
+    mask = clips.ne(0).any(dim=2)
+    scores = F.normalize(texts, dim=1) @ F.normalize(head(clips, mask), dim=1).T
+    best = scores.topk(min(RERANKED, scores.shape[dim]), dim=dim).indices
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, best, True).nonzero()
+    found = [head.pairs(texts[t], clips[n], mask[n]) for t, n in map(torch.t, chosen.split(PAIRS_AT_A_TIME))]
+    pairs = torch.cat(found).float()
+    scores[chosen[:, 0], chosen[:, 1]] = pairs - pairs.min() + 2  # above every cosine
+    return scores
 
 
 @dataclass(frozen=True)
