@@ -111,10 +111,7 @@ class DualEncoder(nn.Module):
         return F.normalize(self.project(inputs).float(), dim=-1)
 
     def encode_dense(self, inputs: Tensor, mode: Mode = "qq") -> Tensor:
-        """Return features (B, T, h, w, D) of the patches of inputs (B, C, T, H, W): unit norm, float32.
-
-        The height and width may differ from training. Texts' features are comparable with them; see `dense.py`.
-        """
+        """Return features (B, T, h, w, D) of the patches of inputs (B, C, T, H, W) of any size, as `encode` does."""
         tower = dense_tower(self.vision_model, inputs.shape[3:], mode)
         x = tower.feature_map(inputs.to(self.visual_projection.weight.dtype))
         return F.normalize(self.visual_projection(x).float(), dim=-1)

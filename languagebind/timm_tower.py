@@ -67,16 +67,14 @@ class TimmTower(nn.Module):
 
         Raises `ValueError` if the inputs are not (B, *input_shape).
         """
-        x = self.trunk(self._frames(inputs))  # (B*T, D)
+        x = self.trunk(frames_of(inputs, self.input_shape)[..., : self.seen[0], : self.seen[1]])  # (B*T, D)
         return x if self.head is None else x.unflatten(0, (-1, self.input_shape[1]))
 
     def feature_map(self, inputs: Tensor) -> Tensor:
-        """Return features (B, T, h, w, D) of the patches, before the projection, of inputs (B, C, T, H, W).
-
-        Attention pooling sees each patch alone, which then has all its attention.
-        """
-        x = self.trunk.forward_features(self._frames(inputs))[:, self.trunk.num_prefix_tokens :]
-        if (pool := getattr(self.trunk, "attn_pool", None)) is not None:
+        """Return features (B, T, h, w, D) of the patches, before the projection, of inputs (B, C, T, H, W)."""
+        x = self.trunk.forward_features(frames_of(inputs, self.input_shape)[..., : self.seen[0], : self.seen[1]])
+        x = x[:, self.trunk.num_prefix_tokens :]
+        if (pool := getattr(self.trunk, "attn_pool", None)) is not None:  # each patch alone has all its attention
             x = pool(x.flatten(0, 1).unsqueeze(1)).unflatten(0, x.shape[:2])
         x = self.trunk.fc_norm(x).unflatten(1, self.trunk.patch_embed.grid_size)
         return x.unflatten(0, (-1, self.input_shape[1]))
@@ -86,9 +84,6 @@ class TimmTower(nn.Module):
         self.input_shape = (*self.input_shape[:2], height, width)
         self.seen = whole_patches((height, width), self.trunk.patch_embed.patch_size)
         self.trunk.set_input_size(img_size=(height, width))
-
-    def _frames(self, inputs: Tensor) -> Tensor:
-        return frames_of(inputs, self.input_shape)[..., : self.seen[0], : self.seen[1]]
 
 
 def build_encoder(input_shape: tuple[int, int, int, int], config: EncoderConfig) -> VisionTransformer | TimmTower:

@@ -132,15 +132,15 @@ class VisionTransformer(nn.Module):
 
     def feature_map(self, inputs: Tensor) -> Tensor:
         """Return features (B, T, h, w, D) of the patches, before the projection, of inputs (B, C, T, H, W)."""
-        x = self.post_layernorm(self.encoder(self.embed(inputs))[0][:, 1:])
+        x = self.post_layernorm(self.encoder(self.embed(inputs))[0])[:, 1:]
         return x.unflatten(1, self.embeddings.grid).unflatten(0, (-1, self.input_shape[1]))
 
     def resize(self, height: int, width: int) -> None:
         """Change the height and width of the inputs. Positions are interpolated."""
-        self.input_shape = (*self.input_shape[:2], height, width)
-        old, patches = self.embeddings.grid, self.embeddings
-        patches.grid = (height // self.sizes.patch[0], width // self.sizes.patch[1])
-        positions = resize_positions(patches.position_embedding.weight, old, patches.grid)
+        patches, self.input_shape = self.embeddings, (*self.input_shape[:2], height, width)
+        old, patches.grid = patches.grid, (height // self.sizes.patch[0], width // self.sizes.patch[1])
+        count = 1 + patches.grid[0] * patches.grid[1]
+        positions = resize_positions(patches.position_embedding.weight, count, patches.grid, old)
         patches.position_embedding = nn.Embedding.from_pretrained(positions)
 
 

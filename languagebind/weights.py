@@ -226,13 +226,13 @@ def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, 
             # The frame embedding has no spatial counterpart and stays random
             state[key] = state.get(spatial, own)
         elif key.endswith("position_embedding.weight") and key in state:
-            state[key] = _fit_positions(state[key], own, vision_model.embeddings.grid)
+            state[key] = resize_positions(state[key], len(own), vision_model.embeddings.grid)
         elif key.endswith("patch_embedding.weight") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].unsqueeze(2)
         elif key.endswith("class_embedding") and key in state and own.ndim > state[key].ndim:
             state[key] = state[key].expand_as(own)
         elif key.endswith("trunk.pos_embed") and key in state:
-            state[key] = _fit_positions(state[key][0], own[0], vision_model.trunk.patch_embed.grid_size)[None]
+            state[key] = resize_positions(state[key][0], len(own[0]), vision_model.trunk.patch_embed.grid_size)[None]
         elif key == "visual_projection.bias" and key not in state:
             state[key] = own  # open_clip's projections may lack it
     load_strict(encoder, state, "the encoder", allow_partial)
@@ -305,21 +305,18 @@ def _rename_tower(state: State) -> State:
     return renamed
 
 
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize the positions (P + N, D) of a grid (rows, columns) to another grid; keep those of P class tokens."""
-    prefix = len(positions) - old[0] * old[1]
-    grid = positions[prefix:].float().T.unflatten(1, old).unsqueeze(0)  # (1, D, rows, columns)
+def resize_positions(
+    positions: Tensor, count: int, grid: tuple[int, int], old: tuple[int, int] | None = None
+) -> Tensor:
+    """Resize positions (P + N, D) of a grid, by default a square, to (count, D); keep those of P class tokens."""
+    prefix = count - grid[0] * grid[1]
+    side = int((len(positions) - prefix) ** 0.5)
+    if old is None and (len(positions) == count or side * side != len(positions) - prefix):
+        return positions  # without a square grid, the strict load reports the two shapes
+    pixels = positions[prefix:].float().T.reshape(1, -1, *(old or (side, side)))
     # As in the original LanguageBind code; another interpolation gives other initial weights
-    grid = F.interpolate(grid, new, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([positions[:prefix], grid.flatten(2)[0].T.to(positions.dtype)])
-
-
-def _fit_positions(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize the positions of a square grid to those of an encoder; the strict load reports others."""
-    patches = len(positions) - len(like) + grid[0] * grid[1]
-    side = int(patches ** 0.5)
-    square = side * side == patches and positions.shape != like.shape
-    return resize_positions(positions, (side, side), grid) if square else positions
+    pixels = F.interpolate(pixels, grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([positions[:prefix], pixels.flatten(2)[0].T.to(positions.dtype)])
 
 
 def _listing(kind: str, keys: list[str], most: int = 20) -> str:

@@ -42,6 +42,10 @@ def tower_of(config, shape=(3, 1, 32, 32), std=0.2):
     return tower
 
 
+def every_token(tower, x):
+    return tower.post_layernorm(tower.encoder(tower.embed(x))[0])
+
+
 def model_of(config, shape=(3, 1, 32, 32)):
     """A model without a text tower's weight, whose encoder is random."""
     text = nn.Linear(2, 2)
@@ -85,10 +89,10 @@ def test_the_last_block_of_our_vit_attends_from_queries_to_queries(frames):
         y = tower.post_layernorm(last.self_attn.out_proj(mixed.transpose(1, 2).flatten(2)))
         expected = unit(model.visual_projection(y[:, 1:])).view(2, frames, 4, 4, 16)
         torch.testing.assert_close(model.encode_dense(x), expected, atol=1e-5, rtol=1e-5)
-        plain = unit(model.visual_projection(tower.tokens(x)[:, 1:])).view(2, frames, 4, 4, 16)
+        plain = unit(model.visual_projection(every_token(tower, x)[:, 1:])).view(2, frames, 4, 4, 16)
         torch.testing.assert_close(model.encode_dense(x, "plain"), plain)
         # The class token that is trained comes from the same tokens
-        pooled = tower.tokens(x)[:, 0].unflatten(0, (2, frames)).mean(dim=1)
+        pooled = every_token(tower, x)[:, 0].unflatten(0, (2, frames)).mean(dim=1)
         torch.testing.assert_close(tower(x), pooled)
 
 
@@ -189,9 +193,9 @@ def test_what_has_no_dense_features_is_refused(toys, files, tmp_path):
     with pytest.raises(ValueError, match="mode should be 'qq' or 'plain', not 'kk'"):
         dense_tower(tower_of(OURS), (32, 32), "kk")
     model = load(toys / "audio", toys / "depth")
-    with pytest.raises(ValueError, match=r"one list per modality: audio, depth"):
+    with pytest.raises(ValueError, match=r"pass one list of a modality: audio, depth"):
         model.encode_dense(text=["a box"])
-    with pytest.raises(ValueError, match=r"pass segment\(\) text and one list of a modality: audio, depth"):
+    with pytest.raises(ValueError, match=r"pass one list of a modality: audio, depth"):
         model.segment(text=["a box"])
     with pytest.raises(UserError, match="only pictures and videos have maps of classes; use encode_dense"):
         model.segment(audio=files["audio"], text=["a box"])
@@ -214,7 +218,8 @@ def test_a_sharded_encoder_is_refused():
 
 def test_files_to_features_of_patches(toys, files):
     model = load(toys / "depth", toys / "video")
-    found = model.encode_dense(depth=files["depth"], video=files["video"][:1], batch_size=1)
+    found = {"depth": model.encode_dense(depth=files["depth"], batch_size=1)}
+    found["video"] = model.encode_dense(video=files["video"][:1])
     assert {name: tuple(x.shape) for name, x in found.items()} == {
         "depth": (len(files["depth"]), 1, 4, 4, 16), "video": (1, 8, 4, 4, 16),
     }  # fmt: skip
@@ -226,8 +231,8 @@ def test_files_to_features_of_patches(toys, files):
 def test_a_map_of_a_square_is_the_nearest_text_of_its_patches(toys):
     model = load(toys / "image")
     picture = np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)
-    (found,) = model.segment(image=[picture], text=["a box", ["a pole", "a stick"]], templates=["{c}", "the {c}"])
     prompts = [["a box", "the a box"], ["a pole", "the a pole", "a stick", "the a stick"]]
+    (found,) = model.segment(image=[picture], text=prompts)
     texts = torch.stack([unit(model.encode(text=own).mean(dim=0)) for own in prompts])
     scores = model.encode_dense(image=[picture])[0, 0] @ texts.T  # (h, w, K)
     fine = F.interpolate(scores.permute(2, 0, 1)[None], (56, 56), mode="bilinear", align_corners=False)
@@ -264,13 +269,14 @@ def test_windows_put_together_are_the_picture(height, width, size):
 
 def test_the_range_of_a_picture_is_that_of_the_whole_not_of_a_window():
     raw = torch.cat([torch.full((40, 40), 1.0), torch.full((40, 80), 4.0)], dim=1)
-    x = Depth(image_size=20, max_depth=0.0, image_mean=(0,) * 3, image_std=(1,) * 3).uncropped(raw, 20)
+    whole = {"image_size": 20, "resize_mode": "whole"}
+    x = Depth(max_depth=0.0, image_mean=(0,) * 3, image_std=(1,) * 3, **whole).transform(raw)
     assert x.shape == (3, 1, 20, 60)
     assert torch.allclose(x[0, 0, 10, [5, 50]], torch.tensor([0.25, 1.0]))
-    clip = Video(image_size=20, num_frames=4).uncropped(torch.zeros(4, 3, 40, 120, dtype=torch.uint8), 20)
+    clip = Video(num_frames=4, **whole).transform(torch.zeros(4, 3, 40, 120, dtype=torch.uint8))
     assert clip.shape == (3, 4, 20, 60)
     square = Depth(image_size=20).transform(raw[:, :40])
-    torch.testing.assert_close(Depth(image_size=20).uncropped(raw[:, :40], 20), square)
+    torch.testing.assert_close(Depth(**whole).transform(raw[:, :40]), square)
 
 
 # ------------------------------------------------------------------------------------------------------- sound

@@ -293,7 +293,7 @@ def test_mfnet_thermal_pictures_and_masks(tmp_path):
         label = np.array(Image.open(tmp_path / "release" / "labels" / "00002N.png"))
         np.testing.assert_array_equal(np.array(Image.open(tmp_path / take / rows[1]["mask"])), label)
     Image.new("RGB", (4, 4)).save(tmp_path / "release" / "images" / "00001D.png")
-    refused(mfnet, tmp_path / "release", {}, r"00001D\.png should have four channels, colour and thermal, not RGB")
+    refused(mfnet, tmp_path / "release", {}, r"cannot read .*00001D\.png: .*no channel")
     (tmp_path / "release" / "test.txt").write_text("../up")
     refused(mfnet, tmp_path / "release", {}, r"test\.txt: '\.\./up' is not a path in the folder")
 

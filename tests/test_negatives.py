@@ -12,9 +12,9 @@ from test_data import DEPTH
 
 from languagebind.config import UserError
 from languagebind.data.embed_text import main as embed_text
+from languagebind.data.feature_store import FeatureStore
 from languagebind.data.making import main as make_shards
 from languagebind.data.members import read_captions, stream_samples
-from languagebind.data.text_features import TextFeatures, features_path
 from training.batch import DataConfig, Plan
 from training.loader import train_batches
 from training.main import main
@@ -61,8 +61,8 @@ def test_each_sample_draws_its_own(shards):
 
 def test_cached_features_are_those_of_the_texts(shards):
     (tower,) = {path.name.split("text-")[1].split(".")[0] for path in shards.glob("*.safetensors")}
-    features = TextFeatures(tower)
-    assert features_path(str(shards / "00000.tar"), tower).is_file()
+    features = FeatureStore(tower)
+    assert FeatureStore(tower).path(str(shards / "00000.tar")).is_file()
     (batch,), _ = batches(shards, features)
     (live,), (texts,) = batches(shards)
     for rows, found in zip(live.text["negatives"].tolist(), batch.text["negatives"], strict=True):

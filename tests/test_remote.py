@@ -18,9 +18,9 @@ from helpers import call, call_ranks, stripes_config, train_flags, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
+from languagebind.data.feature_store import open_text_features, write_text_features
 from languagebind.data.members import stream_samples
 from languagebind.data.shards import count_samples, expand_shards, indexed
-from languagebind.data.text_features import open_text_features, write_text_features
 from languagebind.eval.data.shards import list_shards, read_shard
 from languagebind.hub.checkpoint import read_checkpoint
 from languagebind.hub.encoders import load

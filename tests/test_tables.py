@@ -22,12 +22,12 @@ from test_text_features import losses
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
+from languagebind.data.feature_store import FeatureStore, write_text_features
 from languagebind.data.making import assign, main
 from languagebind.data.members import read_captions
 from languagebind.data.shards import expand_shards
 from languagebind.data.sources import Sample
 from languagebind.data.tables import read_manifest
-from languagebind.data.text_features import TextFeatures, write_text_features
 from languagebind.data.vidal import MissingCaption, choose_caption
 from languagebind.eval import DatasetConfig, load_dataset_config
 from languagebind.eval.data.samples import class_names, read_samples
@@ -150,7 +150,7 @@ def test_unclean_captions_train_embed_and_check_alike(unclean, tmp_path, caplog)
 
     write_text_features(str(unclean), "txt", "f" * 64, encode)
     assert sorted(seen) == ["a café’s wall", "a wall"]
-    assert TextFeatures("f" * 64).find(str(unclean), "a café’s wall").shape == (4,)
+    assert FeatureStore("f" * 64).find(str(unclean), "a café’s wall").shape == (4,)
     checked = check_shards(unclean)
     assert [fault.partition("tar ")[2] for fault in checked.faults] == [
         "12: 1 of 1 captions are not valid UTF-8", "13: 1 of 1 captions are not valid UTF-8",

@@ -10,7 +10,7 @@ from helpers import CAPTIONS, MINILM, call, train_flags, write_shards
 from safetensors.torch import load_file
 
 from languagebind.config import UserError
-from languagebind.data.text_features import TextFeatures, features_path, open_text_features, write_text_features
+from languagebind.data.feature_store import FeatureStore, open_text_features, write_text_features
 from languagebind.text import TextConfig, build_text, encode_text, fingerprint
 from training.main import main
 
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_tower(embedded, tower):
     text_model, text_projection, own = tower
     expected = encode_text(text_model, text_projection, text_model.tokenizer(CAPTIONS))
     for shard in shards_of(embedded):
-        found = torch.stack([TextFeatures(own).find(shard, caption) for caption in CAPTIONS])
+        found = torch.stack([FeatureStore(own).find(shard, caption) for caption in CAPTIONS])
         assert found.dtype == torch.float16
         assert (found - expected).abs().max() < 3e-4
 
@@ -62,7 +62,7 @@ def test_losses_are_those_of_the_live_tower(embedded, tmp_path):
 def test_only_what_is_missing_is_written_again(embedded, tower, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(embedded, folder)
-    paths = [features_path(shard, tower[2]) for shard in shards_of(folder)]
+    paths = [FeatureStore(tower[2]).path(shard) for shard in shards_of(folder)]
     paths[1].unlink()
     before = [paths[i].stat().st_mtime_ns for i in (0, 2)]
     flags = [f"--train-data={folder}", f"--text-tower={MINILM}"]
@@ -100,14 +100,14 @@ def test_features_that_do_not_fit_are_refused(embedded, tower, tmp_path):
     for mode in ("auto", "cached"):
         with pytest.raises(UserError, match="belongs to another text tower than this run's, ffffff"):
             open_text_features(mode, shards, "mix", "f" * 64)
-    features_path(shards[0], own).rename(features_path(shards[0], "f" * 64))
+    FeatureStore(own).path(shards[0]).rename(FeatureStore("f" * 64).path(shards[0]))
     with pytest.raises(UserError, match="belongs to another text tower than this one, fffff"):
         open_text_features("cached", shards[:1], "mix", "f" * 64)
-    features_path(shards[0], "f" * 64).unlink()
+    FeatureStore("f" * 64).path(shards[0]).unlink()
     for mode in ("auto", "cached"):
         with pytest.raises(UserError, match=r"1 of 3 shards lack text features, .*languagebind embed-text"):
             open_text_features(mode, shards, "mix", own)
-    features_path(shards[1], own).write_bytes(b"half a file")
+    FeatureStore(own).path(shards[1]).write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"is damaged .*; delete it"):
         open_text_features("cached", shards[1:], "mix", own)
 

@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from languagebind import __version__
 from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
@@ -66,8 +64,8 @@ class TrainState:
     engine: Engine
     ema: Ema | None = None
     partner: Partner | None = None
-    anchor_loss: Tensor | None = None
-    """the last step's loss against the partner's features, before its weight"""
+    anchor_loss: Any = None
+    """this rank's loss against the partner's features in the last step, before its weight"""
     step: int = 0
     """number of optimizer steps taken"""
     skipped: int = 0
@@ -87,7 +85,7 @@ def checkpoint_content(
         "step": state.step,
         "config": config,
         "text_fingerprint": text_fingerprint,
-        "partner": state.partner and state.partner.describe(),
+        "partner": state.partner and vars(state.partner.store) | {"weight": state.partner.weight},
         "shards": shards_digest,
         "ranks": gather_objects({"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}),
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
@@ -100,18 +98,13 @@ def checkpoint_content(
     return content
 
 
-def read_resumable(
-    path: Path | str, config: dict[str, Any], text_fingerprint: str, partner: Partner | None = None
-) -> dict[str, Any]:
+def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
     """Read a checkpoint from a path or URL, and check that a run with these options can resume from it."""
     checkpoint = read_checkpoint(path)
     if "optimizer" not in checkpoint:
         raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
     if checkpoint["text_fingerprint"] != text_fingerprint:
         raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
-    known = checkpoint.get("partner")
-    if known and partner and known["fingerprint"] != partner.store.fingerprint:
-        raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
     model, inputs = options_of(checkpoint, path)  # with the defaults of options that are newer than the checkpoint
     before = _fixed_options(checkpoint["config"] | {"model": to_dict(model), "inputs": to_dict(inputs)})
     now = _fixed_options(config)

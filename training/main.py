@@ -22,14 +22,14 @@ import yaml
 
 import languagebind
 from languagebind.config import UserError, first_line, run, to_dict
-from languagebind.data.text_features import open_text_features
+from languagebind.data.feature_store import open_text_features
 from languagebind.distributed import Process, close_process, init_process, is_lost_rank
 from languagebind.eval import ListedDataset, check_dataset, load_dataset_config
 from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
-from languagebind.partner import Partner, load_partner
+from languagebind.partner import load_partner
 from languagebind.text import Tokenizer
 from languagebind.tuning import apply_tuning
 from languagebind.weights import load_strict
@@ -91,10 +91,8 @@ def fit(config: TrainConfig, process: Process) -> None:
     """Train an encoder with these options."""
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
-        k, partner = config.optim.accum_freq, None
-        if config.partner.anchor is not None:
-            partner = load_partner(config.partner, process.device)
-        shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, k, partner)
+        shards, steps_per_epoch = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
+        partner = load_partner(config.partner, process.device) if config.partner.anchor else None
         total_steps = steps_per_epoch * config.optim.epochs
         val_datasets = list_val_datasets(config)
         folder, resume = open_run(config, process, held)
@@ -103,13 +101,13 @@ def fit(config: TrainConfig, process: Process) -> None:
         data, tune_text = config.data, config.model.tuning.tune_text
         texts = (list(shards), data.caption_source, fingerprint, data.negatives > 0)
         features = None if tune_text else open_text_features(data.text_features, *texts)
-        run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps)
+        if partner is not None:
+            partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
+        run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps, partner)
         report_start(run, model, shards)
         live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
         log.info("text features: %s", live if features is None else "read from beside the shards")
-        if partner is not None:
-            partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
-        state = start(run, model, resume, steps_per_epoch, partner)
+        state = start(run, model, resume, steps_per_epoch)
         if state.step >= total_steps and process.is_main:
             log.warning("nothing to do: %d steps are done, and the options ask for %d", state.step, total_steps)
         elif process.is_main:  # only now: an accepted checkpoint's options may be replaced
@@ -117,10 +115,11 @@ def fit(config: TrainConfig, process: Process) -> None:
             again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
             write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
         logger = Logger(folder if process.is_main else None, config.log, to_dict(config), state.step)
+        k = config.optim.accum_freq
         steps = (k * steps_per_epoch, k * total_steps, k * state.step)
         plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
         tokenizer = cast(Tokenizer, model.text_model.tokenizer)
-        reader = None if partner is None else replace(partner, model=None)
+        reader = partner and replace(partner, model=None)
         loaded = train_batches(ShardBatches(shards, config.inputs, tokenizer, config.data, plan, features, reader))
         # With accumulation, micro-batches stay in host memory until they are used.
         batches = copied_ahead(loaded, process.device) if k == 1 else loaded
@@ -159,13 +158,14 @@ def new_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def start(
-    run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epoch: int, partner: Partner | None = None
-) -> TrainState:
+def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epoch: int) -> TrainState:
     """Return the state of a new run, or the state restored from the checkpoint `resume`."""
     config, process, resolved = run.config, run.process, to_dict(run.config)
-    checkpoint = read_resumable(resume, resolved, run.fingerprint, partner) if resume else None
+    checkpoint = read_resumable(resume, resolved, run.fingerprint) if resume else None
     if checkpoint:
+        known = checkpoint.get("partner")
+        if known and run.partner and known["fingerprint"] != run.partner.store.fingerprint:
+            raise UserError(f"the partner of {resume} differs from --anchor: use the same partner, or none")
         note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:
             log.warning(note)
@@ -175,7 +175,7 @@ def start(
     check_disk(run.folder, model, averages, run.new_checkpoints(checkpoint["step"] if checkpoint else 0))
     engine = make_engine(model, config.optim, process, config.engine)
     torch.manual_seed(config.seed + process.rank)  # each rank drops different patches
-    state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay), partner)
+    state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay), run.partner)
     if resume and checkpoint:
         restore(resume, checkpoint, state, resolved, run.shards_digest)
         log.info("resumed from %s at step %d of %d", resume, state.step, run.total_steps)

@@ -10,7 +10,6 @@ from languagebind.data.shards import count_samples, expand_shards, indexed, spli
 from languagebind.data.vidal import NEGATIVES
 from languagebind.modalities import Modality
 from languagebind.model import DualEncoder
-from languagebind.partner import Partner
 from languagebind.remote import file_size
 
 from .batch import DataConfig, Plan
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def check_data(
-    config: DataConfig, modality: Modality, world_size: int, accum_freq: int = 1, partner: Partner | None = None
+    config: DataConfig, modality: Modality, world_size: int, accum_freq: int = 1
 ) -> tuple[dict[str, int | None], int]:
     """Return the number of samples per shard (None if unknown), and the steps per epoch."""
     if not config.train_data:
@@ -55,7 +54,7 @@ def check_data(
         product = f"{config.batch_size} x {f'--accum-freq {accum_freq} x ' if accum_freq > 1 else ''}{world_size} ranks"
         advice = f"--batch-size {product} = {batch}: use a smaller --batch-size"
         raise UserError(f"{num_samples} samples do not fill one batch of {advice}")
-    _check_samples(counts, modality, config, partner)
+    _check_samples(counts, modality, config)
     return counts, num_samples // batch
 
 
@@ -75,12 +74,10 @@ def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int
         raise UserError(f"{folder} has {free / 1e9:.2f} GB free, but {needed}: {advice}")
 
 
-def _check_samples(
-    shards: dict[str, int | None], modality: Modality, config: DataConfig, partner: Partner | None
-) -> None:
+def _check_samples(shards: dict[str, int | None], modality: Modality, config: DataConfig) -> None:
     """Check that a sample can be used, to report a wrong folder or option before the workers start."""
     config = replace(config, shuffle_buffer=0, dataset_resampled=False, positives="pair")
-    probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1), partner=partner)
+    probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1))
     sample = next(WorkerStream(probe, epoch=0, worker=0, workers=1, drawn=0).samples)
     if config.negatives and not any(sample.texts[1:]):
         log.warning("--negatives: the first sample, %s, has none; are they packed?", sample.key)

@@ -16,6 +16,7 @@ from languagebind.config import UserError, to_dict
 from languagebind.distributed import Process, on_any_rank, on_main
 from languagebind.eval import ListedDataset, evaluate
 from languagebind.model import DualEncoder
+from languagebind.partner import Partner
 
 from .checkpoint import TrainState, checkpoint_content
 from .checkpoint_files import note_best, write_checkpoint
@@ -57,6 +58,7 @@ class Run:
     shards_digest: str
     val_datasets: list[ListedDataset]
     total_steps: int
+    partner: Partner | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     def new_checkpoints(self, first_step: int) -> int:

@@ -63,15 +63,19 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
     """Update the weights with one batch, or with micro-batches as one; return the mean loss over ranks."""
     engine = state.engine
     device = engine.process.device
+    partner = state.partner
+    anchors = [partner.encode(cast(Tensor, x.anchor).to(device), optim.precision) for x in batches if partner]
     targets = _targets(engine.model, batches, optim.precision, device)
-    anchors = _anchors(state, batches, optim.precision)
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
-        loss, anchor_loss = _loss(engine.model, features, targets, optim, anchors)
+        loss = _loss(engine.model, features, targets, optim)
+        if partner:
+            anchor = torch.cat(anchors)
+            own = features[:, : anchor.shape[1]]  # not the captions that may follow
+            anchor_loss = _loss(engine.model, own, (anchor, targets[1], None), optim)
+            loss, state.anchor_loss = loss + partner.weight * anchor_loss, anchor_loss.detach()
         mean_loss = mean_over_ranks(loss.detach())
-        if anchor_loss is not None:
-            state.anchor_loss = mean_over_ranks(anchor_loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)
         engine.scaler.scale(loss).backward()
         return mean_loss, cast(Tensor, features.grad)
@@ -144,22 +148,7 @@ def _targets(model: DualEncoder, batches: list[Batch], precision: Precision, dev
     return (torch.cat(features) if features else None), everywhere, others
 
 
-def _anchors(state: TrainState, batches: list[Batch], precision: Precision) -> tuple[Tensor, float] | None:
-    """Return the partner's unit-norm features (B, D) and the weight of their loss, or None without a partner."""
-    if state.partner is None:
-        return None
-    inputs = (cast(Tensor, batch.anchor).to(state.engine.process.device, non_blocking=True) for batch in batches)
-    return torch.cat([state.partner.encode(x, precision) for x in inputs]), state.partner.weight
-
-
-def _loss(
-    model: DualEncoder,
-    features: Tensor,
-    targets: Targets,
-    optim: OptimConfig,
-    anchors: tuple[Tensor, float] | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, and that part of it (without its weight) which is the loss against the partner."""
+def _loss(model: DualEncoder, features: Tensor, targets: Targets, optim: OptimConfig) -> Tensor:
     text_features, groups, negatives = targets
     if text_features is None:  # the text tower trains
         features, text_features = features.chunk(2, dim=1)
@@ -170,14 +159,8 @@ def _loss(
             return sigmoid_loss(features, text_features, scale, cast(Tensor, model.logit_bias), groups)
         return contrastive_loss(features, text_features, scale, groups, negatives=negatives)
 
-    def score(*compared: Tensor) -> Tensor:
-        return over_prefixes(loss, optim.matryoshka, *compared) if optim.matryoshka else loss(*compared)
-
-    total = score(features, text_features, *([] if negatives is None else [negatives]))
-    if anchors is None:
-        return total, None
-    anchor_loss = score(features, anchors[0])
-    return total + anchors[1] * anchor_loss, anchor_loss
+    compared = [features, text_features, *([] if negatives is None else [negatives])]
+    return over_prefixes(loss, optim.matryoshka, *compared) if optim.matryoshka else loss(*compared)
 
 
 class Meter:
@@ -247,7 +230,7 @@ class Meter:
         if engine.model.logit_bias is not None:
             values["train/logit_bias"] = engine.model.logit_bias.item()
         if state.anchor_loss is not None:
-            values["train/anchor_loss"] = state.anchor_loss.item()
+            values["train/anchor_loss"] = mean_over_ranks(state.anchor_loss).item()
         if engine.scaler.is_enabled():
             values["train/loss_scale"] = engine.scaler.get_scale()
         if engine.process.device.type == "cuda":

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from .. import configs
 from ..config import FileWord, expand_config, flag_name, parse
 from ..distributed import Precision, autocast, joined
 from ..text import TextConfig, build_text, encode_text, fingerprint
-from .feature_store import embed_shards, local_shards
-from .text_features import write_text_features
+from .feature_store import local_shards, write_text_features
 
 # The keys of a training recipe (--config) that this command uses
 FROM_RECIPE = ("train_data", "caption_source", "negatives", "text_tower", "text_pretrained", "context_length",
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             with autocast(process.device, options.precision):
                 return encode_text(text_model, text_projection, tokens)
 
-        def write(shard: str) -> int | None:
-            more = options.batch_size, options.negatives > 0
-            return write_text_features(shard, options.caption_source, tower, encode, *more)
-
-        counts = embed_shards(shards, process, write)
+        own = shards[process.rank :: process.world_size]
+        counts = [
+            write_text_features(shard, options.caption_source, tower, encode, options.batch_size, options.negatives > 0)
+            for shard in tqdm(own, unit="shard", disable=not process.is_main)
+        ]
     captions, done = sum(count or 0 for count in counts), counts.count(None)
-    print(f"{captions} captions of {len(counts) - done} shards, text tower {tower[:12]}; {done} shards were complete")
+    print(f"{captions} captions of {len(own) - done} shards, text tower {tower[:12]}; {done} shards were complete")

@@ -1,9 +1,9 @@
 """Features of a frozen encoder, stored beside the shards so that training does not compute them at each step.
 
-The file of `00000.tar` is `00000.<kind>-<first digits of the encoder's fingerprint>.safetensors`, where the kind is
-`text` or the name of a modality. It has `features` (N, D) in float16, and the sorted 64-bit hashes of what was encoded:
-`captions` or `media`. A feature is looked up by the text of a caption or the bytes of a sample's media, so the file
-serves every way of drawing captions and frames, and a sample that has changed never gets the features of an older one.
+The file of `00000.tar` is `00000.<modality>-<first digits of the encoder's fingerprint>.safetensors`, where text is a
+modality, too. It has `features` (N, D) in float16, and the sorted 64-bit hashes of what was encoded: `captions` or
+`media`. A feature is looked up by the text of a caption or the bytes of a sample's media, so the file serves every way
+of drawing captions and frames, and a sample that has changed never gets the features of an older one.
 """
 
 import hashlib
@@ -11,75 +11,64 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import UserError, first_line
-from ..distributed import Process
 from ..files import write_atomic
 from ..remote import file_size, folder_sizes, is_url, local_copy, read_url
-from .members import stream_samples
+from .members import read_captions, stream_samples
 from .shards import expand_shards, split_shard
+from .vidal import MissingCaption, all_captions, source_names
 
 FeaturesMode = Literal["auto", "cached", "live"]
 Item = str | bytes | Sequence[bytes]  # a caption, a file, or the files of a clip's frames
-T = TypeVar("T")
-
-TEXT = "text"
 
 
 @dataclass(frozen=True)
 class FeatureStore:
     """The features of one frozen encoder beside the shards. Each loader worker has a copy."""
 
-    fingerprint: str
-    """fingerprint of the encoder"""
-    kind: str = TEXT
-    """`text`, or the modality of a partner"""
+    fingerprint: str  # of the encoder
+    modality: str = "text"  # of a text tower, or of a partner
 
     @property
-    def _words(self) -> tuple[str, str]:
-        """Return what messages call the encoder, and the name in its command and option."""
-        return ("text tower", "text") if self.kind == TEXT else ("partner", "anchor")
+    def _words(self) -> tuple[str, str, str]:  # the encoder in messages, the name of its command, and what that needs
+        if self.modality == "text":
+            return "text tower", "text", "--text-tower, --caption-source, --negatives and --context-length"
+        return "partner", "anchor", "--anchor"
 
     def path(self, shard: str) -> Path | str:
         """Return the path of the features of a shard, or the URL if the shard is a URL."""
-        path = f"{os.path.splitext(shard)[0]}.{self.kind}-{self.fingerprint[:12]}.safetensors"
+        path = f"{os.path.splitext(shard)[0]}.{self.modality}-{self.fingerprint[:12]}.safetensors"
         return path if is_url(shard) else Path(path)
 
     def find(self, shard: str, item: Item) -> Tensor:
-        """Return the feature of a caption or media in a shard, (D,) in float16.
-
-        Raises `UserError` if it was not encoded.
-        """
+        """Return the feature (D,), float16, of a caption or media. Raises `UserError` if it was not encoded."""
         path = self.path(shard)
         hashes, features = _open_table(path)
         key = hash_item(item)
         row = np.searchsorted(hashes, key)
         if row == len(hashes) or hashes[row] != key:
-            lost = f"the caption {item[:80]!r}" if isinstance(item, str) else f"the {self.kind} of a sample"
-            remedy = "if the shard has changed, delete the file and run languagebind embed"
-            raise UserError(f"{path} lacks {lost}; {remedy}-{self._words[1]} again")
+            lost = f"the caption {item[:80]!r}" if isinstance(item, str) else f"the {self.modality} of a sample"
+            remedy = f"if the shard has changed, delete the file and run languagebind embed-{self._words[1]} again"
+            raise UserError(f"{path} lacks {lost}; {remedy}")
         return features[row]
 
     def write(self, shard: str, items: Iterable[Item], features: Tensor, sources: Iterable[str] = ()) -> None:
-        """Write the features (N, D) of N items of a local shard. `sources` names the captions that they cover.
-
-        Raises `UserError` if the file cannot be written.
-        """
+        """Write the features (N, D) of N items of a local shard. `sources` names the captions that they cover."""
         hashes = np.array([hash_item(item) for item in items], np.uint64)
         order = torch.from_numpy(np.argsort(hashes))
-        name = "captions" if self.kind == TEXT else "media"
+        name = "captions" if self.modality == "text" else "media"
         tensors = {name: torch.from_numpy(hashes.view(np.int64))[order], "features": features[order]}
         metadata = {"fingerprint": self.fingerprint, "sources": json.dumps(sorted(sources))}
         try:
@@ -100,16 +89,15 @@ class FeatureStore:
         others = sorted({name for shard in missing for name in self._beside(shard)})
         if mode == "auto" and len(missing) == len(paths) and not others:
             return False
-        owner, option = self._words
-        own = f"another {owner} than this run's, {self.fingerprint[:12]}"
-        problems = [f"{name} belongs to {own}" for name in others]
-        lack = f"of {len(paths)} shards lack {self.kind} features, for example"
+        owner, name, options = self._words
+        problems = [f"{other} belongs to another {owner} than this run's, {self.fingerprint[:12]}" for other in others]
+        lack = f"of {len(paths)} shards lack {self.modality} features, for example"
         problems += [f"{len(missing)} {lack} {shard}" for shard in missing]
         for shard in () if problems else paths:
             if lacking := set(sources) - (self.sources(shard) or set()):
                 problems.append(f"{paths[shard]} lacks captions of source {', '.join(sorted(lacking))}")
         if problems:
-            remedy = f"run languagebind embed-{option} for this {owner}, or train with --{option}-features live"
+            remedy = f"run languagebind embed-{name} with the {options} of training, or use --{name}-features live"
             raise UserError(f"{problems[0]}; {remedy}")
         return True
 
@@ -129,16 +117,58 @@ class FeatureStore:
                 size = int.from_bytes(read_url(path, 0, 8), "little")  # of the header with the metadata
                 metadata = json.loads(read_url(path, 8, 8 + size)).get("__metadata__", {})
         if metadata.get("fingerprint") != self.fingerprint:
-            own = f"another {self._words[0]} than this one, {self.fingerprint[:12]}"
-            raise UserError(f"{path} belongs to {own}; delete it")
+            other = f"another {self._words[0]} than this one, {self.fingerprint[:12]}"
+            raise UserError(f"{path} belongs to {other}; delete it")
         return set(json.loads(metadata["sources"]))
 
     def _beside(self, shard: str) -> list[str]:
-        """Return the names of a shard's feature files of this kind, from any encoder."""
+        """Return the names of a shard's feature files of this modality, from any encoder."""
         folder, name = split_shard(shard)
-        start = f"{os.path.splitext(name)[0]}.{self.kind}-"
-        names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob(f"*.{self.kind}-*"))
+        start = f"{os.path.splitext(name)[0]}.{self.modality}-"
+        names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob("*.safetensors"))
         return [other for other in names if other.startswith(start)]
+
+
+def write_text_features(
+    shard: str, source: str, fingerprint: str, encode: Callable[[list[str]], Tensor], batch_size: int = 256,
+    negatives: bool = False,
+) -> int | None:  # fmt: skip
+    """Encode every caption in a local shard that `source` can select, and write the features to one file.
+
+    Args:
+        encode: function from texts to unit-norm features (B, D).
+        negatives: encode the samples' hard negatives, too.
+
+    Returns:
+        The number of captions, or None if an earlier run has already written them.
+
+    Raises `UserError` if the shard cannot be read or has no caption of this source, or the file cannot be written.
+    """
+    store, sources = FeatureStore(fingerprint), set(source_names(source, negatives))
+    written = store.sources(shard)
+    if written is not None and sources <= written:
+        return None
+    sources |= written or set()
+    samples = []
+    for sample in samples_in(shard, ("json", "txt")):
+        with suppress(MissingCaption):  # training skips such samples and counts them
+            samples.append(read_captions(sample))
+    found = {text for captions in samples for name in sources for text in all_captions(captions, name)}
+    if not found:
+        others = sorted({name for captions in samples for name in captions})
+        raise UserError(f"{shard} has no caption of source {source!r}, only of {others}")
+    texts = sorted(found, key=len)  # batches of texts of similar length need little padding
+    features = [encode(texts[i : i + batch_size]).half().cpu() for i in range(0, len(texts), batch_size)]
+    store.write(shard, texts, torch.cat(features), sources)
+    return len(texts)
+
+
+def open_text_features(
+    mode: FeaturesMode, shards: Iterable[str], source: str, fingerprint: str, negatives: bool = False
+) -> FeatureStore | None:
+    """Return the features beside the shards, or None to encode captions in training; see `FeatureStore.serves`."""
+    store = FeatureStore(fingerprint)
+    return store if store.serves(mode, shards, source_names(source, negatives)) else None
 
 
 def hash_item(item: Item) -> np.uint64:
@@ -150,7 +180,7 @@ def hash_item(item: Item) -> np.uint64:
 
 
 def local_shards(spec: str) -> list[str]:
-    """Return the paths of the shards in a specification, or raise `UserError` if features cannot be written there."""
+    """Return the paths of the shards in a specification. Raises `UserError` if no file can be written beside them."""
     shards = expand_shards(spec)
     if streams := [shard for shard in shards if is_url(shard) or shard.startswith("pipe:")]:
         raise UserError(f"features cannot be written beside {streams[0]}; use local shards, then copy the features")
@@ -163,12 +193,6 @@ def samples_in(shard: str, extensions: Collection[str]) -> Iterator[dict[str, An
         yield from stream_samples(shard, extensions=extensions)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"cannot read {shard}: {first_line(error)}") from error
-
-
-def embed_shards(shards: Sequence[str], process: Process, write: Callable[[str], T]) -> list[T]:
-    """Return the results of `write` for this rank's share of the shards."""
-    own = shards[process.rank :: process.world_size]
-    return [write(shard) for shard in tqdm(own, unit="shard", disable=not process.is_main)]
 
 
 @lru_cache(256)  # covers the shards with samples in the shuffle buffer of one process

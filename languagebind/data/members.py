@@ -108,10 +108,7 @@ def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict
 
 
 def media_sources(sample: Mapping[str, Any], modality: Modality) -> dict[int | None, Any]:
-    """Return what a modality may read of a sample, by frame number; the number of a whole file or clip is None.
-
-    Raises `DecodeError` if the sample has no such member.
-    """
+    """Return a modality's members of a sample by frame number, or all as None; or raise `DecodeError`."""
     members = media_members((name for name in sample if not name.startswith("__")), modality.extensions)
     if members is None:
         raise DecodeError(sample["__key__"], f"no member is named {' or '.join(modality.extensions)}")

@@ -20,7 +20,7 @@ from .export import Features, export_features
 from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .results import Result, ceiling_note, new_result
 from .score.retrieval import Captioned, describe_retrieval, retrieve
-from .score.segmentation import describe_segmentation, score_segmentation
+from .score.segmentation import count_pixels, describe_segmentation, score_segmentation
 from .score.zero_shot import classify, describe_classification, describe_multilabel, label_targets
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def evaluate(
             twins, by_sample = config.relevant == "caption", encoder.protocol.by_sample
             found, describe, features = _retrieval(encoder, usable, dual_softmax, twins=twins, by_sample=by_sample)
         else:
-            found, describe, features = TASKS[config.task](encoder, config, samples)
+            kind = _segmentation if config.task == "segmentation" else _classification
+            found, describe, features = kind(encoder, config, samples)
     if export is not None and not rank():
         export_features(features, export)
     counts = {"samples": len(features.samples), "skipped_samples": len(samples) - len(features.samples)}
@@ -189,14 +190,12 @@ def _classification(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Se
 def _segmentation(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Sequence[Sample]) -> _Found:
     classes = class_names(dataset)
     classifier = encoder.build_classifier(list(classes.values()), dataset.templates)
-    counts, kept = encoder.count_pixels(samples, lambda x: x @ classifier.T, len(classes), dataset.void)
+    measure = partial(count_pixels, void=dataset.void)
+    counts, kept = encoder.map_samples(samples, dataset, lambda x: x @ classifier.T, measure)
     found = score_segmentation(counts)
     found["protocol"] = _prompt_facts(list(classes.values()), dataset) | {"dense": "qq"} | found["protocol"]
     describe = partial(describe_segmentation, counts, classes)
     return found, describe, Features(classifier, [samples[i] for i in kept], classifier, [])
-
-
-TASKS = {"classification": _classification, "multilabel": _classification, "segmentation": _segmentation}
 
 
 def _prompt_facts(names: Sequence[str], dataset: DatasetConfig) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from ..modalities import DecodeError
 from ..temporal import PairHead
 from ..text import Tokenizer
 from .cache import FeatureCache, identity
+from .data.datasets import DatasetConfig
 from .data.readers import EvalProtocol, Reader
-from .data.samples import Sample
+from .data.samples import Sample, class_names
 from .score.retrieval import RERANKED
-from .score.segmentation import count_pixels, read_mask
+from .score.segmentation import read_mask
 
 log = logging.getLogger(__name__)
 
@@ -162,42 +163,37 @@ class FeatureEncoder:
         per_class = features[torch.tensor(rows, device=features.device)].unflatten(0, (len(names), len(templates)))
         return F.normalize(per_class.mean(dim=1), dim=-1)
 
-    def measure(self, samples: Sequence[Sample], measure: Callable[[Sample, Any], Tensor]) -> tuple[Tensor, list[int]]:
-        """Return what `measure` finds in samples and their raw signals (M, ...), and their positions (M,).
+    def map_samples(
+        self, samples: Sequence[Sample], dataset: DatasetConfig, head: Callable[[Tensor], Tensor],
+        measure: Callable[[Tensor, Tensor], Tensor], shape: Sequence[int] = (),
+    ) -> tuple[Tensor, list[int]]:  # fmt: skip
+        """Return what `measure` finds in the map (K, H, W) and the mask of each picture, and the pictures' positions.
 
-        For errors see `encode_samples`.
+        The maps are scores of `head` from features (..., D) to (..., K). For `shape` see `score_maps`, and for errors
+        `encode_samples`.
         """
-        found: dict[int, Tensor | str] = {}
+        modality, found = self.protocol.reader.modality, dict[int, Any]()
+        if not hasattr(self.model, "encode_dense") or modality.input_shape[1] > 1:
+            raise UserError("segmentation is of pictures, by models with `encode_dense`")
+
+        def score(windows: Tensor) -> Tensor:
+            with torch.no_grad(), autocast(self.device, self.options.precision):
+                x = self.model.encode_dense(windows.to(self.device))
+            if not bool(x.isfinite().all()):
+                raise UserError(f"the model returns NaN or infinity for {samples[i].key}")
+            return head(x)
+
         for (i,) in _progress(_own_batches(len(samples), 1), "samples"):
             try:
-                found[i] = measure(samples[i], self.protocol.reader.modality.load(samples[i].load(1)))
+                raw = modality.load(samples[i].load(1))
+                mask = read_mask(samples[i].masks[0], raw.shape[-2:], len(class_names(dataset)), dataset.void)
+                found[i] = measure(score_maps(score, modality, raw, shape=shape)[0], mask)
             except (DecodeError, OSError) as error:  # of the sample, or of its mask
                 found[i] = f"{samples[i].key}: {getattr(error, 'reason', error)}"
         found = {i: x for part in gather_objects(found) for i, x in part.items()}
         _check_bad({i: x for i, x in found.items() if isinstance(x, str)}, len(samples), self.options.skip_bad)
-        kept = {i: x for i, x in sorted(found.items()) if isinstance(x, Tensor)}
-        return torch.stack([*kept.values()]), [*kept]
-
-    def count_pixels(
-        self, samples: Sequence[Sample], head: Callable[[Tensor], Tensor], num_classes: int, void: int
-    ) -> tuple[Tensor, list[int]]:
-        """Return `count_pixels` of samples (M, 6, K), for a head from features (..., D) to scores (..., K)."""
-
-        def measure(sample: Sample, raw: Tensor) -> Tensor:
-            mask = read_mask(sample.masks[0], raw.shape[-2:], num_classes, void)
-            maps = score_maps(lambda x: head(self.encode_dense(x)), self.protocol.reader.modality, raw)
-            if not bool(maps.isfinite().all()):
-                raise UserError(f"the model returns NaN or infinity for {sample.key}")
-            return count_pixels(maps[0], mask, void)
-
-        return self.measure(samples, measure)
-
-    def encode_dense(self, windows: Tensor) -> Tensor:
-        """Return the features (B, 1, h, w, D) of the patches of windows. Raises `UserError` if there are none."""
-        if not hasattr(self.model, "encode_dense") or windows.shape[2] > 1:
-            raise UserError("segmentation is of pictures, by models with `encode_dense`")
-        with torch.no_grad(), autocast(self.device, self.options.precision):
-            return self.model.encode_dense(windows.to(self.device))
+        kept = [i for i in sorted(found) if isinstance(found[i], Tensor)]
+        return torch.stack([found[i] for i in kept]), kept
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the encoder that a result's protocol records."""

@@ -89,8 +89,8 @@ def pairs_trained(config: PairsConfig, models: Mapping[str, Any]) -> dict[str, s
     """Return for each pair of modalities that is compared whether one of its encoders was trained on such pairs."""
     met = {name: model.trained_with for name, model in models.items()}
     pairs = [(one, other) for one in config.query for other in config.gallery or {TEXT: 1.0} if one != other]
-    trained = {(one, other): other in met.get(one, ()) or one in met.get(other, ()) for one, other in pairs}
-    return {" and ".join(pair): "trained" if known else "emergent" for pair, known in trained.items()}
+    known = {(one, other): other in met.get(one, ()) or one in met.get(other, ()) for one, other in pairs}
+    return {" and ".join(pair): "trained" if known[pair] else "emergent" for pair in pairs}
 
 
 def _text_partners(config: PairsConfig, towers: Mapping[str, str]) -> dict[str, str]:

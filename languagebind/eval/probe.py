@@ -7,29 +7,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..config import UserError, at_least, run, to_dict
-from ..dense import score_maps
 from ..hub.checkpoint import checkpoint_name
 from ..modalities import Modality, modality_name
 from .cache import weights_digest
 from .command import CommandOptions, evaluate_each, parse_command
 from .data.datasets import DatasetConfig, load_dataset_config, naming
 from .data.readers import choose_protocol
-from .data.samples import Sample, check_data, class_names, digest_of_samples, read_samples
+from .data.samples import check_data, class_names, digest_of_samples, read_samples
 from .features import EncodeOptions, FeatureEncoder
 from .models import Model, checkpoint_of, load_eval_model
 from .results import Result, new_result, result_path
-from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, fit_head, logistic_regression, probe
-from .score.segmentation import describe_segmentation, read_mask, score_segmentation
+from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
+from .score.segmentation import POINTS, take_points
 from .score.zero_shot import label_targets, single_labels
-
-POINTS = (6, 6)  # rows and columns of the points that a probe of patches is fitted to in each picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +41,7 @@ class ProbeOptions(CommandOptions):
     seeds: int = 3
     """number of random draws of the shots and of the held-out part"""
     dense: bool = False
-    """classify pixels by the features of patches; --config, --train and --test are for segmentation"""
+    """classify points of pictures by the features of patches; the data are for segmentation"""
     data_root: Path | None = None
     """second folder for the paths in a manifest, after the manifest's own folder"""
 
@@ -57,8 +49,6 @@ class ProbeOptions(CommandOptions):
         at_least(1, seeds=self.seeds, shots=min(self.shots, default=None))
         if os.path.realpath(self.train) == os.path.realpath(self.test):
             raise UserError(f"--train and --test are both {self.train}: use different data to test on")
-        if self.dense and self.shots:
-            raise UserError("--dense has no --shots")
 
 
 def evaluate_probe(
@@ -70,76 +60,52 @@ def evaluate_probe(
     """
     classes = class_names(parts["train"])
     samples = {name: read_samples(part, modality) for name, part in parts.items()}
-    targets = {name: label_targets(samples[name], classes, part.name) for name, part in parts.items()}
+    whole = {} if options.dense else parts
+    targets = {name: label_targets(samples[name], classes, part.name) for name, part in whole.items()}
     labels = {name: single_labels(target).numpy() for name, target in targets.items()}
     with naming(parts["train"].data):
-        check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
+        check_shots(labels.get("train", ()), options.shots, list(map(repr, classes)))  # before anything is encoded
     test = parts["test"]  # the training part is read in the same way
     encoder = FeatureEncoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
     data, facts = {}, {}
     for name, part in parts.items():
-        features, kept = encoder.encode_samples(samples[name])
-        data[name] = Labelled(features.double().cpu().numpy(), labels[name][kept])
-        facts[name] = _facts(part, samples[name], kept)
+        if options.dense:
+            points, kept = encoder.map_samples(samples[name], part, lambda x: x, take_points, POINTS)
+            points = points.flatten(0, 1)[points[..., -1].flatten() != part.void].double().numpy()
+            data[name] = Labelled(points[:, :-1], points[:, -1].astype(int))
+        else:
+            features, kept = encoder.encode_samples(samples[name])
+            data[name] = Labelled(features.double().cpu().numpy(), labels[name][kept])
+        counts = {"samples": len(kept), "skipped_samples": len(samples[name]) - len(kept)}
+        identity = digest_of_samples([[sample.key, sample.labels] for sample in samples[name]], part.name)
+        facts[name] = counts | {"data_sha256": identity} | ({"clip": list(part.clip)} if part.clip else {})
     found, details = probe(data["train"], data["test"], len(classes), options.shots, options.seeds)
+    details = {} if options.dense else details  # points of one picture are alike: intervals would be too narrow
+    settings = encoder.describe()
     found["protocol"] = {
         "probe": "logistic regression (L-BFGS, L2) on unit-norm features of the shared space",
+        **({"points": POINTS} if options.dense else {}),
         "C_chosen_on": f"{HELD_OUT} of the training data; of k shots min(k, {HELD_OUT_SHOTS}) others a class",
         "seeds": options.seeds,
         "shots": list(options.shots),
+        **facts["test"],
+        "train": facts["train"],
+        "split": test.split,
+        "input_shape": list(modality.input_shape),
+        "inputs": to_dict(modality),
         "ties": "count against the model",
-        **_settings(encoder, test, facts),
+        "precision": settings["precision"],
+        "versions": settings["versions"],
         **found["protocol"],
     }
     return new_result(test, modality_name(modality), found, details) | {"dataset": f"{test.name}_probe"}
-
-
-def evaluate_dense_probe(
-    model: Model, modality: Modality, parts: Mapping[str, DatasetConfig], options: ProbeOptions, encode: EncodeOptions
-) -> Result:
-    """Return the contents of the result file of a probe of patches; for arguments and errors see `evaluate_probe`."""
-    classes, test = class_names(parts["train"]), parts["test"]
-    samples = {name: read_samples(part, modality) for name, part in parts.items()}
-    encoder = FeatureEncoder(model, choose_protocol("ours", None, None, modality), encode, test.name)
-
-    def points(sample: Sample, raw: Tensor) -> Tensor:
-        mask = read_mask(sample.masks[0], raw.shape[-2:], len(classes), test.void)
-        features = score_maps(encoder.encode_dense, modality, raw, shape=POINTS)[0].cpu()  # (D, *POINTS)
-        labels = F.interpolate(mask[None, None].float(), POINTS, mode="nearest-exact")[0]
-        return torch.cat([features, labels]).flatten(1).T  # (P, D + 1)
-
-    found, kept = encoder.measure(samples["train"], points)
-    features, labels = found.flatten(0, 1)[:, :-1], found[..., -1].flatten().long()
-    known = labels != test.void
-    head, c = fit_head(Labelled(features[known].double().numpy(), labels[known].numpy()), len(classes))
-    facts = {"train": _facts(parts["train"], samples["train"], kept)}
-    counts, kept = encoder.count_pixels(samples["test"], head, len(classes), test.void)
-    facts["test"] = _facts(test, samples["test"], kept)
-    scored = score_segmentation(counts)
-    probe = {"probe": "logistic regression (L-BFGS, L2) on unit-norm features of patches", "C": c, "points": POINTS}
-    scored["protocol"] |= probe | _settings(encoder, test, facts)
-    details = describe_segmentation(counts, classes)
-    return new_result(test, modality_name(modality), scored, details) | {"dataset": f"{test.name}_probe"}
-
-
-def _facts(part: DatasetConfig, samples: Sequence[Sample], kept: Sequence[int]) -> dict[str, Any]:
-    counts = {"samples": len(kept), "skipped_samples": len(samples) - len(kept)}
-    identity = digest_of_samples([[sample.key, sample.labels] for sample in samples], part.name)
-    return counts | {"data_sha256": identity} | ({"clip": list(part.clip)} if part.clip else {})
-
-
-def _settings(encoder: FeatureEncoder, test: DatasetConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    modality, described = encoder.protocol.reader.modality, encoder.describe()
-    inputs = {"input_shape": list(modality.input_shape), "inputs": to_dict(modality)}
-    computation = {name: described[name] for name in ("precision", "versions")}
-    return facts["test"] | {"train": facts["train"], "split": test.split} | inputs | computation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(ProbeOptions, argv, "probe")
     logistic_regression()  # fail before encoding if scikit-learn is missing
     dataset = load_dataset_config(options.config, options.data_root)
-    wanted, kind = ("segmentation", evaluate_dense_probe) if options.dense else ("classification", evaluate_probe)
+    wanted = "segmentation" if options.dense else "classification"
     if dataset.task != wanted:
         raise UserError(f"{options.config}: a probe needs a dataset for {wanted}, not {dataset.task}")
     dataset = replace(dataset, data_root=str(options.data_root) if options.data_root else None, expect={})
@@ -151,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def evaluate(loaded: tuple[Model, Modality], encode: EncodeOptions) -> Result:
         identity = {"checkpoint": checkpoint_of(options.model), "weights_sha256": weights_digest(loaded[0])}
-        return kind(*loaded, parts, options, encode) | {"pretrained": name} | identity
+        return evaluate_probe(*loaded, parts, options, encode) | {"pretrained": name} | identity
 
     path = result_path(options.output, f"{dataset.name}_probe", name)
     evaluate_each(options, lambda device: load_eval_model(options.model, device), [(path, evaluate)])

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..clip4clip import CLIP4CLIP
 from ..config import UserError, at_least, first_line
+from ..dense import Mode, score_maps
 from ..modalities import READING, Modality, modality_name, with_options
 from ..model import DualEncoder, same_text
 from ..remote import is_url
@@ -25,7 +26,6 @@ from ..temporal import PairHead
 from ..text import ClipText, Tokenizer, clip_tokens, probe_tokens
 from ..weights import WeightsError, dtype_of, load_strict
 from .checkpoint import build_checkpoint, is_training_checkpoint, load_clip4clip, read_checkpoint
-from .dense import DenseEncoders, split_list
 from .files import HUB_OPTIONS
 from .imagebind import IMAGEBIND, load_imagebind
 
@@ -87,7 +87,7 @@ def load(
     return Encoders(encoders)
 
 
-class Encoders(DenseEncoders):
+class Encoders:
     """Encoders of one or more modalities; `load` returns them. Models with equal text towers hold the same one."""
 
     def __init__(self, encoders: dict[str, tuple[DualEncoder, Modality]]):
@@ -137,7 +137,7 @@ class Encoders(DenseEncoders):
         found = {}
         for name, items in inputs.items():
             model = self._text_side(of, inputs) if name == TEXT else self.model(name)
-            parts = split_list(name, items, batch_size)
+            parts = _split(name, items, batch_size)
             batches = _texts(model, parts) if name == TEXT else self._inputs(name, parts, num_workers, reading)
             shown = tqdm(batches, total=len(parts), desc=name, unit="batch", disable=not progress)
             empty = torch.empty(0, model.embed_dim, device=model.logit_scale.device)
@@ -147,6 +147,47 @@ class Encoders(DenseEncoders):
             x = F.normalize(x, dim=-1) if normalize else x
             found[name] = x.cpu().numpy() if to == "numpy" else x
         return found if len(found) > 1 else next(iter(found.values()))
+
+    @torch.no_grad()
+    def encode_dense(self, batch_size: int = 16, mode: Mode = "qq", **inputs: Any) -> Tensor:
+        """Return features (N, T, h, w, D) of the patches of one list: unit norm, float32, comparable with texts'.
+
+        For audio, T is 1, h is frequency and w is time. `image_size`, or `target_length` for audio, sets another size
+        than in training. For `mode` see `dense_tower`.
+        """
+        name, items, modality = self._one_list(inputs, "image_size", "target_length")
+        model = self.model(name)
+        parts = (torch.stack([*map(modality.preprocess, part)]) for part in _split(name, items, batch_size))
+        return torch.cat([model.encode_dense(x.to(model.logit_scale.device), mode) for x in parts])
+
+    @torch.no_grad()
+    def segment(
+        self, text: Sequence[str | Sequence[str]], size: int | None = None, mode: Mode = "qq", **inputs: Any
+    ) -> list[Tensor]:
+        """Return each pixel's class, an index into `text`: a map (H, W), int64, for each input; (T, H, W) for clips.
+
+        Args:
+            text: a prompt for each class, or several, whose features are averaged.
+            size: short side of the resized input, in pixels; by default that of training.
+        """
+        name, items, modality = self._one_list(inputs)
+        prompts = [[own] if isinstance(own, str) else own for own in text]
+        features = self.encode(text=chain(*prompts), of=name).split([len(own) for own in prompts])
+        classes = F.normalize(torch.stack([own.mean(dim=0) for own in features]), dim=-1)  # (K, D)
+
+        def score(windows: Tensor) -> Tensor:
+            return self.model(name).encode_dense(windows.to(classes.device), mode) @ classes.T
+
+        maps = (score_maps(score, modality, modality.load(item), size) for (item,) in _split(name, items, 1))
+        return [each.argmax(dim=1).squeeze(0) for each in maps]
+
+    def _one_list(self, inputs: dict[str, Any], *sizes: str) -> tuple[str, Any, Modality]:
+        """Return the name of the one modality in `inputs`, its list, and the modality with the options in `inputs`."""
+        options = {name: inputs.pop(name) for name in (*READING, *sizes) if name in inputs}
+        if len(inputs) != 1 or not inputs.keys() <= self.encoders.keys():
+            raise ValueError(f"pass one list of a modality: {', '.join(self.modalities)}")
+        ((name, items),) = inputs.items()
+        return name, items, with_options(self.encoders[name][1], options)
 
     def similarity(self, a: Tensor | np.ndarray, b: Tensor | np.ndarray, calibrated: str | None = None) -> Tensor:
         """Return the cosine similarities (N, M) of features `a` (N, D) and `b` (M, D).
@@ -189,17 +230,21 @@ class Encoders(DenseEncoders):
             log.warning(message, ", ".join(share), " or ".join(others), others[0])
         return self.encoders[share[0]][0]
 
-    def _inputs(
-        self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any],
-        encode: Callable[[Tensor], Tensor] | None = None,
-    ) -> Iterator[Tensor]:  # fmt: skip
-        """Yield float32 features of each part, by default unnormalised (B, D), while threads read the next part."""
+    def _inputs(self, name: str, parts: list[list[Any]], num_workers: int, options: dict[str, Any]) -> Iterator[Tensor]:
+        """Yield unnormalised float32 features (B, D) of each part, while threads read the next part."""
         model, modality = self.encoders[name][0], with_options(self.encoders[name][1], options)
         with ThreadPoolExecutor(num_workers) if num_workers else nullcontext() as pool:
             start = map if pool is None else pool.map
             reading: Iterator[Iterable[Tensor]] = (start(modality.preprocess, part) for part in parts)
             for items, _ in pairwise(chain(reading, [()])):  # the pool already reads the next part
-                yield (encode or model.project)(torch.stack(list(items)).to(model.logit_scale.device)).float()
+                yield model.project(torch.stack(list(items)).to(model.logit_scale.device)).float()
+
+
+def _split(name: str, items: Any, size: int) -> list[list[Any]]:
+    if isinstance(items, (str, bytes, os.PathLike)) or not isinstance(items, Iterable):
+        raise TypeError(f"pass encode() a list, {name}=[...], not a single {type(items).__name__}")
+    items = list(items)
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def load_model(

@@ -125,6 +125,8 @@ class ImageBind(DualEncoder):
         self.text_projection = nn.Identity()
         self.embed_dim = tower.head.projection.out_features
         self.logit_scale = nn.Parameter((tower.head.log_logit_scale + text.head.log_logit_scale).float())
+        if isinstance(tower.pre_norm, nn.Identity):  # all but the vision tower were trained with its features alone
+            self.trained_with = ("image", "video")
         self.eval().requires_grad_(False)
 
     def project(self, inputs: Tensor) -> Tensor:
@@ -150,11 +152,7 @@ def load_imagebind(
     states = _split(tensors_of(read_file(path), path), path)
     names = [modality] if modality else list(TOWERS)
     towers: Any = {tower: _build(tower, states, path) for tower in {"text", *(TOWERS[name] for name in names)}}
-    models = [(ImageBind(towers[TOWERS[name]], towers["text"]), PREPROCESSING[name]()) for name in names]
-    for name, (model, _) in zip(names, models, strict=True):
-        if TOWERS[name] != "vision":  # trained with pictures and videos alone, never with text
-            model.trained_with = tuple(other for other, tower in TOWERS.items() if tower == "vision")
-    return models
+    return [(ImageBind(towers[TOWERS[name]], towers["text"]), PREPROCESSING[name]()) for name in names]
 
 
 def _split(content: State, path: str) -> dict[str, State]:

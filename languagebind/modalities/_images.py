@@ -11,8 +11,8 @@ import struct
 import sys
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,8 +41,6 @@ JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # 00 and d0 to d7 belon
 @dataclass(frozen=True)
 class ImageModality(Modality):
     """A modality whose samples are one or more pictures; the input is (3, T, image_size, image_size)."""
-
-    square: ClassVar[bool] = True  # cut a square from a resized picture
 
     image_size: int = 224
     """Height and width of the encoder's input, in pixels."""
@@ -82,12 +80,6 @@ class ImageModality(Modality):
 
     def from_memory(self, value: Any) -> Tensor:
         return self.check(self.pixels(value), value)
-
-    def uncropped(self, raw: Tensor, size: int) -> Tensor:
-        """Return the input (C, T, H, W) for a whole picture or clip, with its short side scaled to `size`."""
-        whole = replace(self, image_size=size, resize_mode="shortest")
-        object.__setattr__(whole, "square", False)
-        return whole.transform(raw)
 
     def check(self, x: Tensor, source: Any) -> Tensor:
         """Return the raw signal of pixels (C, H, W), C 1 or 3, of any dtype; by default (3, H, W), bytes or 0..1."""
@@ -165,8 +157,8 @@ class ImageModality(Modality):
         resized = (size * height // min(height, width), size * width // min(height, width))
         if self.resize_mode == "squash":
             resized = (size, size)
-        rows, columns = (size, size) if self.square else resized
-        top, left = self._crop_corner(*resized, rng) if self.square else (0, 0)
+        rows, columns = resized if self.resize_mode == "whole" else (size, size)  # whole: `score_maps` needs all of it
+        top, left = self._crop_corner((resized[0] - rows, resized[1] - columns), rng)
         flipped = rng is not None and bool(torch.rand((), generator=rng) < self.hflip)
         mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (self.image_mean, self.image_std))
         stay_bytes = self.fast_resize and rng is not None
@@ -181,11 +173,10 @@ class ImageModality(Modality):
             x = x.float() / 255 if x.dtype == torch.uint8 else x
             x = x.clamp_(0, 1) if self.antialias else x  # PIL's bytes do not overshoot at edges
             fitted.append((x - mean).div_(std))  # a single channel becomes three
-        x = torch.stack(fitted, dim=1)  # (3, T, size, size) if cropped
+        x = torch.stack(fitted, dim=1)  # (3, T, rows, columns)
         return x.flip(-1) if flipped else x
 
-    def _crop_corner(self, height: int, width: int, rng: torch.Generator | None) -> tuple[int, int]:
-        room = (height - self.image_size, width - self.image_size)
+    def _crop_corner(self, room: tuple[int, int], rng: torch.Generator | None) -> tuple[int, int]:
         if rng is None or not self.random_crop:
             return round(room[0] / 2), round(room[1] / 2)  # to even at .5, as torchvision's CenterCrop
         top, left = (int(torch.randint(r + 1, (), generator=rng)) for r in room)

@@ -94,14 +94,14 @@ def _write_split(options: WorldOptions, split: str, scenes: list[Scene]) -> None
 def _write_media(scene: Scene, root: Path, modalities: tuple[str, ...], size: int) -> None:
     for modality in modalities:
         paths = scene_files(root, scene, modality)
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, data in zip(paths, _RENDERERS[modality](scene, size), strict=True):
-            path.write_bytes(data)
+        files = _RENDERERS[modality](scene, size)
         if root.name == "test" and modality in MASKED:
-            folder, index = root / "masks" / modality, seen_pairs(modality).index(scene.pair(modality))
-            folder.mkdir(parents=True, exist_ok=True)
-            mask = _pictures(partial(_render.mask, index=index), ".png", scene, size)[0]
-            (folder / f"{scene.id}.png").write_bytes(mask)
+            mask = partial(_render.mask, index=seen_pairs(modality).index(scene.pair(modality)))
+            files = [*files, *_pictures(mask, ".png", scene, size)]
+            paths = [*paths, root / "masks" / modality / f"{scene.id}.png"]
+        for path, data in zip(paths, files, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
 
 def _mp4(scene: Scene, size: int) -> list[bytes]:

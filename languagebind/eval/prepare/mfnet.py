@@ -1,7 +1,6 @@
 """Prepare MFNet's street scenes by day and night, a colour and a thermal picture each, with masks of 9 classes.
 
-A name in `<split>.txt` stands for `images/<name>.png`, whose fourth channel is the thermal picture, and for
-`labels/<name>.png`.
+A name in `<split>.txt` stands for `images/<name>.png`, whose fourth channel is thermal, and `labels/<name>.png`.
 """
 
 from collections.abc import Generator
@@ -11,7 +10,6 @@ from typing import Literal
 from PIL import Image
 from pydantic.dataclasses import dataclass
 
-from ...config import UserError
 from ..data.validation import CONFIG
 from .writing import Row, inside, reading, write_png
 
@@ -30,13 +28,11 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
     with reading(listed):
         names = listed.read_text(encoding="utf-8-sig").split()
     for name in names:
-        file, label = (source / folder / f"{inside(name, listed)}.png" for folder in ("images", "labels"))
         row = {"path": f"{options.take}/{name}.png", "mask": f"masks/{name}.png"}
+        file, label = (source / folder / f"{inside(name, listed)}.png" for folder in ("images", "labels"))
         with reading(file), Image.open(file) as image:
-            if image.mode != "RGBA":
-                raise UserError(f"{file} should have four channels, colour and thermal, not {image.mode}")
             picture = image.getchannel("A") if options.take == "thermal" else image.convert("RGB")
+        write_png(picture, output / row["path"])
         with reading(label), Image.open(label) as image:
             write_png(image, output / row["mask"])
-        write_png(picture, output / row["path"])
         yield row

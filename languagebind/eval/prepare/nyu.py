@@ -3,8 +3,8 @@
 The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type. A file is named
 `<class>/<number>.png`. The number has four digits and counts from 1, like `testNdxs` in `splits.mat`.
 
-With `masks`, files are `<take>/<number>.png` and have masks of 40 classes, or of 13. `classMapping40.mat` maps the
-release's 894 labels to the 40 classes, and `class13Mapping.mat` these to the 13.
+With `masks`, files are `<take>/<number>.png` and have masks. `classMapping40.mat` maps the release's 894 labels to 40
+classes, and `class13Mapping.mat` these to 13; in both, classes count from 1.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ class Options:
     file: str = "nyu_depth_v2_labeled.mat"
     splits: str = "splits.mat"
     take: Literal["depths", "images"] = "depths"  # the filled-in depth, or the colour pictures of the same scenes
-    masks: Literal["13", "40"] | None = None
+    masks: Literal["13", "40"] | None = None  # for segmentation into so many classes
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
@@ -59,29 +59,24 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
             label = scene if scene in CLASSES else "others"
             others.update([scene] if label == "others" else [])
             pixels = _millimetres(picture, f"{file}: depths {number}") if options.take == "depths" else picture.T
-            path = f"{label if indices is None else options.take}/{number:04d}.png"
-            write_png(Image.fromarray(np.ascontiguousarray(pixels)), output / path)
-            if indices is None:
-                yield {"path": path, "label": label}
-                continue
-            mask = f"masks_{options.masks}/{number:04d}.png"
-            with reading(file):
-                classes = indices[release["labels"][number - 1].T]
-            write_png(Image.fromarray(classes), output / mask)
-            yield {"path": path, "mask": mask}
+            row = {"path": f"{label}/{number:04d}.png", "label": label}
+            if indices is not None:
+                row = {"path": f"{options.take}/{number:04d}.png", "mask": f"masks_{options.masks}/{number:04d}.png"}
+                with reading(file):
+                    mask = Image.fromarray(indices[release["labels"][number - 1].T])
+                write_png(mask, output / row["mask"])
+            write_png(Image.fromarray(np.ascontiguousarray(pixels)), output / row["path"])
+            yield row
     return dict(others)
 
 
 def _indices(source: Path, classes: str) -> np.ndarray:
-    """Return the index (895,) of the class of each label, uint8; 255 for none. In the files, classes count from 1."""
-
-    def read(name: str, key: str) -> np.ndarray:
-        with reading(source / name), open(source / name, "rb") as stream:
-            found = loadmat(stream, variable_names=[key], squeeze_me=True)[key]
-            return np.append(0, found["labels13"].item() if key == "classMapping13" else found)
-
-    found = read("classMapping40.mat", "mapClass")
-    found = read("class13Mapping.mat", "classMapping13")[found] if classes == "13" else found
+    """Return the index (895,), uint8, of the class of each label; 255 for none."""
+    found = np.arange(895)
+    for name, key in [("classMapping40", "mapClass"), ("class13Mapping", "classMapping13")][: 1 + (classes == "13")]:
+        with reading(source / f"{name}.mat"), open(source / f"{name}.mat", "rb") as stream:
+            table = loadmat(stream, variable_names=[key], squeeze_me=True)[key]
+        found = np.append(0, table["labels13"].item() if key == "classMapping13" else table)[found]
     return (found.astype(int) - 1).astype(np.uint8)
 
 

@@ -10,7 +10,7 @@ fitted to k samples per class, and C is chosen on min(k, 4) other samples, as in
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -105,23 +105,6 @@ def logistic_regression() -> type:
     except ImportError as error:
         raise UserError("a probe needs scikit-learn: pip install 'languagebind[eval]'") from error
     return LogisticRegression
-
-
-def fit_head(train: Labelled, num_classes: int) -> tuple[Callable[[Tensor], Tensor], float]:
-    """Return a function from features (..., D) to log-odds (..., K), lowest for classes without samples, and its C."""
-    fit, held_out = _split(train.labels, None, np.random.default_rng(0))
-    strength = choose_c(train, fit, held_out)
-    fitted = _fitted(train, np.arange(len(train.labels)), strength)
-    weight, bias = (torch.from_numpy(x).float() for x in (fitted.coef_.T, fitted.intercept_))
-    if len(bias) == 1:  # of two classes
-        weight, bias = torch.cat([-weight, weight], dim=1), torch.cat([-bias, bias])
-
-    def head(x: Tensor) -> Tensor:
-        scores = x.new_full((*x.shape[:-1], num_classes), torch.finfo(torch.float16).min)
-        scores[..., torch.from_numpy(fitted.classes_)] = x @ weight.to(x.device) + bias.to(x.device)
-        return scores
-
-    return head, strength
 
 
 def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...config import UserError
 from .statistics import sum_intervals
 from .zero_shot import or_none
+
+POINTS = (6, 6)  # rows and columns of the points in each picture whose features a probe classifies
 
 
 def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> Tensor:
@@ -26,17 +29,15 @@ def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> 
     if tuple(mask.shape) != tuple(shape):
         raise UserError(f"the mask {path} is {tuple(mask.shape)}, but its picture is {tuple(shape)}")
     if len(odd := mask[((mask < 0) | (mask >= num_classes)) & (mask != void)]):
-        raise UserError(
-            f"the mask {path} has {odd[0]}, which is neither one of {num_classes} classes nor void ({void})"
-        )
+        kinds = f"neither one of {num_classes} classes nor void ({void})"
+        raise UserError(f"the mask {path} has {odd[0]}, which is {kinds}")
     return mask
 
 
 def count_pixels(scores: Tensor, mask: Tensor, void: int) -> Tensor:
-    """Return six rows of counts (6, K), float64, for scores (K, H, W) and a mask (H, W).
+    """Return six counts for each class (6, K), float64, for scores (K, H, W) and a mask (H, W).
 
-    They are each class's pixels that are right, predicted and true, whether it is pointed at, and whether it is there
-    (0 or 1 each), and its share of the area.
+    They are its pixels that are right, predicted and true; 1 if it is pointed at; 1 if it is there; its share of area.
     """
     mask, classes = mask.to(scores.device), torch.arange(len(scores), device=scores.device)
     labelled = mask != void
@@ -49,8 +50,14 @@ def count_pixels(scores: Tensor, mask: Tensor, void: int) -> Tensor:
     return torch.stack([*pixels, there & ~missed, there, pixels[2].double() / mask.numel()]).double().cpu()
 
 
-def segmentation_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mIoU, pixel accuracy and pointing for sums (..., 6, K) of `count_pixels` over samples."""
+def take_points(features: Tensor, mask: Tensor) -> Tensor:
+    """Return the features (D, *POINTS) with the classes in a mask (H, W) at the same points: (P, D + 1)."""
+    classes = F.interpolate(mask[None, None].float(), POINTS, mode="nearest-exact")[0]
+    return torch.cat([features.cpu(), classes]).flatten(1).T
+
+
+def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the metrics of sums (..., 6, K) of `count_pixels` over samples."""
     right, predicted, true, pointed, there, _ = np.moveaxis(sums, -2, 0)
     with np.errstate(invalid="ignore"):
         return {
@@ -65,20 +72,18 @@ def score_segmentation(counts: Tensor) -> dict[str, Any]:
     sums = counts.sum(dim=0).numpy()
     if not sums[2].any():
         raise UserError("no pixel has a class: check the masks, `class_names` and `void`")
-    chance = {"pixel_accuracy": 1 / counts.shape[2], "pointing": sums[5].sum() / sums[4].sum()}
-    protocol = {"classes": counts.shape[2], "classes_with_samples": int((sums[2] > 0).sum()), "chance": chance}
-    metrics = {name: float(value) for name, value in segmentation_metrics(sums).items()}
-    return {"metrics": metrics, "protocol": protocol | {"ties": "the first class; of pointing, against the model"}}
+    protocol = {"classes": sums.shape[1], "classes_with_samples": int((sums[2] > 0).sum())}
+    protocol["chance"] = {"pixel_accuracy": 1 / sums.shape[1], "pointing": sums[5].sum() / sums[4].sum()}
+    protocol["ties"] = "the first class; of pointing, against the model"
+    return {"metrics": {name: float(value) for name, value in _metrics(sums).items()}, "protocol": protocol}
 
 
 def describe_segmentation(counts: Tensor, classes: Mapping[str, str]) -> dict[str, Any]:
     """Return the intervals, of resampled samples, and the classes with their figures."""
     right, predicted, true, pointed, there, _ = counts.sum(dim=0)
-    rows = zip(classes.items(), there.int().tolist(), right / (predicted + true - right), pointed / there, strict=True)
-    return {
-        "intervals": sum_intervals(counts.numpy(), segmentation_metrics),
-        "classes": [
-            {"label": label, "name": name, "samples": samples, "IoU": or_none(iou), "pointing": or_none(share)}
-            for (label, name), samples, iou, share in rows
-        ],
-    }
+    iou, share = right / (predicted + true - right), pointed / there
+    rows = [
+        {"label": label, "name": name, "samples": int(there[k]), "IoU": or_none(iou[k]), "pointing": or_none(share[k])}
+        for k, (label, name) in enumerate(classes.items())
+    ]
+    return {"intervals": sum_intervals(counts.numpy(), _metrics), "classes": rows}
