@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from .config import UserError
 
 Mode = Literal["qq", "plain"]
-BATCH = 16  # windows
 
 
 def dense_tower(tower: Any, size: Sequence[int], mode: Mode) -> Any:
@@ -58,7 +57,7 @@ def dense_tower(tower: Any, size: Sequence[int], mode: Mode) -> Any:
 
 @torch.no_grad()
 def score_maps(
-    score: Callable[..., Tensor], modality: Any, raw: Tensor, size: int | None = None, shape: Sequence[int] = ()
+    score: Callable[..., Tensor], modality: Any, raw: Tensor, window: int | None = None, shape: Sequence[int] = ()
 ) -> Tensor:
     """Return the scores (T, K, H, W) of every pixel of a picture or clip, the `raw` signal of a modality; float32.
 
@@ -66,19 +65,17 @@ def score_maps(
     They are interpolated to pixels, and averaged over windows.
 
     Args:
-        size: length in pixels that the short side is scaled to; by default that of a window.
+        window: side of the windows; by default that of the modality's input, to which the short side is scaled.
         shape: another height and width of the maps.
     """
     if not hasattr(modality, "resize_mode"):
         raise UserError("only pictures and videos have maps of classes; use encode_dense")
-    side = modality.image_size
-    if size is not None and size < side:
-        raise UserError(f"size should be at least {side}, the side of the encoder's input, not {size}")
-    x = replace(modality, image_size=size or side, resize_mode="whole").transform(raw)  # (C, T, height, width)
+    side = min(window or modality.image_size, modality.image_size)
+    x = replace(modality, resize_mode="whole").transform(raw)  # (C, T, height, width)
     steps = [math.ceil(2 * (length - side) / side) for length in x.shape[2:]]  # neighbours overlap by half or more
     tops, lefts = ([(n - side) * i // max(k, 1) for i in range(k + 1)] for n, k in zip(x.shape[2:], steps, strict=True))
     places = [(..., slice(top, top + side), slice(left, left + side)) for top in tops for left in lefts]
-    windows = torch.stack([x[place] for place in places]).split(BATCH)
+    windows = torch.stack([x[place] for place in places]).split(16)
     scores = torch.cat([score(part) for part in windows]).movedim(-1, 2).float()  # (B, T, K, h, w)
     total = scores.new_zeros(scores.shape[1:3] + x.shape[2:])
     count = torch.zeros_like(total)

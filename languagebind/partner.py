@@ -1,9 +1,8 @@
 """A partner in training: a frozen encoder of another modality of the same samples.
 
-Text alone binds modalities loosely. With a partner, features are also compared with the partner's features of each
-sample, in a second contrastive loss. `languagebind embed-anchor --train-data shards/ --anchor logs/depth` writes its
-features beside the shards, where training with --anchor finds them. Run the command again to resume a stopped run.
-Under torchrun each rank processes its share of the shards.
+With a partner, features are compared with the partner's features of each sample, too, in a second contrastive loss.
+`languagebind embed-anchor --train-data shards/ --anchor logs/depth` writes its features beside the shards, where
+training finds them. Run it again to resume a stopped run. Under torchrun each rank processes its share of the shards.
 """
 
 import logging
@@ -27,7 +26,7 @@ from .data.members import choose_frame, media_sources
 from .distributed import Precision, autocast, joined
 from .eval.cache import weights_digest
 from .eval.models import load_eval_model
-from .modalities import UNUSED, DecodeError, Modality, modality_name
+from .modalities import DecodeError, Modality, modality_name
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,7 @@ class PartnerConfig:
     anchor_modality: str | None = None
     """modality of a partner that reads several; default: image"""
     anchor_features: FeaturesMode = "auto"
-    """the partner's features: read the files of languagebind embed-anchor beside the shards (cached), encode each batch
-    (live), or use the files if they exist (auto)"""
+    """cached: read the files of languagebind embed-anchor; live: encode each batch; auto: cached if there are files"""
     anchor_weight: float = 0.5
     """weight of the loss against the partner's features, beside the loss against captions"""
 
@@ -59,7 +57,6 @@ class EmbedAnchorOptions:
     """modality of a partner that reads several; default: image"""
     batch_size: int = 64
     workers: int = 4
-    """threads that read and decode"""
     precision: Precision = "fp32"
     device: str | None = None
     """device to use; None: a GPU if there is one"""
@@ -109,8 +106,7 @@ class Partner:
             sizes = f"{own} dimensions, but the text tower {embed_dim}"
             raise UserError(f"the partner of --anchor has {sizes}: choose models of one embedding size")
         stored = self.store.serves(mode, shards)
-        how = "read from beside the shards" if stored else "encoded at each step"
-        log.info("partner's %s features: %s, weight %g", self.store.modality, how, self.weight)
+        log.info("partner's features: %s", "read from beside the shards" if stored else "encoded at each step")
         return replace(self, model=None, stored=True) if stored else self
 
 
@@ -118,9 +114,8 @@ def load_partner(config: PartnerConfig, device: torch.device) -> Partner:
     """Return the partner that the options name. Raises `UserError` if it cannot be used."""
     model, kind = load_eval_model(str(config.anchor), device, config.anchor_modality, default_modality="image")
     model.requires_grad_(False)
-    default = to_dict(type(kind)())
-    changed = {key: x for key, x in to_dict(kind).items() if key not in UNUSED and x != default[key]}
-    store = FeatureStore(digest([weights_digest(model), modality_name(kind), changed]), modality_name(kind))
+    name = modality_name(kind)
+    store = FeatureStore(digest([weights_digest(model), name, to_dict(kind)]), name)
     model.text_model, model.text_projection = nn.Identity(), nn.Identity()  # free their memory
     return Partner(kind, config.anchor_weight, store, model=model)
 
@@ -138,10 +133,9 @@ def write_features(shard: str, partner: Partner, options: EmbedAnchorOptions) ->
             found |= {hash_item(source): source for source in media_sources(sample, modality).values()}
     if not found:
         raise UserError(f"{shard} has no member named {' or '.join(modality.extensions)}: is --modality right?")
-    sources, size = list(found.values()), options.batch_size
+    sources, n = list(found.values()), options.batch_size
     with ThreadPoolExecutor(options.workers) as pool:
-        parts = (sources[start : start + size] for start in range(0, len(sources), size))
-        reading = (pool.map(partial(_read, modality), part) for part in parts)
+        reading = (pool.map(partial(_read, modality), sources[i : i + n]) for i in range(0, len(sources), n))
         for part, _ in pairwise(chain(reading, [()])):  # the pool already reads the next part
             inputs, usable = zip(*part, strict=True)
             encoded = partner.encode(torch.stack(inputs).to(partner.model.logit_scale.device), options.precision)

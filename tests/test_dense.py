@@ -199,8 +199,6 @@ def test_what_has_no_dense_features_is_refused(toys, files, tmp_path):
         model.segment(text=["a box"])
     with pytest.raises(UserError, match="only pictures and videos have maps of classes; use encode_dense"):
         model.segment(audio=files["audio"], text=["a box"])
-    with pytest.raises(UserError, match="size should be at least 56, the side of the encoder's input, not 32"):
-        model.segment(depth=files["depth"], text=["a box"], size=32)
 
 
 def test_a_sharded_encoder_is_refused():
@@ -247,14 +245,14 @@ def test_windows_put_together_are_the_picture(height, width, size):
     """Scores that are the mean colours of patches give the picture back, smoothed over a patch."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([rows * 255 // height, columns * 255 // width, rows * 0 + 128], axis=-1).astype(np.uint8)
-    image = Image(image_size=32, image_mean=(0, 0, 0), image_std=(1, 1, 1))
     sizes = []
 
     def score(windows):
         sizes.append(tuple(windows.shape))
         return F.avg_pool2d(windows[:, :, 0], 4).permute(0, 2, 3, 1).unsqueeze(1)
 
-    found = score_maps(score, image, image.load(pixels), size)
+    image = Image(image_size=size or 32, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    found = score_maps(score, image, image.load(pixels), window=32)
     assert found.shape == (1, 3, height, width)
     wanted = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     assert (found[0] - wanted).abs().max() < 0.15  # at the edges of the picture

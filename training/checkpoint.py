@@ -64,8 +64,7 @@ class TrainState:
     engine: Engine
     ema: Ema | None = None
     partner: Partner | None = None
-    anchor_loss: Any = None
-    """this rank's loss against the partner's features in the last step, before its weight"""
+    anchor_loss: Any = None  # this rank's loss against the partner in the last step, before its weight
     step: int = 0
     """number of optimizer steps taken"""
     skipped: int = 0

@@ -101,8 +101,7 @@ def fit(config: TrainConfig, process: Process) -> None:
         data, tune_text = config.data, config.model.tuning.tune_text
         texts = (list(shards), data.caption_source, fingerprint, data.negatives > 0)
         features = None if tune_text else open_text_features(data.text_features, *texts)
-        if partner is not None:
-            partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
+        partner = partner and partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps, partner)
         report_start(run, model, shards)
         live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
@@ -163,8 +162,8 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
     config, process, resolved = run.config, run.process, to_dict(run.config)
     checkpoint = read_resumable(resume, resolved, run.fingerprint) if resume else None
     if checkpoint:
-        known = checkpoint.get("partner")
-        if known and run.partner and known["fingerprint"] != run.partner.store.fingerprint:
+        known = run.partner and checkpoint.get("partner")
+        if known and known["fingerprint"] != run.partner.store.fingerprint:
             raise UserError(f"the partner of {resume} differs from --anchor: use the same partner, or none")
         note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:

@@ -71,9 +71,8 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
         loss = _loss(engine.model, features, targets, optim)
         if partner:
-            anchor = torch.cat(anchors)
-            own = features[:, : anchor.shape[1]]  # not the captions that may follow
-            anchor_loss = _loss(engine.model, own, (anchor, targets[1], None), optim)
+            own = features[:, : anchors[0].shape[1]]  # without the captions' that may follow
+            anchor_loss = _loss(engine.model, own, (torch.cat(anchors), targets[1], None), optim)
             loss, state.anchor_loss = loss + partner.weight * anchor_loss, anchor_loss.detach()
         mean_loss = mean_over_ranks(loss.detach())
         _check_finite(mean_loss, loss, "loss", state.step, batches)

@@ -79,8 +79,8 @@ class FeatureStore:
     def serves(self, mode: FeaturesMode, shards: Iterable[str], sources: Iterable[str] = ()) -> bool:
         """Tell whether to use the features beside the shards; if not, the encoder runs during training.
 
-        `auto` uses the features if every shard has them, and the encoder if no shard has any. Raises `UserError` if
-        some shards lack features of this encoder or these sources, or a URL cannot be reached.
+        `auto` uses the encoder if no shard has features. Raises `UserError` if some shards lack features of this
+        encoder or these sources, or a URL cannot be reached.
         """
         if mode == "live":
             return False
@@ -135,12 +135,8 @@ def write_text_features(
 ) -> int | None:  # fmt: skip
     """Encode every caption in a local shard that `source` can select, and write the features to one file.
 
-    Args:
-        encode: function from texts to unit-norm features (B, D).
-        negatives: encode the samples' hard negatives, too.
-
-    Returns:
-        The number of captions, or None if an earlier run has already written them.
+    `encode` returns the unit-norm features (B, D) of texts. The result is the number of captions, or None if an earlier
+    run has already written them. With `negatives`, the samples' hard negatives are encoded, too.
 
     Raises `UserError` if the shard cannot be read or has no caption of this source, or the file cannot be written.
     """

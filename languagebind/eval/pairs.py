@@ -10,6 +10,7 @@ modalities whose towers differ, each modality is compared with the features that
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,6 @@ def evaluate_pairs(encoders: Encoders, config: PairsConfig, options: EncodeOptio
     counts |= {"missing_samples": missing, "bad_captions": bad}
     found["protocol"] = _protocol(config, used, towers, identity) | counts | found["protocol"]
     return new_result(config, "+".join(models), found, details)
-
-
-def pairs_trained(config: PairsConfig, models: Mapping[str, Any]) -> dict[str, str]:
-    """Return for each pair of modalities that is compared whether one of its encoders was trained on such pairs."""
-    met = {name: model.trained_with for name, model in models.items()}
-    pairs = [(one, other) for one in config.query for other in config.gallery or {TEXT: 1.0} if one != other]
-    known = {(one, other): other in met.get(one, ()) or one in met.get(other, ()) for one, other in pairs}
-    return {" and ".join(pair): "trained" if known[pair] else "emergent" for pair in pairs}
 
 
 def _text_partners(config: PairsConfig, towers: Mapping[str, str]) -> dict[str, str]:
@@ -180,12 +173,17 @@ def _protocol(
     """Return the settings that must agree before two results can be compared."""
     sides = {"query": dict(config.query)} | ({"gallery": dict(config.gallery)} if config.gallery else {})
     modalities = {name: encoder.protocol.reader.modality for name, encoder in used.items()}
+    met = {name: encoder.model.trained_with for name, encoder in used.items()}
     return {
         **sides,
         "fusion": "weighted sum of unit-norm features, at unit norm again",
         "text": "mean of the unit-norm features of a sample's captions, at unit norm again",
         "caption_source": config.caption_source,
-        "pairs": pairs_trained(config, {name: encoder.model for name, encoder in used.items()}),
+        "pairs": {
+            f"{one} and {other}": "trained" if other in met.get(one, ()) or one in met.get(other, ()) else "emergent"
+            for one, other in product(config.query, config.gallery or (TEXT,))
+            if one != other
+        },
         "split": config.split,
         "data_sha256": identity,
         "input_shape": {name: list(modality.input_shape) for name, modality in modalities.items()},

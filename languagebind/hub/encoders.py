@@ -152,25 +152,23 @@ class Encoders:
     def encode_dense(self, batch_size: int = 16, mode: Mode = "qq", **inputs: Any) -> Tensor:
         """Return features (N, T, h, w, D) of the patches of one list: unit norm, float32, comparable with texts'.
 
-        For audio, T is 1, h is frequency and w is time. `image_size`, or `target_length` for audio, sets another size
-        than in training. For `mode` see `dense_tower`.
+        For audio, h is frequency and w is time. `image_size`, or `target_length` for audio, sets another size than in
+        training. For `mode` see `dense_tower`.
         """
-        name, items, modality = self._one_list(inputs, "image_size", "target_length")
+        name, items, modality = self._one_list(inputs)
         model = self.model(name)
         parts = (torch.stack([*map(modality.preprocess, part)]) for part in _split(name, items, batch_size))
         return torch.cat([model.encode_dense(x.to(model.logit_scale.device), mode) for x in parts])
 
     @torch.no_grad()
-    def segment(
-        self, text: Sequence[str | Sequence[str]], size: int | None = None, mode: Mode = "qq", **inputs: Any
-    ) -> list[Tensor]:
+    def segment(self, text: Sequence[str | Sequence[str]], mode: Mode = "qq", **inputs: Any) -> list[Tensor]:
         """Return each pixel's class, an index into `text`: a map (H, W), int64, for each input; (T, H, W) for clips.
 
-        Args:
-            text: a prompt for each class, or several, whose features are averaged.
-            size: short side of the resized input, in pixels; by default that of training.
+        `text` has a prompt for each class, or several, whose features are averaged. A larger `image_size` than that of
+        training is covered by windows of that size.
         """
         name, items, modality = self._one_list(inputs)
+        window = getattr(self.encoders[name][1], "image_size", None)
         prompts = [[own] if isinstance(own, str) else own for own in text]
         features = self.encode(text=chain(*prompts), of=name).split([len(own) for own in prompts])
         classes = F.normalize(torch.stack([own.mean(dim=0) for own in features]), dim=-1)  # (K, D)
@@ -178,12 +176,12 @@ class Encoders:
         def score(windows: Tensor) -> Tensor:
             return self.model(name).encode_dense(windows.to(classes.device), mode) @ classes.T
 
-        maps = (score_maps(score, modality, modality.load(item), size) for (item,) in _split(name, items, 1))
+        maps = (score_maps(score, modality, modality.load(item), window) for (item,) in _split(name, items, 1))
         return [each.argmax(dim=1).squeeze(0) for each in maps]
 
-    def _one_list(self, inputs: dict[str, Any], *sizes: str) -> tuple[str, Any, Modality]:
+    def _one_list(self, inputs: dict[str, Any]) -> tuple[str, Any, Modality]:
         """Return the name of the one modality in `inputs`, its list, and the modality with the options in `inputs`."""
-        options = {name: inputs.pop(name) for name in (*READING, *sizes) if name in inputs}
+        options = {name: inputs.pop(name) for name in (*READING, "image_size", "target_length") if name in inputs}
         if len(inputs) != 1 or not inputs.keys() <= self.encoders.keys():
             raise ValueError(f"pass one list of a modality: {', '.join(self.modalities)}")
         ((name, items),) = inputs.items()

@@ -52,8 +52,8 @@ class ImageModality(Modality):
     """Standard deviation of each channel."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation in resizing."""
-    resize_mode: Literal["shortest", "squash"] = "shortest"
-    """Scale the short side to image_size and crop a square (shortest), or scale both sides (squash)."""
+    resize_mode: Literal["shortest", "squash", "whole"] = "shortest"
+    """Scale the short side to image_size and crop a square (shortest), scale both (squash), or crop nothing (whole)."""
     antialias: bool = False
     """Smooth before shrinking, as PIL does."""
     exif: bool = True
@@ -157,7 +157,7 @@ class ImageModality(Modality):
         resized = (size * height // min(height, width), size * width // min(height, width))
         if self.resize_mode == "squash":
             resized = (size, size)
-        rows, columns = resized if self.resize_mode == "whole" else (size, size)  # whole: `score_maps` needs all of it
+        rows, columns = resized if self.resize_mode == "whole" else (size, size)
         top, left = self._crop_corner((resized[0] - rows, resized[1] - columns), rng)
         flipped = rng is not None and bool(torch.rand((), generator=rng) < self.hflip)
         mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (self.image_mean, self.image_std))

@@ -10,6 +10,7 @@ from typing import Literal
 from PIL import Image
 from pydantic.dataclasses import dataclass
 
+from ...data.tables import Format, read_list
 from ..data.validation import CONFIG
 from .writing import Row, inside, reading, write_png
 
@@ -25,9 +26,7 @@ class Options:
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, None]:
     """Write the pictures and masks below `output`, and yield {"path", "mask"} rows."""
     listed = source / f"{options.split}.txt"
-    with reading(listed):
-        names = listed.read_text(encoding="utf-8-sig").split()
-    for name in names:
+    for name in read_list(listed, Format()):
         row = {"path": f"{options.take}/{name}.png", "mask": f"masks/{name}.png"}
         file, label = (source / folder / f"{inside(name, listed)}.png" for folder in ("images", "labels"))
         with reading(file), Image.open(file) as image:

@@ -29,8 +29,7 @@ def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> 
     if tuple(mask.shape) != tuple(shape):
         raise UserError(f"the mask {path} is {tuple(mask.shape)}, but its picture is {tuple(shape)}")
     if len(odd := mask[((mask < 0) | (mask >= num_classes)) & (mask != void)]):
-        kinds = f"neither one of {num_classes} classes nor void ({void})"
-        raise UserError(f"the mask {path} has {odd[0]}, which is {kinds}")
+        raise UserError(f"{path} has {odd[0]}, which is neither one of {num_classes} classes nor void ({void})")
     return mask
 
 
