@@ -62,11 +62,8 @@ def score_maps(
     """Return the scores (T, K, H, W) of every pixel of a picture or clip, the `raw` signal of a modality; float32.
 
     `score` returns the scores (B, T, h, w, K) of the patches of windows (B, C, T, side, side) that cover the picture.
-    They are interpolated to pixels, and averaged over windows.
-
-    Args:
-        window: side of the windows; by default that of the modality's input, to which the short side is scaled.
-        shape: another height and width of the maps.
+    They are interpolated to pixels, averaged over windows, and resized to another `shape` if there is one. By default,
+    windows have the size of the modality's input, to which the short side is scaled.
     """
     if not hasattr(modality, "resize_mode"):
         raise UserError("only pictures and videos have maps of classes; use encode_dense")

@@ -5,7 +5,6 @@ With a partner, features are compared with the partner's features of each sample
 training finds them. Run it again to resume a stopped run. Under torchrun each rank processes its share of the shards.
 """
 
-import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +26,6 @@ from .distributed import Precision, autocast, joined
 from .eval.cache import weights_digest
 from .eval.models import load_eval_model
 from .modalities import DecodeError, Modality, modality_name
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,9 @@ class Partner:
     model: Any = None  # a frozen `languagebind.eval.models.Model`
 
     def read(self, sample: Mapping[str, Any], rng: random.Random, picked: int | None, described: int | None) -> Tensor:
-        """Return the stored feature (D,) of a sample, or the partner's input (C, T, H, W).
+        """Return the stored feature (D,) of a sample, or the partner's input (C, T, H, W). May raise `DecodeError`.
 
-        The partner reads the moment of the frame that the trained modality has `picked`; where that reads the whole, of
-        the frame that the caption has `described`. Raises `DecodeError` if the partner cannot read the sample.
+        It is of the frame `picked` for the trained modality; where that reads the whole, of the frame `described`.
         """
         try:
             sources = media_sources(sample, self.modality)
@@ -106,7 +102,6 @@ class Partner:
             sizes = f"{own} dimensions, but the text tower {embed_dim}"
             raise UserError(f"the partner of --anchor has {sizes}: choose models of one embedding size")
         stored = self.store.serves(mode, shards)
-        log.info("partner's features: %s", "read from beside the shards" if stored else "encoded at each step")
         return replace(self, model=None, stored=True) if stored else self
 
 

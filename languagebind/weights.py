@@ -305,9 +305,7 @@ def _rename_tower(state: State) -> State:
     return renamed
 
 
-def resize_positions(
-    positions: Tensor, count: int, grid: tuple[int, int], old: tuple[int, int] | None = None
-) -> Tensor:
+def resize_positions(positions: Tensor, count: int, grid: tuple[int, int], old: Any = None) -> Tensor:
     """Resize positions (P + N, D) of a grid, by default a square, to (count, D); keep those of P class tokens."""
     prefix = count - grid[0] * grid[1]
     side = int((len(positions) - prefix) ** 0.5)

@@ -101,7 +101,9 @@ def fit(config: TrainConfig, process: Process) -> None:
         data, tune_text = config.data, config.model.tuning.tune_text
         texts = (list(shards), data.caption_source, fingerprint, data.negatives > 0)
         features = None if tune_text else open_text_features(data.text_features, *texts)
-        partner = partner and partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
+        if partner is not None:
+            partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
+            log.info("partner's features: %s", "beside the shards" if partner.stored else "encoded at each step")
         run = Run(config, process, folder, fingerprint, digest, val_datasets, total_steps, partner)
         report_start(run, model, shards)
         live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"

@@ -1,9 +1,9 @@
 """Features of a frozen encoder, stored beside the shards so that training does not compute them at each step.
 
-The file of `00000.tar` is `00000.<modality>-<first digits of the encoder's fingerprint>.safetensors`, where text is a
-modality, too. It has `features` (N, D) in float16, and the sorted 64-bit hashes of what was encoded: `captions` or
-`media`. A feature is looked up by the text of a caption or the bytes of a sample's media, so the file serves every way
-of drawing captions and frames, and a sample that has changed never gets the features of an older one.
+`00000.<modality>-<first digits of the encoder's fingerprint>.safetensors` belongs to `00000.tar`; text is a modality,
+too. It has `features` (N, D) in float16, and the sorted 64-bit hashes of what was encoded: `captions` or `media`. As a
+caption or the bytes of media look a feature up, the file serves every way of drawing captions and frames, and a sample
+that has changed never gets the features of an older one.
 """
 
 import hashlib
@@ -169,10 +169,8 @@ def open_text_features(
 
 def hash_item(item: Item) -> np.uint64:
     """Return the 64-bit hash of a caption, or of the contents of a file or a clip's frames."""
-    total = hashlib.blake2b(digest_size=8)
-    for part in [item] if isinstance(item, (str, bytes)) else item:
-        total.update(part.encode() if isinstance(part, str) else part)
-    return np.uint64(int.from_bytes(total.digest(), "little"))
+    contents = item.encode() if isinstance(item, str) else item if isinstance(item, bytes) else b"".join(item)
+    return np.uint64(int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "little"))
 
 
 def local_shards(spec: str) -> list[str]:
@@ -196,8 +194,7 @@ def _open_table(path: Path | str) -> tuple[np.ndarray, Tensor]:
     with _reading(path):
         # The file is memory-mapped: rows that are never looked up are never read.
         table: dict[str, Any] = load_file(path if isinstance(path, Path) else local_copy(path))
-        features = table.pop("features")
-        (hashes,) = table.values()
+        features, (hashes,) = table.pop("features"), table.values()
         return hashes.numpy().view(np.uint64), features
 
 

@@ -169,8 +169,7 @@ class FeatureEncoder:
     ) -> tuple[Tensor, list[int]]:  # fmt: skip
         """Return what `measure` finds in the map (K, H, W) and the mask of each picture, and the pictures' positions.
 
-        The maps are scores of `head` from features (..., D) to (..., K). For `shape` see `score_maps`, and for errors
-        `encode_samples`.
+        `head` maps features (..., D) to scores (..., K). For `shape` see `score_maps`; for errors, `encode_samples`.
         """
         modality, found = self.protocol.reader.modality, dict[int, Any]()
         if not hasattr(self.model, "encode_dense") or modality.input_shape[1] > 1:

@@ -3,8 +3,8 @@
 The release's 27 scene types become 10 classes: the nine in CLASSES, and `others` for every other type. A file is named
 `<class>/<number>.png`. The number has four digits and counts from 1, like `testNdxs` in `splits.mat`.
 
-With `masks`, files are `<take>/<number>.png` and have masks. `classMapping40.mat` maps the release's 894 labels to 40
-classes, and `class13Mapping.mat` these to 13; in both, classes count from 1.
+With `masks`, files are `<take>/<number>.png`. `classMapping40.mat` maps the release's 894 labels to 40 classes, and
+`class13Mapping.mat` these to 13; in both, classes count from 1.
 """
 
 from collections import Counter
