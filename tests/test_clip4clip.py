@@ -10,7 +10,9 @@ import torch
 from clip4clip_files import WIDTH, clip_feature, pair_score, write_clip4clip
 from eval_files import write_jsonl
 from helpers import MINILM, ROOT, call_ranks, checkpoint, losses, metrics
+from imagebind_files import small_state
 from open_clip import get_tokenizer
+from tiny_towers import CLIP_TEXT, SIGLIP_TEXT, write_tower
 
 from languagebind import load
 from languagebind.clip4clip import read_head
@@ -19,6 +21,7 @@ from languagebind.data.shards import ShardWriter, write_index
 from languagebind.eval import load_dataset_config
 from languagebind.eval.__main__ import main as evaluate
 from languagebind.eval.data.readers import clip4clip_protocol
+from languagebind.eval.report.__main__ import main as report
 from languagebind.eval.score.retrieval import Captioned, retrieve
 from languagebind.hub.encoders import load_model
 from languagebind.hub.export import main as export
@@ -162,6 +165,22 @@ def test_evaluation_by_clip4clips_protocol(file, videos, tmp_path, caplog):
     evaluate([*flags, f"--output={tmp_path / 'ours'}"])  # by our own protocol, too
     with pytest.raises(UserError, match="needs a temporal head and --num-frames 12; this model has 8"):
         evaluate([*flags, "--protocol=clip4clip", "--num-frames=8", f"--output={tmp_path / 'other'}"])
+
+
+def test_the_systems_of_the_paper_are_on_one_page(toys, videos, tmp_path, capsys):
+    write_clip4clip(tmp_path / "clip4clip", "meanP")
+    torch.save(small_state(), tmp_path / "imagebind")
+    models = {"video": toys / "video"} | {name: f"{name}:{tmp_path / name}" for name in ("clip4clip", "imagebind")}
+    for kind, text in (("pe", CLIP_TEXT), ("siglip", SIGLIP_TEXT)):
+        write_tower(tmp_path / kind, kind, text)
+        models[kind] = f"open_clip:local-dir:{tmp_path / kind}"
+    words = [f"{name}={model}" for name, model in models.items()]
+    flags = ["--config", str(videos / "films.yaml"), "--workers=0", f"--output={tmp_path / 'results'}", "--compare"]
+    evaluate([*flags, "--model", *words])
+    assert set(models) <= set(capsys.readouterr().out.splitlines()[0].split())
+    report([str(tmp_path / "results")])
+    rows = [row.split(",")[:2] for row in (tmp_path / "results" / "report.csv").read_text().splitlines()[1:]]
+    assert {tuple(row) for row in rows} == {(name, "films") for name in models}
 
 
 def test_tight_transf_ranks_pairs_again(videos, tmp_path):

@@ -12,7 +12,7 @@ from languagebind.data.shards import ShardWriter, write_index
 
 # Growth is measured between the middles of the two halves. A leak of one 64 x 64 frame a clip would be 12 kB a clip.
 LEAK = 6e3  # bytes a clip
-SAMPLES = {"decord": 10_000, "torchcodec": 4_000, "pyav": 4_000, "opencv": 4_000}
+SAMPLES = 4_000
 
 
 def clip(rng: np.random.Generator) -> bytes:
@@ -39,15 +39,14 @@ def shards(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("backend", SAMPLES)
+@pytest.mark.parametrize("backend", ["decord", "torchcodec", "pyav", "opencv"])
 def test_the_loader_holds_as_much_after_many_clips_as_after_a_few(backend, shards, tmp_path):
-    samples = SAMPLES[backend]
     training = ["--modality=video", "--image-size=32", "--num-frames=4", f"--video-backend={backend}", "--batch-size=8",
                 f"--train-data={shards}", "--caption-source=raw", "--text-pretrained=none"]  # fmt: skip
     out = tmp_path / "row.json"
-    loader = ["loader", f"--samples={samples}", "--warmup-batches=100", "--workers=1", f"--output={out}"]
+    loader = ["loader", f"--samples={SAMPLES}", "--warmup-batches=100", "--workers=1", f"--output={out}"]
     call("scripts/benchmark.py", *loader, "--", *training)
     (row,) = json.loads(out.read_bytes())["rows"]
-    assert row["samples"] == samples
+    assert row["samples"] == SAMPLES
     assert row["skipped"] == 0
-    assert row["growth_mib"] * 2**20 < LEAK * samples / 2
+    assert row["growth_mib"] * 2**20 < LEAK * SAMPLES / 2
