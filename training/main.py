@@ -164,8 +164,8 @@ def start(run: Run, model: DualEncoder, resume: Path | str | None, steps_per_epo
     config, process, resolved = run.config, run.process, to_dict(run.config)
     checkpoint = read_resumable(resume, resolved, run.fingerprint) if resume else None
     if checkpoint:
-        known = run.partner and checkpoint.get("partner")
-        if known and known["fingerprint"] != run.partner.store.fingerprint:
+        known = checkpoint.get("partner")
+        if known and run.partner and known["fingerprint"] != run.partner.store.fingerprint:
             raise UserError(f"the partner of {resume} differs from --anchor: use the same partner, or none")
         note = check_progress(checkpoint, resolved, steps_per_epoch)
         if note and process.is_main:

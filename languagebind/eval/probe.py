@@ -60,19 +60,19 @@ def evaluate_probe(
     """
     classes = class_names(parts["train"])
     samples = {name: read_samples(part, modality) for name, part in parts.items()}
-    whole = {} if options.dense else parts
-    targets = {name: label_targets(samples[name], classes, part.name) for name, part in whole.items()}
-    labels = {name: single_labels(target).numpy() for name, target in targets.items()}
-    with naming(parts["train"].data):
-        check_shots(labels.get("train", ()), options.shots, list(map(repr, classes)))  # before anything is encoded
+    data, facts, labels = {}, {}, {}
+    if not options.dense:
+        targets = {name: label_targets(samples[name], classes, part.name) for name, part in parts.items()}
+        labels = {name: single_labels(target).numpy() for name, target in targets.items()}
+        with naming(parts["train"].data):
+            check_shots(labels["train"], options.shots, list(map(repr, classes)))  # before anything is encoded
     test = parts["test"]  # the training part is read in the same way
     encoder = FeatureEncoder(model, choose_protocol("ours", None, test.clip, modality), encode, test.name)
-    data, facts = {}, {}
     for name, part in parts.items():
         if options.dense:
-            points, kept = encoder.map_samples(samples[name], part, lambda x: x, take_points, POINTS)
-            points = points.flatten(0, 1)[points[..., -1].flatten() != part.void].double().numpy()
-            data[name] = Labelled(points[:, :-1], points[:, -1].astype(int))
+            x, kept = encoder.map_samples(samples[name], part, lambda x: x, take_points, POINTS)
+            x = x.flatten(0, 1)[x[..., -1].flatten() != part.void].double()
+            data[name] = Labelled(x[:, :-1].numpy(), x[:, -1].long().numpy())
         else:
             features, kept = encoder.encode_samples(samples[name])
             data[name] = Labelled(features.double().cpu().numpy(), labels[name][kept])

@@ -170,8 +170,8 @@ class Encoders:
         name, items, modality = self._one_list(inputs)
         window = getattr(self.encoders[name][1], "image_size", None)
         prompts = [[own] if isinstance(own, str) else own for own in text]
-        features = self.encode(text=chain(*prompts), of=name).split([len(own) for own in prompts])
-        classes = F.normalize(torch.stack([own.mean(dim=0) for own in features]), dim=-1)  # (K, D)
+        x: Any = self.encode(text=chain(*prompts), of=name)
+        classes = F.normalize(torch.stack([own.mean(dim=0) for own in x.split([*map(len, prompts)])]), dim=-1)  # (K, D)
 
         def score(windows: Tensor) -> Tensor:
             return self.model(name).encode_dense(windows.to(classes.device), mode) @ classes.T
