@@ -65,10 +65,7 @@ class TransformerHead(MeanHead):
 
 
 class PairHead(TransformerHead):
-    """A transformer over a text and the frames, which scores the pair (tightTransf).
-
-    As an embedding, which serves to find candidates, it is the mean of the frames.
-    """
+    """Scores pairs of a text and a clip with a transformer (tightTransf). To find candidates, it is a `MeanHead`."""
 
     def __init__(self, width: int, depth: int):
         super().__init__(width, depth)

@@ -24,8 +24,6 @@ from .weights import State, clip_text_state, hash_tensor, load_strict, read_stat
 
 # The fingerprint covers the token ids of these texts: case, accents, punctuation, entities, an over-long text.
 PROBE_TEXTS = ["A photo of 2 Dogs, running!", "Café &amp; naïve — ünïcödé", "#hashtag  spaced\tout", "long " * 200]
-
-POSITIONS = "text_model.embeddings.position_embedding.weight"
 TextSide = tuple[nn.Module, nn.Module, int]  # a tower, its projection, and the size D of the shared space
 
 
@@ -225,7 +223,7 @@ def _clip_text(config: TextConfig, sizes: ClipTextConfig, size: int, state: Stat
     """Return CLIP's text side, with the weights in `state`, if any."""
     text_model, projection = ClipText(sizes, Tokenizer(text_tokens(config))), nn.Linear(sizes.width, size, bias=False)
     if state is not None:
-        rows = len(state.get(POSITIONS, range(sizes.context_length)))
+        rows = len(state.get("text_model.embeddings.position_embedding.weight", range(sizes.context_length)))
         if rows != sizes.context_length:
             remedy = f"not {sizes.context_length}; set --context-length {rows}"
             raise UserError(f"the text tower is for texts of {rows} tokens, {remedy}")

@@ -118,8 +118,9 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
 
 def _features(engine: Engine, batch: Batch) -> Tensor:
     """Return unit-norm features (B, D); if the text tower trains, the captions' follow in each row, (B, 2 * D)."""
-    batch = batch.to(engine.process.device)
-    return engine.forward(batch.inputs, batch.text if engine.model.trains_text else None)
+    device, trains_text = engine.process.device, engine.model.trains_text
+    batch = batch.to(device) if trains_text else batch  # with a frozen tower, `_targets` moves the texts, once a step
+    return engine.forward(batch.inputs.to(device, non_blocking=True), batch.text if trains_text else None)
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ class FeatureEncoder:
         distinct = list(rows)
         tokenizer: Any = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
         raw, words = not self.protocol.unit or self.pairs, self.protocol.words
-        if isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct, words)) and not rank():
+        if not rank() and isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct, words)):
             log.warning("%d of %d texts have more tokens than are read, and are cut", cut, len(distinct))
         encode = self.model.project_text if raw else self.model.encode_text
         parts: dict[int, Tensor] = {}

@@ -292,15 +292,16 @@ def _load_all(
         every = [build_checkpoint(checkpoint, source, known, frames)]
     else:
         every = [_load_published(source, num_frames=frames, **hub)]
-    tokens = probe_tokens(every[0][0].text_model)  # of two models with equal towers, one may cut texts earlier
+    one, kind = every[0]
+    tokens = probe_tokens(one.text_model)  # of two models with equal towers, one may cut texts earlier
     alike = [x for x in loaded if all(map(torch.equal, tokens, probe_tokens(x.text_model)))]
-    same = next((other for other in alike if same_text(every[0][0], other)), None)
+    same = next((x for x in alike if x.text_model is one.text_model or same_text(one, x)), None)
     if same is not None:
         for model, _ in every:
             model.text_model, model.text_projection = same.text_model, same.text_projection
     if isinstance(like, DualEncoder) and same is None:
         raise WeightsError(f"the text tower of {source} differs from the one loaded before: load it separately")
-    name = modality_name(every[0][1])
+    name = modality_name(kind)
     if modality not in (None, name):
         hint = ": write infrared for thermal images" if (modality, name) == ("thermal", "infrared") else ""
         raise UserError(f"{source} is for {name}, not {modality}{hint}")

@@ -168,9 +168,12 @@ def list_samples(config: DatasetConfig, modality: Modality) -> list[Sample]:
     data = Path(config.data)
     if shards := list_shards(config.data):
         num_classes = None if config.class_names is None else len(config.class_names)
-        read = ((shard.name, x) for shard in shards for x in read_shard(shard, modality.extensions, num_classes))
-        found = ((f"{shard}/{x[0]}", *x[1:]) for shard, x in read)
-        return [Sample(name, source, *_annotation(row, name, config), held=held) for name, source, row, held in found]
+        samples = []
+        for shard in shards:
+            for key, source, row, held in read_shard(shard, modality.extensions, num_classes):
+                name = f"{shard.name}/{key}"
+                samples.append(Sample(name, source, *_annotation(row, name, config), held=held))
+        return samples
     if data.suffix in MANIFESTS:
         return _from_manifest(data, config)
     if _class_folders(config):
