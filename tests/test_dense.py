@@ -4,7 +4,9 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from helpers import ROOT
 from imagebind_files import small_state
 from timm.layers import apply_rot_embed_cat
 from tiny_towers import VISION
@@ -296,3 +298,29 @@ def test_a_sound_in_the_second_half_is_found_there(toys):
     assert [later[j] for j in (0, 1, 2, 3, 5, 6)] == [(j + 0.5) * 0.14 > starts for j in (0, 1, 2, 3, 5, 6)]
     twice = model.encode_dense(audio=[(np.tile(tone, 2).astype(np.float32), rate)], target_length=196)
     assert twice.shape == (1, 1, 2, 14, 16)
+
+
+def test_the_recipe_of_the_page_says_which_sound_is_heard_when(toys, tmp_path):
+    """A projection fitted to a file of a bell and then rain finds them in a longer file in another order."""
+    model = load(toys / "audio")
+    encoder, rate = model.model("audio"), 44_100
+    nn.init.zeros_(encoder.vision_model.embeddings.position_embedding.weight)
+    time = np.arange(int(1.4 * rate)) / rate  # ten columns
+    bell = sum(0.2 * np.sin(2 * np.pi * pitch * time) for pitch in (523, 1250, 2810)) * np.exp(-(time % 0.7))
+    rain = 0.2 * np.random.default_rng(0).standard_normal(len(time))
+    texts, tokens = ["a bell", "rain"], []
+    hook = encoder.visual_projection.register_forward_hook(lambda module, args, output: tokens.append(args[0]))
+    soundfile.write(tmp_path / "fit.wav", np.concatenate([bell, rain]), rate)
+    model.encode_dense(audio=[tmp_path / "fit.wav"], target_length=280)
+    hook.remove()
+    x = tokens[0].flatten(0, -2)  # (2 * 20, width), a row of low frequencies and one of high ones
+    goals = model.encode(text=texts, of="audio").repeat_interleave(10, dim=0).repeat(2, 1)
+    encoder.visual_projection.weight.data = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ goals).T
+    soundfile.write(tmp_path / "both.wav", np.concatenate([rain, bell, rain[: len(rain) // 2]]), rate)  # 3.5 s
+    page = (ROOT / "docs" / "dense.md").read_text()
+    (recipe,) = re.findall(r"```python\n(import math\n.*?)\nheard = ", page, re.DOTALL)
+    names = {"model": model}
+    exec(compile(recipe, "docs/dense.md", "exec"), names)
+    heard = names["listen"](tmp_path / "both.wav", texts)
+    assert [start for start, _ in heard] == pytest.approx([0.14 * column for column in range(25)])
+    assert [text for _, text in heard] == ["rain"] * 10 + ["a bell"] * 10 + ["rain"] * 5
