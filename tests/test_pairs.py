@@ -19,6 +19,7 @@ from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.evaluate import evaluate as evaluate_one
 from languagebind.eval.features import EncodeOptions
 from languagebind.eval.pairs import evaluate_pairs, main
+from languagebind.eval.score.gap import modality_gap
 from languagebind.eval.score.metrics import classification_metrics
 from languagebind.fusion import fuse
 from languagebind.modalities.depth import Depth
@@ -106,6 +107,37 @@ def both_ways(query, gallery):
     }
 
 
+def gap(query, gallery, right=None):
+    """Of unit-norm features, from the matrices of all cosines."""
+    query, gallery = (F.normalize(x.double(), dim=-1).numpy() for x in (query, gallery))
+    cosines = query @ gallery.T
+    places = enumerate(range(len(query)) if right is None else right)
+    within = [(x @ x.T)[~np.eye(len(x), dtype=bool)].mean() for x in (query, gallery)]
+    distance = np.sqrt(((query.mean(axis=0) - gallery.mean(axis=0)) ** 2).sum())
+    expected = {
+        "distance": distance,
+        "matched": np.mean([cosines[place] for place in places]),
+        "across": cosines.mean(),
+    }
+    return pytest.approx(expected | {"within_query": within[0], "within_gallery": within[1]}, abs=1e-5)
+
+
+def test_the_gap_of_cones_by_hand():
+    query = torch.tensor([[0.6, 0.8, 0.0], [0.6, -0.8, 0.0]])
+    item = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    assert modality_gap(query, item, torch.tensor([1, 1])) == pytest.approx(
+        {
+            "distance": (0.1**2 + 0.5**2) ** 0.5,
+            "matched": 0.6,
+            "across": 0.3,
+            "within_query": -0.28,
+            "within_gallery": 0,
+        }
+    )
+    single = modality_gap(query, item[:1], torch.tensor([0, 0]))
+    assert (single["matched"], single["within_gallery"]) == (0, None)
+
+
 @pytest.mark.parametrize(
     "data", ["depth: both.tar, infrared: both.tar", "depth: depth.tar, infrared: infrared.tar",
              "depth: depth.jsonl, infrared: infrared.tar", "depth: depth_folder, infrared: infrared_folder"]
@@ -115,6 +147,7 @@ def test_retrieval_matches_brute_force_wherever_the_samples_lie(scenes, encoders
     result = evaluate(scenes, encoders, tmp_path, text)
     expected = both_ways(features["depth"], features["infrared"])
     assert result["metrics"] == pytest.approx(expected)
+    assert result["gap"] == gap(features["depth"], features["infrared"])
     assert result["intervals"].keys() == expected.keys()
     assert {key for key in expected if "R@" in key} == result["protocol"]["chance"].keys()
     assert result["protocol"]["chance"]["gallery_to_query/R@5"] == pytest.approx(5 / COUNT)
@@ -153,6 +186,7 @@ def test_a_result_says_which_pairs_were_trained(scenes, checkpoints, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "emergent: depth and infrared is an emergent pair, never trained on" in page
     assert "trained: depth and infrared were trained on together" in page
+    assert page.index('depth and infrared <span class="trained">') < page.index('<span class="emergent">')
 
 
 def test_a_fusion_is_the_weighted_sum(scenes, encoders, features, tmp_path):
@@ -163,6 +197,7 @@ def test_a_fusion_is_the_weighted_sum(scenes, encoders, features, tmp_path):
     result = evaluate(scenes, encoders, tmp_path, text)
     query = F.normalize(features["depth"] - 0.5 * features["text"], dim=-1)
     assert result["metrics"] == pytest.approx(both_ways(query, features["infrared"]))
+    assert result["gap"] == gap(query, features["infrared"])
     assert result["metrics"] != pytest.approx(both_ways(features["depth"], features["infrared"]))
     assert result["protocol"]["query"] == {"depth": 1.0, "text": -0.5}
     assert result["protocol"]["caption_source"] == "ofa"
@@ -181,6 +216,7 @@ def test_classification_of_a_fusion(scenes, encoders, features, tmp_path):
     fused = F.normalize(features["depth"] + 2 * features["infrared"], dim=-1)
     labels = torch.arange(COUNT) % 2
     expected = classification_metrics(fused @ F.normalize(torch.stack(texts), dim=-1).T, labels)
+    assert result["gap"] == gap(fused, torch.stack(texts), labels)
     assert result["metrics"] == pytest.approx(expected | {"chance": 1 / 3})
     assert 0 < result["metrics"]["top1"] < 1
     assert {"top1"} <= result["intervals"].keys() <= expected.keys()
@@ -361,6 +397,7 @@ def test_texts_are_those_of_the_modality_that_they_are_compared_with(scenes, own
     ):  # fmt: skip
         result = evaluate(scenes, encoders, tmp_path, sides + data)
         assert result["metrics"] == pytest.approx(both_ways(query, gallery)), sides
+        assert result["gap"] == gap(query, gallery), sides
         prints = {name: model.text_fingerprint() for name, (model, _) in encoders.encoders.items()}
         assert result["protocol"]["text_fingerprint"] == prints
     for name in MODALITIES:

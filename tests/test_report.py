@@ -219,6 +219,25 @@ def test_pairs_name_their_query_and_show_what_was_found(world, tmp_path):
     assert "The examples are texts: they have no picture." in page.text
 
 
+def test_pairs_have_a_table_trained_ones_first(tmp_path):
+    gap = {"distance": 0.834, "matched": 0.61, "across": 0.1, "within_query": 0.5, "within_gallery": None}
+    emergent = pairs({"depth": ["room.png"]}, pairs={"video and depth": "emergent", "text and depth": "trained"})
+    trained = emergent | {"protocol": emergent["protocol"] | {"pairs": {"video and depth": "trained"}}}
+    classes = plain("c", pairs={"depth and text": "trained"})
+    page = make(
+        tmp_path, emergent | {"pretrained": "a", "gap": gap}, trained | {"pretrained": "b"}, classes, plain("d")
+    )
+    (rows,) = (rows for caption, rows in page.tables.items() if caption.startswith("Recall and gap of each pair"))
+    assert [row[:3] for row in rows[1:]] == [
+        ["d", "c", "depth and text trained"], ["rooms", "b", "video and depth trained"],
+        ["rooms", "a", "video and depth emergent text and depth trained"],
+    ]  # fmt: skip
+    assert rows[0][3:6] == ["top1", "R@1 query to gallery", "R@1 gallery to query"]
+    assert [row[3:5] for row in rows[1:]] == [["50.0 [49.0, 51.0]", ""], *[["", "10.0 [8.0, 12.0]"]] * 2]
+    assert [row[6:] for row in rows[1:]] == [["–"] * 5, ["–"] * 5, ["0.83", "0.61", "0.10", "0.50", "–"]]
+    assert "Pairs of modalities" not in make(tmp_path / "other", plain("d")).text
+
+
 def test_datasets_are_described_and_linked(tmp_path):
     page = make(
         tmp_path,

@@ -1,6 +1,9 @@
 """Segmentation: against scikit-learn's confusion matrix and plain loops, from files to a result and its page."""
 
+import base64
+import io
 import json
+import re
 
 import colours
 import numpy as np
@@ -14,11 +17,19 @@ from torch.nn import functional as F
 
 from languagebind.config import UserError
 from languagebind.eval import evaluate, load_dataset_config
+from languagebind.eval.data.samples import Sample
 from languagebind.eval.models import ExternalModel
 from languagebind.eval.probe import main as probe
 from languagebind.eval.report.__main__ import main as page_main
 from languagebind.eval.results import results_table, write_result
-from languagebind.eval.score.segmentation import count_pixels, describe_segmentation, score_segmentation
+from languagebind.eval.score.segmentation import (
+    PICTURES,
+    count_pixels,
+    describe_segmentation,
+    pick_pictures,
+    score_segmentation,
+    take_maps,
+)
 from languagebind.modalities.image import Image as ImageModality
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -124,12 +135,107 @@ def test_files_to_a_result_and_its_page(data):
     assert "pointing" in page
 
 
+def classes_of(example):
+    """The predicted and the true classes of an example, (2, h, w)."""
+    png = Image.open(io.BytesIO(base64.b64decode(example["maps"])))
+    return np.array(png).astype(int).reshape(2, -1, png.width)
+
+
+def test_a_result_holds_maps_of_the_best_and_the_worst(data):
+    result = run(data)
+    assert len(json.dumps(result["examples"])) < 10_000
+    assert {kind: len(found) for kind, found in result["examples"].items()} == {"best": 2, "worst": 1}
+    examples = [example for own in result["examples"].values() for example in own]
+    assert sorted(example["key"] for example in examples) == ["0.png", "1.png", "2.png"]
+    scores = [example["score"] for example in examples]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] <= 1
+    for example in examples:
+        predicted, true = classes_of(example)
+        mask = np.array(Image.open(data / example["key"].replace(".", "_mask.")))
+        rows, columns = (((np.arange(128) + 0.5) * side / 128).astype(int) for side in mask.shape)
+        np.testing.assert_array_equal(true, np.where(mask == 255, 0, mask + 1)[np.ix_(rows, columns)])
+        assert (predicted == true)[true > 0].mean() > 0.93
+        assert predicted.min() > 0  # a model has no void
+        assert example["source"] == [str(data / example["key"])]
+    assert run(data, statistics=False).keys() == result.keys() - {"statistics", "intervals", "classes", "examples"}
+
+
+def test_examples_are_picked_by_the_mean_iou_of_a_picture():
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.random((20, 4, 6, 8)))
+    masks = torch.from_numpy(rng.choice([0, 1, 2, 9], (20, 6, 8)))
+    masks[7] = 9  # void alone has no IoU, and is not shown
+    masks[3] = scores[3].argmax(dim=0)
+    iou = {}
+    for n in set(range(20)) - {7}:
+        known = masks[n] != 9
+        matrix = confusion_matrix(masks[n][known], scores[n].argmax(dim=0)[known], labels=range(4))
+        with np.errstate(invalid="ignore"):
+            iou[n] = np.nanmean(matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal()))
+    counts = torch.stack([count_pixels(*pair, void=9) for pair in zip(scores, masks, strict=True)])
+    samples = [Sample(str(n), None) for n in range(20)]
+    blank = torch.zeros(2, 3, 4, dtype=torch.long)
+    found = pick_pictures(counts, samples, lambda chosen: [blank + int(sample.key) for sample in chosen])
+    order = sorted(iou, key=lambda n: -iou[n])
+    shown = {kind: [int(example["key"]) for example in own] for kind, own in found.items()}
+    assert shown == {"best": order[:PICTURES], "worst": order[: -PICTURES - 1 : -1]}
+    assert shown["best"][0] == 3
+    for example in found["best"] + found["worst"]:
+        assert example["score"] == pytest.approx(iou[int(example["key"])])
+        assert (classes_of(example) == int(example["key"])).all()
+    few = pick_pictures(counts[:3], samples, lambda chosen: [blank] * len(chosen))
+    assert [len(few[kind]) for kind in ("best", "worst")] == [2, 1]  # none twice
+
+
+def test_many_classes_and_a_void_class_are_kept():
+    scores, mask = torch.zeros(1000, 128, 128), torch.full((2, 2), 999)
+    scores[700] = 1
+    mask[0] = 0
+    predicted, true = take_maps(scores, mask, void=0)
+    assert (predicted.unique().tolist(), true[:64].unique().tolist(), true[64:].unique().tolist()) == (
+        [701],
+        [0],
+        [1000],
+    )
+
+
+def test_the_page_shows_the_classes_over_the_picture(data):
+    (data / "results").mkdir()
+    write_result(run(data), data / "results" / "halves.json")
+
+    def shown():
+        page_main([str(data / "results"), "--output", str(data / "page.html"), "--configs", str(data)])
+        page = (data / "page.html").read_text()
+        images = re.findall(r'src="data:image/jpeg;base64,([^"]*)" alt="Sample ([^"]*)"', page)
+        return page, {alt: np.array(Image.open(io.BytesIO(base64.b64decode(uri)))).astype(int) for uri, alt in images}
+
+    page, images = shown()
+    assert images.keys() == {f"{n}.png{what}" for n in range(3) for what in ("", ", predicted", ", true")}
+    assert abs(images["0.png"][20, [15, 45]] - [(255, 0, 0), (0, 255, 0)]).max() < 30
+    legend = {
+        name: np.array([*bytes.fromhex(colour)]) for colour, name in re.findall(r"--colour: #(\w{6})\">(\w+)<", page)
+    }
+    assert legend.keys() == {"red", "green", "blue"}
+    for what in ("predicted", "true"):
+        over = images[f"0.png, {what}"]
+        assert over.shape == (40, 60, 3)
+        for place, name, grey in ((15, "red", 76), (45, "green", 150)):  # luma of the picture there
+            assert abs(over[20, place] - (0.65 * legend[name] + 0.35 * (80 + grey / 2))).max() < 12
+    assert np.ptp(images["0.png, true"][1], axis=-1).max() < 12  # void is grey
+    (data / "0.png").unlink()
+    page, images = shown()
+    assert images.keys() == {f"{n}.png{what}" for n in (1, 2) for what in ("", ", predicted", ", true")}
+    assert page.count("The file does not exist:") == 1
+
+
 def test_a_bad_sample_is_skipped_only_if_asked(data):
     (data / "1.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"1 of 3 samples cannot be read \(--skip-bad"):
         run(data)
     result = run(data, skip_bad=True)
     assert (result["protocol"]["samples"], result["protocol"]["skipped_samples"]) == (2, 1)
+    assert {example["key"] for own in result["examples"].values() for example in own} == {"0.png", "2.png"}
 
 
 def test_mistakes_are_named(data):

@@ -20,7 +20,7 @@ from .export import Features, export_features
 from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .results import Result, ceiling_note, new_result
 from .score.retrieval import Captioned, describe_retrieval, retrieve
-from .score.segmentation import count_pixels, describe_segmentation, score_segmentation
+from .score.segmentation import MAP, count_pixels, describe_segmentation, pick_pictures, score_segmentation, take_maps
 from .score.zero_shot import classify, describe_classification, describe_multilabel, label_targets
 
 log = logging.getLogger(__name__)
@@ -190,12 +190,18 @@ def _classification(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Se
 def _segmentation(encoder: FeatureEncoder, dataset: DatasetConfig, samples: Sequence[Sample]) -> _Found:
     classes = class_names(dataset)
     classifier = encoder.build_classifier(list(classes.values()), dataset.templates)
-    measure = partial(count_pixels, void=dataset.void)
-    counts, kept = encoder.map_samples(samples, dataset, lambda x: x @ classifier.T, measure)
+    head = partial(torch.matmul, other=classifier.T)
+    counts, kept = encoder.map_samples(samples, dataset, head, partial(count_pixels, void=dataset.void))
     found = score_segmentation(counts)
     found["protocol"] = _prompt_facts(list(classes.values()), dataset) | {"dense": "qq"} | found["protocol"]
-    describe = partial(describe_segmentation, counts, classes)
-    return found, describe, Features(classifier, [samples[i] for i in kept], classifier, [])
+    seen = [samples[i] for i in kept]
+
+    def describe() -> dict[str, Any]:
+        draw = partial(take_maps, void=dataset.void)
+        examples = pick_pictures(counts, seen, lambda chosen: encoder.map_samples(chosen, dataset, head, draw, MAP)[0])
+        return describe_segmentation(counts, classes) | {"examples": examples}
+
+    return found, describe, Features(classifier, seen, classifier, [])
 
 
 def _prompt_facts(names: Sequence[str], dataset: DatasetConfig) -> dict[str, Any]:

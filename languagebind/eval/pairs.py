@@ -31,8 +31,9 @@ from .data.shards import list_shards
 from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .models import checkpoint_of
 from .results import Result, new_result, result_path
+from .score.gap import modality_gap
 from .score.retrieval import Captioned, describe_retrieval, retrieve
-from .score.zero_shot import classify, describe_classification, label_targets
+from .score.zero_shot import classify, describe_classification, label_targets, single_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ def _retrieval(
     in_shard = bool(list_shards(config.data[first].data))
     details = describe_retrieval(compared, ranked, shown, [sample_key(sample, in_shard) for sample in samples[first]])
     details |= {key: _renamed(details[key]) for key in ("intervals", "curves")}
+    details["gap"] = modality_gap(query, gallery, rows)
     protocol = {"relevance": "the sample of the same key alone", "chance": _renamed(found["protocol"]["chance"])}
     return {"metrics": _renamed(found["metrics"]), "protocol": protocol}, details
 
@@ -164,7 +166,8 @@ def _classification(
     found = classify(scores, targets, "classification")
     prompts = {"templates": list(config.templates), "prompts_sha256": digest(class_prompts(names, config.templates))}
     found["protocol"] |= prompts | {"labels": config.labels, "logit_scale": first}
-    return found, describe_classification(scores, targets, logits, classes, samples[first])
+    gap = modality_gap(query, classifier, single_labels(targets))
+    return found, {"gap": gap} | describe_classification(scores, targets, logits, classes, samples[first])
 
 
 def _protocol(

@@ -62,6 +62,7 @@ class ResultFile(BaseModel):
     confusion: list[tuple[Count, Count, Count]] = []
     calibration: dict[str, Any] = {}
     curves: dict[str, list[tuple[Count, Number]]] = {}
+    gap: dict[str, Number | None] = {}
     examples: dict[str, list[dict[str, Any]]] = {}
 
 

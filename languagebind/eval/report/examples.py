@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image
-from torch import Tensor
 
 from ...config import UserError, from_dict
 from ...hub.encoders import TEXT
@@ -19,6 +20,9 @@ from ..results import Result
 
 SIDE = 240  # longer side in pixels
 MAX_BYTES = 15_000
+OPACITY = 0.65  # of classes over a picture
+# The hues of classes advance by the golden ratio, with these saturations and brightnesses in turn
+GOLDEN, TONES = 0.618, ((1.0, 0.95), (0.4, 1.0), (1.0, 0.6), (0.55, 0.75), (0.8, 0.45))
 
 
 class Picture(NamedTuple):
@@ -29,23 +33,50 @@ class Picture(NamedTuple):
     file: str = ""
 
 
-def illustrated(result: Result) -> dict[str, list[tuple[dict[str, Any], Picture, Picture | None]]]:
-    """Return the `best` and `worst` examples, each with its picture and the wrong picture that ranked first, if any."""
+# An example, its pictures by title, and the legend of the classes on them: colours and names
+Card = tuple[Mapping[str, Any], dict[str, Picture], list[tuple[str, str]]]
+
+
+def illustrated(result: Result) -> dict[str, list[Card]]:
+    """Return the `best` and `worst` examples.
+
+    Each has its picture, in retrieval the wrong picture that ranked first, and in segmentation the classes over it.
+    """
     chosen = {kind: examples for kind, examples in result.get("examples", {}).items() if examples}
     sources = {example["key"]: example["source"] for examples in chosen.values() for example in examples}
     modality = _modality(result)
 
-    def found_instead(example: Mapping[str, Any]) -> Picture | None:
-        key, found = example["key"], example["found"]
-        beside = [place.removesuffix(key) + found for place in example["source"] if str(place).endswith(key)]
-        source = sources.get(found) or [file for file in beside if os.path.isfile(file)]
-        wrong = result["task"] == "retrieval" and found != key
-        return draw(modality, found, source) if wrong and source else None
+    def card(example: Mapping[str, Any]) -> Card:
+        key, source = example["key"], example["source"]
+        own = draw(modality, key, source)
+        if result["task"] == "segmentation" and own.uri:
+            maps = np.array(Image.open(io.BytesIO(base64.b64decode(example["maps"])))).astype(int)
+            layers = zip(("predicted", "true"), np.vsplit(maps, 2), strict=True)
+            over = {title: draw(modality, key, source, classes) for title, classes in layers}
+            shown = [k for k in np.argsort(-np.bincount(maps.flat)) if k and k in maps]  # the largest areas first
+            legend = [(bytes(_colours(k).tolist()).hex(), result["classes"][k - 1]["name"]) for k in shown]
+            return example, {"picture": own, **over}, legend
+        found = example.get("found", key)
+        beside = [place.removesuffix(key) + found for place in source if str(place).endswith(key)]
+        there = sources.get(found) or [file for file in beside if os.path.isfile(file)]
+        wrong = result["task"] == "retrieval" and found != key and there
+        return example, {"right item": own} | ({"ranked first": draw(modality, found, there)} if wrong else {}), []
 
-    return {
-        kind: [(each, draw(modality, each["key"], each["source"]), found_instead(each)) for each in examples]
-        for kind, examples in chosen.items()
-    }
+    return {kind: [card(each) for each in examples] for kind, examples in chosen.items()}
+
+
+def _colours(classes: np.ndarray) -> np.ndarray:
+    """Return the colours (..., 3) of classes (...), from 0 to 255."""
+    hues, tones = classes[..., None] * GOLDEN % 1, np.array(TONES)[classes % len(TONES)]
+    return (255 * hsv_to_rgb(np.concatenate([hues, tones], axis=-1))).round().astype(int)
+
+
+def _over(picture: Image.Image, classes: np.ndarray) -> Image.Image:
+    """Return a grey copy of a picture with the colours of classes (h, w) over it, except where they are 0."""
+    alpha = 255 * OPACITY * (classes > 0)[..., None]
+    layer = Image.fromarray(np.concatenate([_colours(classes), alpha], axis=-1).astype(np.uint8))
+    grey = picture.convert("L").point(lambda x: 80 + x // 2).convert("RGBA")  # no black or white
+    return Image.alpha_composite(grey, layer.resize(picture.size, Image.Resampling.NEAREST)).convert("RGB")
 
 
 def _modality(result: Result) -> Modality | str:
@@ -62,8 +93,8 @@ def _modality(result: Result) -> Modality | str:
         return f"This version cannot read samples of {name}: {error}"
 
 
-def draw(modality: Modality | str, key: str, places: Sequence[Any]) -> Picture:
-    """Return the picture of a sample. `places` names its files, as in a result."""
+def draw(modality: Modality | str, key: str, places: Sequence[Any], classes: np.ndarray | None = None) -> Picture:
+    """Return the picture of a sample whose files `places` names, as in a result, with classes (h, w) over it if any."""
     if isinstance(modality, str):
         return Picture("", modality)
     source = tuple(Path(p) if isinstance(p, str) else Member(**p | {"shard": Path(p["shard"])}) for p in places)
@@ -79,12 +110,12 @@ def draw(modality: Modality | str, key: str, places: Sequence[Any]) -> Picture:
         return Picture("", f"The file cannot be read: {error.reason}")
     except (UserError, ImportError) as error:  # No decoder is installed
         return Picture("", f"The file cannot be decoded here: {error}")
-    return Picture(data_uri(pixels), meaning)
-
-
-def data_uri(pixels: Tensor) -> str:
-    """Return a data URI with pixels (3, H, W), uint8, as a JPEG of at most `MAX_BYTES`."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return Picture(data_uri(picture), meaning) if classes is None else Picture(data_uri(_over(picture, classes)), "")
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a data URI with a picture, which this makes smaller, as a JPEG of at most `MAX_BYTES`."""
     picture.thumbnail((SIDE, SIDE))
     for quality in (85, 70, 50, 30, 15):
         file = io.BytesIO()

@@ -103,8 +103,8 @@ def figure(value: float | None, metric: str = "") -> str:
 
 
 def breakable(name: str) -> Markup:
-    """Return a name that the browser may break after underscores and slashes."""
-    return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(clean(name)))))
+    """Return a name that the browser may break after underscores, slashes and plus signs."""
+    return Markup(re.sub("([_/+])", r"\1<wbr>", str(escape(clean(name)))))
 
 
 def clean(value: object) -> object:

@@ -5,7 +5,9 @@ there nor predicted are left out. A class in a picture is pointed at if the pixe
 classes most lies in its mask; of several such pixels, all must. Void pixels count only as outside of a mask.
 """
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config import UserError
+from ..data.samples import Sample
+from .examples import media
 from .statistics import sum_intervals
 from .zero_shot import or_none
 
 POINTS = (6, 6)  # rows and columns of the points in each picture whose features a probe classifies
+MAP = (128, 128)  # rows and columns of the maps in a result
+PICTURES = 6  # with maps, of the best and of the worst
 
 
 def read_mask(path: Path, shape: Sequence[int], num_classes: int, void: int) -> Tensor:
@@ -53,6 +59,32 @@ def take_points(features: Tensor, mask: Tensor) -> Tensor:
     """Return the features (D, *POINTS) with the classes in a mask (H, W) at the same points: (P, D + 1)."""
     classes = F.interpolate(mask[None, None].float(), POINTS, mode="nearest-exact")[0]
     return torch.cat([features.cpu(), classes]).flatten(1).T
+
+
+def take_maps(scores: Tensor, mask: Tensor, void: int) -> Tensor:
+    """Return the predicted and the true classes (2, *MAP), from 1 on, for scores (K, *MAP) and a mask; 0 is void."""
+    true = (mask + 1).masked_fill(mask == void, 0)[None, None].float()
+    return torch.stack([1 + scores.argmax(dim=0).cpu(), F.interpolate(true, MAP, mode="nearest-exact")[0, 0].long()])
+
+
+def pick_pictures(
+    counts: Tensor, samples: Sequence[Sample], draw: Callable[[list[Sample]], Tensor]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the `best` and `worst` pictures by the mean IoU of their classes, for counts (N, 6, K) of N samples.
+
+    `draw` returns the maps (n, 2, *MAP) of `take_maps` for some samples. A result holds both as one PNG, in base64.
+    """
+    right, predicted, true = counts[:, :3].unbind(dim=1)
+    iou = (right / (predicted + true - right)).nanmean(dim=1)
+    order = [i for i in iou.argsort(descending=True, stable=True).tolist() if not iou[i].isnan()]
+    half = (len(order) + 1) // 2
+    chosen = {"best": order[:half][:PICTURES], "worst": order[half:][: -PICTURES - 1 : -1]}
+    shown, found = chosen["best"] + chosen["worst"], {}
+    for i, maps in zip(shown, draw([samples[i] for i in shown]), strict=True):
+        file = io.BytesIO()
+        Image.fromarray(maps.flatten(0, 1).numpy().astype(np.uint16)).save(file, "PNG")
+        found[i] = media(samples[i]) | {"score": iou[i].item(), "maps": base64.b64encode(file.getvalue()).decode()}
+    return {kind: [found[i] for i in places] for kind, places in chosen.items()}
 
 
 def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
