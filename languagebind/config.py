@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -71,8 +72,25 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def expand_config(argv: Sequence[str] | None, find: Callable[[str], Path] = Path) -> list[str]:
     """Return the flags in the file that `find` finds for each `--config NAME`, followed by all other flags."""
-    files, rest = take_flag(sys.argv[1:] if argv is None else argv, "--config")
-    return [flag for file in files for flag in yaml_to_argv(find(file))] + rest
+    files, rest = flags_of_files(sys.argv[1:] if argv is None else argv, find)
+    return [flag for words in files for flag in words] + rest
+
+
+def flags_of_files(
+    argv: Sequence[str], find: Callable[[str], Path] = Path, several: bool = False
+) -> tuple[list[list[str]], list[str]]:
+    """Return the flags in each --config file and, before them, in the files that it lists; and all other flags."""
+    names, rest = take_flag(argv, "--config", several)
+    files: list[list[str]] = []
+    for name in names:
+        path = find(name)
+        listed, own = flags_of_files(yaml_to_argv(path), partial(_beside, path, find), several=True)
+        files += [*listed, own]
+    return files, rest
+
+
+def _beside(path: Path, find: Callable[[str], Path], name: str) -> Path:
+    return path.parent / name if (path.parent / name).is_file() else find(name)
 
 
 def take_flag(argv: Sequence[str], flag: str, several: bool = False) -> tuple[list[str], list[str]]:
@@ -100,7 +118,7 @@ def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def yaml_to_argv(path: Path) -> list[str]:
-    """Return the flags in a YAML file. Nested sections only group keys."""
+    """Return the flags in a YAML file. Nested sections only group keys, except that of `mixture`."""
     argv: list[str] = []
     values = list(_leaves(load_yaml(path)))
     if key := twice(key for key, _ in values):
@@ -116,6 +134,8 @@ def yaml_to_argv(path: Path) -> list[str]:
 def as_flag(key: str, value: Any) -> list[str]:
     """Return the words of a command line that give an option a value."""
     flag = "--" + key.replace("_", "-")
+    if isinstance(value, dict):
+        value = [f"{name}={each}" for name, each in value.items()]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     if isinstance(value, (list, tuple)):
@@ -203,7 +223,7 @@ def _option_names(cls: Any) -> Iterator[str]:
 
 def _leaves(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "mixture":
             yield from _leaves(value)
         else:
             yield str(key), value

@@ -66,6 +66,37 @@ def write_shards(
     return folder
 
 
+def picture(level: int) -> bytes:
+    """A grey picture with a gradient, of one level of brightness."""
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, level, 72 * 72).reshape(72, 72).astype(np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_pairs(folder, sizes, frames=0, change=None):
+    """Shards of depth and infrared, whole or as frames; frame k of a sample is deeper and brighter by k steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, infos = np.random.default_rng(0), []
+    for shard, size in enumerate(sizes):
+        with ShardWriter(folder / f"{shard:05d}.tar") as writer:
+            for number in range(size):
+                column, key = int(rng.integers(4)), f"s{shard}_{number}"
+                members = {"depth.png": depth_png(column, rng), "infrared.jpg": picture(int(rng.integers(60, 250)))}
+                if frames:
+                    members = {}
+                    for k in range(frames):
+                        file = io.BytesIO()
+                        Image.fromarray(np.full((40, 40), 1000 * (k + 1), np.uint16)).save(file, "PNG")
+                        members |= {f"{k}.depth.png": file.getvalue(), f"{k}.infrared.jpg": picture(80 * (k + 1))}
+                members |= (change or {}).get(key, {})
+                members = {name: data for name, data in members.items() if data}
+                texts = {"raw": f"{CAPTIONS[column]}, number {number}", "ofa": ["", "the middle", ""]}
+                writer.add(key, members, {"id": key, "captions": texts})
+        infos.append(writer.info)
+    write_index(folder, infos)
+    return folder
+
+
 def give_own_text_tower(source: Path, target: Path) -> Path:
     """Write an audio checkpoint in the published layout to `target` with another text tower; return the folder."""
     from languagebind import LanguageBindAudio

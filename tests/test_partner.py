@@ -1,6 +1,5 @@
 """A partner in training: its features beside the shards, the loss by formula, moments, engines, and what is refused."""
 
-import io
 import json
 import random
 from collections import Counter
@@ -9,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from eval_files import save
-from helpers import CAPTIONS, call, call_ranks, checkpoint, depth_png, losses, metrics, train_flags
-from PIL import Image
+from helpers import call, call_ranks, checkpoint, losses, metrics, picture, train_flags, write_pairs
 from safetensors.torch import load_file
 
 from languagebind import load
 from languagebind.config import UserError
-from languagebind.data.shards import ShardWriter, write_index
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.infrared import Infrared
 from languagebind.partner import PartnerConfig, load_partner
@@ -27,37 +24,6 @@ FRAMES = 3
 CPU = torch.device("cpu")
 SIGLIP = ["--loss=siglip", "--init-logit-bias=-10", "--init-temperature=0.1"]
 BASE = ["--workers=0", "--lr=1e-3", "--warmup=1", "--image-size=32", "--depth=1"]
-
-
-def picture(level: int) -> bytes:
-    """A grey picture with a gradient, of one level of brightness."""
-    file = io.BytesIO()
-    Image.fromarray(np.linspace(0, level, 72 * 72).reshape(72, 72).astype(np.uint8)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def write_pairs(folder, sizes, frames=0, change=None):
-    """Shards of depth and infrared, whole or as frames; frame k of a sample is deeper and brighter by k steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, infos = np.random.default_rng(0), []
-    for shard, size in enumerate(sizes):
-        with ShardWriter(folder / f"{shard:05d}.tar") as writer:
-            for number in range(size):
-                column, key = int(rng.integers(4)), f"s{shard}_{number}"
-                members = {"depth.png": depth_png(column, rng), "infrared.jpg": picture(int(rng.integers(60, 250)))}
-                if frames:
-                    members = {}
-                    for k in range(frames):
-                        file = io.BytesIO()
-                        Image.fromarray(np.full((40, 40), 1000 * (k + 1), np.uint16)).save(file, "PNG")
-                        members |= {f"{k}.depth.png": file.getvalue(), f"{k}.infrared.jpg": picture(80 * (k + 1))}
-                members |= (change or {}).get(key, {})
-                members = {name: data for name, data in members.items() if data}
-                texts = {"raw": f"{CAPTIONS[column]}, number {number}", "ofa": ["", "the middle", ""]}
-                writer.add(key, members, {"id": key, "captions": texts})
-        infos.append(writer.info)
-    write_index(folder, infos)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 from languagebind import __version__
 from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
-from languagebind.hub.checkpoint import options_of, read_checkpoint
+from languagebind.hub.checkpoint import options_of
 from languagebind.modalities import LIMITS
 from languagebind.partner import Partner
 
 from .engines.base import Engine
 from .engines.ema import Ema
-from .rng import rng_state, set_rng_state
+from .rng import rng_state
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class TrainState:
     """number of samples that this rank has skipped"""
     drawn: dict[int, int] = field(default_factory=dict)
     """number of samples that each loader worker of this rank has drawn in this epoch"""
+    rng: dict[str, Any] = field(default_factory=rng_state)
+    """random numbers of the next step"""
 
 
 def checkpoint_content(
@@ -86,7 +88,7 @@ def checkpoint_content(
         "text_fingerprint": text_fingerprint,
         "partner": state.partner and vars(state.partner.store) | {"weight": state.partner.weight},
         "shards": shards_digest,
-        "ranks": gather_objects({"rng": rng_state(), "drawn": dict(state.drawn), "skipped": state.skipped}),
+        "ranks": gather_objects({"rng": state.rng, "drawn": dict(state.drawn), "skipped": state.skipped}),
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
     }
     if state.ema is not None:
@@ -97,9 +99,10 @@ def checkpoint_content(
     return content
 
 
-def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: str) -> dict[str, Any]:
-    """Read a checkpoint from a path or URL, and check that a run with these options can resume from it."""
-    checkpoint = read_checkpoint(path)
+def check_resumable(
+    checkpoint: dict[str, Any], path: Path | str, config: dict[str, Any], text_fingerprint: str
+) -> None:
+    """Raise a `UserError` unless a run with these options can resume from a checkpoint, which `path` names."""
     if "optimizer" not in checkpoint:
         raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
     if checkpoint["text_fingerprint"] != text_fingerprint:
@@ -110,7 +113,6 @@ def read_resumable(path: Path | str, config: dict[str, Any], text_fingerprint: s
     for name, old in before.items():
         if old != (new := now.get(name)):
             raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: keep the old value")
-    return checkpoint
 
 
 def _fixed_options(config: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def restore(
         warn("%s changed since %s: the epoch restarts, so some samples come twice and others not at all", what, path)
         return
     state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
-    set_rng_state(checkpoint["ranks"][rank]["rng"])
+    state.rng = checkpoint["ranks"][rank]["rng"]
 
 
 def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per_epoch: int) -> str | None:

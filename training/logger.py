@@ -37,10 +37,13 @@ class Logger:
         folder: the run's folder; None on other ranks.
         config: the run's resolved options, for Weights & Biases.
         first_step: the step that the run resumes from; rows of later steps are removed.
+        label: start of the run's lines on the console, if several modalities train together.
     """
 
-    def __init__(self, folder: Path | None, options: LogConfig, config: dict[str, Any], first_step: int = 0):
-        self.folder, self.tensorboard, self.wandb = folder, None, None
+    def __init__(
+        self, folder: Path | None, options: LogConfig, config: dict[str, Any], first_step: int = 0, label: str = ""
+    ):
+        self.folder, self.label, self.tensorboard, self.wandb = folder, label, None, None
         if folder is None:
             return
         for name in ("metrics.jsonl", "skipped.jsonl"):
@@ -95,7 +98,8 @@ def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
     kept = folder / "wandb_id"
     if not kept.exists():
         kept.write_text(secrets.token_hex(4))
-    options: dict[str, Any] = {"project": project, "name": folder.name, "id": kept.read_text(), "dir": folder}
+    name = folder.relative_to(config["checkpoint"]["logs"]).as_posix()
+    options: dict[str, Any] = {"project": project, "name": name, "id": kept.read_text(), "dir": folder}
     try:
         run = wandb.init(**options, config=config, resume="allow")
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:

@@ -57,6 +57,8 @@ class TrainConfig(Generic[M]):
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     eval: ValidationConfig = field(default_factory=ValidationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    mixture: tuple[str, ...] = ()
+    """relative numbers of steps of --config files of several modalities, as in depth=2 infrared=1; by default equal"""
     seed: int = 0
     """seed of the sample order, the augmentations and the initial weights"""
     device: Literal["cuda", "cpu"] | None = None

@@ -63,10 +63,14 @@ def shards_digest(shards: dict[str, int | None]) -> str:
     return digest([[split_shard(name)[1], count] for name, count in shards.items()])
 
 
-def check_disk(folder: Path, model: DualEncoder, averages: int, checkpoints: int) -> None:
-    """Check that the disk has space for `checkpoints` checkpoints, with `averages` values per trained weight."""
+def checkpoint_size(model: DualEncoder, averages: int) -> int:
+    """Return the bytes of a model's checkpoint, with `averages` values per trained weight."""
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    size = sum(value.nbytes for value in model.encoder_state().values()) + averages * trained
+    return sum(value.nbytes for value in model.encoder_state().values()) + averages * trained
+
+
+def check_disk(folder: Path, size: int, checkpoints: int) -> None:
+    """Check that the disk has space for `checkpoints` checkpoints of `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size * checkpoints:
         needed = f"{checkpoints} checkpoints of {size / 1e9:.3f} GB need {size * checkpoints / 1e9:.2f} GB"

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ class RemoteSync(threading.Thread):
         checkpoints = [f"checkpoints/{path.name}" for path in checkpoints_by_step(self.folder / "checkpoints")]
         with reaching(self.url):
             self._set_aside(fs, root)
-            for name in [*checkpoints, *RECORDS]:
+            inner = [str(path.relative_to(self.folder)) for name in RECORDS for path in self.folder.glob(f"*/{name}")]
+            for name in [*checkpoints, *RECORDS, *inner]:
                 path, target = self.folder / name, join(root, name)
                 try:
                     state = (path.stat().st_size, path.stat().st_mtime_ns)
@@ -123,15 +125,18 @@ class RemoteSync(threading.Thread):
                 fs.mv(join(root, name), join(root, f"checkpoints/{path.name}"))
 
 
-def fetch_run(url: str, folder: Path, notes: list[str]) -> Path | None:
-    """Download a run's newest undamaged checkpoint and its logs; return the checkpoint, or None if there is none."""
+def fetch_run(url: str, folder: Path, notes: list[str], modalities: Iterable[str] = ()) -> Path | None:
+    """Download a run's newest undamaged checkpoint and its logs, also those of modalities that trained together.
+
+    Return the checkpoint, or None if there is none.
+    """
     for name in reversed(remote_checkpoints(url)):
         source, path = join(url, "checkpoints", name), folder / "checkpoints" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         download(source, path)
         if (fault := damage(path)) is None:
             notes.append(f"no checkpoint in {folder}: fetched {source}")
-            for record in RECORDS:
+            for record in [*RECORDS, *(f"{name}/{record}" for name in modalities for record in RECORDS)]:
                 if not (folder / record).exists():
                     with suppress(MissingFile):
                         download(join(url, record), folder / record)

@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 from languagebind.config import UserError, to_dict
 from languagebind.distributed import Process, on_any_rank, on_main
 from languagebind.eval import ListedDataset, evaluate
+from languagebind.hub.checkpoint import PARTS
 from languagebind.model import DualEncoder
-from languagebind.partner import Partner
 
+from .batch import Batch
 from .checkpoint import TrainState, checkpoint_content
 from .checkpoint_files import note_best, write_checkpoint
 from .logger import Logger
@@ -48,86 +49,49 @@ def interrupts(received: list[str], *numbers: signal.Signals, is_main: bool = Tr
 
 @dataclass
 class Run:
-    """A run, which saves and evaluates between its steps, and stops when it receives a signal."""
+    """The training of one modality, which evaluates between its steps."""
 
     config: TrainConfig
     process: Process
     folder: Path
+    """folder of its logs"""
     fingerprint: str
     """hash of the text tower"""
     shards_digest: str
     val_datasets: list[ListedDataset]
     total_steps: int
-    partner: Partner | None = None
-    saved_at: float = field(default_factory=time.monotonic)
+    size: int = field(init=False)
+    """bytes of its checkpoint"""
+    state: TrainState = field(init=False)
+    batches: Generator[Batch] = field(init=False)
+    logger: Logger = field(init=False)
+    steps: Iterator[int] = field(init=False)
 
-    def new_checkpoints(self, first_step: int) -> int:
-        """Return the maximum number of new checkpoints on disk, not counting those of --save-every-minutes."""
-        planned = sum(self._saves_at(step) for step in range(first_step + 1, self.total_steps + 1)) or 1
-        keep = self.config.checkpoint.keep_last
-        kept = planned if keep is None else min(planned, keep + 1)  # the oldest is removed after the newest is written
-        return kept + (self.config.checkpoint.keep_best is not None)
-
-    def after_step(self, state: TrainState, logger: Logger, signals: list[str]) -> bool:
-        """Save and evaluate if they are due; return True if the run must stop."""
-        minutes = self.config.checkpoint.save_every_minutes
-        late = self.process.is_main and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
-        stop, late = on_any_rank([bool(signals), late], self.process.device)
-        # Save first, so that nothing is lost if the evaluation fails.
-        if self._saves_at(state.step) or stop or late:
-            self.save(state, last=stop or state.step == self.total_steps)
-        if stop and state.step < self.total_steps:
-            name = signals[-1] if signals else "a signal to another rank"
-            log.info("stopped by %s after step %d: continue with %s", name, state.step, self.continuation())
-            return True
-        if self._evaluates_at(state.step):
-            self.validate(state, logger)
-        return False
-
-    def continuation(self) -> str:
-        """Return the command that continues this run; on several nodes, torchrun needs its other flags, too."""
-        ranks = self.process.world_size
-        launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', ranks)}" if ranks > 1 else "python"
-        name = [] if self.config.checkpoint.name else ["--name", self.folder.name]
-        flags = shlex.join(["--config", str(self.folder / "config.yaml"), *name, "--resume", "latest"])
-        return f"{launcher} -m training.main {'-- ' if ranks > 1 else ''}{flags}"
-
-    def evaluate_missed(self, state: TrainState, logger: Logger) -> None:
+    def evaluate_missed(self) -> None:
         """Run the evaluation that was due when the run was stopped."""
-        names = [dataset.config.name for dataset in self.val_datasets]
-        missed = state.step > 0 and self._evaluates_at(state.step) and not logger.evaluated(state.step, names)
+        step, names = self.state.step, [dataset.config.name for dataset in self.val_datasets]
+        missed = step > 0 and self.evaluates_at(step) and not self.logger.evaluated(step, names)
         if on_any_rank([self.process.is_main and missed], self.process.device)[0]:
-            log.info("the run was stopped before the evaluation of step %d: evaluating now", state.step)
-            self.validate(state, logger)
+            log.info("the run was stopped before the evaluation of step %d: evaluating now", step)
+            self.validate()
 
-    def save(self, state: TrainState, last: bool) -> None:
-        """Write a checkpoint. Before the last one, check that a frozen text tower has not changed."""
-        content = checkpoint_content(state, to_dict(self.config), self.fingerprint, self.shards_digest)
-
-        def write() -> None:
-            model = state.engine.model
-            if last and not model.trains_text and model.text_fingerprint() != self.fingerprint:
-                raise UserError("the frozen text tower has changed: no checkpoint was written")
-            if not all(x.isfinite().all() for x in content["model"].values()):
-                raise UserError(f"some weights are not finite after step {state.step}: no checkpoint was written")
-            write_checkpoint(self.folder / "checkpoints", content, self.config.checkpoint.keep_last)
-
-        on_main(self.process, write)
-        self.saved_at = time.monotonic()
-
-    def validate(self, state: TrainState, logger: Logger) -> None:
+    def validate(self) -> None:
         """Evaluate on every dataset, and update the best checkpoint."""
         metrics: dict[str, float] = {}
+        state, best = self.state, self.config.checkpoint.keep_best
         with state.ema.applied() if state.ema else nullcontext(), state.engine.whole_model() as model:
             for dataset in self.val_datasets:
                 metrics |= self._evaluate(model, dataset)
-        best = self.config.checkpoint.keep_best
         if best in metrics:
             on_main(self.process, lambda: note_best(self.folder / "checkpoints", state.step, str(best), metrics))
         elif best is not None:
             log.warning("no best checkpoint at step %d: the evaluation gave no %s", state.step, best)
         # Last: a run that is killed earlier evaluates this step again, which also repairs an unfinished best.pt.
-        logger.metrics(state.step, metrics)
+        self.logger.metrics(state.step, metrics)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Tell whether an evaluation is due after a step."""
+        return bool(self.val_datasets) and is_due(step, self.config.eval.val_every_n_steps, self.total_steps)
 
     def _evaluate(self, model: DualEncoder, dataset: ListedDataset) -> dict[str, float]:
         """Return a dataset's metrics without its unreadable samples, or {} if the evaluation fails."""
@@ -144,11 +108,92 @@ class Run:
         log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
         return found
 
-    def _evaluates_at(self, step: int) -> bool:
-        return bool(self.val_datasets) and self._is_due(step, self.config.eval.val_every_n_steps)
 
-    def _saves_at(self, step: int) -> bool:
-        return self._is_due(step, self.config.checkpoint.save_every_n_steps) or self._evaluates_at(step)
+@dataclass
+class Runs:
+    """The runs of a process, one for each modality, which take turns and save one checkpoint for all."""
 
-    def _is_due(self, step: int, every: int) -> bool:
-        return step == self.total_steps or (every > 0 and step % every == 0)
+    runs: dict[str, Run]
+    shares: dict[str, float]
+    """relative numbers of steps"""
+    folder: Path
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.first = next(iter(self.runs.values()))
+        self.process, self.options = self.first.process, self.first.config.checkpoint
+        self.total_steps = sum(run.total_steps for run in self.runs.values())
+
+    @property
+    def step(self) -> int:
+        """The number of steps that all runs have taken."""
+        return sum(run.state.step for run in self.runs.values())
+
+    def turns(self) -> Iterator[tuple[Run, int]]:
+        """Yield the run that takes each of the remaining steps, and the number of its step.
+
+        The order depends only on the numbers of steps, so a resumed run continues it.
+        """
+        taken = {name: run.state.step for name, run in self.runs.items()}
+        while left := [name for name, run in self.runs.items() if taken[name] < run.total_steps]:
+            name = min(left, key=lambda name: (taken[name] + 1) / self.shares[name])
+            taken[name] += 1
+            yield self.runs[name], taken[name]
+
+    def new_checkpoints(self) -> int:
+        """Return the maximum number of new checkpoints on disk, not counting those of --save-every-minutes."""
+        planned = sum(self._saves_at(step, *turn) for step, turn in enumerate(self.turns(), self.step + 1)) or 1
+        keep = self.options.keep_last
+        kept = planned if keep is None else min(planned, keep + 1)  # the oldest is removed after the newest is written
+        return kept + (self.options.keep_best is not None)
+
+    def after_step(self, run: Run, signals: list[str]) -> bool:
+        """Save and evaluate if they are due after a run's step; return True if training must stop."""
+        minutes, step = self.options.save_every_minutes, self.step
+        late = self.process.is_main and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+        stop, late = on_any_rank([bool(signals), late], self.process.device)
+        # Save first, so that nothing is lost if the evaluation fails.
+        if self._saves_at(step, run, run.state.step) or stop or late:
+            self.save(last=stop or step == self.total_steps)
+        if stop and step < self.total_steps:
+            name = signals[-1] if signals else "a signal to another rank"
+            log.info("stopped by %s after step %d: continue with %s", name, step, self.continuation())
+            return True
+        if run.evaluates_at(run.state.step):
+            run.validate()
+        return False
+
+    def continuation(self) -> str:
+        """Return the command that continues training; on several nodes, torchrun needs its other flags, too."""
+        ranks = self.process.world_size
+        launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', ranks)}" if ranks > 1 else "python"
+        name = [] if self.options.name else ["--name", self.folder.name]
+        flags = shlex.join(["--config", str(self.folder / "config.yaml"), *name, "--resume", "latest"])
+        return f"{launcher} -m training.main {'-- ' if ranks > 1 else ''}{flags}"
+
+    def save(self, last: bool) -> None:
+        """Write a checkpoint. Before the last one, check that a frozen text tower has not changed."""
+        parts = {name: checkpoint_content(run.state, to_dict(run.config), run.fingerprint, run.shards_digest)
+                 for name, run in self.runs.items()}  # fmt: skip
+
+        def write() -> None:
+            model = self.first.state.engine.model
+            if last and not model.trains_text and model.text_fingerprint() != self.first.fingerprint:
+                raise UserError("the frozen text tower has changed: no checkpoint was written")
+            for name, part in parts.items():
+                if not all(x.isfinite().all() for x in part["model"].values()):
+                    which = f"{name} weights" if len(parts) > 1 else "weights"
+                    raise UserError(f"some {which} are not finite after step {part['step']}: no checkpoint was written")
+            content = {"step": self.step, PARTS: parts} if len(parts) > 1 else next(iter(parts.values()))
+            write_checkpoint(self.folder / "checkpoints", content, self.options.keep_last)
+
+        on_main(self.process, write)
+        self.saved_at = time.monotonic()
+
+    def _saves_at(self, step: int, run: Run, own_step: int) -> bool:
+        return is_due(step, self.options.save_every_n_steps, self.total_steps) or run.evaluates_at(own_step)
+
+
+def is_due(step: int, every: int, total: int) -> bool:
+    """Tell whether something that is done every so many steps, and at the end, is due after a step."""
+    return step == total or (every > 0 and step % every == 0)

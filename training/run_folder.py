@@ -20,9 +20,12 @@ log = logging.getLogger(__name__)
 EXISTS = "exists: use another --name, or continue the run with --resume latest"
 
 
-def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
-    """Create the run's folder, lock it until `held` closes, start logging, and find the checkpoint to resume from."""
-    folder, resume = on_main(process, lambda: _open(config, held))  # all ranks resume from the same checkpoint
+def open_run(runs: dict[str, TrainConfig], process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
+    """Create the folder of a run, with the options of each of its modalities, and lock it until `held` closes.
+
+    Also start logging, and find the checkpoint to resume from.
+    """
+    folder, resume = on_main(process, lambda: _open(runs, held))  # all ranks resume from the same checkpoint
     failure = None
     if isinstance(resume, Path) and not resume.is_file():
         failure = f"rank {process.rank} cannot find {resume}: use a folder that all nodes share for --logs"
@@ -32,11 +35,12 @@ def open_run(config: TrainConfig, process: Process, held: ExitStack) -> tuple[Pa
     return folder, resume
 
 
-def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None]:
+def _open(runs: dict[str, TrainConfig], held: ExitStack) -> tuple[Path, Path | str | None]:
+    config = next(iter(runs.values()))
     options = config.checkpoint
     resume: Path | str | None = options.resume
     notes: list[str] = []
-    name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{config.modality}-{config.model.tuning.tuning}"
+    name = options.name or f"{time.strftime('%Y_%m_%d-%H_%M_%S')}-{'-'.join(runs)}-{config.model.tuning.tuning}"
     folder = options.logs / name
     if (conflict := _conflict(config, folder)) is not None:
         raise UserError(conflict)
@@ -49,7 +53,7 @@ def _open(config: TrainConfig, held: ExitStack) -> tuple[Path, Path | str | None
     if options.resume == "latest":
         resume = latest_undamaged(folder / "checkpoints", notes)
         if resume is None and (url := config.remote.url(name)) is not None:
-            resume = fetch_run(url, folder, notes)
+            resume = fetch_run(url, folder, notes, runs if len(runs) > 1 else ())
         if resume is None:
             notes.append(f"no checkpoint in {folder}: starting from step 0")
     elif options.resume and not is_url(options.resume):
@@ -76,7 +80,7 @@ def _conflict(config: TrainConfig, folder: Path) -> str | None:
             return None
         fault = damage(path)
         return fault and f"{path} is damaged: {fault}"
-    if own.exists() or (folder / "metrics.jsonl").exists():
+    if own.exists() or any(folder.glob("**/metrics.jsonl")):
         return f"{folder} {EXISTS}"
     try:
         if url is not None and remote_checkpoints(url):

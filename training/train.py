@@ -47,8 +47,9 @@ def train(
     engine.side.train()
     for micro_batches in _together(batches, optim.accum_freq, meter, engine.process.device):
         set_lr(engine.optimizers, optim, state.step, meter.total_steps)
+        set_rng_state(state.rng)  # other modalities may have trained in between
         loss = train_step(state, micro_batches, optim)
-        state.step += 1
+        state.step, state.rng = state.step + 1, rng_state()
         for batch in micro_batches:
             state.skipped += len(batch.skipped)
             state.drawn = {**state.drawn, batch.worker: batch.drawn}
@@ -235,7 +236,7 @@ class Meter:
             values["train/loss_scale"] = engine.scaler.get_scale()
         if engine.process.device.type == "cuda":
             values["train/max_memory_mib"] = torch.cuda.max_memory_allocated(engine.process.device) / 2**20
-        log.info(self.line(state.step, values))
+        log.info("%s%s", self.logger.label, self.line(state.step, values))
         self.logger.metrics(state.step, values)
         self.used += self.samples
         self.bad += len(skipped)
@@ -248,7 +249,8 @@ class Meter:
         """Return OpenCLIP's log line, with the share of time spent waiting for data and the remaining time."""
         per_epoch, batch = self.steps_per_epoch, self.samples // self.steps
         epoch, in_epoch = divmod(step - 1, per_epoch)
-        left = (self.total_steps - step) * values["train/batch_time"]
+        left = timedelta(seconds=round((self.total_steps - step) * values["train/batch_time"]))
+        eta = "" if self.logger.label else f" ETA {left}"  # other modalities take time, too
         rate = values["train/samples_per_second"]
         return (
             f"Train Epoch: {epoch} [{(in_epoch + 1) * batch}/{per_epoch * batch} ({(in_epoch + 1) / per_epoch:.0%})]"
@@ -256,7 +258,7 @@ class Meter:
             f" Batch (t): {values['train/batch_time']:.3f}, {rate:.1f}/s, {rate / self.world_size:.1f}/s/gpu"
             f" LR: {values['train/lr']:.6f} Logit Scale: {values['train/logit_scale']:.3f}"
             f" Contrastive_loss: {values['train/loss']:.4f} ({self.loss:.4f})"
-            f" | step {step} data wait {values['train/data_wait']:.0%} ETA {timedelta(seconds=round(left))}"
+            f" | step {step} data wait {values['train/data_wait']:.0%}{eta}"
         )
 
 

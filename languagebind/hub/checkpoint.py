@@ -22,10 +22,15 @@ from ..weights import WeightsError, interpolate_frames, load_strict, published_n
 from .imagebind import IMAGEBIND
 
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
+PARTS = "modalities"  # key of the parts in the checkpoint of a run of several modalities
 
 
 def load_checkpoint(
-    path: str | Path, device: str | torch.device = "cpu", like: DualEncoder | None = None, num_frames: int | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    like: DualEncoder | None = None,
+    num_frames: int | None = None,
+    modality: str | None = None,
 ) -> tuple[DualEncoder, Modality]:
     """Return the model and the modality of a training checkpoint, in evaluation mode and with adapters merged.
 
@@ -36,12 +41,13 @@ def load_checkpoint(
         device: the model's device.
         like: a loaded model with the same text tower; the new model shares that tower.
         num_frames: frames per clip; by default as in training, otherwise temporal embeddings are interpolated.
+        modality: the modality to load of a run of several.
 
     Raises `UserError` if the file does not exist or is not a checkpoint of this library. Raises `WeightsError` if the
     text tower differs from the one used in training.
     """
-    model, modality = build_checkpoint(read_checkpoint(path), path, like, num_frames)
-    return model.to(device), modality
+    model, kind = build_checkpoint(read_checkpoint(path, modality), path, like, num_frames)
+    return model.to(device), kind
 
 
 def build_checkpoint(
@@ -87,8 +93,19 @@ def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEnco
     return build_model(config, modality.input_shape).eval(), modality
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the content of a training checkpoint, without running pickled code.
+def read_checkpoint(path: str | Path, modality: str | None = None) -> dict[str, Any]:
+    """Return the content of a training checkpoint; of that of a run of several modalities, one's part.
+
+    Raises `UserError` as `read_parts` does, or if the modality of a run of several is missing or not named.
+    """
+    parts = read_parts(path)
+    if len(parts) > 1 and modality not in parts:
+        raise UserError(f"{path} holds {', '.join(parts)}: name one of them (--modality)")
+    return parts.get(str(modality)) or next(iter(parts.values()))
+
+
+def read_parts(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the content of a training checkpoint by modality, without running pickled code.
 
     Raises `UserError` if the file does not exist, cannot be read, or is not a checkpoint of this library.
     """
@@ -106,9 +123,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch raises many types for damaged files
         raise unreadable(path, error) from error
-    if not isinstance(checkpoint, dict) or not {"model", "config", "text_fingerprint"} <= checkpoint.keys():
+    parts = checkpoint.get(PARTS, {"": checkpoint}) if isinstance(checkpoint, dict) else {"": {}}
+    if any(not {"model", "config", "text_fingerprint"} <= part.keys() for part in parts.values()):
         raise UserError(f"{path} is not a training checkpoint: it lacks the model, config or text fingerprint")
-    return checkpoint
+    return parts
 
 
 def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfig, Modality]:
@@ -122,7 +140,7 @@ def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfi
 
 def checkpoint_tokens(path: str | Path) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of a training checkpoint: from a list of B texts to token ids (B, context length)."""
-    return text_tokens(options_of(read_checkpoint(path), path)[0].text)
+    return text_tokens(options_of(next(iter(read_parts(path).values())), path)[0].text)
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:

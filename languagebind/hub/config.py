@@ -223,7 +223,7 @@ def read_config(
     name, hub = (source, {}) if training else pin(source, ("config.json",), **options)
     try:
         if training:
-            model, modality = options_of(read_checkpoint(name), name)
+            model, modality = options_of(read_checkpoint(name, kind.modality_name), name)
             config = to_config(modality, model.encoder, *clip_text_sizes(model.text))
             config.text.context_length = model.text.context_length or config.text.max_position_embeddings
             unused = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
@@ -254,7 +254,7 @@ def read_pretrained(
     """
     hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     if config is None and is_training_checkpoint(name, hub.get("subfolder")):
-        found, state = to_published(*load_checkpoint(name, num_frames=num_frames))
+        found, state = to_published(*load_checkpoint(name, num_frames=num_frames, modality=kind.modality_name))
         found.check(kind)
         return found, state, options
     name, hub = pin(name, **hub)

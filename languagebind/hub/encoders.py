@@ -25,7 +25,7 @@ from ..remote import is_url
 from ..temporal import PairHead
 from ..text import ClipText, Tokenizer, clip_tokens, probe_tokens
 from ..weights import WeightsError, dtype_of, load_strict
-from .checkpoint import build_checkpoint, is_training_checkpoint, load_clip4clip, read_checkpoint
+from .checkpoint import build_checkpoint, is_training_checkpoint, load_clip4clip, read_checkpoint, read_parts
 from .files import HUB_OPTIONS
 from .imagebind import IMAGEBIND, load_imagebind
 
@@ -286,10 +286,11 @@ def _load_all(
     elif str(source).startswith(CLIP4CLIP):
         every = [load_clip4clip(str(source), frames)]
     elif is_training_checkpoint(source, hub.get("subfolder")):
-        checkpoint = read_checkpoint(source)
-        tower = checkpoint["text_fingerprint"]
-        known = next((other for other in loaded if other.text_fingerprint() == tower), None)
-        every = [build_checkpoint(checkpoint, source, known, frames)]
+        every = []
+        for part in [read_checkpoint(source, modality)] if modality else read_parts(source).values():
+            towers = [*loaded, *(model for model, _ in every)]
+            known = next((other for other in towers if other.text_fingerprint() == part["text_fingerprint"]), None)
+            every.append(build_checkpoint(part, source, known, frames))
     else:
         every = [_load_published(source, num_frames=frames, **hub)]
     one, kind = every[0]

@@ -4,7 +4,7 @@
     languagebind export --checkpoint logs/depth-1 --output exports/depth-onnx --format onnx [--int8]
 
 `languagebind.load`, `LanguageBindDepth.from_pretrained` and `AutoModel` load the folder, and it can be pushed to the
-Hugging Face hub as it is. The folder of a new modality, or of an encoder other than CLIP's, is a run's without the
+Hugging Face hub as it is. The folder of a new modality, or of towers other than CLIP's, is a run's without the
 optimizer, for `languagebind.load` alone. `--format onnx` and `pt2` are for programs without this library; see `deploy`.
 """
 
@@ -23,6 +23,7 @@ from ..config import UserError, first_line, parse
 from ..files import new_folder
 from ..lora import save_adapter
 from ..modalities import modality_name
+from ..text import ClipText
 from ..weights import published_names
 from .checkpoint import build_checkpoint, read_checkpoint
 from .config import KIND_OF, to_published
@@ -40,6 +41,8 @@ class ExportOptions:
     """checkpoint, or run folder to export the last checkpoint; with --format, also the published layout or a hub id"""
     output: Path
     """output folder, new or empty"""
+    modality: str | None = None
+    """modality to export of a run of several"""
     adapter: bool = False
     """write LoRA adapters to adapter/ in PEFT's format, and keep the base weights unchanged"""
     format: Literal["languagebind", "onnx", "pt2"] = "languagebind"
@@ -65,17 +68,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.format == "languagebind":
                 _write(options, folder)
             else:
-                deploy(*load_model(str(options.checkpoint)), folder, options.format, options.int8)
+                model = load_model(str(options.checkpoint), modality=options.modality)
+                deploy(*model, folder, options.format, options.int8)
     except OSError as error:
         raise UserError(f"cannot write {options.output}: {first_line(error)}") from error
 
 
 def _write(options: ExportOptions, folder: Path) -> None:
-    saved = read_checkpoint(options.checkpoint)
+    saved = read_checkpoint(options.checkpoint, options.modality)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
     name, title, text = modality_name(modality), options.output.absolute().name, saved["config"]["model"]["text"]
-    sizes = model.vision_model.sizes
-    other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None)  # than CLIP's encoder
+    sizes, clip = model.vision_model.sizes, isinstance(model.text_model, ClipText)
+    other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None if clip else "this text tower")
     if name in KIND_OF and other is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:

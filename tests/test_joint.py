@@ -1,0 +1,124 @@
+"""Several modalities in one process: the weights of separate runs, one checkpoint, resume, live partners."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers import call, call_ranks, checkpoint, losses, metrics, train_flags, write_pairs
+
+from languagebind import load
+from languagebind.config import UserError
+from languagebind.hub.encoders import load_model
+from training.joint import parse_runs
+from training.main import main
+
+RECIPES = {
+    "depth": "modality: depth\nmax_depth: 5\nepochs: 2\nbatch_size: 8\npatch_dropout: 0.25\nval_every_n_steps: 3\n",
+    "infrared": "modality: infrared\nepochs: 1\nlr: 2e-3\nseed: 3\nbatch_size: 4\naccum_freq: 2\npatch_dropout: 0.5\n",
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Shards of depth and infrared, recipes of both, and `joint.yaml`, which lists them."""
+    folder = tmp_path_factory.mktemp("joint")
+    write_pairs(folder / "shards", [12, 12])
+    for name, text in RECIPES.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "joint.yaml").write_text("config: [depth.yaml, infrared.yaml]\nmixture: {depth: 2, infrared: 1}\n")
+    return folder
+
+
+def flags(pairs, *more):
+    own = train_flags(pairs / "shards", pairs / "logs", *more)
+    own = [flag for flag in own if flag not in ("--modality=depth", "--batch-size=8")]
+    return [*own, "--workers=0", "--image-size=32", "--patch-size=8", "--warmup=1", "--depth=1"]
+
+
+def same_weights(one, other):
+    assert one["model"].keys() == other["model"].keys()
+    assert all(torch.equal(one["model"][key], value) for key, value in other["model"].items())
+
+
+@pytest.fixture(scope="module")
+def joint(pairs):
+    """The logs of a joint run of nine steps, and of a run of each modality alone."""
+    main(flags(pairs, f"--config={pairs / 'joint.yaml'}", "--name=joint", "--save-every-n-steps=4"))
+    for name in RECIPES:
+        main(flags(pairs, f"--config={pairs / name}.yaml", f"--name={name}"))
+    return pairs / "logs"
+
+
+def test_each_modality_gets_the_weights_of_a_run_of_its_own(joint):
+    whole = checkpoint(joint, "joint", 9)["modalities"]
+    for name, steps in (("depth", 6), ("infrared", 3)):
+        alone = checkpoint(joint, name, steps)
+        same_weights(whole[name], alone)
+        assert losses(joint, f"joint/{name}") == losses(joint, name)
+        assert whole[name]["step"] == steps
+        assert metrics(joint, f"joint/{name}")[0]["train/samples_per_second"] > 0
+    log = (joint / "joint/out.log").read_text()
+    order = [line.split("| INFO | ")[1].split()[0] for line in log.splitlines() if "Train Epoch" in line]
+    assert order == ["depth", "depth", "infrared"] * 3
+
+
+def test_one_checkpoint_opens_as_all_and_each_can_be_exported_alone(joint, tmp_path):
+    encoders = load(joint / "joint")
+    assert encoders.modalities == ["depth", "infrared"]
+    assert encoders.model("depth").text_model is encoders.model("infrared").text_model
+    for name in RECIPES:
+        folder = tmp_path / name
+        call("-m", "languagebind", "export", f"--checkpoint={joint / 'joint'}", f"--modality={name}",
+             f"--output={folder}")  # fmt: skip
+        x = encoders.model(name).vision_model.input_shape
+        x = torch.randn(2, *x, generator=torch.Generator().manual_seed(0))
+        expected = load(joint / name).model(name).encode(x)
+        assert torch.equal(encoders.model(name).encode(x), expected)
+        assert torch.equal(load(folder).model(name).encode(x), expected)
+        assert torch.equal(load_model(joint / "joint", modality=name)[0].encode(x), expected)
+    with pytest.raises(UserError, match=r"joint holds depth, infrared: name one of them \(--modality\)"):
+        load_model(joint / "joint", modality="audio")
+    output = call("-m", "languagebind", "export", f"--checkpoint={joint / 'joint'}", f"--output={tmp_path / 'no'}",
+                  status=2)  # fmt: skip
+    assert "name one of them (--modality)" in output
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_joint_run_resumes_as_if_never_stopped(step, joint, pairs):
+    name = f"rest{step}"
+    resume = f"--resume={joint / f'joint/checkpoints/step_0000000{step}.pt'}"
+    main(flags(pairs, f"--config={joint / 'joint/config.yaml'}", f"--name={name}", resume))
+    whole, rest = (checkpoint(joint, run, 9)["modalities"] for run in ("joint", name))
+    for modality in RECIPES:
+        same_weights(rest[modality], whole[modality])
+        before = checkpoint(joint, "joint", step)["modalities"][modality]["step"]
+        expected = {at: loss for at, loss in losses(joint, f"joint/{modality}").items() if at > before}
+        path = joint / name / modality / "metrics.jsonl"
+        assert (losses(joint, f"{name}/{modality}") if path.exists() else {}) == expected
+
+
+def test_two_encoders_pull_each_other_as_they_train(pairs):
+    """With --anchor by name, a step's partner is the encoder of the other modality as it is then."""
+    more = [f"--config={pairs / 'joint.yaml'}", "--lr=0", "--batch-size=24", "--accum-freq=1", "--epochs=1"]
+    main(flags(pairs, *more, "--name=pull", "--anchor=infrared", "--patch-dropout=0"))
+    whole = checkpoint(pairs / "logs", "pull", 2)["modalities"]
+    assert whole["infrared"]["partner"] is None
+    assert whole["depth"]["partner"] | {"fingerprint": ""} == {"fingerprint": "", "modality": "infrared", "weight": 0.5}
+    encoders = load(pairs / "logs/pull")
+    assert encoders.model("depth").trained_with == ("text", "infrared")
+
+
+def test_live_partners_resume_as_if_never_stopped(pairs):
+    for name, anchor in (("depth", "infrared"), ("infrared", "depth")):
+        (pairs / f"pulled_{name}.yaml").write_text(RECIPES[name] + f"anchor: {anchor}\nanchor_weight: 1\n")
+    recipes = [f"--config={pairs / f'pulled_{name}.yaml'}" for name in RECIPES]
+    main(flags(pairs, *recipes, "--name=both", "--save-every-n-steps=5"))
+    resume = f"--resume={pairs / 'logs/both/checkpoints/step_00000005.pt'}"
+    main(flags(pairs, *recipes, "--name=both-rest", resume))
+    whole, rest = (checkpoint(pairs / "logs", run, 9)["modalities"] for run in ("both", "both-rest"))
+    alone = checkpoint(pairs / "logs", "joint", 9)["modalities"]
+    for name in RECIPES:
+        same_weights(rest[name], whole[name])
+        assert not torch.equal(whole[name]["model"]["visual_projection.weight"],
+                               alone[name]["model"]["visual_projection.weight"])  # fmt: skip

@@ -1,0 +1,99 @@
+"""Several modalities in one process: an encoder for each, trained against one text tower.
+
+The modalities take turns. Each has its own data, steps, optimizer, logit scale, random numbers and log, and so gets the
+weights of a run of its own. They share the process, the text tower and the checkpoints.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from languagebind import configs
+from languagebind.config import UserError, flags_of_files, take_flag
+from languagebind.data.feature_store import FeatureStore
+from languagebind.modalities import modality_name
+from languagebind.partner import Partner, load_partner
+
+from .engines.base import Engine
+from .params import TrainConfig, parse_args
+
+
+def parse_runs(argv: Sequence[str]) -> dict[str, TrainConfig]:
+    """Return the options of each modality's run from a command line.
+
+    `--config` files of different modalities make a run each, unless the flag --modality chooses one. Files that name no
+    modality, and all flags, are for every run.
+    """
+    files, flags = flags_of_files(argv, partial(configs.find, kind="recipe"))
+    named = [(take_flag(words, "--modality")[0] or [""])[-1] for words in files]
+    names = [] if take_flag(flags, "--modality")[0] else [*dict.fromkeys(filter(None, named))]
+    runs = {}
+    for name in names if len(names) > 1 else [""]:
+        own = (words for words, other in zip(files, named, strict=True) if not name or other in (name, ""))
+        config = parse_args([*chain(*own), *flags])
+        runs[modality_name(config.inputs)] = config
+    mixture_of(runs)
+    if len(runs) > 1:
+        _check(runs)
+    return runs
+
+
+def mixture_of(runs: Mapping[str, TrainConfig]) -> dict[str, float]:
+    """Return each run's share of the steps, from --mixture; 1 by default."""
+    words = next(iter(runs.values())).mixture
+    try:
+        shares = {name: float(share) for name, share in (word.split("=") for word in words)}
+    except ValueError:
+        shares = {"": 0.0}
+    if not all(0 < share < float("inf") for share in shares.values()):
+        raise UserError(f"--mixture gives each modality a number above 0, as in depth=2, not {' '.join(words)}")
+    if unknown := shares.keys() - runs.keys():
+        raise UserError(f"--mixture names {min(unknown)}, but this run trains {', '.join(runs)}")
+    return dict.fromkeys(runs, 1.0) | shares
+
+
+def _check(runs: Mapping[str, TrainConfig]) -> None:
+    """Check the options of several modalities that train together."""
+    shared = {name: vars(x.checkpoint) | vars(x.remote) | {"device": x.device} for name, x in runs.items()}
+    (first, values), *others = shared.items()
+    for name, other in others:
+        if odd := [key for key in values if values[key] != other[key]]:
+            flag = f"--{odd[0].replace('_', '-')}"
+            raise UserError(f"{flag} differs between {first} and {name}, which train together: pass it as a flag")
+    if values["keep_best"]:
+        raise UserError("--keep-best needs a run of one modality, because a checkpoint has all of them; leave it out")
+    for name, config in runs.items():
+        if config.model.tuning.tune_text:
+            raise UserError("--tune-text needs a run of one modality, because they share the text tower; leave it out")
+        if config.partner.anchor in runs and config.partner.anchor_features == "cached":
+            raise UserError(f"{config.partner.anchor} trains beside {name}: use --anchor-features live")
+
+
+@dataclass
+class LiveEncoder:
+    """The encoder of another modality as its training has made it so far, for `Partner`. It gets no gradient."""
+
+    engine: Engine
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Return unit-norm features (B, D) of inputs (B, C, T, H, W), without dropped patches."""
+        side = self.engine.side.eval()
+        try:
+            return side(inputs)
+        finally:
+            side.train()
+
+
+def find_partner(name: str, runs: Mapping[str, TrainConfig], device: Any) -> Partner | None:
+    """Return the partner of a run, which --anchor names; without a model yet if it trains in the same process."""
+    config = runs[name].partner
+    beside = {other: run.inputs for other, run in runs.items() if other != name}
+    if config.anchor in beside:
+        return Partner(beside[config.anchor], config.anchor_weight, FeatureStore("trained beside", config.anchor))
+    if config.anchor is None or (beside and config.anchor == name):  # a flag is for every run
+        return None
+    return load_partner(config, device)
