@@ -304,9 +304,9 @@ def test_a_worker_that_is_killed_is_named_in_the_log(depth_shards, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_vanishes_costs_its_samples_or_stops_the_run(workers, tmp_path, monkeypatch):
-    import training.start
+    import training.main
 
-    new_model = training.start.new_model
+    new_model = training.main.new_model
     for name, share in (("goes-on", "0.9"), ("stops", "0.1")):
         shards = write_shards(tmp_path / name, [40, 40, 40, 40])
 
@@ -314,7 +314,7 @@ def test_a_shard_that_vanishes_costs_its_samples_or_stops_the_run(workers, tmp_p
             (shards / "00002.tar").unlink()
             return new_model(config)
 
-        monkeypatch.setattr("training.start.new_model", and_remove)
+        monkeypatch.setattr("training.main.new_model", and_remove)
         flags = train_flags(shards, tmp_path, f"--workers={workers}", f"--max-bad-share={share}", f"--name=run-{name}")
         if name == "goes-on":
             main(flags)

@@ -1,14 +1,13 @@
 """Several modalities in one process: the weights of separate runs, one checkpoint, resume, live partners."""
 
-import json
-import math
-
 import pytest
 import torch
 from helpers import call, call_ranks, checkpoint, losses, metrics, train_flags, write_pairs
+from torch.nn import functional as F
 
 from languagebind import load
 from languagebind.config import UserError
+from languagebind.data.members import stream_samples
 from languagebind.hub.encoders import load_model
 from training.joint import parse_runs
 from training.main import main
@@ -84,6 +83,12 @@ def test_one_checkpoint_opens_as_all_and_each_can_be_exported_alone(joint, tmp_p
     assert "name one of them (--modality)" in output
 
 
+def test_one_modality_goes_on_alone_from_a_joint_checkpoint(joint, pairs):
+    resume = f"--resume={joint / 'joint/checkpoints/step_00000004.pt'}"
+    main(flags(pairs, f"--config={pairs / 'infrared.yaml'}", "--name=on", resume))
+    same_weights(checkpoint(joint, "on", 3), checkpoint(joint, "infrared", 3))
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_a_joint_run_resumes_as_if_never_stopped(step, joint, pairs):
     name = f"rest{step}"
@@ -98,15 +103,23 @@ def test_a_joint_run_resumes_as_if_never_stopped(step, joint, pairs):
         assert (losses(joint, f"{name}/{modality}") if path.exists() else {}) == expected
 
 
-def test_two_encoders_pull_each_other_as_they_train(pairs):
-    """With --anchor by name, a step's partner is the encoder of the other modality as it is then."""
+def test_a_partner_by_name_is_the_other_encoder_as_it_is(pairs):
+    """Without learning, the loss is that of the saved encoders on all samples, by the formula."""
     more = [f"--config={pairs / 'joint.yaml'}", "--lr=0", "--batch-size=24", "--accum-freq=1", "--epochs=1"]
     main(flags(pairs, *more, "--name=pull", "--anchor=infrared", "--patch-dropout=0"))
     whole = checkpoint(pairs / "logs", "pull", 2)["modalities"]
     assert whole["infrared"]["partner"] is None
-    assert whole["depth"]["partner"] | {"fingerprint": ""} == {"fingerprint": "", "modality": "infrared", "weight": 0.5}
+    assert {"modality": "infrared", "weight": 0.5}.items() <= whole["depth"]["partner"].items()
     encoders = load(pairs / "logs/pull")
     assert encoders.model("depth").trained_with == ("text", "infrared")
+    samples = [sample for path in sorted((pairs / "shards").glob("*.tar")) for sample in stream_samples(str(path))]
+    depth, infrared = (encoders.encode(**{name: [sample[file] for sample in samples]})
+                       for name, file in (("depth", "depth.png"), ("infrared", "infrared.jpg")))  # fmt: skip
+    scores = encoders.model("depth").logit_scale.exp() * depth @ infrared.T
+    expected = (F.cross_entropy(scores, torch.arange(24)) + F.cross_entropy(scores.T, torch.arange(24))) / 2
+    (row,) = metrics(pairs / "logs", "pull/depth")
+    assert row["train/anchor_loss"] == pytest.approx(expected.item(), abs=1e-5)
+    assert "train/anchor_loss" not in metrics(pairs / "logs", "pull/infrared")[0]
 
 
 def test_live_partners_resume_as_if_never_stopped(pairs):
@@ -122,3 +135,66 @@ def test_live_partners_resume_as_if_never_stopped(pairs):
         same_weights(rest[name], whole[name])
         assert not torch.equal(whole[name]["model"]["visual_projection.weight"],
                                alone[name]["model"]["visual_projection.weight"])  # fmt: skip
+
+
+ENGINES = {
+    "ddp": [],
+    "fsdp": ["--engine=fsdp", "--tuning=lora"],
+    "zero1": ["--engine=deepspeed", "--zero-stage=1"],
+    "zero2": ["--engine=deepspeed", "--zero-stage=2"],
+    "zero3": ["--engine=deepspeed", "--zero-stage=3"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_resumes_bitwise(engine, pairs):
+    for name, anchor in (("depth", "infrared"), ("infrared", "depth")):
+        (pairs / f"pulled_{name}.yaml").write_text(RECIPES[name] + f"anchor: {anchor}\nanchor_weight: 1\n")
+    recipes = [f"--config={pairs / f'pulled_{name}.yaml'}" for name in RECIPES]
+    both = flags(pairs, *recipes, *ENGINES[engine], "--batch-size=4")
+    call_ranks(2, "-m", "training.main", *both, f"--name={engine}", "--save-every-n-steps=2")
+    resume = f"--resume={pairs / f'logs/{engine}/checkpoints/step_00000002.pt'}"
+    call_ranks(2, "-m", "training.main", *both, f"--name={engine}-rest", resume)
+    step = 7
+    whole, rest = (checkpoint(pairs / "logs", run, step)["modalities"] for run in (engine, f"{engine}-rest"))
+    for name in RECIPES:
+        same_weights(rest[name], whole[name])
+
+
+def test_files_of_one_modality_are_merged_and_of_several_are_not(pairs):
+    (pairs / "cluster.yaml").write_text("workers: 3\n")
+    names = [f"--config={pairs / f'{name}.yaml'}" for name in ("depth", "cluster", "infrared")]
+    common = [flag for flag in flags(pairs) if not flag.startswith("--workers")]
+    runs = parse_runs([*names, *common])
+    assert list(runs) == ["depth", "infrared"]
+    assert [(config.seed, config.data.workers, config.inputs.image_size) for config in runs.values()] == [
+        (0, 3, 32), (3, 3, 32)
+    ]  # fmt: skip
+    assert runs["depth"].inputs.max_depth == 5
+    (alone,) = parse_runs([*names[1:], *common, "--modality=infrared"]).values()
+    assert (alone.modality, alone.seed) == ("infrared", 3)
+    assert list(parse_runs([f"--config={pairs / 'joint.yaml'}", *common])) == ["depth", "infrared"]
+    assert list(parse_runs(["--config=depth_infrared", "--train-data=x"])) == ["depth", "infrared"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--mixture", "depth=0"], "--mixture gives each modality a number above 0, as in depth=2, not depth=0"),
+        (["--mixture", "depth"], "a number above 0, as in depth=2, not depth"),
+        (["--mixture", "audio=1"], "--mixture names audio, but this run trains depth, infrared"),
+        (["--keep-best=x/top1"], "--keep-best needs a run of one modality"),
+        (["--tune-text"], "--tune-text needs a run of one modality"),
+        (["--anchor=depth", "--anchor-features=cached"], "depth trains beside infrared: use --anchor-features live"),
+        (["--config={own}"], "--name differs between depth and infrared, which train together: pass it as a flag"),
+        (["--config={tower}"], "modalities that train together need the same text tower"),
+        (["--resume={depth}"], "cannot resume from .*step_00000006.pt: it has no encoder for infrared"),
+    ],
+)
+def test_what_several_modalities_cannot_do_is_refused(more, message, joint, pairs):
+    (pairs / "own.yaml").write_text("modality: infrared\nname: own\n")
+    (pairs / "tower.yaml").write_text("modality: infrared\ncontext_length: 32\n")
+    paths = {"own": pairs / "own.yaml", "tower": pairs / "tower.yaml"}
+    more = [word.format(**paths, depth=joint / "depth/checkpoints/step_00000006.pt") for word in more]
+    with pytest.raises(UserError, match=message):
+        main(flags(pairs, f"--config={pairs / 'joint.yaml'}", *more))

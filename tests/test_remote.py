@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from helpers import call, call_ranks, stripes_config, train_flags, write_shards
+from helpers import call, call_ranks, stripes_config, train_flags, write_pairs, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
@@ -144,6 +144,26 @@ def test_a_run_goes_on_from_the_store_on_another_machine(runs, s3, tmp_path, sha
     whole = torch.load(runs / "local/checkpoints/step_00000004.pt", weights_only=True)["model"]
     ours = torch.load(tmp_path / "moved/checkpoints/step_00000004.pt", weights_only=True)["model"]
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
+
+
+def test_a_run_of_several_modalities_goes_on_from_the_store(s3, tmp_path):
+    shards = write_pairs(tmp_path / "shards", [8, 8])
+    names = ("depth", "infrared")
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text(f"modality: {name}\n")
+    common = [flag for flag in train_flags(shards, tmp_path, "--name=pair", "--image-size=32", "--workers=0")
+              if flag != "--modality=depth"]  # fmt: skip
+    common += [f"--config={tmp_path / name}.yaml" for name in names]
+    common += ["--remote-sync=s3://data/runs", "--save-every-n-steps=2"]
+    main(common)
+    whole = tmp_path / "pair"
+    expected = {name: losses(whole / name) for name in names}
+    whole.rename(tmp_path / "before")
+    s3.rm("data/runs/pair/checkpoints/step_00000004.pt")
+    main([*common, "--resume=latest"])
+    assert {name: losses(whole / name) for name in names} == expected
+    assert expected["depth"].keys() == {1, 2}
+    assert s3.exists("data/runs/pair/infrared/config.yaml")
 
 
 def test_a_damaged_checkpoint_of_the_store_is_passed_over(runs, s3, tmp_path, shards):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from languagebind import configs
@@ -18,8 +18,8 @@ from languagebind.data.feature_store import FeatureStore
 from languagebind.modalities import modality_name
 from languagebind.partner import Partner, load_partner
 
-from .engines.base import Engine
 from .params import TrainConfig, parse_args
+from .run import Run
 
 
 def parse_runs(argv: Sequence[str]) -> dict[str, TrainConfig]:
@@ -69,31 +69,36 @@ def _check(runs: Mapping[str, TrainConfig]) -> None:
     for name, config in runs.items():
         if config.model.tuning.tune_text:
             raise UserError("--tune-text needs a run of one modality, because they share the text tower; leave it out")
-        if config.partner.anchor in runs and config.partner.anchor_features == "cached":
+        if config.partner.anchor in runs.keys() - {name} and config.partner.anchor_features == "cached":
             raise UserError(f"{config.partner.anchor} trains beside {name}: use --anchor-features live")
 
 
 @dataclass
 class LiveEncoder:
-    """The encoder of another modality as its training has made it so far, for `Partner`. It gets no gradient."""
+    """The encoder of another run as its training has made it so far, for `Partner`. It gets no gradient."""
 
-    engine: Engine
+    runs: Mapping[str, Run]
+    name: str
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return unit-norm features (B, D) of inputs (B, C, T, H, W), without dropped patches."""
-        side = self.engine.side.eval()
-        try:
-            return side(inputs)
-        finally:
-            side.train()
+        side = self.runs[self.name].state.engine.side.eval()
+        features = side(inputs)
+        side.train()
+        return features
 
 
-def find_partner(name: str, runs: Mapping[str, TrainConfig], device: Any) -> Partner | None:
-    """Return the partner of a run, which --anchor names; without a model yet if it trains in the same process."""
-    config = runs[name].partner
-    beside = {other: run.inputs for other, run in runs.items() if other != name}
-    if config.anchor in beside:
-        return Partner(beside[config.anchor], config.anchor_weight, FeatureStore("trained beside", config.anchor))
-    if config.anchor is None or (beside and config.anchor == name):  # a flag is for every run
+def find_partner(
+    name: str, configs: Mapping[str, TrainConfig], runs: Mapping[str, Run], device: torch.device
+) -> Partner | None:
+    """Return the partner of a modality, which --anchor names: a modality that trains beside it comes first.
+
+    `runs` will hold the run of each modality.
+    """
+    config = configs[name].partner
+    if config.anchor is None or (len(configs) > 1 and config.anchor == name):  # a flag is for all
         return None
-    return load_partner(config, device)
+    if config.anchor not in configs or len(configs) == 1:
+        return load_partner(config, device)
+    store = FeatureStore("trained beside", config.anchor)
+    return Partner(configs[config.anchor].inputs, config.anchor_weight, store, model=LiveEncoder(runs, config.anchor))

@@ -5,6 +5,10 @@ python -m training.main --config depth --train-data /data/depth
 or on several GPUs:
 
 torchrun --nproc_per_node 8 -m training.main -- --config depth --train-data /data/depth
+
+or several, one for each --config of another modality:
+
+python -m training.main --config depth --config infrared --train-data /data/both
 """
 
 import logging
@@ -14,28 +18,46 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+import torch
 import yaml
 
+import languagebind
 from languagebind.config import UserError, first_line, run, to_dict
+from languagebind.data.feature_store import open_text_features
 from languagebind.distributed import Process, close_process, init_process, is_lost_rank
+from languagebind.eval import ListedDataset, check_dataset, load_dataset_config
+from languagebind.eval.data.datasets import METRICS
 from languagebind.files import write_atomic
 from languagebind.hub.checkpoint import read_parts
 from languagebind.modalities import modality_names
+from languagebind.model import DualEncoder, build_model, text_state
+from languagebind.partner import Partner
+from languagebind.text import Tokenizer
+from languagebind.tuning import apply_tuning
+from languagebind.weights import load_strict
 
+from .batch import Plan
+from .checkpoint import TrainState, check_progress, check_resumable, restore
 from .checkpoint_files import set_aside_later
-from .joint import LiveEncoder, mixture_of, parse_runs
-from .loader import copied_ahead
+from .engines import make_engine
+from .engines.ema import Ema
+from .joint import LiveEncoder, find_partner, mixture_of, parse_runs
+from .loader import copied_ahead, train_batches
 from .logger import Logger, log_to_file
 from .params import TrainConfig
-from .preflight import check_disk
+from .preflight import check_data, check_disk, checkpoint_size, shards_digest
 from .remote_sync import RemoteSync
 from .run import Run, Runs, interrupts
 from .run_folder import open_run
-from .start import check, start
 from .train import train
+from .worker import ShardBatches
 
 log = logging.getLogger(__name__)
+
+Saved = tuple[Path | str, dict[str, Any]]  # a checkpoint's path and content
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,46 +99,149 @@ def fit(configs: dict[str, TrainConfig], process: Process) -> None:
     """Train an encoder for each modality with its options."""
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
-        checked = {name: check(name, configs, process) for name in configs}  # before a folder is made
+        started: dict[str, Run] = {}
+        checked, several = {}, len(configs) > 1
+        for name, config in configs.items():  # before a folder is made
+            data = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
+            partner = find_partner(name, configs, started, process.device)
+            checked[name] = Facts(*data, list_val_datasets(config), partner)
         folder, resume = open_run(configs, process, held)
         parts = read_parts(resume) if resume else {}
-        if resume and len(configs) > 1 and (absent := configs.keys() - parts.keys()):
+        if resume and several and (absent := configs.keys() - parts.keys()):
             raise UserError(f"cannot resume from {resume}: it has no encoder for {min(absent)}")
-        started: dict[str, Run] = {}
         for name, facts in checked.items():
-            if several := len(configs) > 1:
+            if several:
                 log.info("modality %s", name)
-            tower = next((run.state.engine.model for run in started.values()), None)
-            saved = (resume, parts[name] if several else next(iter(parts.values()))) if resume else None
+            tower = next((own.state.engine.model for own in started.values()), None)
+            saved = (resume, parts.get(name) or next(iter(parts.values()))) if resume else None
             started[name] = start(configs[name], process, folder / name if several else folder, facts, saved, tower)
         runs = Runs(started, mixture_of(configs), folder)
-        connect(started)
-        check_disk(folder, sum(run.size for run in started.values()), runs.new_checkpoints())
+        check_disk(folder, sum(own.size for own in started.values()), runs.new_checkpoints())
         accept(runs)
         url = runs.first.config.remote.url(folder.name) if process.is_main else None
         frequency = runs.first.config.remote.remote_sync_frequency
         with RemoteSync(folder, url, frequency) if url else nullcontext(), ExitStack() as loaders:
-            for run in started.values():
-                loaders.enter_context(closing(run.batches))
+            for own in started.values():
+                loaders.enter_context(closing(own.batches))
             # Before the first step, Ctrl-C ends the run, because there is nothing to save
             held.enter_context(interrupts(signals, signal.SIGINT, is_main=process.is_main))
-            for run in started.values():
-                run.evaluate_missed()
-            for run, _ in runs.turns():
-                next(run.steps)
-                if runs.after_step(run, signals):
+            for own in started.values():
+                own.evaluate_missed()
+            for own, _ in runs.turns():
+                next(own.steps)
+                if runs.after_step(own, signals):
                     break
-            for run in started.values():
-                run.logger.close()
+            for own in started.values():
+                own.logger.close()
 
 
-def connect(runs: dict[str, Run]) -> None:
-    """Give partners that train in the same process their encoders."""
-    for own in runs.values():
-        partner = own.state.partner
-        if partner is not None and partner.model is None and not partner.stored:
-            engine = runs[partner.store.modality].state.engine
-            own.state.partner = replace(partner, model=LiveEncoder(engine))
+class Facts(NamedTuple):
+    """What is known of a run before its folder is made."""
+
+    shards: dict[str, int | None]
+    steps_per_epoch: int
+    val_datasets: list[ListedDataset]
+    partner: Partner | None
+
+
+def start(
+    config: TrainConfig, process: Process, folder: Path, facts: Facts, saved: Saved | None, tower: DualEncoder | None
+) -> Run:
+    """Return a run at its first step, or at that after a `saved` checkpoint, with the text tower of another model."""
+    model, data, tune_text = new_model(config), config.data, config.model.tuning.tune_text
+    fingerprint, digest = model.text_fingerprint(), shards_digest(facts.shards)
+    if tower is not None:
+        if tower.text_fingerprint() != fingerprint:
+            raise UserError("modalities that train together need the same text tower: pass --text-tower as a flag")
+        model.text_model, model.text_projection = tower.text_model, tower.text_projection
+    texts = (list(facts.shards), data.caption_source, fingerprint, data.negatives > 0)
+    features = None if tune_text else open_text_features(data.text_features, *texts)
+    partner = facts.partner
+    if partner is not None and not isinstance(partner.model, LiveEncoder):
+        partner = partner.ready(config.partner.anchor_features, list(facts.shards), model.embed_dim)
+    total_steps = facts.steps_per_epoch * config.optim.epochs
+    run = Run(config, process, folder, fingerprint, digest, facts.val_datasets, total_steps)
+    report_start(run, model, facts.shards)
+    if partner is not None:
+        log.info("partner's features: %s", "beside the shards" if partner.stored else "encoded at each step")
+    live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
+    log.info("text features: %s", live if features is None else "read from beside the shards")
+    averages = 2 if config.optim.ema_decay is None else 3  # AdamW keeps two averages per trained weight
+    run.size = checkpoint_size(model, averages)
+    run.state = state = restored(run, model, partner, saved, facts.steps_per_epoch)
+    k = config.optim.accum_freq
+    steps = (k * facts.steps_per_epoch, k * total_steps, k * state.step)
+    plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
+    tokenizer, reader = cast(Tokenizer, model.text_model.tokenizer), partner and replace(partner, model=None)
+    run.batches = train_batches(ShardBatches(facts.shards, config.inputs, tokenizer, data, plan, features, reader))
+    return run
+
+
+def restored(
+    run: Run, model: DualEncoder, partner: Partner | None, saved: Saved | None, steps_per_epoch: int
+) -> TrainState:
+    """Return the state of a new run, or the state of a checkpoint."""
+    config, process, resolved = run.config, run.process, to_dict(run.config)
+    if saved:
+        path, checkpoint = saved
+        check_resumable(checkpoint, path, resolved, run.fingerprint)
+        known = checkpoint.get("partner")
+        if known and partner and known["fingerprint"] != partner.store.fingerprint:
+            raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
+        note = check_progress(checkpoint, resolved, steps_per_epoch)
+        if note and process.is_main:
+            log.warning(note)
+        load_strict(model, text_state(model) | checkpoint["model"], f"the model of {path}")
+    engine = make_engine(model, config.optim, process, config.engine)
+    torch.manual_seed(config.seed + process.rank)  # each rank drops different patches
+    decay = config.optim.ema_decay
+    state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay), partner)
+    if saved:
+        restore(path, checkpoint, state, resolved, run.shards_digest)
+        log.info("resumed from %s at step %d of %d", path, state.step, run.total_steps)
+    return state
+
+
+def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
+    """Return the evaluation datasets and their samples."""
+    datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise UserError(f"two --val-config files have the name {max(names, key=names.count)}: use different names")
+    metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in METRICS[dataset.task]]
+    best = config.checkpoint.keep_best
+    if best is not None and best not in metrics:
+        raise UserError(f"--keep-best {best} is not one of the metrics of --val-config: {', '.join(metrics) or 'none'}")
+    return [check_dataset(dataset, config.inputs, skip_bad=True) for dataset in datasets]
+
+
+def new_model(config: TrainConfig) -> DualEncoder:
+    """Return a model with the same initial weights on every rank. Trained parameters require gradients."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, config.inputs.input_shape)
+    if (largest := max(config.optim.matryoshka, default=model.embed_dim)) != model.embed_dim:
+        size = f"all {model.embed_dim} dimensions of the features"
+        raise UserError(f"the largest of --matryoshka should be {size}, not {largest}")
+    apply_tuning(model, config.model.tuning)
+    return model
+
+
+def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) -> None:
+    """Log the versions, devices, data, weights, number of trained parameters and batch size of a run."""
+    init, optim = run.config.model.init, run.config.optim
+    ranks, batch = run.process.world_size, run.config.data.batch_size
+    versions = f"languagebind {languagebind.__version__}, torch {torch.__version__}"
+    log.info("%s, %s x %d, %s, %s", versions, run.process.device.type, ranks, run.config.engine.engine, optim.precision)
+    counts = [count for count in shards.values() if count is not None]
+    samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
+    tower = "" if init.encoder_tower in (None, "none") else f"{init.encoder_tower} "
+    weights = tower + ("random" if init.encoder_pretrained == "none" else str(init.encoder_pretrained))
+    log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)
+    sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
+    trained, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+    log.info("%s tuning trains %.2f M of %.2f M parameters", run.config.model.tuning.tuning, trained, everything)
+    whole = f"{batch} x {optim.accum_freq} accumulated x {ranks} ranks = {batch * optim.accum_freq * ranks}"
+    log.info("batch %s, %d steps per epoch, %d steps", whole, run.total_steps // optim.epochs, run.total_steps)
 
 
 def accept(runs: Runs) -> None:

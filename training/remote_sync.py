@@ -17,9 +17,8 @@ from .checkpoint_files import damage
 log = logging.getLogger(__name__)
 
 # Files that are copied when they change, and fetched when a run continues on another machine.
-RECORDS = (
-    "config.yaml", "metrics.jsonl", "skipped.jsonl", "out.log", "checkpoints/best.json", "checkpoints/best.pt",
-)  # fmt: skip
+LOGS = ("config.yaml", "metrics.jsonl", "skipped.jsonl")  # also of each modality, where several train together
+RECORDS = (*LOGS, "out.log", "checkpoints/best.json", "checkpoints/best.pt")
 
 WARN_EVERY = 600  # minimum seconds between warnings about failed copies
 FINAL_WAIT = 300  # seconds to wait for the last copy at the end of a run
@@ -99,8 +98,8 @@ class RemoteSync(threading.Thread):
         checkpoints = [f"checkpoints/{path.name}" for path in checkpoints_by_step(self.folder / "checkpoints")]
         with reaching(self.url):
             self._set_aside(fs, root)
-            inner = [str(path.relative_to(self.folder)) for name in RECORDS for path in self.folder.glob(f"*/{name}")]
-            for name in [*checkpoints, *RECORDS, *inner]:
+            logs = [path.relative_to(self.folder).as_posix() for name in LOGS for path in self.folder.glob(f"*/{name}")]
+            for name in [*checkpoints, *RECORDS, *logs]:
                 path, target = self.folder / name, join(root, name)
                 try:
                     state = (path.stat().st_size, path.stat().st_mtime_ns)
@@ -136,7 +135,8 @@ def fetch_run(url: str, folder: Path, notes: list[str], modalities: Iterable[str
         download(source, path)
         if (fault := damage(path)) is None:
             notes.append(f"no checkpoint in {folder}: fetched {source}")
-            for record in [*RECORDS, *(f"{name}/{record}" for name in modalities for record in RECORDS)]:
+            for record in [*RECORDS, *(f"{modality}/{file}" for modality in modalities for file in LOGS)]:
+                (folder / record).parent.mkdir(exist_ok=True)
                 if not (folder / record).exists():
                     with suppress(MissingFile):
                         download(join(url, record), folder / record)

@@ -126,7 +126,7 @@ def read_parts(path: str | Path) -> dict[str, dict[str, Any]]:
     parts = checkpoint.get(PARTS, {"": checkpoint}) if isinstance(checkpoint, dict) else {"": {}}
     if any(not {"model", "config", "text_fingerprint"} <= part.keys() for part in parts.values()):
         raise UserError(f"{path} is not a training checkpoint: it lacks the model, config or text fingerprint")
-    return parts
+    return {name or part["config"]["modality"].rpartition(".")[2]: part for name, part in parts.items()}
 
 
 def options_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[ModelConfig, Modality]:
