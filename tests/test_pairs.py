@@ -19,8 +19,7 @@ from languagebind.eval.data.pairing import load_pairs_config
 from languagebind.eval.evaluate import evaluate as evaluate_one
 from languagebind.eval.features import EncodeOptions
 from languagebind.eval.pairs import evaluate_pairs, main
-from languagebind.eval.score.gap import modality_gap
-from languagebind.eval.score.metrics import classification_metrics
+from languagebind.eval.score.metrics import classification_metrics, modality_gap
 from languagebind.fusion import fuse
 from languagebind.modalities.depth import Depth
 from languagebind.modalities.infrared import Infrared

@@ -31,7 +31,7 @@ from .data.shards import list_shards
 from .features import EncodeOptions, FeatureEncoder, class_prompts
 from .models import checkpoint_of
 from .results import Result, new_result, result_path
-from .score.gap import modality_gap
+from .score.metrics import modality_gap
 from .score.retrieval import Captioned, describe_retrieval, retrieve
 from .score.zero_shot import classify, describe_classification, label_targets, single_labels
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_hex
 from PIL import Image
 
 from ...config import UserError, from_dict
@@ -21,8 +21,9 @@ from ..results import Result
 SIDE = 240  # longer side in pixels
 MAX_BYTES = 15_000
 OPACITY = 0.65  # of classes over a picture
-# The hues of classes advance by the golden ratio, with these saturations and brightnesses in turn
-GOLDEN, TONES = 0.618, ((1.0, 0.95), (0.4, 1.0), (1.0, 0.6), (0.55, 0.75), (0.8, 0.45))
+# Classes in sequence differ in hue; those of similar hues, in saturation and brightness
+TONES = ((1.0, 0.95), (0.4, 1.0), (1.0, 0.6), (0.55, 0.75), (0.8, 0.45))
+PALETTE = ListedColormap(hsv_to_rgb([(k * 0.618 % 1, *TONES[k % 5]) for k in range(250)]))
 
 
 class Picture(NamedTuple):
@@ -33,20 +34,13 @@ class Picture(NamedTuple):
     file: str = ""
 
 
-# An example, its pictures by title, and the legend of the classes on them: colours and names
-Card = tuple[Mapping[str, Any], dict[str, Picture], list[tuple[str, str]]]
-
-
-def illustrated(result: Result) -> dict[str, list[Card]]:
-    """Return the `best` and `worst` examples.
-
-    Each has its picture, in retrieval the wrong picture that ranked first, and in segmentation the classes over it.
-    """
+def illustrated(result: Result) -> dict[str, list[tuple[Any, dict[str, Picture], list[tuple[str, str]]]]]:
+    """Return the `best` and `worst` examples, each with its pictures by title, and the colours and names of classes."""
     chosen = {kind: examples for kind, examples in result.get("examples", {}).items() if examples}
     sources = {example["key"]: example["source"] for examples in chosen.values() for example in examples}
     modality = _modality(result)
 
-    def card(example: Mapping[str, Any]) -> Card:
+    def card(example: Mapping[str, Any]) -> tuple[Any, dict[str, Picture], list[tuple[str, str]]]:
         key, source = example["key"], example["source"]
         own = draw(modality, key, source)
         if result["task"] == "segmentation" and own.uri:
@@ -54,7 +48,7 @@ def illustrated(result: Result) -> dict[str, list[Card]]:
             layers = zip(("predicted", "true"), np.vsplit(maps, 2), strict=True)
             over = {title: draw(modality, key, source, classes) for title, classes in layers}
             shown = [k for k in np.argsort(-np.bincount(maps.flat)) if k and k in maps]  # the largest areas first
-            legend = [(bytes(_colours(k).tolist()).hex(), result["classes"][k - 1]["name"]) for k in shown]
+            legend = [(to_hex(PALETTE(k % PALETTE.N)), result["classes"][k - 1]["name"]) for k in shown]
             return example, {"picture": own, **over}, legend
         found = example.get("found", key)
         beside = [place.removesuffix(key) + found for place in source if str(place).endswith(key)]
@@ -65,16 +59,9 @@ def illustrated(result: Result) -> dict[str, list[Card]]:
     return {kind: [card(each) for each in examples] for kind, examples in chosen.items()}
 
 
-def _colours(classes: np.ndarray) -> np.ndarray:
-    """Return the colours (..., 3) of classes (...), from 0 to 255."""
-    hues, tones = classes[..., None] * GOLDEN % 1, np.array(TONES)[classes % len(TONES)]
-    return (255 * hsv_to_rgb(np.concatenate([hues, tones], axis=-1))).round().astype(int)
-
-
 def _over(picture: Image.Image, classes: np.ndarray) -> Image.Image:
     """Return a grey copy of a picture with the colours of classes (h, w) over it, except where they are 0."""
-    alpha = 255 * OPACITY * (classes > 0)[..., None]
-    layer = Image.fromarray(np.concatenate([_colours(classes), alpha], axis=-1).astype(np.uint8))
+    layer = Image.fromarray(PALETTE(classes % PALETTE.N, alpha=OPACITY * (classes > 0), bytes=True))
     grey = picture.convert("L").point(lambda x: 80 + x // 2).convert("RGBA")  # no black or white
     return Image.alpha_composite(grey, layer.resize(picture.size, Image.Resampling.NEAREST)).convert("RGB")
 

@@ -44,6 +44,23 @@ def rank_metrics(ranks: Tensor) -> dict[str, float]:
     return {**recalls, "median_rank": float(np.median(ranks.cpu())), "mean_rank": _mean(ranks)}
 
 
+def modality_gap(query: Tensor, gallery: Tensor, right: Tensor) -> dict[str, float | None]:
+    """Return the gap between unit-norm queries (Q, D) and items (G, D), of which `right` (Q,) names one for each query.
+
+    `distance` is the L2 distance of the two means (Liang et al. 2022, arXiv 2203.02053). The others are mean cosines:
+    `matched` of each query with its item, `across` of all queries with all items, and `within_query` and
+    `within_gallery` of two different ones of a side, None if it has only one.
+    """
+    x, y = query.double(), gallery.double()
+    gap = {"distance": (x.mean(dim=0) - y.mean(dim=0)).norm(), "matched": (x * y[right]).sum(dim=1).mean()}
+    gap["across"] = x.mean(dim=0) @ y.mean(dim=0)
+    for name, side in (("within_query", x), ("within_gallery", y)):
+        # The sum of all products, without those of a row with itself
+        products = side.sum(dim=0).square().sum() - side.square().sum()
+        gap[name] = products / (len(side) * (len(side) - 1))  # 0 / 0 for a single row
+    return {name: None if value.isnan() else value.item() for name, value in gap.items()}
+
+
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return top1, top5 (only for five or more classes) and mean_per_class (top1 averaged over the classes present).
 

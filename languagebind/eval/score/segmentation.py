@@ -67,9 +67,7 @@ def take_maps(scores: Tensor, mask: Tensor, void: int) -> Tensor:
     return torch.stack([1 + scores.argmax(dim=0).cpu(), F.interpolate(true, MAP, mode="nearest-exact")[0, 0].long()])
 
 
-def pick_pictures(
-    counts: Tensor, samples: Sequence[Sample], draw: Callable[[list[Sample]], Tensor]
-) -> dict[str, list[dict[str, Any]]]:
+def pick_pictures(counts: Tensor, samples: Sequence[Sample], draw: Callable[..., Tensor]) -> dict[str, list[Any]]:
     """Return the `best` and `worst` pictures by the mean IoU of their classes, for counts (N, 6, K) of N samples.
 
     `draw` returns the maps (n, 2, *MAP) of `take_maps` for some samples. A result holds both as one PNG, in base64.
