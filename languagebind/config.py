@@ -119,13 +119,10 @@ def gather_flags(argv: Sequence[str], *flags: str) -> list[str]:
 
 def yaml_to_argv(path: Path) -> list[str]:
     """Return the flags in a YAML file. Nested sections only group keys, except that of `mixture`."""
-    argv: list[str] = []
     values = list(_leaves(load_yaml(path)))
     if key := twice(key for key, _ in values):
         raise UserError(f"{path} gives {key} twice")
-    for key, value in values:
-        argv += as_flag(key, value)
-    words: list[Any] = list(map(FileWord, argv))
+    words: list[Any] = [FileWord(word) for key, value in values for word in as_flag(key, value)]
     for word in words:
         word.file = path
     return words

@@ -12,10 +12,7 @@ from .config import UserError
 def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
     """Add LoRA adapters to the attention projections of every block: over frames if present, else over tokens.
 
-    Args:
-        encoder: a vision encoder or its `Transformer`, changed in place.
-        rank: rank of the adapters.
-        alpha: the output of the adapters is scaled by alpha / rank.
+    The encoder, or its `Transformer`, is changed in place. The output of the adapters is scaled by alpha / rank.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -34,10 +31,7 @@ def merge_lora(state: dict[str, Tensor], alpha: float, rank: int | None = None) 
     """Return the state with every adapter merged into its weight: W + alpha / rank * B @ A.
 
     A state without adapters is returned unchanged. The names may be those of PEFT before version 0.7 (`q_proj.weight`
-    beside `q_proj.lora_A…`) or those of later versions (`q_proj.base_layer.weight`).
-
-    Args:
-        rank: rank that the adapters should have; by default any.
+    beside `q_proj.lora_A…`) or those of later versions (`q_proj.base_layer.weight`). By default, any rank is accepted.
 
     Raises `ValueError` if an adapter lacks lora_A, lora_B or its weight, or has another rank, or the shapes do not fit.
     """
@@ -63,11 +57,7 @@ def merge_lora(state: dict[str, Tensor], alpha: float, rank: int | None = None) 
 
 
 def save_adapter(folder: Path, adapters: dict[str, Tensor], rank: int, alpha: float, dropout: float) -> None:
-    """Write adapters in PEFT's format, for `PeftModel.from_pretrained(model, folder)`.
-
-    Args:
-        adapters: the `lora_A` and `lora_B` weights of a state dict.
-    """
+    """Write the `lora_A` and `lora_B` weights of a state dict for `PeftModel.from_pretrained(model, folder)`."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 

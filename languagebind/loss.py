@@ -66,10 +66,8 @@ def sigmoid_loss(
 ) -> Tensor:
     """Return SigLIP's loss (arXiv 2303.15343): the sum of the binary losses of B * G pairs, divided by B.
 
-    Texts are passed around the ranks in a ring, so no rank holds all of them. See `contrastive_loss` for the arguments.
-
-    Args:
-        logit_bias: scalar, added to every logit.
+    Texts are passed around the ranks in a ring, so no rank holds all of them. The scalar `logit_bias` is added to every
+    logit; see `contrastive_loss` for the other arguments.
     """
     groups = _own_rows(features) if groups is None else groups
     with torch.autocast(features.device.type, enabled=False):
@@ -80,9 +78,7 @@ def sigmoid_loss(
 def over_prefixes(loss: Callable[..., Tensor], sizes: Sequence[int], *features: Tensor) -> Tensor:
     """Return the mean of a loss over prefixes of tensors (..., D), each at unit norm (Matryoshka, arXiv 2205.13147).
 
-    Args:
-        loss: function of as many tensors as `features` has.
-        sizes: numbers of leading dimensions; each prefix has the same weight.
+    `loss` takes as many tensors as there are `features`; `sizes` are the numbers of leading dimensions.
     """
     losses = [loss(*(F.normalize(x[..., :size], dim=-1) for x in features)) for size in sizes]
     return torch.stack(losses).mean()

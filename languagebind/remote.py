@@ -60,10 +60,10 @@ def locate(url: str):
 
 
 @contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Turn any error of a store into a `UserError`, since each store has its own exceptions."""
+def reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """Yield what `locate` returns; turn any error of the store into a `UserError`, as each has its own exceptions."""
     try:
-        yield
+        yield locate(url)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -74,15 +74,13 @@ def reaching(url: str) -> Iterator[None]:
 
 def open_url(url: str) -> IO[bytes]:
     """Open a seekable remote file for reading. Later reads may raise the store's own exceptions."""
-    fs, path = locate(url)
-    with reaching(url):
+    with reaching(url) as (fs, path):
         return fs.open(path, "rb", block_size=_BLOCK)
 
 
 def read_url(url: str, begin: int | None = None, end: int | None = None) -> bytes:
     """Return the bytes of a remote file from `begin` up to `end`, by default all of them."""
-    fs, path = locate(url)
-    with reaching(url):
+    with reaching(url) as (fs, path):
         return fs.cat_file(path, start=begin, end=end)
 
 
@@ -91,8 +89,7 @@ def folder_sizes(url: str) -> dict[str, int]:
 
     fsspec caches the listing, so each process asks the store once.
     """
-    fs, path = locate(url)
-    with reaching(url):
+    with reaching(url) as (fs, path):
         try:
             entries = fs.ls(path, detail=True)
         except FileNotFoundError:
@@ -107,8 +104,7 @@ def file_size(url: str | os.PathLike) -> int | None:
     url = os.fspath(url)
     folder, _, name = url.rpartition("/")
     if url.startswith(("http://", "https://")):  # an HTTP listing does not give file sizes
-        fs, path = locate(url)
-        with reaching(url):
+        with reaching(url) as (fs, path):
             return fs.info(path)["size"] if fs.exists(path) else None
     return folder_sizes(folder).get(name)
 
@@ -116,8 +112,7 @@ def file_size(url: str | os.PathLike) -> int | None:
 def find_files(url: str, suffix: str) -> list[str]:
     """Return the sorted files of a URL: the matches of a glob, one file, or a folder's files that end with `suffix`."""
     if _GLOB.search(url.partition("://")[2]):
-        fs, path = locate(url)
-        with reaching(url):
+        with reaching(url) as (fs, path):
             found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
     elif url.endswith(suffix) and file_size(url) is not None:
         found = [url]
@@ -130,8 +125,7 @@ def find_files(url: str, suffix: str) -> list[str]:
 
 def download(url: str, path: Path) -> None:
     """Download an object to `path`. The file is renamed once complete, so a killed process leaves no partial file."""
-    fs, source = locate(url)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder, reaching(url):
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder, reaching(url) as (fs, source):
         part = Path(folder) / path.name
         fs.get_file(source, str(part))
         part.replace(path)
@@ -155,8 +149,7 @@ def local_copy(url: str) -> Path:
 
     fsspec's own file cache downloads straight to the final name, so another rank could read half a file.
     """
-    fs, path = locate(url)
-    with reaching(url):
+    with reaching(url) as (fs, path):
         info = fs.info(path)
     version = repr((url, [info.get(key) for key in _VERSION]))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "languagebind"

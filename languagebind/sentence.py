@@ -30,11 +30,8 @@ from .hub.published import build_published
 class LanguageBindModule(InputModule):
     """Encoders of images, audio or video, with their text towers.
 
-    `model.encode(texts, of="audio")` takes a modality's text tower. For the default, see `Encoders.encode`.
-
-    Args:
-        sources: modality -> path or hub id, as in `languagebind.load`.
-        dtype: dtype of the weights, as in `languagebind.load`.
+    `model.encode(texts, of="audio")` takes a modality's text tower. For the default, see `Encoders.encode`; for the
+    arguments, `languagebind.load`.
 
     Raises `UserError` if sentence-transformers does not support a modality, or features differ in size.
     """

@@ -102,8 +102,7 @@ def real_frames(inputs: Tensor) -> Tensor:
 def head_from_text(head: nn.Module, text: State) -> State:
     """Return a transformer head's weights from CLIP's text tower, its positions and first blocks, as CLIP4Clip starts.
 
-    Args:
-        text: weights of the text tower under the published names. If they do not fit the head, return nothing.
+    The tower's weights have the published names. If they do not fit the head, return nothing.
     """
     found = {}
     for key, value in head.state_dict().items():

@@ -29,12 +29,7 @@ Options = dict[str, Any]
 class TimmTower(nn.Module):
     """A vision transformer of timm from (B, C, T, H, W) to (B, D), or to the features (B, T, D) of a clip's frames.
 
-    Args:
-        input_shape: (C, T, H, W) of one sample, the only accepted shape.
-        config: timm's name and options of the model, patch dropout and gradient checkpointing.
-
-    Attributes:
-        head: the temporal head that takes the features, if any; by default the mean, as PE-Core encodes clips.
+    `head` is the temporal head that takes the features of frames, by default the mean, as PE-Core encodes clips.
     """
 
     projection_bias = True  # timm's heads have one

@@ -83,11 +83,7 @@ class EncoderConfig:
 class VisionTransformer(nn.Module):
     """Vision transformer from (B, C, T, H, W) to (B, D), the mean over frames of each frame's class token.
 
-    For a temporal head, the class tokens (B, T, D) of all frames.
-
-    Args:
-        input_shape: (C, T, H, W) of one sample, the only accepted shape.
-        config: sizes and options.
+    For a temporal head, the class tokens (B, T, D) of all frames. No other `input_shape` (C, T, H, W) is accepted.
     """
 
     projection_bias = False  # as in CLIP

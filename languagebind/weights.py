@@ -163,10 +163,8 @@ def open_clip_model(
 ) -> nn.Module:
     """Return an open_clip model with its pretrained weights, on the CPU in float32.
 
-    Args:
-        sizes_only: build the model on the meta device, without weights.
-
-    Raises `UserError` if open_clip does not know the model or tag, or the file does not fit the model.
+    With `sizes_only`, it is on the meta device, without weights. Raises `UserError` if open_clip does not know the
+    model or tag, or the file does not fit the model.
     """
     import open_clip
 

@@ -18,7 +18,7 @@ from ..config import UserError, first_line, parse
 from ..files import POINTER, is_pointer
 from ..modalities import DecodeError, Modality, modality_class
 from ..remote import fetched, is_url
-from .members import dotted, held_members, media_members, member_extension, read_captions, stream_samples
+from .members import dotted, held_members, media_sources, member_extension, read_captions, stream_samples
 from .shards import ShardInfo, count_samples, expand_shards, file_sha256, indexed, write_index
 from .vidal import BLANK, NOT_TEXT, MissingCaption, caption_faults, texts_of
 
@@ -53,12 +53,8 @@ class Checked:
 def check_shards(spec: str | os.PathLike, modality: Modality | None = None, decode: bool = False) -> Checked:
     """Read every member of the shards as training does, and return their contents and faults.
 
-    Args:
-        spec: the shards, in a form that `expand_shards` accepts.
-        modality: the modality that each sample must have.
-        decode: also decode the media of each sample.
-
-    Raises `UserError` if no shard is found, an index is damaged, or the store cannot be reached.
+    Each sample should have media of the `modality`, which `decode` also decodes. Raises `UserError` if no shard is
+    found, an index is damaged, or the store cannot be reached.
     """
     checked, shards = Checked(), expand_shards(spec)
     index, sizes = indexed(shards), count_samples(dict.fromkeys(shards))
@@ -131,16 +127,12 @@ def _check_sample(checked: Checked, info: ShardInfo, shard: str, key: str, membe
 
 def _check_media(members: dict[str, bytes], modality: Modality, decode: bool) -> Iterator[str]:
     """Yield the faults of a sample's media."""
-    found = media_members(members, modality.extensions)
-    if found is None:
-        yield f"no member is named {' or '.join(modality.extensions)}; {held_members(members)}"
+    try:
+        sources = media_sources({"__key__": "", **members}, modality)
+    except DecodeError as error:
+        yield f"{error.reason}; {held_members(members)}"
         return
-    if isinstance(found, str):
-        sources: list[Any] = [members[found]]
-    else:
-        frames = [members[name] for name in found.values()]
-        sources = [frames] if modality.input_shape[1] > 1 else frames
-    for source in sources if decode else ():
+    for source in sources.values() if decode else ():
         try:
             modality.preprocess(source)
         except DecodeError as error:

@@ -104,10 +104,8 @@ def list_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = Fa
 def check_dataset(dataset: DatasetConfig, modality: Modality, skip_bad: bool = False) -> ListedDataset:
     """Return a dataset with its samples, for `evaluate`.
 
-    Args:
-        skip_bad: leave out samples without labels or captions, with a warning; also warn of missing files.
-
-    Raises `UserError` if data is missing, a label is wrong, captions are missing, or the files are of another modality.
+    With `skip_bad`, leave out samples without labels or captions, with a warning, and warn of missing files. Raises
+    `UserError` if data is missing, a label is wrong, captions are missing, or the files are of another modality.
     """
     reader = _choose(dataset, modality).reader
     listed = list_dataset(dataset, modality, skip_bad)

@@ -67,13 +67,8 @@ class FeatureEncoder:
     """A model that encodes samples and texts by the rules of a protocol.
 
     If the protocol compares unnormalised features, `project` and `project_text` of the model are called in place of
-    `encode` and `encode_text`. The model's train or eval mode is restored after each batch.
-
-    Args:
-        model: a `languagebind.eval.models.Model`.
-        protocol: the rules for reading samples and for normalising features.
-        options: batch size, precision, device and so on.
-        name: name of the dataset, used as the start of the cache folder's name.
+    `encode` and `encode_text`. The model is a `languagebind.eval.models.Model`; its train or eval mode is restored
+    after each batch. The name of the cache folder starts with `name`, that of the dataset.
     """
 
     def __init__(self, model: Any, protocol: EvalProtocol, options: EncodeOptions, name: str = ""):

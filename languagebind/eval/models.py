@@ -7,7 +7,7 @@ A specification names a model:
     open_clip:local-dir:FOLDER or open_clip:hf-hub:ORG/NAME, which come with weights
     imagebind:FILE             ImageBind's published weights
     clip4clip:FILE             a checkpoint of CLIP4Clip, pytorch_model.bin.N
-    MODULE:FUNCTION            a Python function without arguments that returns an `External`
+    MODULE:FUNCTION            a Python function without arguments that returns a model for `ExternalModel`
     NAME=...                   any of these, with a name for the model's results
 """
 
@@ -61,21 +61,6 @@ class Model(Protocol):
         """Return a string that is unique to the text tower's weights."""
 
 
-class External(Protocol):
-    """The object that a MODULE:FUNCTION returns. Its features are tensors or arrays of any norm.
-
-    It has either `encode(batch)`, (B, C, T, H, W) -> (B, D), or `encode_files(list)` -> (B, D). A file in the list is a
-    Path, bytes (from a shard), or a list of these (frames). The object may also have `logit_scale` in log space
-    (default: ln 100) and `fingerprint`, a string that names the text tower's weights (default: the specification).
-    """
-
-    modality: str | Modality
-    """modality of the inputs: a name, for a modality with default options, or a `Modality` with other options"""
-
-    def encode_text(self, texts: list[str]) -> Any:
-        """Return the features (N, D) of N texts."""
-
-
 def split_name(spec: str) -> tuple[str, str]:
     """Split NAME=SPEC into the model's name in results and the specification. The default name is `model_name`."""
     match = NAMED.fullmatch(spec) if not Path(spec).exists() else None
@@ -105,14 +90,10 @@ def load_eval_model(
     num_frames: int | None = None,
     default_modality: str | None = None,
 ) -> tuple[Any, Modality]:
-    """Return a `Model` in eval mode, and its modality.
+    """Return the `Model` of a specification, in eval mode, and its modality.
 
-    Args:
-        spec: specification of the model, see the module's docstring.
-        device: device for the model.
-        modality: the modality to use with an open_clip model or ImageBind. Other models must have it; None: any.
-        num_frames: frames per clip, instead of the model's own number.
-        default_modality: the modality to use with these models if `modality` is None.
+    An open_clip model or ImageBind is used with the `modality`, or else with `default_modality`; other models must have
+    the `modality`, if one is given. `num_frames` replaces the model's own number of frames per clip.
 
     Raises `UserError` if the model cannot be loaded, or has another modality.
     """
@@ -159,7 +140,14 @@ class OpenClipModel(nn.Module):
 
 
 class ExternalModel(nn.Module):
-    """An adapter that turns an `External` into a `Model`."""
+    """An adapter that turns the object that a MODULE:FUNCTION returns into a `Model`.
+
+    The object has `encode_text(texts)` -> (N, D), and `encode(batch)`, (B, C, T, H, W) -> (B, D), or
+    `encode_files(list)` -> (B, D), with features in tensors or arrays of any norm. A file in the list is a Path, bytes
+    (from a shard), or a list of these (frames). `modality` is the name of one with default options, or a `Modality`.
+    The object may also have `logit_scale` in log space (default: ln 100) and `fingerprint`, a string that names the
+    text tower's weights (default: the specification).
+    """
 
     def __init__(self, external: Any, spec: str):
         super().__init__()

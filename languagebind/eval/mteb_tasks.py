@@ -33,12 +33,7 @@ PICTURE = AbsTaskZeroShotClassification.input_column_name
 
 
 class FolderTask(AbsTaskZeroShotClassification):
-    """Zero-shot classification of one of our datasets of picture files. Use `mteb_task` to make one.
-
-    Args:
-        config: the dataset.
-        template: prompt with {c} for the class.
-    """
+    """Zero-shot classification of one of our datasets of picture files. Use `mteb_task` to make one."""
 
     def __init__(self, config: DatasetConfig, template: str):
         if config.task != "classification" or config.modality is None or "{c}" not in template:
@@ -66,11 +61,9 @@ class FolderTask(AbsTaskZeroShotClassification):
 
 
 class MtebEncoder(AbsEncoder):
-    """An adapter that lets mteb call our encoders of pictures (depth, infrared, ...) and texts.
+    """An adapter that lets mteb call our encoders of pictures (depth, infrared, ...), of one modality, and of texts.
 
-    Args:
-        encoders: encoders of a single modality.
-        name: the model's name in mteb's results, ORGANISATION/NAME.
+    The `name` of the model in mteb's results is ORGANISATION/NAME.
     """
 
     def __init__(self, encoders: Encoders, name: str = "languagebind/encoder"):
@@ -93,7 +86,8 @@ def mteb_task(
 ) -> FolderTask:
     """Return the mteb task of a dataset's config, a name such as nyu_v2 or llvip, or a YAML file.
 
-    Raises `UserError` if the config is wrong, its task is not classification, or its class names are missing.
+    The `template` is a prompt with {c} for the class. Raises `UserError` if the config is wrong, its task is not
+    classification, or its class names are missing.
     """
     dataset = load_dataset_config(config, Path(data_root) if data_root else None)
     metadata = TaskMetadata(

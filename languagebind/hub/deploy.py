@@ -56,9 +56,8 @@ class Int8(nn.Module):
 def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, int8: bool) -> None:
     """Write both sides of a model to `folder`, and compare each file's features with PyTorch's on random inputs.
 
-    Args:
-        int8: store the matrices of linear layers, embeddings and attention as int8, and print the cosines with the
-            features of the full weights.
+    With `int8`, the matrices of linear layers, embeddings and attention are stored as int8, and the cosines with the
+    features of the full weights are printed.
 
     Raises `UserError` if a package is missing, or a file's features differ by more than `LARGEST_DIFFERENCE`.
     """

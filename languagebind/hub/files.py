@@ -103,13 +103,8 @@ def find_file(name: str, file: str, **hub: Any) -> Path | None:
 def read_weights(name: str, lora_rank: int, lora_alpha: float, variant: str | None = None, **hub: Any) -> State:
     """Return all tensors of a checkpoint under their published names, in one dtype and with adapters merged.
 
-    Safetensors files and recent `.bin` files are memory-mapped.
-
-    Args:
-        name: a folder, a weights file, or a hub id, pinned.
-        lora_rank: rank of the adapters, from the config; 0 if there are no adapters.
-        lora_alpha: numerator of the adapters' scale, lora_alpha / lora_rank.
-        variant: variant in the file name, as in transformers: `fp16` for model.fp16.safetensors.
+    Safetensors files and recent `.bin` files are memory-mapped. `name` is a folder, a weights file or a hub id, pinned.
+    The rank (0 without adapters) and alpha are those of the config; the `variant` is that of transformers (`fp16`).
 
     Raises `WeightsError` if adapters are incomplete or have another rank, or weights are integers.
     """

@@ -82,10 +82,7 @@ class LlavaTower(nn.Module):
     def forward(self, inputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """Return the tokens of a batch, or a list of tokens for a list of unbatched inputs."""
         if isinstance(inputs, list):
-            return [self._encode(x.unsqueeze(0)) for x in inputs]
-        return self._encode(inputs)
-
-    def _encode(self, inputs: Tensor) -> Tensor:
+            return [self(x.unsqueeze(0)) for x in inputs]
         outputs = self.encoder(inputs.to(self.device, self.dtype), output_hidden_states=True)
         return self.feature_select(outputs).to(inputs.dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._audio_headers import close_header, exceeds_header, split_joined
-from ._containers import IN_PYTHON, count_frames, open_stream, ticks_of
+from ._containers import IN_PYTHON, open_stream, read_packets, ticks_of
 from ._sources import DecodeError, Source, read
 
 # Samples per second over all channels, enough for stereo at 192 kHz. Limits the memory that a file can claim.
@@ -81,7 +81,7 @@ def _packet_seconds(data: bytes) -> float:
 def _read_av(source: Source, max_seconds: float) -> tuple[Tensor, int]:
     import av
 
-    count_frames(source, "audio", max_seconds)
+    read_packets(source, "audio", max_seconds)  # raises if the file is too long or truncated
     parts: list[Tensor] = []
     samples, kinds, start = 0, set(), None
     with open_stream(source, "audio") as (container, stream):

@@ -40,20 +40,13 @@ class Packets:
     mirrored: bool = False
 
 
-def count_frames(source: Source, kind: Kind, max_seconds: float) -> int:
-    """Return the number of shown packets of a stream, without decoding. Raises `DecodeError` as `read_packets`."""
-    return len(read_packets(source, kind, max_seconds).times)
-
-
 def read_packets(
     source: Source, kind: Kind, max_seconds: float, check: Callable[[Any], None] = lambda codec: None
 ) -> Packets:
     """Read the times of a stream's packets. Of a video, decode the first frame.
 
-    Args:
-        check: function that gets the stream's codec context (width, height, ...) and may raise `DecodeError`.
-
-    Raises `DecodeError` if the stream is missing or longer than `max_seconds`, or the file is truncated.
+    Raises `DecodeError` if the stream is missing or longer than `max_seconds`, or the file is truncated; so may
+    `check`, which gets the stream's codec context (width, height, ...).
     """
     import av
 

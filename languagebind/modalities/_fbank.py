@@ -1,4 +1,4 @@
-"""Kaldi's log-mel filter bank (Hann window, no dither, no energy), with cached tables.
+"""Kaldi's log-mel filter bank (Hann window, no dither, no energy), with cached bands.
 
 Up to the Fourier transform, the operations and their order are those of `torchaudio.compliance.kaldi.fbank`. Other
 rounding would show in the logarithm of a quiet band beside a loud band.
@@ -26,7 +26,7 @@ def split_frames(waveform: Tensor, sample_rate: int) -> Tensor:
 @torch.no_grad()
 def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
     """Return the log-mel values (N, num_mel_bins) of float32 frames (N, window), without gradients."""
-    window = _hanning(frames.shape[1], frames.device)
+    window = torch.hann_window(frames.shape[1], periodic=False, device=frames.device)
     size = 2 ** (frames.shape[1] - 1).bit_length()
     bands = _mel_bands(num_mel_bins, size, sample_rate, frames.device)
     mel = frames.new_empty(len(frames), num_mel_bins)
@@ -41,11 +41,6 @@ def log_mel(frames: Tensor, sample_rate: int, num_mel_bins: int) -> Tensor:
         parts = torch.view_as_real(torch.fft.rfft(x)).square_()  # (rows, size // 2 + 1, 2)
         torch.mm(parts[..., 0] + parts[..., 1], bands, out=out)
     return mel.clamp_(min=torch.finfo(torch.float32).eps).log_()
-
-
-@functools.cache
-def _hanning(length: int, device: torch.device) -> Tensor:
-    return torch.hann_window(length, periodic=False, device=device)
 
 
 @functools.cache

@@ -131,13 +131,9 @@ class Engine:
         loss.backward()
 
     def update(self, check: Callable[[Tensor], None]) -> bool:
-        """Clip the gradients, step the optimizers, and clear the gradients.
+        """Clip the gradients, step the optimizers, and clear the gradients. `check` may reject a gradient norm.
 
-        Args:
-            check: function that takes the gradient norm, and raises to reject the step.
-
-        Returns:
-            True if a step was taken; False if float16 gradients overflow, which only lowers the loss scale.
+        Return True if a step was taken; False if float16 gradients overflow, which only lowers the loss scale.
         """
         self._average_scalars()
         for optimizer in self.optimizers:

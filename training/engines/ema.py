@@ -10,12 +10,7 @@ from .base import divide
 
 
 class Ema:
-    """A moving average of the weights, `decay * average + (1 - decay) * weight`, with a smaller decay at first.
-
-    Args:
-        parameters: all trained parameters, by name.
-        decay: weight of the old average, in [0, 1).
-    """
+    """A moving average of the weights, `decay * average + (1 - decay) * weight`, with a smaller decay at first."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
         self.parameters, self.decay, self.steps = dict(parameters), decay, 0

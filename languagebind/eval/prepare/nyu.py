@@ -46,25 +46,23 @@ def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None
     indices = _indices(source, options.masks) if options.masks else None
     with reading(file):
         release = h5py.File(file)
+        cells = release["sceneTypes"][()].ravel()
+        scenes = ["".join(map(chr, release[cell][()].ravel())) for cell in cells]
     with release:
-        with reading(file):
-            cells = release["sceneTypes"][()].ravel()
-            scenes = ["".join(map(chr, release[cell][()].ravel())) for cell in cells]
         if not set(numbers) <= set(range(1, len(scenes) + 1)):
             raise UserError(f"{splits}: testNdxs should be image numbers in {file}, from 1 to {len(scenes)}")
         for number in map(int, numbers):
             with reading(file):
                 picture = release[options.take][number - 1]
+                mask = None if indices is None else indices[release["labels"][number - 1].T]
             scene = scenes[number - 1]
             label = scene if scene in CLASSES else "others"
             others.update([scene] if label == "others" else [])
             pixels = _millimetres(picture, f"{file}: depths {number}") if options.take == "depths" else picture.T
             row = {"path": f"{label}/{number:04d}.png", "label": label}
-            if indices is not None:
+            if mask is not None:
                 row = {"path": f"{options.take}/{number:04d}.png", "mask": f"masks_{options.masks}/{number:04d}.png"}
-                with reading(file):
-                    mask = Image.fromarray(indices[release["labels"][number - 1].T])
-                write_png(mask, output / row["mask"])
+                write_png(Image.fromarray(mask), output / row["mask"])
             write_png(Image.fromarray(np.ascontiguousarray(pixels)), output / row["path"])
             yield row
     return dict(others)

@@ -64,11 +64,8 @@ def modality_gap(query: Tensor, gallery: Tensor, right: Tensor) -> dict[str, flo
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return top1, top5 (only for five or more classes) and mean_per_class (top1 averaged over the classes present).
 
-    Args:
-        logits: (N, K).
-        labels: (N,) class indices.
-
-    Raises `ValueError` if the logits hold NaN, there are no samples, or a label is not one of the K classes.
+    The logits are (N, K), the labels class indices (N,). Raises `ValueError` if the logits hold NaN, there are no
+    samples, or a label is not one of the K classes.
     """
     num_classes = logits.shape[1]
     if len(logits) != len(labels) or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
@@ -83,15 +80,11 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return mAP, mAUC and d_prime over the classes for which they are defined.
+    """Return mAP, mAUC and d_prime of scores (N, K), for targets (N, K) bool or 0/1, over the classes that have them.
 
     A class without positive samples is left out. A class without negative samples is left out of mAUC only. d_prime is
     computed from the mean AUC, as in AudioSet's own evaluation, and is infinite if the mean is 1. mAUC and d_prime are
     missing if no class has both positive and negative samples.
-
-    Args:
-        scores: (N, K), any monotonic score.
-        targets: (N, K) bool or 0/1.
 
     Raises `ValueError` if the scores hold NaN, the shapes differ, or no class has a positive sample.
     """
