@@ -99,40 +99,47 @@ def fit(configs: dict[str, TrainConfig], process: Process) -> None:
     """Train an encoder for each modality with its options."""
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
-        started: dict[str, Run] = {}
-        checked, several = {}, len(configs) > 1
-        for name, config in configs.items():  # before a folder is made
-            data = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
-            partner = find_partner(name, configs, started, process.device)
-            checked[name] = Facts(*data, list_val_datasets(config), partner)
-        folder, resume = open_run(configs, process, held)
-        parts = read_parts(resume) if resume else {}
-        if resume and several and (absent := configs.keys() - parts.keys()):
-            raise UserError(f"cannot resume from {resume}: it has no encoder for {min(absent)}")
-        for name, facts in checked.items():
-            if several:
-                log.info("modality %s", name)
-            tower = next((own.state.engine.model for own in started.values()), None)
-            saved = (resume, parts.get(name) or next(iter(parts.values()))) if resume else None
-            started[name] = start(configs[name], process, folder / name if several else folder, facts, saved, tower)
-        runs = Runs(started, mixture_of(configs), folder)
-        check_disk(folder, sum(own.size for own in started.values()), runs.new_checkpoints())
-        accept(runs)
-        url = runs.first.config.remote.url(folder.name) if process.is_main else None
-        frequency = runs.first.config.remote.remote_sync_frequency
-        with RemoteSync(folder, url, frequency) if url else nullcontext(), ExitStack() as loaders:
-            for own in started.values():
+        runs = start_all(configs, process, held)
+        remote, started = runs.first.config.remote, runs.runs.values()
+        url = remote.url(runs.folder.name) if process.is_main else None
+        sync = RemoteSync(runs.folder, url, remote.remote_sync_frequency) if url else nullcontext()
+        with sync, ExitStack() as loaders:
+            for own in started:
                 loaders.enter_context(closing(own.batches))
             # Before the first step, Ctrl-C ends the run, because there is nothing to save
             held.enter_context(interrupts(signals, signal.SIGINT, is_main=process.is_main))
-            for own in started.values():
+            for own in started:
                 own.evaluate_missed()
             for own, _ in runs.turns():
                 next(own.steps)
                 if runs.after_step(own, signals):
                     break
-            for own in started.values():
+            for own in started:
                 own.logger.close()
+
+
+def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack) -> Runs:
+    """Return the runs at their first steps, or at those after a checkpoint, with the folder locked by `held`."""
+    started: dict[str, Run] = {}
+    checked, several = {}, len(configs) > 1
+    for name, config in configs.items():  # before a folder is made
+        data = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
+        partner = find_partner(name, configs, started, process.device)
+        checked[name] = Facts(*data, list_val_datasets(config), partner)
+    folder, resume = open_run(configs, process, held)
+    parts = read_parts(resume) if resume else {}
+    if resume and several and (absent := configs.keys() - parts.keys()):
+        raise UserError(f"cannot resume from {resume}: it has no encoder for {min(absent)}")
+    for name, facts in checked.items():
+        if several:
+            log.info("modality %s", name)
+        tower = next((own.state.engine.model for own in started.values()), None)
+        saved = (resume, parts.get(name) or next(iter(parts.values()))) if resume else None
+        started[name] = start(configs[name], process, folder / name if several else folder, facts, saved, tower)
+    runs = Runs(started, mixture_of(configs), folder)
+    check_disk(folder, sum(own.size for own in started.values()), runs.new_checkpoints())
+    accept(runs)
+    return runs
 
 
 class Facts(NamedTuple):
