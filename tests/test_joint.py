@@ -122,19 +122,23 @@ def test_a_partner_by_name_is_the_other_encoder_as_it_is(pairs):
     assert "train/anchor_loss" not in metrics(pairs / "logs", "pull/infrared")[0]
 
 
-def test_live_partners_resume_as_if_never_stopped(pairs):
-    for name, anchor in (("depth", "infrared"), ("infrared", "depth")):
-        (pairs / f"pulled_{name}.yaml").write_text(RECIPES[name] + f"anchor: {anchor}\nanchor_weight: 1\n")
-    recipes = [f"--config={pairs / f'pulled_{name}.yaml'}" for name in RECIPES]
-    main(flags(pairs, *recipes, "--name=both", "--save-every-n-steps=5"))
-    resume = f"--resume={pairs / 'logs/both/checkpoints/step_00000005.pt'}"
-    main(flags(pairs, *recipes, "--name=both-rest", resume))
-    whole, rest = (checkpoint(pairs / "logs", run, 9)["modalities"] for run in ("both", "both-rest"))
-    alone = checkpoint(pairs / "logs", "joint", 9)["modalities"]
+@pytest.fixture(scope="module")
+def pulling(pairs):
+    """The flags of recipes in which each modality is the other's partner."""
+    recipes = [pairs / f"pulled_{name}.yaml" for name in RECIPES]
+    for path, anchor, text in zip(recipes, ("infrared", "depth"), RECIPES.values(), strict=True):
+        path.write_text(f"{text}anchor: {anchor}\nanchor_weight: 1\n")
+    return [f"--config={path}" for path in recipes]
+
+
+def test_live_partners_resume_as_if_never_stopped(joint, pulling, pairs):
+    main(flags(pairs, *pulling, "--name=both", "--save-every-n-steps=5"))
+    main(flags(pairs, *pulling, "--name=rest", f"--resume={pairs / 'logs/both/checkpoints/step_00000005.pt'}"))
+    whole, rest, apart = (checkpoint(pairs / "logs", run, 9)["modalities"] for run in ("both", "rest", "joint"))
     for name in RECIPES:
         same_weights(rest[name], whole[name])
-        assert not torch.equal(whole[name]["model"]["visual_projection.weight"],
-                               alone[name]["model"]["visual_projection.weight"])  # fmt: skip
+        weights = [run[name]["model"]["visual_projection.weight"] for run in (whole, apart)]
+        assert not torch.equal(*weights)
 
 
 ENGINES = {
@@ -146,17 +150,13 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_resumes_bitwise(engine, pairs):
-    for name, anchor in (("depth", "infrared"), ("infrared", "depth")):
-        (pairs / f"pulled_{name}.yaml").write_text(RECIPES[name] + f"anchor: {anchor}\nanchor_weight: 1\n")
-    recipes = [f"--config={pairs / f'pulled_{name}.yaml'}" for name in RECIPES]
-    both = flags(pairs, *recipes, *ENGINES[engine], "--batch-size=4")
+@pytest.mark.parametrize("engine", [pytest.param(x, marks=[] if x == "fsdp" else pytest.mark.slow) for x in ENGINES])
+def test_every_engine_resumes_bitwise(engine, pulling, pairs):
+    both = flags(pairs, *pulling, *ENGINES[engine], "--batch-size=4")
     call_ranks(2, "-m", "training.main", *both, f"--name={engine}", "--save-every-n-steps=2")
     resume = f"--resume={pairs / f'logs/{engine}/checkpoints/step_00000002.pt'}"
     call_ranks(2, "-m", "training.main", *both, f"--name={engine}-rest", resume)
-    step = 7
-    whole, rest = (checkpoint(pairs / "logs", run, step)["modalities"] for run in (engine, f"{engine}-rest"))
+    whole, rest = (checkpoint(pairs / "logs", run, 7)["modalities"] for run in (engine, f"{engine}-rest"))
     for name in RECIPES:
         same_weights(rest[name], whole[name])
 

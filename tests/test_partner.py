@@ -196,12 +196,13 @@ def test_a_run_resumes_as_if_never_stopped(embedded, partner, tmp_path):
 ENGINES = {
     "ddp": ["--anchor-features=live", *SIGLIP],
     "fsdp": ["--engine=fsdp", "--anchor-features=cached", "--tuning=lora"],
+    "zero1": ["--engine=deepspeed", "--zero-stage=1", "--anchor-features=live"],
     "zero2": ["--engine=deepspeed", "--zero-stage=2", "--anchor-features=cached", "--accum-freq=2", "--batch-size=4"],
     "zero3": ["--engine=deepspeed", "--zero-stage=3", "--anchor-features=live"],
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param(x, marks=[] if x == "fsdp" else pytest.mark.slow) for x in ENGINES])
 def test_two_ranks_of_every_engine_take_the_steps_of_one_process(engine, embedded, partner, tmp_path):
     # Every batch is the whole data, so the order of the samples does not matter
     flags = [f"--anchor={partner}", "--epochs=3", "--grad-clip-norm=1", "--batch-size=8", *ENGINES[engine]]
