@@ -36,8 +36,7 @@ class Process:
 def init_process(device: str | None = None) -> Process:
     """Join the process group of torchrun or srun (NCCL on GPUs, gloo on CPUs), unless this is the only process.
 
-    Args:
-        device: name of a torch device; by default this rank's GPU, or the CPU if there is no GPU.
+    By default, the device is this rank's GPU, or the CPU if there is no GPU.
     """
     _adopt_slurm_variables()
     try:

@@ -16,11 +16,8 @@ SHORTEST = 1e-4
 def fuse(features: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the weighted sum of unit-norm features, normalised again: (N, D), float32.
 
-    A weight may be negative: image + "day" - "night" approximates the features of the same scene by day.
-
-    Args:
-        features: name -> features (N, D). Each row is normalised first, so that the weights are comparable.
-        weights: name -> weight, for one or more of the features.
+    Each row of the features (N, D) is normalised first, so that the weights are comparable. A weight may be negative:
+    image + "day" - "night" approximates the features of the same scene by day.
 
     Raises `UserError` if there are no weights, one is 0 or not finite, a name is unknown, shapes differ, or a sum is 0.
     """

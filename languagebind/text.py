@@ -175,9 +175,7 @@ def text_tokens(config: TextConfig) -> Encode:
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return CLIP's vocabulary (token -> id) and merges, both taken from open_clip."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer = SimpleTokenizer()
+    tokenizer: Any = clip_tokens(CONTEXT_LENGTH)
     # open_clip has other names for the last two tokens
     tokens = [*list(tokenizer.encoder)[:-2], "<|startoftext|>", "<|endoftext|>"]
     return {token: i for i, token in enumerate(tokens)}, list(tokenizer.bpe_ranks)

@@ -50,12 +50,9 @@ class WeightsError(UserError):
 
 
 def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool = False, assign: bool = False) -> None:
-    """Load `state` into `module`, which must have exactly the same keys and shapes.
+    """Load `state` into `module`, which must have exactly the same keys and shapes; `what` names it in messages.
 
-    Args:
-        what: name of the module in the error message.
-        allow_partial: load the weights that fit and log the others, instead of raising.
-        assign: use the tensors of `state` themselves instead of copies.
+    `allow_partial`: load the weights that fit and log the others. `assign`: use the tensors themselves, not copies.
 
     Raises `WeightsError` if keys are missing or unexpected, or shapes differ.
     """

@@ -171,8 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fault: {fault}")
     if len(checked.faults) > FAULTS_SHOWN:
         print(f"... and {len(checked.faults) - FAULTS_SHOWN} more")
-    if options.write_index:
-        write_indexes(checked)
+    if options.write_index and checked.faults:
+        raise UserError("index.json was not written, because some shards have faults")
+    for folder in {Path(shard).parent for shard in checked.infos} if options.write_index else ():
+        write_index(folder, [info for shard, info in checked.infos.items() if Path(shard).parent == folder])
+        print(f"wrote {folder / 'index.json'}")
     print(f"{len(checked.faults)} faults" if checked.faults else "no faults")
     return 1 if checked.faults else 0
 
@@ -188,12 +191,3 @@ def print_statistics(checked: Checked) -> None:
     print(f"  {found['distinct captions']} of {found['captions in all']} captions are distinct")
     for fault, number in sorted(checked.unusable.items()):
         print(f"  {number} captions are {fault}")
-
-
-def write_indexes(checked: Checked) -> None:
-    """Write one index per folder, unless a shard has a fault."""
-    if checked.faults:
-        raise UserError("index.json was not written, because some shards have faults")
-    for folder in {Path(shard).parent for shard in checked.infos}:
-        write_index(folder, [info for shard, info in checked.infos.items() if Path(shard).parent == folder])
-        print(f"wrote {folder / 'index.json'}")

@@ -31,11 +31,9 @@ def stream_samples(
 ) -> Iterator[dict[str, Any]]:
     """Yield the samples of a shard as webdataset does, each a dictionary from extension to contents.
 
-    `shard` is a file, a `pipe:` command or a URL. A sample also has its `__key__`, and the shard as `__url__`.
-
-    Args:
-        handler: called with each error; if it returns True, reading continues after the error.
-        extensions: the extensions of the members to read, without frame numbers; by default, all.
+    `shard` is a file, a `pipe:` command or a URL. A sample also has its `__key__`, and the shard as `__url__`. By
+    default, all members are read; `extensions` have no frame numbers. If `handler`, which is called with each error,
+    returns True, reading continues.
     """
 
     def wanted(name: str) -> bool:

@@ -89,7 +89,13 @@ def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
     Raises `UserError` if an index is damaged or has another version.
     """
     parts = {shard: split_shard(shard) for shard in shards}
-    indexes = {folder: _read_index(folder) for folder in {folder for folder, _ in parts.values()}}
+    indexes = {}
+    for folder in {folder for folder, _ in parts.values()}:
+        path = join(folder, INDEX_NAME)
+        index = _read_json(path)
+        if index.get("version", INDEX_VERSION) != INDEX_VERSION:
+            raise UserError(f"{path} has version {index['version']}, but this library reads version {INDEX_VERSION}")
+        indexes[folder] = {entry["name"]: ShardInfo(**entry) for entry in index.get("shards", ())}
     return {shard: indexes[folder].get(name) for shard, (folder, name) in parts.items()}
 
 
@@ -187,14 +193,6 @@ def file_sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, as the index records it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_index(folder: str) -> dict[str, ShardInfo]:
-    path = join(folder, INDEX_NAME)
-    index = _read_json(path)
-    if index.get("version", INDEX_VERSION) != INDEX_VERSION:
-        raise UserError(f"{path} has version {index['version']}, but this library reads version {INDEX_VERSION}")
-    return {entry["name"]: ShardInfo(**entry) for entry in index.get("shards", ())}
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -212,12 +212,10 @@ KIND_OF = {ours: theirs for theirs, ours in NAMES.items()}
 def read_config(
     source: str | Path, kind: type[LanguageBindConfig] = LanguageBindConfig, **options: Any
 ) -> tuple[LanguageBindConfig, dict[str, Any]]:
-    """Return a config and the options that are not part of it.
+    """Return the config of a folder in the published layout, a hub id, a training checkpoint or a run's folder.
 
-    Args:
-        source: a folder in the published layout, a hub id, a training checkpoint, or a run's folder.
-        kind: the expected class of the config; by default any modality's class.
-        options: options of `PreTrainedConfig.from_pretrained`, and config values that override the file.
+    By default, it is of any modality. The options are those of `PreTrainedConfig.from_pretrained`, and config values
+    that override the file; those that are neither are returned, too.
     """
     training = is_training_checkpoint(source, options.get("subfolder"))
     name, hub = (source, {}) if training else pin(source, ("config.json",), **options)

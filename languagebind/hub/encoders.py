@@ -190,11 +190,9 @@ class Encoders:
     def similarity(self, a: Tensor | np.ndarray, b: Tensor | np.ndarray, calibrated: str | None = None) -> Tensor:
         """Return the cosine similarities (N, M) of features `a` (N, D) and `b` (M, D).
 
-        Texts should be encoded for the modality that they are compared with: see `of` in `encode`.
-
-        Args:
-            calibrated: the modality whose logit scale multiplies the similarities; a softmax over texts then gives
-                the probabilities that the encoder was trained to predict.
+        Texts should be encoded for the modality that they are compared with: see `of` in `encode`. The logit scale of
+        the modality `calibrated` multiplies the similarities; a softmax over texts then gives the probabilities that
+        the encoder was trained to predict.
         """
         a, b = (F.normalize(torch.as_tensor(x).float(), dim=-1) for x in (a, b))
         scale = 1.0 if calibrated is None else self.model(calibrated).logit_scale.float().exp()

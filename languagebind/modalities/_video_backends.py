@@ -31,11 +31,8 @@ TOLERANCE = 1e-3  # seconds; decord's times are float32
 def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) -> Tensor:
     """Return frames (T, 3, H, W), uint8, of a video.
 
+    From the number of frames in the file, `choose` returns the indices (T,) of the wanted ones, which may repeat.
     Where the first backend of `auto` fails or returns frames of other times, PyAV decodes the file in order.
-
-    Args:
-        packets: result of `read_packets` for this file.
-        choose: function of the number of frames; it returns the indices (T,) of the frames to return, which may repeat.
 
     Raises `DecodeError` if a frame cannot be decoded, or the given backend returns frames of other times. Raises
     `UserError` if the backend is not installed.

@@ -6,7 +6,7 @@ Engines load and return unsharded state by parameter name, so a checkpoint of on
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -119,12 +119,10 @@ class Engine:
         """Return the trained parameters except the scalars, by name."""
         return {name: parameter for name, parameter in self.side.named_parameters() if parameter.requires_grad}
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients between ranks only if the enclosed micro-batch is the last one of its step."""
-        ddp = self.forward if isinstance(self.forward, DistributedDataParallel) else None
-        with nullcontext() if last or ddp is None else ddp.no_sync():
-            yield
+        ddp = self.forward
+        return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a loss and accumulate them."""
