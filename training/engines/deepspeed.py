@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,9 @@ class DeepSpeed(Engine):
         self.forward = self.zero_engine
         self.optimizers.insert(0, self.zero)
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         self.zero_engine.set_gradient_accumulation_boundary(last)
-        yield
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         self.zero_engine.backward(loss)

@@ -1,7 +1,7 @@
 """An engine with PyTorch's FSDP2, which shards weights, gradients and optimizer states across ranks."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,9 @@ class Fsdp(Engine):
     def _parts(self) -> list[FSDPModule]:
         return [module for module in self.side.modules() if isinstance(module, FSDPModule)]
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         self._parts()[0].set_requires_gradient_sync(last)  # also sets the submodules
-        yield
+        return nullcontext()
 
     @contextmanager
     def whole_model(self) -> Iterator[DualEncoder]:
