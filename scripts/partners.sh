@@ -13,7 +13,8 @@ world=data/partners-$(IFS=-; echo "$*") logs=logs/partners-$(IFS=-; echo "$*")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
 if [ ! -d "$world" ]; then
-    "$python" -m languagebind.data.world --output "$world.new" --num-train 2000 --num-test 512 --modalities "$@"
+    # Without --own-sounds, a scene's sound tells nothing about its pictures
+    "$python" -m languagebind.data.world --output "$world.new" --num-train 2000 --num-test 512 --own-sounds --modalities "$@"
     "$python" -m languagebind make-shards vidal --annotation "$world.new/train/vidal.json" --root "$world.new/train" \
         --modality "$@" --samples-per-shard 250 --output "$world.new/shards"
     for name; do

@@ -107,6 +107,15 @@ def test_unseen_pairs_are_never_trained_on_but_their_values_are(splits, modality
         assert {pair[position] for pair in unseen_pairs(modality)} <= {pair[position] for pair in seen_pairs(modality)}
 
 
+def test_each_shape_can_have_a_sound_of_its_own():
+    """The pictures stay as they are, and the held-out pairs of sounds as well."""
+    usual, bound = draw_scenes("train", 500, 0), draw_scenes("train", 500, 0, own_sounds=True)
+    assert len({scene.sound for scene in usual if scene.shape == "ball"}) == 8
+    assert len({(scene.shape, scene.sound) for scene in bound}) == 8
+    assert [replace(a, sound=b.sound, rhythm=b.rhythm) for a, b in zip(usual, bound, strict=True)] == bound
+    assert {scene.pair("audio") for scene in bound} <= set(seen_pairs("audio"))
+
+
 def test_no_word_of_the_reworded_prompts_is_in_any_caption(world):
     said = set()
     for scene in draw_scenes("train", 3000, 0):

@@ -41,6 +41,8 @@ class WorldOptions:
     """Number of test scenes. The unseen split has half as many, with attribute pairs that are not in training."""
     seed: int = 0
     """Random seed."""
+    own_sounds: bool = False
+    """Give each shape a sound of its own, so that pictures and sounds can be matched."""
     modalities: tuple[str, ...] = tuple(CLASS_ATTRIBUTES)
     """Modalities to render."""
     size: int = 96
@@ -73,10 +75,10 @@ def make_world(options: WorldOptions) -> None:
 
 def draw_splits(options: WorldOptions) -> dict[str, list[Scene]]:
     """Draw the scenes of each split. No scene is in two splits."""
-    train = draw_scenes("train", options.num_train, options.seed)
-    trained = frozenset(scene.contents() for scene in train)
-    test = draw_scenes("test", options.num_test, options.seed, avoid=trained)
-    return {"train": train, "test": test, "unseen": draw_scenes("unseen", options.num_test // 2, options.seed)}
+    draw = partial(draw_scenes, seed=options.seed, own_sounds=options.own_sounds)
+    train = draw("train", options.num_train)
+    test = draw("test", options.num_test, avoid=frozenset(scene.contents() for scene in train))
+    return {"train": train, "test": test, "unseen": draw("unseen", options.num_test // 2)}
 
 
 def _write_split(options: WorldOptions, split: str, scenes: list[Scene]) -> None:

@@ -112,19 +112,26 @@ def scene_files(root: Path, scene: Scene, modality: str) -> list[Path]:
     return media_paths(root, scene.id, FOLDER, modality)[0]
 
 
-def draw_scenes(split: str, count: int, seed: int, avoid: frozenset[tuple[str, ...]] = frozenset()) -> list[Scene]:
-    """Draw the scenes of a split, none with contents in `avoid`. Only the split `unseen` has held-out pairs."""
+def draw_scenes(
+    split: str, count: int, seed: int, avoid: frozenset[tuple[str, ...]] = frozenset(), own_sounds: bool = False
+) -> list[Scene]:
+    """Draw the scenes of a split, none with contents in `avoid`. Only the split `unseen` has held-out pairs.
+
+    With `own_sounds` each shape has a sound of its own; otherwise nothing visible tells what a scene sounds like.
+    """
     rng = np.random.default_rng([seed, *split.encode()])
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = _draw(rng, f"{split}{seed}-{len(scenes):07d}", unseen=split == "unseen")
+        scene = _draw(rng, f"{split}{seed}-{len(scenes):07d}", split == "unseen", own_sounds)
         if scene.contents() not in avoid:
             scenes.append(scene)
     return scenes
 
 
-def _draw(rng: np.random.Generator, scene_id: str, unseen: bool) -> Scene:
+def _draw(rng: np.random.Generator, scene_id: str, unseen: bool, own_sounds: bool) -> Scene:
     values = {attribute: str(rng.choice(options)) for attribute, options in VALUES.items()}
+    if own_sounds:
+        values["sound"] = VALUES["sound"][VALUES["shape"].index(values["shape"])]
     for modality, (first, second) in CLASS_ATTRIBUTES.items():
         pairs = unseen_pairs(modality) if unseen else seen_pairs(modality)
         values[second] = str(rng.choice([b for a, b in pairs if a == values[first]]))
