@@ -143,7 +143,7 @@ def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
 
 def _run(shards: Iterable[Entries], options: MakeOptions) -> Iterator[dict[str, Any]]:
     """Yield the state of each shard in order. The input is read only as fast as shards are made."""
-    with ProcessPoolExecutor(max(1, options.workers), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(max(1, options.workers), initializer=end_with_parent) as pool:
         waiting: deque[Future] = deque()
         for number, entries in enumerate(shards):
             waiting.append(pool.submit(_make_shard, options.output / f"{number:05d}.tar", entries, options.packing))
@@ -152,7 +152,7 @@ def _run(shards: Iterable[Entries], options: MakeOptions) -> Iterator[dict[str, 
         yield from (future.result() for future in waiting)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End a worker process when its parent is killed. Otherwise the worker would wait for work forever."""
 
     def watch() -> None:

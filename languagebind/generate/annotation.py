@@ -1,0 +1,79 @@
+"""Grow an annotation: each step's texts are journals of JSON lines, which are merged into it in its order.
+
+The order of the entries never changes, and new ones come last. So the annotation and its journals are read side by
+side, in memory that does not grow with them, and a journal's next line is that of the next entry it has.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import UserError
+from ..data.vidal import read_annotation
+from ..files import atomic_file, locked
+from .steps import Entry
+
+
+class Journals:
+    """Rows of journals, read in the order of the entries of an annotation."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+        self.rows = [_rows(path) for path in paths]
+        self.heads = [next(rows, None) for rows in self.rows]
+
+    def take(self, entry_id: str) -> dict[str, Any]:
+        """Return the texts for the next entry, {} if there are none. Pass every entry once, in order."""
+        texts: dict[str, Any] = {}
+        for number, head in enumerate(self.heads):
+            if head is not None and head["id"] == entry_id:
+                texts |= head["texts"]
+                self.heads[number] = next(self.rows[number], None)
+        return texts
+
+    def close(self) -> None:
+        """Raise `UserError` if rows are left, which belong to no entry that came after the one before them."""
+        for path, head in zip(self.paths, self.heads, strict=True):
+            if head is not None:
+                raise UserError(f"{path} has texts for {head['id']} that the annotation lacks or has in another place")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a journal. The last line of a killed process may be cut short, and is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def merge(annotation: Path, journals: Sequence[Path]) -> None:
+    """Add the texts of journals to an annotation, then delete the journals. A kill leaves the old file or the new one.
+
+    Raises `UserError` if the order of the entries has changed since the journals were written.
+    """
+    with locked(annotation.with_name(f".{annotation.name}.lock")):
+        texts = Journals(journals)
+        write_entries(
+            annotation, (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation)), texts
+        )
+    for path in journals:
+        path.unlink()
+
+
+def write_entries(path: Path, entries: Iterable[Entry], texts: Journals | None = None) -> None:
+    """Write an annotation, one entry a line, atomically."""
+    with atomic_file(path) as file:
+        start = b"{\n"
+        for entry in entries:
+            file.write(start + json.dumps(entry.id).encode() + b": " + json.dumps(entry.fields).encode())
+            start = b",\n"
+        if texts is not None:
+            texts.close()
+        file.write(b"\n}\n" if start == b",\n" else b"{}\n")
+
+
+def count_entries(annotation: Path) -> int:
+    """Return the number of entries of an annotation."""
+    return sum(1 for _ in read_annotation(annotation))

@@ -1,0 +1,3 @@
+"""Cut a video into VIDAL's eight frames, and resize the clip."""
+
+import subprocess

@@ -1,0 +1,68 @@
+"""What a step of the generation is: entries of an annotation in, files or texts out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from ..files import new_folder, write_atomic
+
+
+class Entry(NamedTuple):
+    """An entry of an annotation."""
+
+    id: str
+    fields: dict[str, Any]
+    """folder, title and captions, as in VIDAL's annotation"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step made of one entry."""
+
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+    """contents by path; several files of one folder appear together"""
+    texts: Mapping[str, Any] = field(default_factory=dict)
+    """new fields of the entry"""
+    notes: tuple[str, ...] = ()
+    """what the report counts, such as `silent`"""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a step made nothing of one entry."""
+
+    reason: str
+    detail: str
+
+
+class Passing(Exception):
+    """Raised by a step for a reason that passes, such as a busy server: the entries are tried again, later."""
+
+
+class Step(Protocol):
+    """One step, built once in each worker. A call has no effect but its result, and does not depend on other calls."""
+
+    name: ClassVar[str]
+
+    def record(self) -> dict[str, Any]:
+        """Return what the results depend on: model, revision, hash, licence."""
+
+    def is_done(self, entry: Entry) -> bool:
+        """Tell whether the result of an entry exists, in files or in its fields."""
+
+    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
+        """Return what is made of each entry. Raises `Passing` to be called again."""
+
+
+def write(files: Mapping[Path, bytes]) -> None:
+    """Write the files of one entry so that each file, or the whole folder of several, appears at once."""
+    if len(files) == 1:
+        ((path, data),) = files.items()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    elif files:
+        (parent,) = {path.parent for path in files}
+        with new_folder(parent) as folder:
+            for path, data in files.items():
+                (folder / path.name).write_bytes(data)
