@@ -104,7 +104,7 @@ def _read_media(modality: Any, locations: list[list[Path]], options: PackOptions
     if options.frames and has_frames(modality):
         source = contents[0] if len(contents) == 1 else contents
         frames = _decode(modality(num_frames=options.frames), source, paths[0])
-        return {f"{number}.jpg": _jpeg(frame, options) for number, frame in enumerate(frames)}
+        return {f"{number}.jpg": jpeg(frame, options) for number, frame in enumerate(frames)}
     for path, data in zip(paths, contents, strict=True):
         if options.verify == "decode" or not _has_signature(_kind(path), data):
             _decode(modality(), [data] if has_frames(modality) and len(paths) > 1 else data, path)
@@ -163,7 +163,7 @@ def _decode(modality: Modality, source: bytes | Sequence[bytes], path: Path) -> 
         raise _Unusable("undecodable", f"{path}: {error.reason}") from error
 
 
-def _jpeg(frame: torch.Tensor, options: PackOptions) -> bytes:
+def jpeg(frame: torch.Tensor, options: PackOptions) -> bytes:
     """Encode a uint8 frame (3, H, W) as JPEG."""
     from PIL import Image
 

@@ -5,14 +5,22 @@ side, in memory that does not grow with them, and a journal's next line is that 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
+from ..config import UserError, parse
+from ..data.tables import read_manifest
 from ..data.vidal import read_annotation
-from ..files import atomic_file, locked
+from ..files import atomic_file, files_below, locked
+from ..modalities.video import Video
 from .steps import Entry
+
+SOURCE = "source"  # field with the path of an entry's video, relative to the root
+VIDEOS = [name for name in Video.extensions if name not in ("jpg", "jpeg", "png")]
 
 
 class Journals:
@@ -77,3 +85,62 @@ def write_entries(path: Path, entries: Iterable[Entry], texts: Journals | None =
 def count_entries(annotation: Path) -> int:
     """Return the number of entries of an annotation."""
     return sum(1 for _ in read_annotation(annotation))
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """Make an annotation of videos with titles, or add new videos to it."""
+
+    annotation: Path
+    """annotation to write; the entries that it has are kept"""
+    root: Path
+    """folder of VIDAL's layout, to which paths of the videos are relative"""
+    videos: Path
+    """folder of the videos, with its subfolders"""
+    titles: Path | None = None
+    """table (CSV, TSV or JSON lines) with the columns path and title, paths below --videos; None: titles are the names
+    of the files"""
+    folder: str = "clips"
+    """name of VIDAL's folder for the entries"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the annotation."""
+    options = parse(AnnotateOptions, argv, "generate annotate")
+    path, known = options.annotation, set[str]()
+
+    def entries() -> Iterator[Entry]:
+        for key, fields in read_annotation(path) if path.exists() else ():
+            known.add(key)
+            yield Entry(key, fields)
+        before = len(known)
+        for entry in _new_entries(options):
+            if entry.id not in known:
+                known.add(entry.id)
+                yield entry
+        print(f"{len(known)} entries, {len(known) - before} of them new")
+
+    with locked(path.with_name(f".{path.name}.lock")):
+        write_entries(path, entries())
+
+
+def _new_entries(options: AnnotateOptions) -> Iterator[Entry]:
+    """Yield an entry for each video. Raises `UserError` if a row of the table lacks its title or its video."""
+    base = Path(os.path.relpath(options.videos, options.root))
+    rows = read_manifest(options.titles) if options.titles else _named(options.videos)
+    for where, row in rows:
+        if not row.get("title") or not row.get("path"):
+            raise UserError(f"{where}: a row needs a path and a title")
+        video = Path(row["path"])
+        if not (options.videos / video).is_file():
+            raise UserError(f"{where}: there is no video {options.videos / video}")
+        key = "-".join(video.with_suffix("").parts)
+        yield Entry(key, {"folder": options.folder, "raw": row["title"], SOURCE: (base / video).as_posix()})
+
+
+def _named(videos: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the videos of a folder, as rows of a table, with their names as titles."""
+    for path in files_below(videos):
+        if path.suffix.lower().lstrip(".") in VIDEOS:
+            relative = path.relative_to(videos)
+            yield str(path), {"path": str(relative), "title": re.sub(r"[-_]+", " ", path.stem)}

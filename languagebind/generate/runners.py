@@ -82,7 +82,7 @@ class Worker:
     def _row(self, entry: Entry, result: Made | Failed) -> dict[str, Any]:
         if isinstance(result, Failed):
             return {"id": entry.id, "reason": result.reason, "detail": result.detail}
-        write(result.files)
+        write(result)
         return {"id": entry.id, "texts": dict(result.texts), "notes": list(result.notes)}
 
 
@@ -185,12 +185,17 @@ def _call(batch: list[Entry]) -> Rows:
 
 
 def run_ray(make: Callable[[], Worker], batches: Iterator[list[Entry]], options: RunOptions) -> Iterator[Rows]:
-    """Yield the rows of each batch, in order, from actors of a Ray cluster. Ray Data reads batches as they are used."""
+    """Yield the rows of each batch, in order, from actors of a Ray cluster, which share the folders.
+
+    Ray Data streams the batches: it reads few ahead of those that actors take.
+    """
     try:
-        import ray
+        from ray.data import DataContext, ReadTask, read_datasource
+        from ray.data.block import BlockMetadata
+        from ray.data.datasource import Datasource
     except ImportError as error:
         raise UserError("--engine ray needs Ray: pip install 'languagebind[ray]'") from error
-    raise NotImplementedError(ray)
+    raise NotImplementedError
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:

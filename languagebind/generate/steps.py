@@ -20,8 +20,8 @@ class Entry(NamedTuple):
 class Made:
     """What a step made of one entry."""
 
-    files: Mapping[Path, bytes] = field(default_factory=dict)
-    """contents by path; several files of one folder appear together"""
+    files: Mapping[Path, bytes | Mapping[str, bytes]] = field(default_factory=dict)
+    """contents of files, and of whole folders by the names of their files"""
     texts: Mapping[str, Any] = field(default_factory=dict)
     """new fields of the entry"""
     notes: tuple[str, ...] = ()
@@ -55,14 +55,13 @@ class Step(Protocol):
         """Return what is made of each entry. Raises `Passing` to be called again."""
 
 
-def write(files: Mapping[Path, bytes]) -> None:
-    """Write the files of one entry so that each file, or the whole folder of several, appears at once."""
-    if len(files) == 1:
-        ((path, data),) = files.items()
+def write(made: Made) -> None:
+    """Write the files of one entry. Each file and each folder appears whole, under its name."""
+    for path, content in made.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    elif files:
-        (parent,) = {path.parent for path in files}
-        with new_folder(parent) as folder:
-            for path, data in files.items():
-                (folder / path.name).write_bytes(data)
+        if isinstance(content, bytes):
+            write_atomic(path, content)
+            continue
+        with new_folder(path) as folder:
+            for name, data in content.items():
+                (folder / name).write_bytes(data)

@@ -1,0 +1,52 @@
+"""Make VIDAL's modalities and captions from videos and titles, one step after the other:
+
+    python -m languagebind.generate annotate --videos clips/ --titles titles.csv --annotation vidal.json --root /data
+    python -m languagebind.generate frames --annotation vidal.json --root /data
+
+Each step makes what is missing: run it again to continue after a stop, or after more videos. `STEP --help` lists the
+options. Under torchrun each rank does its share; `--engine ray` uses the actors of a Ray cluster.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import make_dataclass
+from functools import partial
+from typing import Any
+
+from ..config import UserError, parse, run
+from . import annotation, frames
+from .runners import RunOptions, run_step
+
+# Of each step, its class and its options
+STEPS: dict[str, tuple[Any, Any]] = {
+    "frames": (frames.Frames, frames.FrameOptions),
+    "sound": (frames.Sound, frames.SoundOptions),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the step that the first argument names."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nsteps: annotate, {', '.join(STEPS)}")
+        return
+    if name == "annotate":
+        annotation.main(rest)
+        return
+    if name not in STEPS:
+        raise UserError(f"no step {name!r}: choose from annotate, {', '.join(STEPS)}")
+    kind, own = STEPS[name]
+    options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("own", own)]), rest, f"generate {name}")
+    print_report(name, run_step(partial(kind, options.run.root, options.own), options.run))
+
+
+def print_report(name: str, report: dict[str, Any]) -> None:
+    """Print what a step made, and why it made nothing of some entries."""
+    counts = {key: value for key, value in report.items() if key != "failures"}
+    print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in counts.items()))
+    for reason, failed in report["failures"].items():
+        print(f"  {reason}: {failed['count']}, such as {failed['examples'][0]['detail']}")
+
+
+if __name__ == "__main__":
+    run(main)
