@@ -131,8 +131,8 @@ def ffmpeg(source: Path, suffix: str, *options: str) -> bytes:
     """Return what FFmpeg makes of a file, the same bytes each time. Raises `DecodeError` if it cannot read the file."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, f"made{suffix}")
-        words = ["ffmpeg", "-v", "error", "-xerror", "-nostdin", "-i", f"file:{source.absolute()}", "-map_metadata", "-1",
-                 "-threads", "1", "-fflags", "+bitexact", "-flags", "+bitexact", *options, str(target)]  # fmt: skip
+        words = ["ffmpeg", "-v", "error", "-xerror", "-nostdin", "-i", f"file:{source.absolute()}", *options]
+        words += ["-map_metadata", "-1", "-threads", "1", "-fflags", "+bitexact", "-flags", "+bitexact", str(target)]
         try:
             done = subprocess.run(words, capture_output=True, text=True, errors="replace")
         except FileNotFoundError as error:

@@ -50,7 +50,7 @@ class RunOptions:
     batch_size: int = 16
     """entries that a worker takes at once"""
     retries: int = 5
-    """times that a batch is tried again after a failure that passes, such as a busy server; the wait doubles from 1 s"""
+    """times that a batch is tried again after a failure that passes, such as a busy server, after 1, 2, 4, ... s"""
     max_bad_share: float = 0.1
     """share of failed entries above which the step stops"""
 
@@ -101,7 +101,7 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
                 fail_together(failure, process.device)
         except BlockingIOError as error:
             raise UserError(f"another process makes {step.name} in {options.root}: wait for its end") from error
-        report = _joined(gather_objects(found))
+        report = _joined(gather_objects(found), count_entries(options.annotation))
         if process.is_main:
             if journals := sorted(folder.glob("*.jsonl")):
                 merge(options.annotation, journals)
@@ -115,41 +115,48 @@ def _work(
     """Let workers make what this rank's share lacks. Return its part of the report, and why it stopped early, if so."""
     counts: Counter[str] = Counter()
     failures: dict[str, list[dict[str, str]]] = {}
-    batches = _missing_batches(step, options, process, Journals(sorted(folder.glob("*.jsonl"))), counts)
+    share = Share(step, options, sorted(folder.glob("*.jsonl")), process.rank, process.world_size)
     run = {"processes": run_processes, "ray": run_ray}[options.engine]
     journal = folder / f"{time.time_ns()}.{process.rank}.jsonl"
     bar = tqdm(total=count_entries(options.annotation), unit=" entries", disable=not process.is_main)
     with bar, open(journal, "w", encoding="utf-8") as file:
-        for rows in run(partial(Worker, make_step, options.retries), batches, options):
+        for end, rows in run(partial(Worker, make_step, options.retries), share, options):
             for row in rows:
                 if "reason" in row:
                     examples = failures.setdefault(row["reason"], [])
                     examples += [{"id": printable(row["id"]), "detail": row["detail"]}] * (len(examples) < EXAMPLES)
-                    counts[f"failed: {row['reason']}"] += 1
-                    counts["failed"] += 1
+                    counts.update(("failed", f"failed: {row['reason']}"))
                 else:
                     counts.update(("made", *row["notes"]))
                     file.write(json.dumps({"id": row["id"], "texts": row["texts"]}) + "\n" if row["texts"] else "")
             file.flush()
             os.fsync(file.fileno())
+            bar.update(end - bar.n)
             done = counts["made"] + counts["failed"]
-            bar.update(done + counts["there"] - bar.n)
             if done >= JUDGED_FROM and counts["failed"] > options.max_bad_share * done:
                 problem = f"{counts['failed']} of {done} entries failed, more than --max-bad-share"
                 return _part(counts, failures), f"{problem} {options.max_bad_share:.0%}: see {folder}/report.json"
     return _part(counts, failures), None
 
 
-def _missing_batches(
-    step: Step, options: RunOptions, process: Process, journals: Journals, counts: Counter[str]
-) -> Iterator[list[Entry]]:
-    """Yield this rank's batches, without the entries whose result exists, which are counted."""
-    entries = (Entry(key, fields | journals.take(key)) for key, fields in read_annotation(options.annotation))
-    for batch in itertools.islice(batched(entries, options.batch_size), process.rank, None, process.world_size):
-        missing = [entry for entry in batch if not step.is_done(entry)]
-        counts["there"] += len(batch) - len(missing)
-        if missing:
-            yield missing
+@dataclass
+class Share:
+    """A rank's batches, without the entries whose result exists: (number of entries up to its end, batch) each."""
+
+    step: Step
+    options: RunOptions
+    journals: list[Path]  # of killed runs
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[tuple[int, list[Entry]]]:
+        texts = Journals(self.journals)
+        annotation, size = self.options.annotation, self.options.batch_size
+        entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
+        for number, batch in enumerate(batched(entries, size)):
+            missing = [entry for entry in batch if not self.step.is_done(entry)]
+            if missing and number % self.world_size == self.rank:
+                yield number * size + len(batch), missing
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -159,19 +166,24 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield part
 
 
-def run_processes(make: Callable[[], Worker], batches: Iterator[list[Entry]], options: RunOptions) -> Iterator[Rows]:
+def run_processes(make: Callable[[], Worker], share: Share, options: RunOptions) -> Iterator[tuple[int, Rows]]:
     """Yield the rows of each batch, in order, from processes of this machine. Few batches wait at any time."""
     if not options.workers:
-        yield from map(make(), batches)
+        worker = make()
+        yield from ((end, worker(batch)) for end, batch in share)
         return
     context = get_context("spawn")  # a fork cannot use a GPU
     with ProcessPoolExecutor(options.workers, context, initializer=_begin, initargs=(make,)) as pool:
-        waiting: deque[Future[Rows]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(_call, batch))
+        waiting: deque[tuple[int, Future[Rows]]] = deque()
+        for end, batch in share:
+            waiting.append((end, pool.submit(_call, batch)))
             if len(waiting) >= 2 * options.workers:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+                first, future = waiting.popleft()
+                yield first, future.result()
+        yield from ((end, future.result()) for end, future in waiting)
+
+
+_worker: Worker  # of this process
 
 
 def _begin(make: Callable[[], Worker]) -> None:
@@ -184,18 +196,25 @@ def _call(batch: list[Entry]) -> Rows:
     return _worker(batch)
 
 
-def run_ray(make: Callable[[], Worker], batches: Iterator[list[Entry]], options: RunOptions) -> Iterator[Rows]:
-    """Yield the rows of each batch, in order, from actors of a Ray cluster, which share the folders.
+def run_ray(make: Callable[[], Worker], share: "Share", options: RunOptions) -> Iterator[tuple[int, Rows]]:
+    """Yield the rows of each batch, in order, from actors of a Ray cluster, whose nodes share the folders.
 
-    Ray Data streams the batches: it reads few ahead of those that actors take.
+    Ray Data reads few batches ahead of those that the actors take.
     """
     try:
-        from ray.data import DataContext, ReadTask, read_datasource
-        from ray.data.block import BlockMetadata
-        from ray.data.datasource import Datasource
+        from ray.data import ActorPoolStrategy, DataContext, read_datasource
     except ImportError as error:
         raise UserError("--engine ray needs Ray: pip install 'languagebind[ray]'") from error
-    raise NotImplementedError
+    from .ray_source import Batches, RayWorker
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    context.target_max_block_size = 1  # bytes: each batch is a block, which an actor takes
+    actors = ActorPoolStrategy(size=max(1, options.workers))
+    batches = read_datasource(Batches(share), override_num_blocks=1, num_cpus=0)
+    made = batches.map(RayWorker, fn_constructor_args=(make,), compute=actors, num_gpus=options.num_gpus_per_worker)
+    for row in made.iter_rows():
+        yield row["end"], json.loads(row["rows"])
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
@@ -214,15 +233,15 @@ def _part(counts: Counter[str], failures: dict[str, list[dict[str, str]]]) -> di
     return {"counts": dict(counts), "failures": failures}
 
 
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _joined(parts: Sequence[dict[str, Any]], entries: int) -> dict[str, Any]:
     """Return the report of all ranks."""
     counts: Counter[str] = sum((Counter(part["counts"]) for part in parts), Counter())
-    reasons = sorted({reason for part in parts for reason in part["failures"]})
     failures = {
         reason: {
             "count": counts.pop(f"failed: {reason}"),
             "examples": [x for part in parts for x in part["failures"].get(reason, ())][:EXAMPLES],
         }
-        for reason in reasons
+        for reason in sorted({reason for part in parts for reason in part["failures"]})
     }
-    return {"entries": counts["there"] + counts["made"] + counts["failed"], **counts, "failures": failures}
+    done = {"made": counts.pop("made", 0), "failed": counts.pop("failed", 0)}
+    return {"entries": entries, "there before": entries - sum(done.values()), **done, **counts, "failures": failures}
