@@ -1,0 +1,205 @@
+"""The generation of VIDAL's layout: steps on real videos, the same bytes by every runner, kills, counts."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from clips import numbers, write
+from helpers import ROOT, call, call_ranks
+from PIL import Image
+
+from languagebind.config import UserError
+from languagebind.data.vidal import read_annotation
+from languagebind.generate.__main__ import main
+from languagebind.generate.annotation import merge
+
+SIZES = {"a": 60, "b": 7, "c": 25, "d": 16, "e": 33, "silent": 20}
+STEP = ("-m", "languagebind.generate")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A folder of clips, one of them damaged, and a table of titles."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, count in SIZES.items():
+        place = folder / "sub" / f"{name}.mp4" if name == "b" else folder / f"{name}.mp4"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(write(count=count, sound=name != "silent"))
+    (folder / "damaged.mp4").write_bytes((folder / "a.mp4").read_bytes()[:900])
+    rows = [f"{path.relative_to(folder)},a clip of {path.stem} #shorts" for path in sorted(folder.rglob("*.mp4"))]
+    (folder / "titles.csv").write_text("path,title\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+def annotated(videos, root) -> list[str]:
+    """Make the annotation of the videos; return the flags of a step."""
+    root.mkdir(exist_ok=True)
+    flags = [f"--annotation={root / 'vidal.json'}", f"--root={root}"]
+    main(["annotate", f"--videos={videos}", f"--titles={videos / 'titles.csv'}", *flags])
+    return flags
+
+
+def report(root, step):
+    return json.loads((root / "generate" / step / "report.json").read_bytes())
+
+
+def files(root) -> dict[str, bytes]:
+    """All results below a root."""
+    found = (path for path in root.glob("clips*/**/*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+
+def whole(root) -> dict[str, bytes]:
+    """The results without those that a killed process was writing."""
+    return {name: data for name, data in files(root).items() if ".tmp" not in name}
+
+
+@pytest.fixture(scope="module")
+def made(videos, tmp_path_factory):
+    """The frames, clips and sounds of the videos, by one process."""
+    root = tmp_path_factory.mktemp("made")
+    flags = annotated(videos, root)
+    for step in ("frames", "sound"):
+        main([step, *flags, "--workers=0", "--max-bad-share=0.5"])
+    return root
+
+
+def test_frames_are_the_originals(made):
+    for name, count in SIZES.items():
+        key = "sub-b" if name == "b" else name
+        folder = made / f"clips_resize256_skip15/{key}_resize256_folder"
+        pictures = [np.array(Image.open(folder / f"{k}.jpg")) for k in range(8)]
+        found = numbers(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
+        assert found == [k * (count // 8) for k in range(8)]
+        probe = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", "stream=nb_read_frames,height,codec_name",
+                 "-of", "json", str(made / f"clips_resize256_skip15/{key}.mp4")]  # fmt: skip
+        streams = json.loads(subprocess.run(probe, capture_output=True, check=True).stdout)["streams"]
+        assert (streams[0]["codec_name"], streams[0]["height"]) == ("h264", 64)
+        assert int(streams[0]["nb_read_frames"]) == count
+    assert report(made, "frames") | {"failures": 0} == {
+        "entries": 7, "there before": 0, "made": 6, "failed": 1, "failures": 0
+    }  # fmt: skip
+    assert report(made, "frames")["failures"]["unreadable video"]["examples"][0]["id"] == "damaged"
+
+
+def test_sounds_are_counted(made):
+    found = report(made, "sound")
+    assert (found["made"], found["failed"], found["no sound track"], found["silent"]) == (6, 1, 1, 5)
+    assert len(list(made.glob("clips_audio/*.wav"))) == 5
+    probe = ["ffprobe", "-v", "error", "-show_entries", "stream=sample_rate,codec_name", "-of", "json",
+             str(made / "clips_audio/a.wav")]  # fmt: skip
+    (stream,) = json.loads(subprocess.run(probe, capture_output=True, check=True).stdout)["streams"]
+    assert (stream["codec_name"], stream["sample_rate"]) == ("pcm_s16le", "16000")
+
+
+def test_the_annotation_keeps_its_entries_and_takes_new_ones(videos, tmp_path, capsys):
+    flags = annotated(videos, tmp_path)
+    before = dict(read_annotation(tmp_path / "vidal.json"))
+    assert list(before) == ["a", "c", "d", "damaged", "e", "silent", "sub-b"]
+    assert before["sub-b"]["raw"] == "a clip of b #shorts"
+    assert (tmp_path / before["sub-b"]["source"]).resolve() == videos / "sub/b.mp4"
+    capsys.readouterr()
+    main(["annotate", f"--videos={videos}", *flags])
+    assert capsys.readouterr().out == "7 entries, 0 of them new\n"
+    assert dict(read_annotation(tmp_path / "vidal.json")) == before
+    (tmp_path / "more.csv").write_text("path,title\nnowhere.mp4,gone\n")
+    with pytest.raises(UserError, match=r"more.csv:2: there is no video .*nowhere.mp4"):
+        main(["annotate", f"--videos={videos}", f"--titles={tmp_path / 'more.csv'}", *flags])
+    assert dict(read_annotation(tmp_path / "vidal.json")) == before
+
+
+RUNNERS = {
+    "processes": lambda flags: call(*STEP, "frames", *flags, "--workers=2", "--batch-size=2"),
+    "ranks": lambda flags: call_ranks(2, *STEP, "frames", *flags, "--workers=0", "--batch-size=3"),
+    "ray": lambda flags: call(*STEP, "frames", *flags, "--engine=ray", "--workers=2", "--batch-size=1", fresh=True),
+}
+
+
+@pytest.mark.parametrize("runner", ["processes", "ranks", pytest.param("ray", marks=pytest.mark.slow)])
+def test_every_runner_makes_the_same_bytes_and_only_what_is_missing(runner, videos, made, tmp_path):
+    if runner == "ray":
+        pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
+    flags = [*annotated(videos, tmp_path), "--max-bad-share=0.5"]
+    output = RUNNERS[runner](flags)
+    assert "frames: 7 entries, 0 there before, 6 made, 1 failed" in output
+    expected = {name: data for name, data in files(made).items() if "_audio" not in name}
+    assert files(tmp_path) == expected
+    (tmp_path / "clips_resize256_skip15/a.mp4").unlink()
+    kept = tmp_path / "clips_resize256_skip15/c.mp4"
+    time_before = kept.stat().st_mtime_ns
+    output = RUNNERS[runner](flags)
+    assert "frames: 7 entries, 5 there before, 1 made, 1 failed" in output
+    assert files(tmp_path) == expected
+    assert kept.stat().st_mtime_ns == time_before
+
+
+def test_a_step_with_other_options_is_refused(made):
+    flags = [f"--annotation={made / 'vidal.json'}", f"--root={made}", "--workers=0"]
+    with pytest.raises(UserError, match="frames was made with frames original, not even: keep it, or remove"):
+        main(["frames", *flags, "--frames=even"])
+
+
+def test_journals_are_merged_in_the_order_of_the_annotation(tmp_path):
+    path = tmp_path / "vidal.json"
+    path.write_text(json.dumps({str(k): {"folder": "f", "raw": f"title {k}"} for k in range(6)}))
+
+    def journal(name, ids, end="\n"):
+        rows = [json.dumps({"id": str(k), "texts": {"mplug": f"{name} {k}"}}) for k in ids]
+        (tmp_path / name).write_text("\n".join(rows) + end)
+        return tmp_path / name
+
+    merge(path, [journal("1.0.jsonl", [0, 2, 4]), journal("1.1.jsonl", [1, 3], end='\n{"id": "5", "te')])
+    found = dict(read_annotation(path))
+    assert [fields.get("mplug") for fields in found.values()] == [
+        "1.0.jsonl 0", "1.1.jsonl 1", "1.0.jsonl 2", "1.1.jsonl 3", "1.0.jsonl 4", None
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("*.jsonl"))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"2\.0\.jsonl has texts for 1 that the annotation lacks or has in another"):
+        merge(path, [journal("2.0.jsonl", [3, 1])])
+    assert path.read_bytes() == before
+    assert (tmp_path / "2.0.jsonl").exists()
+
+
+def test_too_many_failures_stop_a_step(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for number in range(120):
+        (tmp_path / f"videos/{number:03d}.mp4").write_bytes(b"not a video")
+    flags = [f"--annotation={tmp_path / 'vidal.json'}", f"--root={tmp_path}"]
+    main(["annotate", f"--videos={tmp_path / 'videos'}", *flags])
+    with pytest.raises(UserError, match=r"112 of 112 entries failed, more than --max-bad-share 10%: see"):
+        main(["sound", *flags, "--workers=0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["processes", "ranks", "ray"])
+def test_nothing_is_half_written_after_kills_at_random(runner, videos, made, tmp_path):
+    flags = [*annotated(videos, tmp_path), "--max-bad-share=0.5", "--batch-size=1"]
+    more = {"processes": ["--workers=2"], "ranks": ["--workers=0"], "ray": ["--engine=ray", "--workers=2"]}[runner]
+    command = [sys.executable, *STEP, "frames", *flags, *more]
+    if runner == "ranks":
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    expected = {name: data for name, data in files(made).items() if "_audio" not in name}
+    rng = random.Random(runner)
+    for _ in range(10):
+        process = subprocess.Popen(
+            command, cwd=ROOT, start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(rng.uniform(2, 12))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert (
+            files(tmp_path).items() <= {**expected, **{k: v for k, v in files(tmp_path).items() if ".tmp" in k}}.items()
+        )
+    assert subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
+    assert {name: data for name, data in files(tmp_path).items() if ".tmp" not in name} == expected
+    found = report(tmp_path, "frames")
+    assert (found["entries"], found["there before"] + found["made"], found["failed"]) == (7, 6, 1)
