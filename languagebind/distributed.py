@@ -39,19 +39,28 @@ def init_process(device: str | None = None) -> Process:
     By default, the device is this rank's GPU, or the CPU if there is no GPU.
     """
     _adopt_slurm_variables()
+    target = own_device(device)
+    if "RANK" not in os.environ:
+        return Process(0, 1, target)
+    backend = "nccl" if target.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None)
+    return Process(dist.get_rank(), dist.get_world_size(), target)
+
+
+def own_device(device: str | None = None) -> torch.device:
+    """Return the device for this rank: by default its GPU, or the CPU if there is no GPU.
+
+    Raises `UserError` if the device cannot be used.
+    """
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if target.type == "cuda":
             target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", target.index or 0)))
             torch.cuda.set_device(target)
         torch.empty(1, device=target).cpu()
+        return target
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"--device {device} cannot be used here: {first_line(error)[:200]}") from error
-    if "RANK" not in os.environ:
-        return Process(0, 1, target)
-    backend = "nccl" if target.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None)
-    return Process(dist.get_rank(), dist.get_world_size(), target)
 
 
 def _adopt_slurm_variables() -> None:

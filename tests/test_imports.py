@@ -27,6 +27,7 @@ FLOORS = {
     "languagebind.eval.prepare": 7,
     "languagebind.eval.report": 7,
     "languagebind.partner": 7,
+    "languagebind.generate": 7,
     "training": 8,
     "scripts": 9,
 }

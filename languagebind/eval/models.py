@@ -74,7 +74,7 @@ def model_name(spec: str) -> str:
         if tag is None:
             return f"open_clip-{Path(name.partition(':')[2]).name}"
         return f"open_clip-{name}-{Path(tag).stem if '/' in tag or Path(tag).is_file() else tag}"
-    return "-".join(_callable_parts(spec) or (checkpoint_name(spec),))
+    return "-".join(callable_parts(spec) or (checkpoint_name(spec),))
 
 
 def checkpoint_of(spec: str) -> str:
@@ -101,7 +101,7 @@ def load_eval_model(
     kind: Any
     if spec.startswith(OPEN_CLIP):
         model, kind = _load_open_clip(spec, modality or default_modality)
-    elif parts := _callable_parts(spec):
+    elif parts := callable_parts(spec):
         model, kind = _load_external(spec, *parts)
     else:
         asked = modality or (default_modality if spec.startswith(IMAGEBIND) else None)
@@ -216,19 +216,25 @@ def _pixel_change(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return ((mean - own_mean) / own_std).float(), (std / own_std).float()
 
 
-def _callable_parts(spec: str) -> tuple[str, str] | None:
+def callable_parts(spec: str) -> tuple[str, str] | None:
+    """Return the two parts of MODULE:FUNCTION, or None for another specification."""
     match = CALLABLE.fullmatch(spec) if not (Path(spec).exists() or spec.startswith((CLIP4CLIP, IMAGEBIND))) else None
     return (match[1], match[2]) if match else None
 
 
-def _load_external(spec: str, module: str, function: str) -> tuple[ExternalModel, Modality]:
+def call_named(spec: str, module: str, function: str) -> Any:
+    """Return what the function of a MODULE:FUNCTION returns, or None if the module has no such function."""
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"{spec}: {module} cannot be imported: {error} (put its folder on PYTHONPATH)") from error
     for name in function.split("."):
         found = getattr(found, name, None)
-    external = found() if callable(found) else None
+    return found() if callable(found) else None
+
+
+def _load_external(spec: str, module: str, function: str) -> tuple[ExternalModel, Modality]:
+    external = call_named(spec, module, function)
     text, *inputs = (callable(getattr(external, name, None)) for name in ("encode_text", "encode", "encode_files"))
     if not (text and any(inputs)):
         raise UserError(f"{spec} should return an object with encode_text, and with encode or encode_files")

@@ -14,14 +14,17 @@ from functools import partial
 from typing import Any
 
 from ..config import UserError, parse, run
-from . import annotation, frames
+from . import annotation, depth, frames, infrared
 from .runners import RunOptions, run_step
 
 # Of each step, its class and its options
 STEPS: dict[str, tuple[Any, Any]] = {
     "frames": (frames.Frames, frames.FrameOptions),
     "sound": (frames.Sound, frames.SoundOptions),
+    "depth": (depth.Depth, depth.DepthOptions),
+    "infrared": (infrared.Infrared, infrared.InfraredOptions),
 }
+WARNINGS = {"infrared": infrared.warning}  # of a report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +49,8 @@ def print_report(name: str, report: dict[str, Any]) -> None:
     print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in counts.items()))
     for reason, failed in report["failures"].items():
         print(f"  {reason}: {failed['count']}, such as {failed['examples'][0]['detail']}")
+    if name in WARNINGS and (text := WARNINGS[name](report)):
+        print(f"warning: {text}")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def read_weights(name: str, lora_rank: int, lora_alpha: float, variant: str | No
     Raises `WeightsError` if adapters are incomplete or have another rank, or weights are integers.
     """
     raw: State = {}
-    for path in _weight_files(name, variant, **hub):
+    for path in weight_files(name, variant, **hub):
         raw |= tensors_of(read_file(path), path)
     try:
         state = published_names(merge_lora(raw, lora_alpha, lora_rank))
@@ -121,7 +121,8 @@ def read_weights(name: str, lora_rank: int, lora_alpha: float, variant: str | No
     return {key: value.to(widest) for key, value in state.items()}
 
 
-def _weight_files(name: str, variant: str | None, **hub: Any) -> list[Path]:
+def weight_files(name: str, variant: str | None, **hub: Any) -> list[Path]:
+    """Return the paths of a pinned checkpoint's weights, downloaded if necessary."""
     if Path(name).is_file():
         return [Path(name)]
     files = [f".{variant}.".join(file.rsplit(".", 1)) for file in WEIGHTS] if variant else WEIGHTS
