@@ -70,8 +70,7 @@ class Infrared(FrameStep):
         return own | {"weights_sha256": weights, "torch": torch.__version__}
 
     def make(self, entry: Entry, frames: Tensor) -> tuple[list[bytes], tuple[str, ...]] | Failed:
-        torch.manual_seed(int(digest(entry.id)[:12], 16))  # some models draw random numbers
-        made = self.translate(frames)
+        made = self.translate(frames, seed=int(digest(entry.id)[:12], 16))
         low, high = made.aminmax()
         if not low < high < torch.inf:  # nor is NaN
             return Failed("no picture", f"{entry.id}: the model's output is NaN, infinite or the same everywhere")
@@ -81,14 +80,18 @@ class Infrared(FrameStep):
         return [encoded(each, "JPEG", quality=95) for each in made.mul(255).round().to(torch.uint8)], notes
 
     @torch.no_grad()
-    def translate(self, frames: Tensor) -> Tensor:
-        """Return the model's output (T, 1 or 3, h, w), on the CPU, for frames (T, 3, H, W) in bytes."""
+    def translate(self, frames: Tensor, seed: int) -> Tensor:
+        """Return the model's output (T, 1 or 3, h, w), on the CPU, for frames (T, 3, H, W) in bytes.
+
+        The seed is for models that draw random numbers.
+        """
         model, device = self._loaded
         unit, short = self.options.multiple, min(frames.shape[-2:])
         sides = [side * (self.options.size or short) / short for side in frames.shape[-2:]]
         size = [max(1, round(side / unit)) * unit for side in sides]
         x = F.interpolate(frames.to(device) / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
         name, shape = self.options.model, tuple(x.shape)
+        torch.manual_seed(seed)
         try:
             made = torch.as_tensor(model(x)).float().cpu()
         except (RuntimeError, AssertionError) as error:

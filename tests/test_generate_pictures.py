@@ -1,0 +1,474 @@
+"""Depth and infrared made from frames: values, refusals, the same bytes by every runner, records, packing."""
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+import tarfile
+from importlib.metadata import version
+
+import cv2
+import depth_models
+import numpy as np
+import pytest
+import torch
+from helpers import call
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
+
+from languagebind.config import UserError
+from languagebind.data.making import main as make_shards
+from languagebind.generate.__main__ import main
+from languagebind.generate.depth import Depth, DepthOptions
+from languagebind.generate.infrared import Infrared, InfraredOptions
+from languagebind.generate.steps import Entry, Failed
+from languagebind.modalities.depth import Depth as DepthModality
+
+SIZES = {"wide": (96, 64), "tall": (64, 112), "small": (80, 48)}  # width and height
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny depth models, by their kind."""
+    root = tmp_path_factory.mktemp("models")
+    for name, write in depth_models.MODELS.items():
+        (root / name).mkdir()
+        write(root / name)
+    return root
+
+
+class Net(nn.Module):
+    """A quarter of the size; one channel from -1 to 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 1, 4, stride=4)
+
+    def forward(self, x):
+        return torch.tanh(8 * self.down(torch.relu(self.conv(x))))
+
+
+def exported(path, sizes=(2, 3, 32, 48), fixed=False):
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    program = torch.export.export(Net(), (torch.rand(sizes),), dynamic_shapes=None if fixed else [free])
+    torch.export.save(program, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("net") / "net.pt2")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Frames in VIDAL's layout, and their annotation."""
+    rng = np.random.default_rng(0)
+    for name, size in SIZES.items():
+        folder = tmp_path / f"clips_resize256_skip15/{name}_resize256_folder"
+        folder.mkdir(parents=True)
+        for k in range(8):
+            picture = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8))
+            picture.resize(size, Image.Resampling.BICUBIC).save(folder / f"{k}.jpg", quality=95)
+    entries = {name: {"folder": "clips", "raw": f"a {name} clip"} for name in SIZES}
+    (tmp_path / "vidal.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def flags(root, *more, workers=0):
+    return [f"--annotation={root / 'vidal.json'}", f"--root={root}", f"--workers={workers}", *map(str, more)]
+
+
+def pictures(root, name):
+    """The eight frames of an entry, as Pillow reads them."""
+    return [Image.open(root / f"clips_resize256_skip15/{name}_resize256_folder/{k}.jpg") for k in range(8)]
+
+
+def results(root, kind):
+    """The contents of all results."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.glob(f"clips/*_{kind}_folder/*")}
+
+
+def remove(root, step):
+    """Remove the results and the record of a step."""
+    kind = {"depth": "depth_f8glpn", "infrared": "thermal"}[step]
+    for folder in [root / "generate" / step, *root.glob(f"clips/*_{kind}_folder")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(root, name, kind, suffix):
+    return [np.asarray(Image.open(root / f"clips/{name}_{kind}_folder/{k}.{suffix}")) for k in range(8)]
+
+
+def failure(root, step):
+    (reason,) = json.loads((root / "generate" / step / "report.json").read_bytes())["failures"].items()
+    return reason
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", depth_models.MODELS)
+def test_depth_is_that_of_transformers_pipeline(kind, models, root):
+    main(["depth", *flags(root, f"--model={models / kind}", "--size=picture")])
+    estimate = pipeline("depth-estimation", model=str(models / kind), device="cpu")
+    for name, (width, height) in SIZES.items():
+        for found, picture in zip(read(root, name, "depth_f8glpn", "png"), pictures(root, name), strict=True):
+            metres = estimate(picture)["predicted_depth"].numpy()
+            assert found.dtype == np.uint16
+            assert found.shape == (height, width)
+            assert np.ptp(metres) > 0.001
+            wanted = np.where(metres > 0, metres, 0) * 1000
+            assert np.abs(found - wanted).max() <= 0.5 + 0.1  # rounded; the pipeline has batches of one
+
+
+@pytest.mark.parametrize("kind", ["glpn", "depth_anything"])
+def test_depth_has_the_size_and_limit_of_the_originals(kind, models, root):
+    main(["depth", *flags(root, f"--model={models / kind}")])
+    model = AutoModelForDepthEstimation.from_pretrained(models / kind)
+    processor = AutoImageProcessor.from_pretrained(models / kind)
+    for name, size in {"wide": (384, 256), "tall": (256, 448), "small": (426, 256)}.items():
+        for found, picture in zip(read(root, name, "depth_f8glpn", "png"), pictures(root, name), strict=True):
+            with torch.no_grad():
+                raw = model(**processor(picture, return_tensors="pt")).predicted_depth[0].numpy()
+            wanted = cv2.resize(raw, size, interpolation=cv2.INTER_CUBIC).clip(0, 10) * 1000
+            assert np.abs(found - wanted).max() <= 0.5 + 0.1
+    if kind == "depth_anything":
+        assert found.max() == 10_000
+
+
+def test_unknown_depth_is_0_and_far_depth_is_clipped(models, root):
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 0.0004, 1.2346, 9.9, 12.0, 65.6, 1e6])
+    for size, far in (("original", [10_000] * 3), ("picture", [12_000, 65_535, 65_535])):
+        step = Depth(root, DepthOptions(str(models / "glpn"), size=size))
+        step.estimate = lambda frames, size: values.expand(8, 1, -1)
+        contents, _ = step.make(Entry("wide", {}), torch.zeros(8, 3, 64, 96, dtype=torch.uint8))
+        found = np.asarray(Image.open(io.BytesIO(contents[0])))
+        assert found.tolist() == [[0, 0, 0, 0, 0, 0, 1235, 9900, *far]]
+    step.estimate = lambda frames, size: torch.full((8, 1, 4), torch.nan)
+    made = step.make(Entry("wide", {}), torch.zeros(8, 3, 64, 96, dtype=torch.uint8))
+    assert isinstance(made, Failed)
+    assert made.reason == "no depth"
+
+
+def test_models_without_metres_are_refused_before_any_work(models, root, tmp_path):
+    (tmp_path / "relative").mkdir()
+    depth_models.depth_anything(tmp_path / "relative", kind="relative")
+    depth_models.config_only(tmp_path / "dpt", model_type="dpt")
+    depth_models.config_only(tmp_path / "bert", model_type="bert")
+    (tmp_path / "empty").mkdir()
+    advice = "use a metric depth_anything, glpn, zoedepth, depth_pro$"
+    for name, reason in {
+        "relative": r"relative \(depth_anything\) gives relative depth, which has no unit: " + advice,
+        "dpt": r"dpt \(dpt\) gives relative depth, which has no unit: " + advice,
+        "bert": r"bert \(bert\) is not known to give metres: " + advice,
+        "empty": "empty has no config.json: name a model of transformers",
+        "nowhere": "there is no folder .*nowhere",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            main(["depth", *flags(root, f"--model={tmp_path / name}")])
+    assert not (root / "generate").exists()
+
+
+def test_weights_that_are_not_in_the_files_are_never_random(models, root, tmp_path):
+    (tmp_path / "model").mkdir()
+    depth_models.glpn(tmp_path / "model")
+    state = load_file(tmp_path / "model/model.safetensors")
+    del state["head.head.2.weight"]
+    save_file(state, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model lacks 1 of the model's weights, such as head\.head\.2\.weight"):
+        main(["depth", *flags(root, f"--model={tmp_path / 'model'}")])
+    assert not results(root, "depth_f8glpn")
+
+
+def test_frames_that_are_missing_or_damaged_are_counted(models, root):
+    folder = root / "clips_resize256_skip15/wide_resize256_folder"
+    whole = (folder / "3.jpg").read_bytes()
+    (folder / "3.jpg").write_bytes(whole[:-400])
+    more = (f"--model={models / 'glpn'}", "--max-bad-share=1")
+    main(["depth", *flags(root, *more)])
+    reason, found = failure(root, "depth")
+    assert (reason, found["count"]) == ("unreadable frames", 1)
+    Image.new("RGB", (64, 64)).save(folder / "3.jpg")
+    main(["depth", *flags(root, *more)])
+    assert failure(root, "depth")[0] == "unreadable frames"
+    shutil.rmtree(folder)
+    main(["depth", *flags(root, *more)])
+    reason, found = failure(root, "depth")
+    assert (reason, "run generate frames first" in found["examples"][0]["detail"]) == ("no frames", True)
+    assert len(results(root, "depth_f8glpn")) == 16
+
+
+@pytest.mark.parametrize("step", ["depth", "infrared"])
+def test_batches_and_workers_give_the_same_bytes(step, models, net, root):
+    model, kind = {"depth": (models / "glpn", "depth_f8glpn"), "infrared": (net, "thermal")}[step]
+    main([step, *flags(root, f"--model={model}")])
+    expected = results(root, kind)
+    assert len(expected) == 24
+
+    def again(run, *more, workers=0):
+        remove(root, step)
+        run([step, *flags(root, f"--model={model}", *more, workers=workers)])
+        assert results(root, kind) == expected
+
+    again(main, "--batch-size=1")
+    again(main, "--batch-size=2")
+    workers = {"depth": 2, "infrared": 1}[step]
+    again(lambda argv: call("-m", "languagebind.generate", *argv), "--batch-size=1", workers=workers)
+
+
+def test_records_name_the_weights_and_their_licence(models, net, root, tmp_path):
+    main(["depth", *flags(root, f"--model={models / 'glpn'}")])
+    weights = models / "glpn/model.safetensors"
+    assert json.loads((root / "generate/depth/record.json").read_bytes()) == {
+        "model": str(models / "glpn"), "revision": None, "licence": "apache-2.0", "size": "original", "half": True,
+        "weights_sha256": {"model.safetensors": sha256(weights)},
+        "torch": torch.__version__, "transformers": version("transformers"),
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"depth was made with licence apache-2.0, not None: keep it"):
+        main(["depth", *flags(root, f"--model={models / 'depth_anything'}")])
+    main(["infrared", *flags(root, f"--model={net}", "--size=48")])
+    assert json.loads((root / "generate/infrared/record.json").read_bytes()) == {
+        "model": str(net), "size": 48, "multiple": 16, "weights_sha256": sha256(net), "torch": torch.__version__
+    }  # fmt: skip
+    with pytest.raises(UserError, match="infrared was made with size 48, not None: keep it"):
+        main(["infrared", *flags(root, f"--model={net}")])
+
+
+def test_a_model_of_the_hub_is_recorded_with_its_commit(root, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / f"hub/models--someone--tiny/snapshots/{commit}"
+    folder.mkdir(parents=True)
+    depth_models.glpn(folder)
+    (tmp_path / "hub/models--someone--tiny/refs").mkdir()
+    (tmp_path / "hub/models--someone--tiny/refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    record = Depth(root, DepthOptions("someone/tiny")).record()
+    assert (record["model"], record["revision"], record["licence"]) == ("someone/tiny", commit, "apache-2.0")
+    with pytest.raises(UserError, match="there is no folder someone/other, and it is not in the cache"):
+        Depth(root, DepthOptions("someone/other"))
+
+
+def test_infrared_is_the_output_of_the_model(net, root):
+    main(["infrared", *flags(root, f"--model={net}")])
+    for name, (width, height) in SIZES.items():
+        x = np.stack([np.asarray(picture) for picture in pictures(root, name)]) / 255
+        with torch.no_grad():
+            made = Net()(torch.from_numpy(x).permute(0, 3, 1, 2).float())[:, 0].numpy()
+        made = (made - made.min()) / (made.max() - made.min())  # of the clip
+        for found, frame in zip(read(root, name, "thermal", "jpg"), made, strict=True):
+            wanted = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1) * 255
+            assert np.abs(found - wanted).max() < 12  # JPEG
+            assert np.abs(found - wanted).mean() < 2
+
+
+def test_infrared_keeps_the_aspect_at_another_size(root):
+    sizes = []
+
+    class Seen(nn.Module):
+        def forward(self, x):
+            sizes.append(tuple(x.shape))
+            return x[:, [2, 0, 1]]
+
+    step = Infrared(root, InfraredOptions("", size=96, multiple=32))
+    step.__dict__["_loaded"] = Seen(), torch.device("cpu")
+    for name, entry in json.loads((root / "vidal.json").read_text()).items():
+        (made,) = step([Entry(name, entry)])
+        ((folder, contents),) = made.files.items()
+        assert folder == root / f"clips/{name}_thermal_folder"
+        for k, picture in enumerate(pictures(root, name)):
+            found = Image.open(io.BytesIO(contents[f"{k}.jpg"]))
+            assert (found.mode, found.size) == ("RGB", SIZES[name])
+            assert np.abs(np.asarray(found)[..., 1].astype(int) - np.asarray(picture)[..., 0]).mean() < 12
+    assert sizes == [(8, 3, 96, 128), (8, 3, 160, 96), (8, 3, 96, 160)]
+
+
+NETS = """
+import torch
+from torch import nn
+
+weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+
+class Grey(nn.Module):
+    def forward(self, x):
+        return 0.2 + 0.5 * (x * weights).sum(1, keepdim=True)
+
+class Inverted(Grey):
+    def forward(self, x):
+        y = 1 - super().forward(x)
+        return y.expand(-1, 3, -1, -1)
+
+class Other(nn.Module):
+    def forward(self, x):
+        return (x[:, :1] - x[:, 2:]).abs()
+
+class Noise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)  # which draws numbers, too
+        self.conv.weight.data.zero_()
+        self.conv.bias.data.zero_()
+
+    def forward(self, x):
+        return torch.rand_like(x)
+
+class Flat(nn.Module):
+    def forward(self, x):
+        return x * 0 + 0.5
+
+class Small(nn.Module):
+    def forward(self, x):
+        return x[:, 0]
+
+def plain():
+    return lambda x: x[:, 1:2].numpy() ** 2
+
+def needy(x):
+    return x
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_a_test.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "nets_of_a_test"
+
+
+def test_results_that_are_grey_are_counted_and_warned_of(nets, root, capsys):
+    for name, note, share in (
+        ("Grey", "3 like grey", "3 of 3 clips (100%) are the grey of the frames, 0 of them inverted"),
+        ("Inverted", "3 like inverted grey", "3 of 3 clips (100%) are the grey of the frames, 3 of them inverted"),
+        ("Other", "", ""),
+    ):
+        remove(root, "infrared")
+        main(["infrared", *flags(root, f"--model={nets}:{name}")])
+        printed = capsys.readouterr().out
+        assert note in printed
+        assert (f"warning: {share}" in printed) if share else ("warning" not in printed and "grey" not in printed)
+
+
+def test_random_models_give_each_clip_its_own_numbers(nets, root):
+    more = f"--model={nets}:Noise"
+    main(["infrared", *flags(root, more, "--batch-size=1")])
+    expected = results(root, "thermal")
+    assert len(set(expected.values())) == 24
+    shutil.rmtree(root / "clips/tall_thermal_folder")
+    main(["infrared", *flags(root, more)])
+    assert results(root, "thermal") == expected
+
+
+def test_infrared_models_that_do_not_fit(nets, root, tmp_path):
+    fixed = exported(tmp_path / "fixed.pt2", fixed=True)
+    (tmp_path / "text.pt2").write_text("no archive")
+    for model, reason in {
+        fixed: r"fixed.pt2 fails for pictures \(8, 3, 64, 96\): Guard failed.*export it with dynamic batch",
+        tmp_path / "text.pt2": "cannot read .*text.pt2 as a file of torch.export",
+        tmp_path / "none.pt2": "cannot read .*none.pt2 as a file of torch.export: .*No such file",
+        f"{nets}:Small": r"Small turns \(8, 3, 64, 96\) into \(8, 64, 96\); it should turn pictures",
+        f"{nets}:missing": "missing should be a .pt2 file, or a MODULE:FUNCTION that returns a model",
+        "nowhere.net:Net": "nowhere.net cannot be imported",
+        "net.onnx": "net.onnx should be a .pt2 file, or a MODULE:FUNCTION that returns a model",
+        "srgb-tir:weights.pt": "--checkout None: No module named 'networks'; it should be a clone",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            main(["infrared", *flags(root, f"--model={model}")])
+        assert not results(root, "thermal")
+        remove(root, "infrared")
+    main(["infrared", *flags(root, f"--model={nets}:Flat", "--max-bad-share=1")])
+    assert (failure(root, "infrared")[0], failure(root, "infrared")[1]["count"]) == ("no picture", 3)
+    remove(root, "infrared")
+    main(["infrared", *flags(root, f"--model={nets}:plain")])
+    assert len(results(root, "thermal")) == 24
+
+
+CLONES = {
+    "networks.py": """
+from torch import nn
+
+class AdaINGen(nn.Module):  # encode and decode are those of MUNIT's generator
+    def __init__(self, channels, sizes):
+        super().__init__()
+        self.content, self.picture = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+        self.style = nn.Linear(sizes["style_dim"], 4)
+
+    def encode(self, x):
+        return self.content(x), None
+
+    def decode(self, content, style):
+        return self.picture(content * self.style(style[:, :, 0, 0])[:, :, None, None])
+""",
+    "configs/tir2rgb_folder.yaml": "gen: {style_dim: 8}\ninput_dim_a: 3\ninput_dim_b: 3\n",
+    "thermalgen_demo.py": """
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+class ThermalGenSIT(nn.Module, PyTorchModelHubMixin):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.classes = scale, nn.Embedding(1001, 1)
+
+    def forward(self, x, classes):
+        return self.scale * x[:, :1] * self.classes(classes)[:, :, None, None]
+""",
+}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with the interface of the clones; the code of sRGB-TIR and ThermalGen is not ours to copy."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name, text in CLONES.items():
+        path = tmp_path / "clone" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "clone"
+
+
+def test_adapters_call_the_users_clones(clone, root, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(clone)
+    import networks
+    import thermalgen_demo
+
+    generators = [networks.AdaINGen(3, {"style_dim": 8}) for _ in "ab"]
+    torch.save({key: net.state_dict() for key, net in zip("ab", generators, strict=True)}, tmp_path / "weights.pt")
+    thermalgen_demo.ThermalGenSIT(scale=0.5).save_pretrained(tmp_path / "thermalgen")
+    x = torch.rand(8, 3, 64, 96)
+    frames = (x * 255).round().to(torch.uint8)
+    values = frames / 127.5 - 1
+
+    def made(model):
+        return Infrared(root, InfraredOptions(f"{model}", checkout=clone)).translate(frames, seed=1)
+
+    torch.manual_seed(1)
+    style = torch.randn(1, 8, 1, 1).repeat(8, 1, 1, 1)
+    with torch.no_grad():
+        wanted = generators[0].decode(generators[1].encode(values)[0], style)
+    torch.testing.assert_close(made(f"srgb-tir:{tmp_path / 'weights.pt'}"), wanted, rtol=1e-4, atol=1e-5)
+    weight = load_file(tmp_path / "thermalgen/model.safetensors")["classes.weight"][1000]
+    wanted = (0.5 * values[:, :1] * weight).clamp(-1, 1)
+    torch.testing.assert_close(made(f"thermalgen:{tmp_path / 'thermalgen'}"), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_results_are_packed_and_read_in_metres(models, net, root, tmp_path):
+    main(["depth", *flags(root, f"--model={models / 'glpn'}")])
+    main(["infrared", *flags(root, f"--model={net}")])
+    make_shards(["vidal", f"--annotation={root / 'vidal.json'}", f"--root={root}", "--modality", "depth", "infrared",
+                 f"--output={tmp_path / 'shards'}"])  # fmt: skip
+    (shard,) = (tmp_path / "shards").glob("*.tar")
+    with tarfile.open(shard) as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive}
+    for name in SIZES:
+        for k, millimetres in enumerate(read(root, name, "depth_f8glpn", "png")):
+            metres = DepthModality().decode(members[f"{name}.{k}.depth.png"])
+            np.testing.assert_allclose(metres.numpy(), millimetres / 1000, rtol=1e-6)
+            assert 1 < metres.median() < 9
+            assert (
+                members[f"{name}.{k}.infrared.jpg"] == results(root, "thermal")[f"clips/{name}_thermal_folder/{k}.jpg"]
+            )
