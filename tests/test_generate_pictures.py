@@ -321,6 +321,10 @@ class Flat(nn.Module):
     def forward(self, x):
         return x * 0 + 0.5
 
+class Broken(nn.Module):
+    def forward(self, x):
+        return (x > 0.5).float().log()
+
 class Small(nn.Module):
     def forward(self, x):
         return x[:, 0]
@@ -380,9 +384,11 @@ def test_infrared_models_that_do_not_fit(nets, root, tmp_path):
             main(["infrared", *flags(root, f"--model={model}")])
         assert not results(root, "thermal")
         remove(root, "infrared")
-    main(["infrared", *flags(root, f"--model={nets}:Flat", "--max-bad-share=1")])
-    assert (failure(root, "infrared")[0], failure(root, "infrared")[1]["count"]) == ("no picture", 3)
-    remove(root, "infrared")
+    for name in ("Flat", "Broken"):
+        main(["infrared", *flags(root, f"--model={nets}:{name}", "--max-bad-share=1")])
+        reason, found = failure(root, "infrared")
+        assert (reason, found["count"]) == ("no picture", 3)
+        remove(root, "infrared")
     main(["infrared", *flags(root, f"--model={nets}:plain")])
     assert len(results(root, "thermal")) == 24
 

@@ -16,11 +16,11 @@ from ..config import UserError, parse
 from ..data.tables import read_manifest
 from ..data.vidal import read_annotation
 from ..files import atomic_file, files_below, locked
-from ..modalities.video import Video
+from ..modalities import modality_class
 from .steps import Entry
 
 SOURCE = "source"  # field with the path of an entry's video, relative to the root
-VIDEOS = [name for name in Video.extensions if name not in ("jpg", "jpeg", "png")]
+VIDEOS = [name for name in modality_class("video").extensions if name not in ("jpg", "jpeg", "png")]
 
 
 class Journals:

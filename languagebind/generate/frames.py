@@ -12,13 +12,13 @@ import numpy as np
 from ..config import UserError, to_dict
 from ..data.packing import PackOptions, jpeg
 from ..data.vidal import NUM_FRAMES, media_paths
-from ..modalities import DecodeError
+from ..modalities import DecodeError, modality_class
 from ..modalities._containers import open_stream
-from ..modalities.audio import Audio
-from ..modalities.video import Video
 from .annotation import SOURCE
 from .steps import Entry, Failed, Made
 
+VIDEO: Any = modality_class("video")()
+AUDIO: Any = modality_class("audio")()
 SILENT = 1e-4  # the largest sample of a track that is counted as silent
 
 
@@ -77,7 +77,7 @@ class Frames:
     def _one(self, entry: Entry) -> Made | Failed:
         source = video_of(self.root, entry)
         try:
-            frames = Video().read_part(source, 0, choose=self._indices)
+            frames = VIDEO.read_part(source, 0, choose=self._indices)
             folder, *clips = self._results(entry)
             pictures = {f"{k}.jpg": jpeg(frame, self.packing) for k, frame in enumerate(frames)}
             side = f"'if(gt(iw,ih),-2,min(iw,{self.options.size}))':'if(gt(iw,ih),min(ih,{self.options.size}),-2)'"
@@ -121,7 +121,7 @@ class Sound:
                     return Made(notes=("no sound track",))
             rate = [] if self.options.rate is None else ["-ar", str(self.options.rate)]
             data = ffmpeg(source, f".{self.options.format}", "-vn", *rate)
-            samples, _ = Audio().decode(data)
+            samples, _ = AUDIO.decode(data)
         except DecodeError as error:
             return Failed("unreadable sound", f"{source}: {error.reason}")
         return Made({self._result(entry): data}, notes=("silent",) if samples.abs().max() < SILENT else ())

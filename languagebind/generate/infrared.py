@@ -72,7 +72,7 @@ class Infrared(FrameStep):
     def make(self, entry: Entry, frames: Tensor) -> tuple[list[bytes], tuple[str, ...]] | Failed:
         made = self.translate(frames, seed=int(digest(entry.id)[:12], 16))
         low, high = made.aminmax()
-        if not low < high < torch.inf:  # nor is NaN
+        if not -torch.inf < low < high < torch.inf:
             return Failed("no picture", f"{entry.id}: the model's output is NaN, infinite or the same everywhere")
         made = F.interpolate((made - low) / (high - low), frames.shape[-2:], mode="bicubic").clamp(0, 1)
         alike = correlation(*(rgb_to_grayscale(clip) for clip in (frames / 255, made)))

@@ -1,21 +1,20 @@
 """What Ray Data needs of a step: a source of batches, and a worker in an actor. Imported only with Ray."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from .runners import Share, Worker
 from .steps import Entry
 
 
 class Batches(Datasource):
     """Batches as rows, read by one task while actors work."""
 
-    def __init__(self, share: Share):
+    def __init__(self, share: Iterable[tuple[int, list[Entry]]]):
         super().__init__()
         self.share = share
 
@@ -33,7 +32,7 @@ class Batches(Datasource):
 class RayWorker:
     """A worker in an actor."""
 
-    def __init__(self, make: Callable[[], Worker]):
+    def __init__(self, make: Callable[[], Callable[[Sequence[Entry]], Any]]):
         self.worker = make()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
