@@ -43,6 +43,7 @@ ONLY_IN = {
     "wandb": {"training/logger.py"},
     "open_clip": {"languagebind/text.py", "languagebind/weights.py"},
     "peft": {"languagebind/lora.py"},
+    "openai": {"languagebind/generate/chat.py"},
 }
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..config import UserError, parse, run
-from . import annotation, depth, frames, infrared
+from . import annotation, captions, chat, depth, frames, infrared
 from .runners import RunOptions, run_step
 
 # Of each step, its class and its options
@@ -23,6 +23,8 @@ STEPS: dict[str, tuple[Any, Any]] = {
     "sound": (frames.Sound, frames.SoundOptions),
     "depth": (depth.Depth, depth.DepthOptions),
     "infrared": (infrared.Infrared, infrared.InfraredOptions),
+    "captions": (captions.Captions, chat.ChatOptions),
+    "polish": (captions.Polish, chat.ChatOptions),
 }
 WARNINGS = {"infrared": infrared.warning}  # of a report
 
