@@ -50,7 +50,10 @@ class HubModel:
         }
 
     def load(self, auto_class: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-        """Return the model in eval mode; None: in the dtype of its weights. Raises `UserError` if the files lack some of its weights."""
+        """Return the model in eval mode; without a dtype, in that of its weights.
+
+        Raises `UserError` if the files lack some of the weights.
+        """
         model, found = auto_class.from_pretrained(self.found, output_loading_info=True, **self.hub)
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
