@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from ..config import UserError, digest
 from ..data.vidal import clean_captions, clean_title, media_paths, texts_of
-from ..modalities import DecodeError
-from ..modalities.image import Image
+from ..modalities import DecodeError, modality_class
 from .chat import ChatOptions, Endpoint, Local, Question, Unanswered, ask
 from .steps import Entry, Failed, Made
 
@@ -110,5 +109,5 @@ class Polish(Written):
 def _part(path: Path) -> dict[str, Any]:
     """Return a JPEG file as a part of a message. Raises `DecodeError` if it is not a picture."""
     data = base64.b64encode(path.read_bytes()).decode()
-    Image().decode(path)
+    modality_class("image")().decode(path)
     return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
