@@ -64,6 +64,7 @@ class TrainState:
     engine: Engine
     ema: Ema | None = None
     partner: Partner | None = None
+    former: dict[str, Any] | None = None  # the partner in the checkpoint that the run resumed from
     anchor_loss: Any = None  # this rank's loss against the partner in the last step, before its weight
     step: int = 0
     """number of optimizer steps taken"""
@@ -79,6 +80,7 @@ def checkpoint_content(
     state: TrainState, config: dict[str, Any], text_fingerprint: str, shards_digest: str
 ) -> dict[str, Any]:
     """Return the content of a checkpoint. All ranks must call this function."""
+    partner = state.partner and vars(state.partner.store) | {"weight": state.partner.weight}
     content = {
         "model": state.engine.model_state(),
         "optimizer": state.engine.optimizer_state(),
@@ -86,7 +88,7 @@ def checkpoint_content(
         "step": state.step,
         "config": config,
         "text_fingerprint": text_fingerprint,
-        "partner": state.partner and vars(state.partner.store) | {"weight": state.partner.weight},
+        "partner": partner if partner and partner["weight"] else state.former or partner,
         "shards": shards_digest,
         "ranks": gather_objects({"rng": state.rng, "drawn": dict(state.drawn), "skipped": state.skipped}),
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
@@ -146,7 +148,7 @@ def restore(
         warn("%s has a moving average of the weights, which is dropped: pass --ema-decay to keep it", path)
     elif state.ema is not None:
         warn("%s has no moving average of the weights: the average starts now", path)
-    state.step = checkpoint["step"]
+    state.step, state.former = checkpoint["step"], checkpoint.get("partner")
     # Rank 0 takes the total, because the number of ranks may have changed.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
     order = _sample_order(before, checkpoint.get("shards", shards_digest), len(checkpoint["ranks"]))

@@ -58,13 +58,13 @@ def mixture_of(runs: Mapping[str, TrainConfig]) -> dict[str, float]:
 
 def _check(runs: Mapping[str, TrainConfig]) -> None:
     """Check the options of several modalities that train together."""
-    shared = {name: vars(x.checkpoint) | vars(x.remote) | {"device": x.device} for name, x in runs.items()}
-    (first, values), *others = shared.items()
-    for name, other in others:
-        if odd := [key for key in values if values[key] != other[key]]:
+    first, *_ = runs
+    shared = [vars(x.checkpoint) | vars(x.remote) | {"device": x.device, "mixture": x.mixture} for x in runs.values()]
+    for name, values in zip(runs, shared, strict=True):
+        if odd := [key for key in values if values[key] != shared[0][key]]:
             flag = f"--{odd[0].replace('_', '-')}"
             raise UserError(f"{flag} differs between {first} and {name}, which train together: pass it as a flag")
-    if values["keep_best"]:
+    if shared[0]["keep_best"]:
         raise UserError("--keep-best needs a run of one modality, because a checkpoint has all of them; leave it out")
     for name, config in runs.items():
         if config.model.tuning.tune_text:

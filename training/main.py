@@ -255,17 +255,17 @@ def accept(runs: Runs) -> None:
     """Write the options and start the logs, once all runs have accepted their checkpoint."""
     done, several, is_main = runs.step >= runs.total_steps, len(runs.runs) > 1, runs.process.is_main
     if done and is_main:
-        log.warning("nothing to do: %d steps are done, and the options ask for %d", runs.step, runs.total_steps)
+        log.warning("nothing to do: %d steps are done, and the options ask for no more", runs.step)
     elif is_main:
         set_aside_later(runs.folder / "checkpoints", runs.step)
         if several:
-            listed = {"config": [f"{name}/config.yaml" for name in runs.runs]}
+            listed = {"config": [f"{name}/config.yaml" for name in runs.runs], "mixture": runs.shares}
             write_atomic(runs.folder / "config.yaml", yaml.safe_dump(listed).encode())
     for name, own in runs.runs.items():
         config, folder = own.config, own.folder
         if is_main and not done:
             folder.mkdir(exist_ok=True)
-            again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
+            again = replace(config, mixture=(), checkpoint=replace(config.checkpoint, resume=None))  # given each time
             write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
         label = f"{name} " if several else ""
         own.logger = Logger(folder if is_main else None, config.log, to_dict(config), own.state.step, label)

@@ -122,7 +122,7 @@ class Runs:
     def __post_init__(self):
         self.first = next(iter(self.runs.values()))
         self.process, self.options = self.first.process, self.first.config.checkpoint
-        self.total_steps = sum(run.total_steps for run in self.runs.values())
+        self.total_steps = sum(max(x.state.step, x.total_steps) for x in self.runs.values())  # --epochs may be less now
 
     @property
     def step(self) -> int:
