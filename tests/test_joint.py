@@ -85,8 +85,24 @@ def test_one_checkpoint_opens_as_all_and_each_can_be_exported_alone(joint, tmp_p
 
 def test_one_modality_goes_on_alone_from_a_joint_checkpoint(joint, pairs):
     resume = f"--resume={joint / 'joint/checkpoints/step_00000004.pt'}"
-    main(flags(pairs, f"--config={pairs / 'infrared.yaml'}", "--name=on", resume))
+    main(flags(pairs, f"--config={joint / 'joint/infrared/config.yaml'}", "--name=on", resume))
     same_weights(checkpoint(joint, "on", 3), checkpoint(joint, "infrared", 3))
+
+
+def test_the_last_steps_are_saved_if_one_modality_wants_fewer_than_it_has_taken(joint, pairs):
+    (pairs / "less.yaml").write_text(RECIPES["depth"].replace("epochs: 2", "epochs: 1"))
+    (pairs / "more.yaml").write_text(RECIPES["infrared"].replace("epochs: 1", "epochs: 3"))
+    names = [f"--config={pairs / 'less.yaml'}", f"--config={pairs / 'more.yaml'}", "--name=changed"]
+    main(flags(pairs, *names, f"--resume={joint / 'joint/checkpoints/step_00000009.pt'}"))
+    assert [own["step"] for own in checkpoint(joint, "changed", 15)["modalities"].values()] == [6, 9]
+
+
+def test_each_modality_has_its_own_charts(pairs, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = [f"--config={pairs / 'joint.yaml'}", "--name=charts", "--report-to=wandb", "--train-num-samples=8"]
+    call("-m", "training.main", *flags(pairs, *more))
+    found = [path.relative_to(pairs / "logs/charts").parts[0] for path in (pairs / "logs/charts").rglob("*.wandb")]
+    assert sorted(found) == ["depth", "infrared"]
 
 
 @pytest.mark.parametrize("step", [4, 8])
@@ -110,6 +126,8 @@ def test_a_partner_by_name_is_the_other_encoder_as_it_is(pairs):
     whole = checkpoint(pairs / "logs", "pull", 2)["modalities"]
     assert whole["infrared"]["partner"] is None
     assert {"modality": "infrared", "weight": 0.5}.items() <= whole["depth"]["partner"].items()
+    main(flags(pairs, *more[:1], "--name=alone", f"--resume={pairs / 'logs/pull/checkpoints/step_00000002.pt'}"))
+    assert load(pairs / "logs/alone").model("depth").trained_with == ("text", "infrared")  # although not since then
     encoders = load(pairs / "logs/pull")
     assert encoders.model("depth").trained_with == ("text", "infrared")
     samples = [sample for path in sorted((pairs / "shards").glob("*.tar")) for sample in stream_samples(str(path))]
@@ -187,6 +205,7 @@ def test_files_of_one_modality_are_merged_and_of_several_are_not(pairs):
         (["--tune-text"], "--tune-text needs a run of one modality"),
         (["--anchor=depth", "--anchor-features=cached"], "depth trains beside infrared: use --anchor-features live"),
         (["--config={own}"], "--name differs between depth and infrared, which train together: pass it as a flag"),
+        (["--config={mixed}"], "--mixture differs between depth and infrared, which train together"),
         (["--config={tower}"], "modalities that train together need the same text tower"),
         (["--resume={depth}"], "cannot resume from .*step_00000006.pt: it has no encoder for infrared"),
     ],
@@ -194,7 +213,8 @@ def test_files_of_one_modality_are_merged_and_of_several_are_not(pairs):
 def test_what_several_modalities_cannot_do_is_refused(more, message, joint, pairs):
     (pairs / "own.yaml").write_text("modality: infrared\nname: own\n")
     (pairs / "tower.yaml").write_text("modality: infrared\ncontext_length: 32\n")
-    paths = {"own": pairs / "own.yaml", "tower": pairs / "tower.yaml"}
+    (pairs / "mixed.yaml").write_text("modality: infrared\nmixture: {infrared: 3}\n")
+    paths = {name: pairs / f"{name}.yaml" for name in ("own", "tower", "mixed")}
     more = [word.format(**paths, depth=joint / "depth/checkpoints/step_00000006.pt") for word in more]
     with pytest.raises(UserError, match=message):
         main(flags(pairs, f"--config={pairs / 'joint.yaml'}", *more))

@@ -267,6 +267,15 @@ def test_mistakes_are_named(data):
         run(data)
 
 
+def test_every_rank_hears_of_a_mask_that_stops_one(data, monkeypatch):
+    told = []
+    monkeypatch.setattr("languagebind.eval.features.gather_objects", lambda value: told.append(value) or [value])
+    Image.fromarray(np.full((40, 60), 3, np.uint8)).save(data / "1_mask.png")
+    with pytest.raises(UserError, match="neither one of 3 classes nor void"):
+        run(data)
+    assert isinstance(told[-1][1], UserError)
+
+
 def test_the_worlds_masks_show_the_object(tmp_path):
     call("-m", "languagebind.data.world", f"--output={tmp_path}", "--num-train=2", "--num-test=6", "--size=64",
          "--modalities", "depth", "audio")  # fmt: skip

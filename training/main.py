@@ -131,8 +131,6 @@ def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack
     if resume and several and (absent := configs.keys() - parts.keys()):
         raise UserError(f"cannot resume from {resume}: it has no encoder for {min(absent)}")
     for name, facts in checked.items():
-        if several:
-            log.info("modality %s", name)
         tower = next((own.state.engine.model for own in started.values()), None)
         saved = (resume, parts.get(name) or next(iter(parts.values()))) if resume else None
         started[name] = start(configs[name], process, folder / name if several else folder, facts, saved, tower)
@@ -195,8 +193,7 @@ def restored(
         known = checkpoint.get("partner")
         if known and partner and known["fingerprint"] != partner.store.fingerprint:
             raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
-        note = check_progress(checkpoint, resolved, steps_per_epoch)
-        if note and process.is_main:
+        if (note := check_progress(checkpoint, resolved, steps_per_epoch)) and process.is_main:
             log.warning(note)
         load_strict(model, text_state(model) | checkpoint["model"], f"the model of {path}")
     engine = make_engine(model, config.optim, process, config.engine)
@@ -237,10 +234,9 @@ def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) ->
     """Log the versions, devices, data, weights, number of trained parameters and batch size of a run."""
     init, optim = run.config.model.init, run.config.optim
     ranks, batch = run.process.world_size, run.config.data.batch_size
-    versions = f"languagebind {languagebind.__version__}, torch {torch.__version__}"
+    versions = f"{run.config.modality}: languagebind {languagebind.__version__}, torch {torch.__version__}"
     log.info("%s, %s x %d, %s, %s", versions, run.process.device.type, ranks, run.config.engine.engine, optim.precision)
-    counts = [count for count in shards.values() if count is not None]
-    samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
+    samples = "an unknown number of" if None in shards.values() else sum(filter(None, shards.values()))
     tower = "" if init.encoder_tower in (None, "none") else f"{init.encoder_tower} "
     weights = tower + ("random" if init.encoder_pretrained == "none" else str(init.encoder_pretrained))
     log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)

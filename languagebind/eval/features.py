@@ -184,7 +184,12 @@ class FeatureEncoder:
                 found[i] = measure(score_maps(score, modality, raw, shape=shape)[0], mask)
             except (DecodeError, OSError) as error:  # of the sample, or of its mask
                 found[i] = f"{samples[i].key}: {getattr(error, 'reason', error)}"
+            except UserError as error:  # raised below, on every rank
+                found[i] = error
+                break
         found = {i: x for part in gather_objects(found) for i, x in part.items()}
+        if wrong := [x for x in found.values() if isinstance(x, UserError)]:
+            raise wrong[0]
         _check_bad({i: x for i, x in found.items() if isinstance(x, str)}, len(samples), self.options.skip_bad)
         kept = [i for i in sorted(found) if isinstance(found[i], Tensor)]
         return torch.stack([found[i] for i in kept]), kept
