@@ -9,6 +9,7 @@ from languagebind import load
 from languagebind.config import UserError
 from languagebind.data.members import stream_samples
 from languagebind.hub.encoders import load_model
+from languagebind.hub.export import main as export
 from training.joint import parse_runs
 from training.main import main
 
@@ -130,6 +131,8 @@ def test_a_partner_by_name_is_the_other_encoder_as_it_is(pairs):
     assert load(pairs / "logs/alone").model("depth").trained_with == ("text", "infrared")  # although not since then
     encoders = load(pairs / "logs/pull")
     assert encoders.model("depth").trained_with == ("text", "infrared")
+    export([f"--checkpoint={pairs / 'logs/pull'}", "--modality=depth", f"--output={pairs / 'alone'}"])
+    assert load(pairs / "alone").model("depth").trained_with == ("text", "infrared")
     samples = [sample for path in sorted((pairs / "shards").glob("*.tar")) for sample in stream_samples(str(path))]
     depth, infrared = (encoders.encode(**{name: [sample[file] for sample in samples]})
                        for name, file in (("depth", "depth.png"), ("infrared", "infrared.jpg")))  # fmt: skip

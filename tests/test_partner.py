@@ -187,6 +187,8 @@ def test_a_run_resumes_as_if_never_stopped(embedded, partner, tmp_path):
         assert rest == {step: loss for step, loss in whole.items() if step > 3}
         ours, theirs = (checkpoint(tmp_path, f"{mode}-{name}", 8)["model"] for name in ("rest", "whole"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    train(embedded, tmp_path, "without", *flags[1:], resume)
+    assert checkpoint(tmp_path, "without", 8)["partner"] == checkpoint(tmp_path, "cached-whole", 8)["partner"]
     other = tmp_path / "other"
     train(embedded, tmp_path, "other", "--modality=infrared", "--seed=5", "--train-num-samples=8")
     with pytest.raises(UserError, match=r"the partner of .* differs from --anchor"):

@@ -101,13 +101,11 @@ def checkpoint_content(
     return content
 
 
-def check_resumable(
-    checkpoint: dict[str, Any], path: Path | str, config: dict[str, Any], text_fingerprint: str
-) -> None:
+def check_resumable(checkpoint: dict[str, Any], path: Path | str, config: dict[str, Any], fingerprint: str) -> None:
     """Raise a `UserError` unless a run with these options can resume from a checkpoint, which `path` names."""
     if "optimizer" not in checkpoint:
         raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
-    if checkpoint["text_fingerprint"] != text_fingerprint:
+    if checkpoint["text_fingerprint"] != fingerprint:
         raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
     model, inputs = options_of(checkpoint, path)  # with the defaults of options that are newer than the checkpoint
     before = _fixed_options(checkpoint["config"] | {"model": to_dict(model), "inputs": to_dict(inputs)})

@@ -168,7 +168,7 @@ def start(
     run = Run(config, process, folder, fingerprint, digest, facts.val_datasets, total_steps)
     report_start(run, model, facts.shards)
     if partner is not None:
-        log.info("partner's features: %s", "beside the shards" if partner.stored else "encoded at each step")
+        log.info("partner %s: %s features", config.partner.anchor, "cached" if partner.stored else "live")
     live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
     log.info("text features: %s", live if features is None else "read from beside the shards")
     averages = 2 if config.optim.ema_decay is None else 3  # AdamW keeps two averages per trained weight
@@ -182,9 +182,7 @@ def start(
     return run
 
 
-def restored(
-    run: Run, model: DualEncoder, partner: Partner | None, saved: Saved | None, steps_per_epoch: int
-) -> TrainState:
+def restored(run: Run, model: DualEncoder, partner: Partner | None, saved: Saved | None, per_epoch: int) -> TrainState:
     """Return the state of a new run, or the state of a checkpoint."""
     config, process, resolved = run.config, run.process, to_dict(run.config)
     if saved:
@@ -193,7 +191,7 @@ def restored(
         known = checkpoint.get("partner")
         if known and partner and known["fingerprint"] != partner.store.fingerprint:
             raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
-        if (note := check_progress(checkpoint, resolved, steps_per_epoch)) and process.is_main:
+        if (note := check_progress(checkpoint, resolved, per_epoch)) and process.is_main:
             log.warning(note)
         load_strict(model, text_state(model) | checkpoint["model"], f"the model of {path}")
     engine = make_engine(model, config.optim, process, config.engine)

@@ -265,7 +265,7 @@ def load_model(
     """
     (model, found), *others = _load_all(source, like, modality, num_frames, **hub)
     if others:
-        raise UserError(f"{source} has several modalities: name one (--modality)")
+        raise UserError(f"{source} has several modalities: name one (--modality; of a partner --anchor-modality)")
     return model.to(device), found
 
 
@@ -319,6 +319,7 @@ def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Mo
         projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         model = DualEncoder(config.vision.input_shape, config.vision.sizes, (tower, projection, config.projection_dim))
     load_strict(model, state, str(source), assign=True)
+    model.trained_with = tuple(config.trained_with)
     return model.eval().requires_grad_(False), config.modality
 
 

@@ -92,7 +92,7 @@ def _write(options: ExportOptions, folder: Path) -> None:
         if options.adapter:
             raise UserError(f"--adapter needs the published layout, which does not support {other or name}")
         (folder / "checkpoints").mkdir()
-        kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
+        kept = {x: saved[x] for x in saved.keys() & {"model", "ema", "step", "text_fingerprint", "partner", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
         torch.save(kept, folder / "checkpoints" / f"step_{saved['step']:08d}.pt")
         source = f'"{title}")  # this folder'
