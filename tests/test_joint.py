@@ -68,20 +68,23 @@ def test_one_checkpoint_opens_as_all_and_each_can_be_exported_alone(joint, tmp_p
     assert encoders.modalities == ["depth", "infrared"]
     assert encoders.model("depth").text_model is encoders.model("infrared").text_model
     for name in RECIPES:
-        folder = tmp_path / name
         call("-m", "languagebind", "export", f"--checkpoint={joint / 'joint'}", f"--modality={name}",
-             f"--output={folder}")  # fmt: skip
+             f"--output={tmp_path / name}")  # fmt: skip
+    alone, exported = (load(*(folder / name for name in RECIPES)) for folder in (joint, tmp_path))
+    for name in RECIPES:
         x = encoders.model(name).vision_model.input_shape
         x = torch.randn(2, *x, generator=torch.Generator().manual_seed(0))
-        expected = load(joint / name).model(name).encode(x)
-        assert torch.equal(encoders.model(name).encode(x), expected)
-        assert torch.equal(load(folder).model(name).encode(x), expected)
-        assert torch.equal(load_model(joint / "joint", modality=name)[0].encode(x), expected)
+        one, _ = load_model(joint / "joint", like=encoders.model(name), modality=name)
+        for model in (encoders.model(name), exported.model(name), one):
+            assert torch.equal(model.encode(x), alone.model(name).encode(x))
     with pytest.raises(UserError, match=r"joint holds depth, infrared: name one of them \(--modality\)"):
         load_model(joint / "joint", modality="audio")
-    output = call("-m", "languagebind", "export", f"--checkpoint={joint / 'joint'}", f"--output={tmp_path / 'no'}",
-                  status=2)  # fmt: skip
-    assert "name one of them (--modality)" in output
+    for run, more, message in (
+        ("joint", [], "holds depth, infrared: name one of them (--modality)"),
+        ("depth", ["--modality=infrared"], "depth is for depth, not infrared"),
+    ):
+        assert message in call("-m", "languagebind", "export", f"--checkpoint={joint / run}", *more,
+                               f"--output={tmp_path / 'no'}", status=2)  # fmt: skip
 
 
 def test_one_modality_goes_on_alone_from_a_joint_checkpoint(joint, pairs):
@@ -209,6 +212,10 @@ def test_files_of_one_modality_are_merged_and_of_several_are_not(pairs):
         (["--anchor=depth", "--anchor-features=cached"], "depth trains beside infrared: use --anchor-features live"),
         (["--config={own}"], "--name differs between depth and infrared, which train together: pass it as a flag"),
         (["--config={mixed}"], "--mixture differs between depth and infrared, which train together"),
+        (
+            ["--anchor={joint}"],
+            r"joint has several modalities: name one \(--modality; of a partner --anchor-modality",
+        ),
         (["--config={tower}"], "modalities that train together need the same text tower"),
         (["--resume={depth}"], "cannot resume from .*step_00000006.pt: it has no encoder for infrared"),
     ],
@@ -218,6 +225,8 @@ def test_what_several_modalities_cannot_do_is_refused(more, message, joint, pair
     (pairs / "tower.yaml").write_text("modality: infrared\ncontext_length: 32\n")
     (pairs / "mixed.yaml").write_text("modality: infrared\nmixture: {infrared: 3}\n")
     paths = {name: pairs / f"{name}.yaml" for name in ("own", "tower", "mixed")}
-    more = [word.format(**paths, depth=joint / "depth/checkpoints/step_00000006.pt") for word in more]
+    more = [
+        word.format(**paths, depth=joint / "depth/checkpoints/step_00000006.pt", joint=joint / "joint") for word in more
+    ]
     with pytest.raises(UserError, match=message):
         main(flags(pairs, f"--config={pairs / 'joint.yaml'}", *more))

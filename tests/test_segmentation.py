@@ -124,6 +124,7 @@ def test_files_to_a_result_and_its_page(data):
     assert result["metrics"]["pixel_accuracy"] > 0.93  # but for the blurred border between the halves
     assert result["metrics"]["mIoU"] > 0.87
     assert result["metrics"]["pointing"] == 1
+    assert result["intervals"]["pointing"] == pytest.approx([0.025 ** (1 / 3), 1])  # exact, of three hits in three
     assert result["protocol"]["samples"] == 3
     assert result["protocol"]["templates"] == ["a {c}", "{c}"]
     assert "mIoU" in results_table([result])

@@ -48,7 +48,7 @@ def mixture_of(runs: Mapping[str, TrainConfig]) -> dict[str, float]:
     try:
         shares = {name: float(share) for name, share in (word.split("=") for word in words)}
     except ValueError:
-        shares = {"": 0.0}
+        shares = {"": 0.0}  # refused below
     if not all(0 < share < float("inf") for share in shares.values()):
         raise UserError(f"--mixture gives each modality a number above 0, as in depth=2, not {' '.join(words)}")
     if unknown := shares.keys() - runs.keys():
@@ -95,10 +95,10 @@ def find_partner(
 
     `runs` will hold the run of each modality.
     """
-    config = configs[name].partner
-    if config.anchor is None or (len(configs) > 1 and config.anchor == name):  # a flag is for all
+    config, beside = configs[name].partner, configs if len(configs) > 1 else {}
+    if config.anchor is None or (config.anchor == name and beside):  # a flag is for all
         return None
-    if config.anchor not in configs or len(configs) == 1:
+    if config.anchor not in beside:
         return load_partner(config, device)
     store = FeatureStore("trained beside", config.anchor)
     return Partner(configs[config.anchor].inputs, config.anchor_weight, store, model=LiveEncoder(runs, config.anchor))

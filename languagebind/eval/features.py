@@ -171,8 +171,7 @@ class FeatureEncoder:
             raise UserError("segmentation is of pictures, by models with `encode_dense`")
 
         def score(windows: Tensor) -> Tensor:
-            with torch.no_grad(), autocast(self.device, self.options.precision):
-                x = self.model.encode_dense(windows.to(self.device))
+            x = self._run(self.model.encode_dense, windows)
             if not bool(x.isfinite().all()):
                 raise UserError(f"the model returns NaN or infinity for {samples[i].key}")
             return head(x)

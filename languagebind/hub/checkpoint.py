@@ -34,14 +34,10 @@ def load_checkpoint(
 ) -> tuple[DualEncoder, Modality]:
     """Return the model and the modality of a training checkpoint, in evaluation mode and with adapters merged.
 
-    If training kept a moving average of the weights, the model gets the average.
-
-    Args:
-        path: a checkpoint file, its URL (s3://...), or the folder of a run, whose last checkpoint is loaded.
-        device: the model's device.
-        like: a loaded model with the same text tower; the new model shares that tower.
-        num_frames: frames per clip; by default as in training, otherwise temporal embeddings are interpolated.
-        modality: the modality to load of a run of several.
+    If training kept a moving average of the weights, the model gets the average. `path` is a checkpoint file, its URL
+    (s3://...), or the folder of a run, whose last checkpoint is loaded; `modality` names one of a run of several. The
+    model shares the text tower of `like`, a loaded model with the same one. By default, clips have as many frames as in
+    training; for other `num_frames`, temporal embeddings are interpolated.
 
     Raises `UserError` if the file does not exist or is not a checkpoint of this library. Raises `WeightsError` if the
     text tower differs from the one used in training.

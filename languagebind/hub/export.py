@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write(options: ExportOptions, folder: Path) -> None:
     saved = read_checkpoint(options.checkpoint, options.modality)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
-    name, title, text = modality_name(modality), options.output.absolute().name, saved["config"]["model"]["text"]
+    if options.modality not in (None, name := modality_name(modality)):
+        raise UserError(f"{options.checkpoint} is for {name}, not {options.modality}")
+    title, text = options.output.absolute().name, saved["config"]["model"]["text"]
     sizes, clip = model.vision_model.sizes, isinstance(model.text_model, ClipText)
     other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None if clip else "this text tower")
     if name in KIND_OF and other is None:
