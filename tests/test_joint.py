@@ -129,6 +129,7 @@ def test_a_partner_by_name_is_the_other_encoder_as_it_is(pairs):
     main(flags(pairs, *more, "--name=pull", "--anchor=infrared", "--patch-dropout=0"))
     whole = checkpoint(pairs / "logs", "pull", 2)["modalities"]
     assert whole["infrared"]["partner"] is None
+    assert "anchor: null" in (pairs / "logs/pull/infrared/config.yaml").read_text()
     assert {"modality": "infrared", "weight": 0.5}.items() <= whole["depth"]["partner"].items()
     main(flags(pairs, *more[:1], "--name=alone", f"--resume={pairs / 'logs/pull/checkpoints/step_00000002.pt'}"))
     assert load(pairs / "logs/alone").model("depth").trained_with == ("text", "infrared")  # although not since then

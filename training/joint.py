@@ -5,7 +5,7 @@ weights of a run of its own. They share the process, the text tower and the chec
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -35,6 +35,8 @@ def parse_runs(argv: Sequence[str]) -> dict[str, TrainConfig]:
     for name in names if len(names) > 1 else [""]:
         own = (words for words, other in zip(files, named, strict=True) if not name or other in (name, ""))
         config = parse_args([*chain(*own), *flags])
+        if name and config.partner.anchor == name:  # a flag, which is for the others
+            config = replace(config, partner=replace(config.partner, anchor=None))
         runs[modality_name(config.inputs)] = config
     mixture_of(runs)
     if len(runs) > 1:
@@ -95,10 +97,10 @@ def find_partner(
 
     `runs` will hold the run of each modality.
     """
-    config, beside = configs[name].partner, configs if len(configs) > 1 else {}
-    if config.anchor is None or (config.anchor == name and beside):  # a flag is for all
+    config = configs[name].partner
+    if config.anchor is None:
         return None
-    if config.anchor not in beside:
+    if config.anchor not in configs.keys() - {name}:
         return load_partner(config, device)
     store = FeatureStore("trained beside", config.anchor)
     return Partner(configs[config.anchor].inputs, config.anchor_weight, store, model=LiveEncoder(runs, config.anchor))
