@@ -82,7 +82,8 @@ def _write(options: ExportOptions, folder: Path) -> None:
     title, text = options.output.absolute().name, saved["config"]["model"]["text"]
     sizes, clip = model.vision_model.sizes, isinstance(model.text_model, ClipText)
     other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None if clip else "this text tower")
-    if name in KIND_OF and other is None:
+    other = other if name in KIND_OF else name
+    if other is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:
             separate_adapter(published, saved, folder)
@@ -92,7 +93,7 @@ def _write(options: ExportOptions, folder: Path) -> None:
         source = f'"ORG/{title}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
-            raise UserError(f"--adapter needs the published layout, which does not support {other or name}")
+            raise UserError(f"--adapter needs the published layout, which does not support {other}")
         (folder / "checkpoints").mkdir()
         kept = {x: saved[x] for x in saved.keys() & {"model", "ema", "step", "text_fingerprint", "partner", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
