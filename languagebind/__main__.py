@@ -10,7 +10,7 @@ from .config import UserError, run
 
 # Of each command, the module whose `main` it calls, and a line of help
 COMMANDS = {
-    "eval": ("eval.__main__", "evaluate models on datasets: zero-shot classification and retrieval"),
+    "eval": ("eval.__main__", "evaluate models on datasets: zero-shot classification, retrieval and segmentation"),
     "pairs": ("eval.pairs", "evaluate between modalities, such as depth and infrared"),
     "probe": ("eval.probe", "fit a linear classifier to a model's features, and evaluate it"),
     "report": ("eval.report.__main__", "make an HTML page of results"),

@@ -69,8 +69,8 @@ def score_maps(
         raise UserError("only pictures and videos have maps of classes; use encode_dense")
     side = min(window or modality.image_size, modality.image_size)
     x = replace(modality, resize_mode="whole").transform(raw)  # (C, T, height, width)
-    steps = [math.ceil(2 * (length - side) / side) for length in x.shape[2:]]  # neighbours overlap by half or more
-    tops, lefts = ([(n - side) * i // max(k, 1) for i in range(k + 1)] for n, k in zip(x.shape[2:], steps, strict=True))
+    # So many that neighbours overlap by half or more
+    tops, lefts = (torch.linspace(0, n - side, math.ceil(2 * n / side) - 1).int().tolist() for n in x.shape[2:])
     places = [(..., slice(top, top + side), slice(left, left + side)) for top in tops for left in lefts]
     windows = torch.stack([x[place] for place in places]).split(16)
     scores = torch.cat([score(part) for part in windows]).movedim(-1, 2).float()  # (B, T, K, h, w)

@@ -33,7 +33,7 @@ class PartnerConfig:
     """Partner: a frozen encoder of another modality of each sample, whose features also pull the trained encoder."""
 
     anchor: str | None = None
-    """checkpoint of the partner, or open_clip:NAME/TAG; none: train with captions alone"""
+    """checkpoint of the partner, open_clip:NAME/TAG, or a modality of the same run; none: train with captions alone"""
     anchor_modality: str | None = None
     """modality of a partner that reads several; default: image"""
     anchor_features: FeaturesMode = "auto"
@@ -76,7 +76,7 @@ class Partner:
         """
         try:
             sources = media_sources(sample, self.modality)
-            if picked is not None and not {None, picked} & sources.keys():
+            if picked is not None and None not in sources and picked not in sources:
                 raise DecodeError(sample["__key__"], f"there is no frame {picked}")
             source = sources[choose_frame(sources, rng, described if picked is None else picked)]
             if not self.stored:

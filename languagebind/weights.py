@@ -122,7 +122,7 @@ def tensors_of(content: Any, path: str | Path) -> State:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not content or not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise UserError(f"{path} does not contain a state dict of tensors")
+        raise UserError(f"{path} does not contain a state dict of tensors; of a run of several modalities, export one")
     return content
 
 

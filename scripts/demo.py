@@ -22,6 +22,7 @@ from languagebind.config import UserError, parse, run
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "demo"
 SPLITS = ("test", "unseen", "generalised", "reworded")
+TRAINED, PARTNER = "infrared", "depth"  # if both run, infrared trains with partner depth, and once more without it
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"there is no configs/demo/{min(unknown)}.yaml; use {', '.join(DemoOptions.modality)}")
     begin = time.perf_counter()
     world = make_world(options)
-    results = {name: run_modality(name, world, options) for name in options.modality}
+    results = {name: run_modality(name, world, options) for name in sorted(options.modality)}
+    if {TRAINED, PARTNER} <= results.keys():
+        results[TRAINED]["partner"] = compare_partner(world, options)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     draw_report(results, options.output, world)
@@ -72,12 +75,15 @@ def make_world(options: DemoOptions) -> Path:
 def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]:
     """Pack shards, embed captions, train and evaluate, and return the modality's entry in results.json."""
     begin, run_folder = time.perf_counter(), options.output / name
-    train, shards, config = world / "train", world / "shards" / name, CONFIGS / f"{name}.yaml"
+    train, shards, anchor = world / "train", world / "shards" / name, {}
     scripts, source = ROOT / "scripts", {"annotation": train / "vidal.json", "root": train}
-    call(scripts / "make_shards.py", "vidal", **source, modality=name, output=shards, samples_per_shard=250)
-    call(scripts / "embed_text.py", config=config, train_data=shards, precision="amp_bf16")
-    shutil.rmtree(run_folder, ignore_errors=True)
-    call("-m", "training.main", config=config, train_data=shards, logs=options.output, name=name, seed=options.seed)
+    members = [name, PARTNER] if name == TRAINED and PARTNER in options.modality else [name]
+    call(scripts / "make_shards.py", "vidal", "--modality", *members, **source, output=shards, samples_per_shard=250)
+    call(scripts / "embed_text.py", config=CONFIGS / f"{name}.yaml", train_data=shards, precision="amp_bf16")
+    if len(members) > 1:
+        anchor = {"anchor": options.output / PARTNER}
+        call("-m", "languagebind", "embed-anchor", train_data=shards, **anchor)
+    train_on(shards, name, name, options, **anchor)
     checkpoint = max((run_folder / "checkpoints").glob("step_*.pt"))
     configs = [f"--config={world / 'eval' / f'{name}_{split}.yaml'}" for split in (*SPLITS, "retrieval")]
     output = run_folder / "results"
@@ -93,6 +99,29 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     return scores | {"train_samples": samples, "seconds": round(time.perf_counter() - begin, 1)}
 
 
+def train_on(shards: Path, name: str, run_name: str, options: DemoOptions, **flags: object) -> None:
+    """Train a modality on shards, in a new folder."""
+    shutil.rmtree(options.output / run_name, ignore_errors=True)
+    call("-m", "training.main", config=CONFIGS / f"{name}.yaml", train_data=shards, logs=options.output, name=run_name,
+         seed=options.seed, **flags)  # fmt: skip
+
+
+def compare_partner(world: Path, options: DemoOptions) -> dict[str, float]:
+    """Train without the partner, too, and return the recall between the two modalities with it and without."""
+    begin, alone, recall = time.perf_counter(), f"{TRAINED}_alone", {}
+    train_on(world / "shards" / TRAINED, TRAINED, alone, options)
+    config = world / "eval" / f"{PARTNER}_to_{TRAINED}.yaml"
+    files = f"{{{PARTNER}: {PARTNER}_test.jsonl, {TRAINED}: {TRAINED}_test.jsonl}}"
+    config.write_text(f"query: {PARTNER}\ngallery: {TRAINED}\nsplit: test\ndata: {files}\n")
+    for kind, name in (("without", alone), ("with", TRAINED)):
+        output = options.output / name / "pairs"
+        models = [f"{PARTNER}={options.output / PARTNER}", f"{TRAINED}={options.output / name}"]
+        call("-m", "languagebind", "pairs", "--model", *models, config=config, output=output)
+        (found,) = output.glob("*.json")
+        recall[kind] = json.loads(found.read_text())["metrics"]["query_to_gallery/R@10"]
+    return recall | {"seconds": round(time.perf_counter() - begin, 1)}
+
+
 def score_table(results: dict[str, Any]) -> str:
     """Return a table of the scores in percent, each with chance in brackets."""
     columns = ["test top-1", "unseen top-1", "generalised top-1", "reworded top-1", "text-to-modality R@1"]
@@ -102,7 +131,11 @@ def score_table(results: dict[str, Any]) -> str:
         cells.append((scores["test"]["R@1"], scores["test"]["R@1_chance"]))
         rows.append([name, *(f"{100 * x:.1f} ({100 * chance:.1f})" for x, chance in cells), f"{scores['seconds']:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    if recall := results.get(TRAINED, {}).get("partner"):
+        values = f"{100 * recall['without']:.1f} without partner, {100 * recall['with']:.1f} with"
+        lines.append(f"{PARTNER} to {TRAINED} R@10: {values} ({recall['seconds']:.0f} s)")
+    return "\n".join(lines)
 
 
 def call(*command: str | Path, **flags: object) -> None:

@@ -16,7 +16,9 @@ import torch
 from forker import Forked
 from PIL import Image
 
+from languagebind.data.feature_store import FeatureStore
 from languagebind.data.shards import ShardWriter, write_index
+from languagebind.data.vidal import source_names
 from languagebind.eval.score.metrics import rank_metrics, rank_pairs
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +97,12 @@ def write_pairs(folder, sizes, frames=0, change=None):
         infos.append(writer.info)
     write_index(folder, infos)
     return folder
+
+
+def text_store(mode, shards, source, fingerprint):
+    """The text features beside the shards, as training opens them, or None."""
+    store = FeatureStore(fingerprint)
+    return store if store.serves(mode, shards, source_names(source)) else None
 
 
 def give_own_text_tower(source: Path, target: Path) -> Path:

@@ -23,6 +23,7 @@ import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
 from languagebind.hub.config import to_config, to_published
 from languagebind.hub.processing import PROCESSORS
+from languagebind.hub.published import build_published
 from languagebind.modalities.infrared import Infrared
 from languagebind.text import ClipTextConfig, TextConfig, build_text
 from languagebind.vit import EncoderConfig
@@ -403,8 +404,12 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="cannot store sun_rgbd=True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
-    known = to_published(*languagebind.load_checkpoint(tmp_path / "run"))[0]  # with the tower that was built
+    model, modality = languagebind.load_checkpoint(tmp_path / "run")
+    known = to_published(model, modality)[0]  # with the tower that was built
     assert languagebind.LanguageBindDepthConfig.from_pretrained(tmp_path / "run").to_dict() == known.to_dict()
+    model.trained_with = ("text", "infrared")
+    build_published(*to_published(model, modality), "run").save_pretrained(tmp_path / "met")
+    assert load(tmp_path / "met").model("depth").trained_with == ("text", "infrared")
     for part in ("", "Config", "Processor"):
         with pytest.raises(UserError, match="is a LanguageBindDepth, not a LanguageBindAudio"):
             getattr(languagebind, f"LanguageBindAudio{part}").from_pretrained(tmp_path / "run")

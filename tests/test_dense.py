@@ -240,6 +240,11 @@ def test_a_map_of_a_square_is_the_nearest_text_of_its_patches(toys):
     assert torch.equal(found, fine[0].argmax(dim=0))
     clips = load(toys / "video").segment(video=[np.zeros((9, 60, 80, 3), np.uint8)], text=["a", "b"])
     assert clips[0].shape == (8, 60, 80)
+    with pytest.raises(TypeError, match="a list, text="):
+        model.segment(image=[picture], text="a box")
+    for wrong in ([], [["a box"], []]):
+        with pytest.raises(ValueError, match="at least one prompt for each"):
+            model.segment(image=[picture], text=wrong)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(64, 64, None), (50, 131, None), (90, 60, 96), (41, 300, 64)])

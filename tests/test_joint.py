@@ -9,6 +9,7 @@ from languagebind import load
 from languagebind.config import UserError
 from languagebind.data.members import stream_samples
 from languagebind.hub.encoders import load_model
+from languagebind.hub.export import main as export
 from training.joint import parse_runs
 from training.main import main
 
@@ -67,26 +68,45 @@ def test_one_checkpoint_opens_as_all_and_each_can_be_exported_alone(joint, tmp_p
     assert encoders.modalities == ["depth", "infrared"]
     assert encoders.model("depth").text_model is encoders.model("infrared").text_model
     for name in RECIPES:
-        folder = tmp_path / name
         call("-m", "languagebind", "export", f"--checkpoint={joint / 'joint'}", f"--modality={name}",
-             f"--output={folder}")  # fmt: skip
+             f"--output={tmp_path / name}")  # fmt: skip
+    alone, exported = (load(*(folder / name for name in RECIPES)) for folder in (joint, tmp_path))
+    for name in RECIPES:
         x = encoders.model(name).vision_model.input_shape
         x = torch.randn(2, *x, generator=torch.Generator().manual_seed(0))
-        expected = load(joint / name).model(name).encode(x)
-        assert torch.equal(encoders.model(name).encode(x), expected)
-        assert torch.equal(load(folder).model(name).encode(x), expected)
-        assert torch.equal(load_model(joint / "joint", modality=name)[0].encode(x), expected)
+        one, _ = load_model(joint / "joint", like=encoders.model(name), modality=name)
+        for model in (encoders.model(name), exported.model(name), one):
+            assert torch.equal(model.encode(x), alone.model(name).encode(x))
     with pytest.raises(UserError, match=r"joint holds depth, infrared: name one of them \(--modality\)"):
         load_model(joint / "joint", modality="audio")
-    output = call("-m", "languagebind", "export", f"--checkpoint={joint / 'joint'}", f"--output={tmp_path / 'no'}",
-                  status=2)  # fmt: skip
-    assert "name one of them (--modality)" in output
+    for run, more, message in (
+        ("joint", [], "holds depth, infrared: name one of them (--modality)"),
+        ("depth", ["--modality=infrared"], "depth is for depth, not infrared"),
+    ):
+        assert message in call("-m", "languagebind", "export", f"--checkpoint={joint / run}", *more,
+                               f"--output={tmp_path / 'no'}", status=2)  # fmt: skip
 
 
 def test_one_modality_goes_on_alone_from_a_joint_checkpoint(joint, pairs):
     resume = f"--resume={joint / 'joint/checkpoints/step_00000004.pt'}"
-    main(flags(pairs, f"--config={pairs / 'infrared.yaml'}", "--name=on", resume))
+    main(flags(pairs, f"--config={joint / 'joint/infrared/config.yaml'}", "--name=on", resume))
     same_weights(checkpoint(joint, "on", 3), checkpoint(joint, "infrared", 3))
+
+
+def test_the_last_steps_are_saved_if_one_modality_wants_fewer_than_it_has_taken(joint, pairs):
+    (pairs / "less.yaml").write_text(RECIPES["depth"].replace("epochs: 2", "epochs: 1"))
+    (pairs / "more.yaml").write_text(RECIPES["infrared"].replace("epochs: 1", "epochs: 3"))
+    names = [f"--config={pairs / 'less.yaml'}", f"--config={pairs / 'more.yaml'}", "--name=changed"]
+    main(flags(pairs, *names, f"--resume={joint / 'joint/checkpoints/step_00000009.pt'}"))
+    assert [own["step"] for own in checkpoint(joint, "changed", 15)["modalities"].values()] == [6, 9]
+
+
+def test_each_modality_has_its_own_charts(pairs, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = [f"--config={pairs / 'joint.yaml'}", "--name=charts", "--report-to=wandb", "--train-num-samples=8"]
+    call("-m", "training.main", *flags(pairs, *more))
+    found = [path.relative_to(pairs / "logs/charts").parts[0] for path in (pairs / "logs/charts").rglob("*.wandb")]
+    assert sorted(found) == ["depth", "infrared"]
 
 
 @pytest.mark.parametrize("step", [4, 8])
@@ -109,9 +129,14 @@ def test_a_partner_by_name_is_the_other_encoder_as_it_is(pairs):
     main(flags(pairs, *more, "--name=pull", "--anchor=infrared", "--patch-dropout=0"))
     whole = checkpoint(pairs / "logs", "pull", 2)["modalities"]
     assert whole["infrared"]["partner"] is None
+    assert "anchor: null" in (pairs / "logs/pull/infrared/config.yaml").read_text()
     assert {"modality": "infrared", "weight": 0.5}.items() <= whole["depth"]["partner"].items()
+    main(flags(pairs, *more[:1], "--name=alone", f"--resume={pairs / 'logs/pull/checkpoints/step_00000002.pt'}"))
+    assert load(pairs / "logs/alone").model("depth").trained_with == ("text", "infrared")  # although not since then
     encoders = load(pairs / "logs/pull")
     assert encoders.model("depth").trained_with == ("text", "infrared")
+    export([f"--checkpoint={pairs / 'logs/pull'}", "--modality=depth", f"--output={pairs / 'alone'}"])
+    assert load(pairs / "alone").model("depth").trained_with == ("text", "infrared")
     samples = [sample for path in sorted((pairs / "shards").glob("*.tar")) for sample in stream_samples(str(path))]
     depth, infrared = (encoders.encode(**{name: [sample[file] for sample in samples]})
                        for name, file in (("depth", "depth.png"), ("infrared", "infrared.jpg")))  # fmt: skip
@@ -187,6 +212,11 @@ def test_files_of_one_modality_are_merged_and_of_several_are_not(pairs):
         (["--tune-text"], "--tune-text needs a run of one modality"),
         (["--anchor=depth", "--anchor-features=cached"], "depth trains beside infrared: use --anchor-features live"),
         (["--config={own}"], "--name differs between depth and infrared, which train together: pass it as a flag"),
+        (["--config={mixed}"], "--mixture differs between depth and infrared, which train together"),
+        (
+            ["--anchor={joint}"],
+            r"joint has several modalities: name one \(--modality; of a partner --anchor-modality",
+        ),
         (["--config={tower}"], "modalities that train together need the same text tower"),
         (["--resume={depth}"], "cannot resume from .*step_00000006.pt: it has no encoder for infrared"),
     ],
@@ -194,7 +224,10 @@ def test_files_of_one_modality_are_merged_and_of_several_are_not(pairs):
 def test_what_several_modalities_cannot_do_is_refused(more, message, joint, pairs):
     (pairs / "own.yaml").write_text("modality: infrared\nname: own\n")
     (pairs / "tower.yaml").write_text("modality: infrared\ncontext_length: 32\n")
-    paths = {"own": pairs / "own.yaml", "tower": pairs / "tower.yaml"}
-    more = [word.format(**paths, depth=joint / "depth/checkpoints/step_00000006.pt") for word in more]
+    (pairs / "mixed.yaml").write_text("modality: infrared\nmixture: {infrared: 3}\n")
+    paths = {name: pairs / f"{name}.yaml" for name in ("own", "tower", "mixed")}
+    more = [
+        word.format(**paths, depth=joint / "depth/checkpoints/step_00000006.pt", joint=joint / "joint") for word in more
+    ]
     with pytest.raises(UserError, match=message):
         main(flags(pairs, f"--config={pairs / 'joint.yaml'}", *more))

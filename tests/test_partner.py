@@ -127,10 +127,9 @@ def siglip_loss(x, y, scale, bias):
 def test_the_loss_is_that_of_the_formula(kind, embedded, partner, tmp_path):
     flags = ["--lr=0", "--batch-size=16", f"--anchor={partner}", *(SIGLIP if kind == "siglip" else [])]
     found = {}
-    for mode in ("live", "cached"):
-        for weight in (0, 0.5, 2):
-            more = [f"--anchor-features={mode}", f"--anchor-weight={weight}"]
-            found[mode, weight] = train(embedded, tmp_path, f"{mode}{weight}", *flags, *more)[1]
+    for mode, weight in (("live", 0), ("live", 2), ("cached", 0.5)):
+        more = [f"--anchor-features={mode}", f"--anchor-weight={weight}"]
+        found[mode, weight] = train(embedded, tmp_path, f"{mode}{weight}", *flags, *more)[1]
     samples = list(members(embedded).values())
     encoders = load(tmp_path / "live0")
     depth = encoders.encode(depth=[sample["depth.png"] for sample in samples], to="numpy").astype(np.float64)
@@ -187,6 +186,8 @@ def test_a_run_resumes_as_if_never_stopped(embedded, partner, tmp_path):
         assert rest == {step: loss for step, loss in whole.items() if step > 3}
         ours, theirs = (checkpoint(tmp_path, f"{mode}-{name}", 8)["model"] for name in ("rest", "whole"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    train(embedded, tmp_path, "without", *flags[1:], resume)
+    assert checkpoint(tmp_path, "without", 8)["partner"] == checkpoint(tmp_path, "cached-whole", 8)["partner"]
     other = tmp_path / "other"
     train(embedded, tmp_path, "other", "--modality=infrared", "--seed=5", "--train-num-samples=8")
     with pytest.raises(UserError, match=r"the partner of .* differs from --anchor"):

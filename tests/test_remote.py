@@ -14,11 +14,11 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from helpers import call, call_ranks, stripes_config, train_flags, write_pairs, write_shards
+from helpers import call, call_ranks, stripes_config, text_store, train_flags, write_pairs, write_shards
 
 from languagebind.config import UserError
 from languagebind.data.checking import check_shards
-from languagebind.data.feature_store import open_text_features, write_text_features
+from languagebind.data.feature_store import write_text_features
 from languagebind.data.members import stream_samples
 from languagebind.data.shards import count_samples, expand_shards, indexed
 from languagebind.eval.data.shards import list_shards, read_shard
@@ -286,18 +286,18 @@ def test_text_features_beside_the_shards(shards, s3):
     folder, url = shards
     fingerprint = "a" * 64
     names = expand_shards(url)
-    assert open_text_features("auto", names, "raw", fingerprint) is None
+    assert text_store("auto", names, "raw", fingerprint) is None
     local = expand_shards(folder)
     for shard in local:
         write_text_features(shard, "raw", fingerprint, lambda texts: torch.randn(len(texts), 4))
     s3.put(f"{folder}/", "data/embedded/", recursive=True)
     names = expand_shards("s3://data/embedded")
-    remote = open_text_features("cached", names, "raw", fingerprint)
-    kept = open_text_features("cached", local, "raw", fingerprint)
+    remote = text_store("cached", names, "raw", fingerprint)
+    kept = text_store("cached", local, "raw", fingerprint)
     for ours, theirs in zip(names, local, strict=True):
         assert torch.equal(remote.find(ours, "a wall on the far left"), kept.find(theirs, "a wall on the far left"))
     with pytest.raises(UserError, match="another text tower"):
-        open_text_features("auto", names, "raw", "b" * 64)
+        text_store("auto", names, "raw", "b" * 64)
     for path in folder.glob("*.safetensors"):
         path.unlink()
 

@@ -124,6 +124,7 @@ def test_files_to_a_result_and_its_page(data):
     assert result["metrics"]["pixel_accuracy"] > 0.93  # but for the blurred border between the halves
     assert result["metrics"]["mIoU"] > 0.87
     assert result["metrics"]["pointing"] == 1
+    assert result["intervals"]["pointing"] == pytest.approx([0.025 ** (1 / 3), 1])  # exact, of three hits in three
     assert result["protocol"]["samples"] == 3
     assert result["protocol"]["templates"] == ["a {c}", "{c}"]
     assert "mIoU" in results_table([result])
@@ -265,6 +266,15 @@ def test_mistakes_are_named(data):
         Image.fromarray(np.zeros((60, 40) if number == 2 else (40, 60), np.uint8)).save(data / f"{number}_mask.png")
     with pytest.raises(UserError, match="no pixel has a class: check the masks, `class_names` and `void`"):
         run(data)
+
+
+def test_every_rank_hears_of_a_mask_that_stops_one(data, monkeypatch):
+    told = []
+    monkeypatch.setattr("languagebind.eval.features.gather_objects", lambda value: told.append(value) or [value])
+    Image.fromarray(np.full((40, 60), 3, np.uint8)).save(data / "1_mask.png")
+    with pytest.raises(UserError, match="neither one of 3 classes nor void"):
+        run(data)
+    assert isinstance(told[-1][1], UserError)
 
 
 def test_the_worlds_masks_show_the_object(tmp_path):

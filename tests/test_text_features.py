@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CAPTIONS, MINILM, call, train_flags, write_shards
+from helpers import CAPTIONS, MINILM, call, text_store, train_flags, write_shards
 from safetensors.torch import load_file
 
 from languagebind.config import UserError
-from languagebind.data.feature_store import FeatureStore, open_text_features, write_text_features
+from languagebind.data.feature_store import FeatureStore, write_text_features
 from languagebind.text import TextConfig, build_text, encode_text, fingerprint
 from training.main import main
 
@@ -83,11 +83,11 @@ def test_a_second_source_is_added_to_the_first(tower, tmp_path):
 
     write_text_features(shard, "raw", own, encode)
     with pytest.raises(UserError, match="lacks captions of source ofa"):
-        open_text_features("cached", [shard], "ofa", own)
+        text_store("cached", [shard], "ofa", own)
     assert write_text_features(shard, "ofa", own, encode) is not None
     for source in ("raw", "ofa"):
         assert write_text_features(shard, source, own, encode) is None
-        assert open_text_features("cached", [shard], source, own) is not None
+        assert text_store("cached", [shard], source, own) is not None
     with pytest.raises(UserError, match="no caption of source 'none'"):
         write_text_features(str(shutil.copy(shard, tmp_path / "copy.tar")), "none", own, encode)
 
@@ -96,20 +96,20 @@ def test_features_that_do_not_fit_are_refused(embedded, tower, tmp_path):
     own, folder = tower[2], tmp_path / "shards"
     shutil.copytree(embedded, folder)
     shards = shards_of(folder)
-    assert open_text_features("live", shards, "mix", own) is None
+    assert text_store("live", shards, "mix", own) is None
     for mode in ("auto", "cached"):
         with pytest.raises(UserError, match="belongs to another text tower than this run's, ffffff"):
-            open_text_features(mode, shards, "mix", "f" * 64)
+            text_store(mode, shards, "mix", "f" * 64)
     FeatureStore(own).path(shards[0]).rename(FeatureStore("f" * 64).path(shards[0]))
     with pytest.raises(UserError, match="belongs to another text tower than this one, fffff"):
-        open_text_features("cached", shards[:1], "mix", "f" * 64)
+        text_store("cached", shards[:1], "mix", "f" * 64)
     FeatureStore("f" * 64).path(shards[0]).unlink()
     for mode in ("auto", "cached"):
         with pytest.raises(UserError, match=r"1 of 3 shards lack text features, .*languagebind embed-text"):
-            open_text_features(mode, shards, "mix", own)
+            text_store(mode, shards, "mix", own)
     FeatureStore(own).path(shards[1]).write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"is damaged .*; delete it"):
-        open_text_features("cached", shards[1:], "mix", own)
+        text_store("cached", shards[1:], "mix", own)
 
 
 def test_a_shard_made_anew_is_noticed(embedded, tmp_path):
@@ -121,9 +121,9 @@ def test_a_shard_made_anew_is_noticed(embedded, tmp_path):
 
 def test_without_features_auto_is_live_and_cached_is_refused(tmp_path):
     shards = shards_of(write_shards(tmp_path, [6]))
-    assert open_text_features("auto", shards, "mix", "f" * 64) is None
+    assert text_store("auto", shards, "mix", "f" * 64) is None
     with pytest.raises(UserError, match="1 of 1 shards lack text features"):
-        open_text_features("cached", shards, "mix", "f" * 64)
+        text_store("cached", shards, "mix", "f" * 64)
 
 
 def test_streams_have_no_place_for_features():
@@ -139,5 +139,5 @@ def test_a_recipe_names_the_captions_and_the_text_tower(tmp_path):
     )
     output = call("scripts/embed_text.py", f"--config={recipe}", f"--train-data={shards}")
     assert "captions of 1 shards" in output
-    open_text_features("cached", [str(shards / "00000.tar")], "raw", fingerprint(*build_text(TextConfig(MINILM))[:2]))
+    text_store("cached", [str(shards / "00000.tar")], "raw", fingerprint(*build_text(TextConfig(MINILM))[:2]))
     assert "no option 'lr'" in call("scripts/embed_text.py", "--lr=1", f"--train-data={shards}", status=2)

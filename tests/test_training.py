@@ -38,9 +38,9 @@ from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
 from training.batch import DataConfig
 from training.checkpoint import check_resumable
+from training.joint import parse_runs
 from training.logger import LogConfig, Logger
 from training.main import main
-from training.params import parse_args
 from training.preflight import check_data
 
 
@@ -397,8 +397,7 @@ def test_a_full_disk_is_refused_before_training(depth_shards, tmp_path, monkeypa
     ids=lambda p: p.stem,
 )
 def test_every_recipe_is_a_command_line(path):
-    config = parse_args([f"--config={path}"])
-    assert config.inputs.input_shape[0] == 3
+    assert all(config.inputs.input_shape[0] == 3 for config in parse_runs([f"--config={path}"]).values())
 
 
 def test_captions_that_repeat_in_a_batch_are_said_once(tmp_path):

@@ -59,11 +59,16 @@ class CheckpointConfig:
 
 @dataclass
 class TrainState:
-    """The state that steps change and that a run needs to resume."""
+    """What the steps of a run need and change, and what its checkpoint records."""
 
     engine: Engine
+    steps_per_epoch: int
+    text_fingerprint: str
+    """hash of the text tower"""
+    shards_digest: str
     ema: Ema | None = None
     partner: Partner | None = None
+    former: dict[str, Any] | None = None  # the partner in the checkpoint that the run resumed from
     anchor_loss: Any = None  # this rank's loss against the partner in the last step, before its weight
     step: int = 0
     """number of optimizer steps taken"""
@@ -75,19 +80,18 @@ class TrainState:
     """random numbers of the next step"""
 
 
-def checkpoint_content(
-    state: TrainState, config: dict[str, Any], text_fingerprint: str, shards_digest: str
-) -> dict[str, Any]:
+def checkpoint_content(state: TrainState, config: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a checkpoint. All ranks must call this function."""
+    partner = state.partner and vars(state.partner.store) | {"weight": state.partner.weight}
     content = {
         "model": state.engine.model_state(),
         "optimizer": state.engine.optimizer_state(),
         "scaler": state.engine.scaler.state_dict(),
         "step": state.step,
         "config": config,
-        "text_fingerprint": text_fingerprint,
-        "partner": state.partner and vars(state.partner.store) | {"weight": state.partner.weight},
-        "shards": shards_digest,
+        "text_fingerprint": state.text_fingerprint,
+        "partner": partner if partner and partner["weight"] else state.former or partner,
+        "shards": state.shards_digest,
         "ranks": gather_objects({"rng": state.rng, "drawn": dict(state.drawn), "skipped": state.skipped}),
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
     }
@@ -99,13 +103,11 @@ def checkpoint_content(
     return content
 
 
-def check_resumable(
-    checkpoint: dict[str, Any], path: Path | str, config: dict[str, Any], text_fingerprint: str
-) -> None:
+def check_resumable(checkpoint: dict[str, Any], path: Path | str, config: dict[str, Any], fingerprint: str) -> None:
     """Raise a `UserError` unless a run with these options can resume from a checkpoint, which `path` names."""
     if "optimizer" not in checkpoint:
         raise UserError(f"cannot resume from {path}: the checkpoint has no optimizer state")
-    if checkpoint["text_fingerprint"] != text_fingerprint:
+    if checkpoint["text_fingerprint"] != fingerprint:
         raise UserError(f"the text tower of {path} differs from --text-tower: use the same text tower")
     model, inputs = options_of(checkpoint, path)  # with the defaults of options that are newer than the checkpoint
     before = _fixed_options(checkpoint["config"] | {"model": to_dict(model), "inputs": to_dict(inputs)})
@@ -129,12 +131,15 @@ def _sample_order(config: dict[str, Any], shards_digest: str, ranks: int) -> dic
     return options | {"what the shards hold": shards_digest, "number of ranks": ranks}
 
 
-def restore(
-    path: Path | str, checkpoint: dict[str, Any], state: TrainState, config: dict[str, Any], shards_digest: str
-) -> None:
+def restore(path: Path | str, checkpoint: dict[str, Any], state: TrainState, config: dict[str, Any]) -> None:
     """Restore everything except the weights. Options keep their new values where they differ from the checkpoint."""
     before, rank = checkpoint["config"], state.engine.process.rank
     warn = log.warning if rank == 0 else log.debug
+    known = checkpoint.get("partner")
+    if known and state.partner and known["fingerprint"] != state.partner.store.fingerprint:
+        raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
+    if note := _check_progress(checkpoint, config, state.steps_per_epoch):
+        warn(note)
     if before["optim"]["optimizer"] == config["optim"]["optimizer"]:
         state.engine.load_optimizer_state(checkpoint["optimizer"])
     else:
@@ -146,11 +151,11 @@ def restore(
         warn("%s has a moving average of the weights, which is dropped: pass --ema-decay to keep it", path)
     elif state.ema is not None:
         warn("%s has no moving average of the weights: the average starts now", path)
-    state.step = checkpoint["step"]
+    state.step, state.former = checkpoint["step"], checkpoint.get("partner")
     # Rank 0 takes the total, because the number of ranks may have changed.
     state.skipped = sum(own["skipped"] for own in checkpoint["ranks"]) if rank == 0 else 0
-    order = _sample_order(before, checkpoint.get("shards", shards_digest), len(checkpoint["ranks"]))
-    now = _sample_order(config, shards_digest, world_size())
+    order = _sample_order(before, checkpoint.get("shards", state.shards_digest), len(checkpoint["ranks"]))
+    now = _sample_order(config, state.shards_digest, world_size())
     if changed := [name for name in order if order[name] != now.get(name)]:
         what = ", ".join(changed)
         warn("%s changed since %s: the epoch restarts, so some samples come twice and others not at all", what, path)
@@ -159,7 +164,7 @@ def restore(
     state.rng = checkpoint["ranks"][rank]["rng"]
 
 
-def check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per_epoch: int) -> str | None:
+def _check_progress(checkpoint: dict[str, Any], config: dict[str, Any], steps_per_epoch: int) -> str | None:
     """Return a warning if the global batch size changed, because progress is counted in steps, not in samples."""
     before = _global_batch(checkpoint["config"], len(checkpoint["ranks"]))
     now, step, epochs = _global_batch(config, world_size()), checkpoint["step"], config["optim"]["epochs"]

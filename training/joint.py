@@ -5,7 +5,7 @@ weights of a run of its own. They share the process, the text tower and the chec
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -35,6 +35,8 @@ def parse_runs(argv: Sequence[str]) -> dict[str, TrainConfig]:
     for name in names if len(names) > 1 else [""]:
         own = (words for words, other in zip(files, named, strict=True) if not name or other in (name, ""))
         config = parse_args([*chain(*own), *flags])
+        if name and config.partner.anchor == name:  # a flag, which is for the others
+            config = replace(config, partner=replace(config.partner, anchor=None))
         runs[modality_name(config.inputs)] = config
     mixture_of(runs)
     if len(runs) > 1:
@@ -48,7 +50,7 @@ def mixture_of(runs: Mapping[str, TrainConfig]) -> dict[str, float]:
     try:
         shares = {name: float(share) for name, share in (word.split("=") for word in words)}
     except ValueError:
-        shares = {"": 0.0}
+        shares = {"": 0.0}  # refused below
     if not all(0 < share < float("inf") for share in shares.values()):
         raise UserError(f"--mixture gives each modality a number above 0, as in depth=2, not {' '.join(words)}")
     if unknown := shares.keys() - runs.keys():
@@ -58,13 +60,13 @@ def mixture_of(runs: Mapping[str, TrainConfig]) -> dict[str, float]:
 
 def _check(runs: Mapping[str, TrainConfig]) -> None:
     """Check the options of several modalities that train together."""
-    shared = {name: vars(x.checkpoint) | vars(x.remote) | {"device": x.device} for name, x in runs.items()}
-    (first, values), *others = shared.items()
-    for name, other in others:
-        if odd := [key for key in values if values[key] != other[key]]:
+    first, *_ = runs
+    shared = [vars(x.checkpoint) | vars(x.remote) | {"device": x.device, "mixture": x.mixture} for x in runs.values()]
+    for name, values in zip(runs, shared, strict=True):
+        if odd := [key for key in values if values[key] != shared[0][key]]:
             flag = f"--{odd[0].replace('_', '-')}"
             raise UserError(f"{flag} differs between {first} and {name}, which train together: pass it as a flag")
-    if values["keep_best"]:
+    if shared[0]["keep_best"]:
         raise UserError("--keep-best needs a run of one modality, because a checkpoint has all of them; leave it out")
     for name, config in runs.items():
         if config.model.tuning.tune_text:
@@ -96,9 +98,9 @@ def find_partner(
     `runs` will hold the run of each modality.
     """
     config = configs[name].partner
-    if config.anchor is None or (len(configs) > 1 and config.anchor == name):  # a flag is for all
+    if config.anchor is None:
         return None
-    if config.anchor not in configs or len(configs) == 1:
+    if config.anchor not in configs.keys() - {name}:
         return load_partner(config, device)
     store = FeatureStore("trained beside", config.anchor)
     return Partner(configs[config.anchor].inputs, config.anchor_weight, store, model=LiveEncoder(runs, config.anchor))

@@ -101,12 +101,13 @@ def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
     name = folder.relative_to(config["checkpoint"]["logs"]).as_posix()
     options: dict[str, Any] = {"project": project, "name": name, "id": kept.read_text(), "dir": folder}
     try:
-        run = wandb.init(**options, config=config, resume="allow")
+        run = wandb.init(**options, config=config, resume="allow", reinit="create_new")  # one for each modality
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         advice = "cannot reach Weights & Biases (%s): upload the log in %s later with wandb sync"
         log.warning(advice, first_line(error), folder / "wandb")
         wandb.teardown()  # or the run's name would still be taken
-        run = wandb.init(**options, config=config, mode="offline")
+        wandb.setup(wandb.Settings(mode="offline"))  # for other modalities, too: their failure would end this run
+        run = wandb.init(**options, config=config)
     run.define_metric("*", step_metric="step")
     return run
 

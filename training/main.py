@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,7 +26,8 @@ import yaml
 
 import languagebind
 from languagebind.config import UserError, first_line, run, to_dict
-from languagebind.data.feature_store import open_text_features
+from languagebind.data.feature_store import FeatureStore
+from languagebind.data.vidal import source_names
 from languagebind.distributed import Process, close_process, init_process, is_lost_rank
 from languagebind.eval import ListedDataset, check_dataset, load_dataset_config
 from languagebind.eval.data.datasets import METRICS
@@ -40,19 +41,18 @@ from languagebind.tuning import apply_tuning
 from languagebind.weights import load_strict
 
 from .batch import Plan
-from .checkpoint import TrainState, check_progress, check_resumable, restore
+from .checkpoint import TrainState, check_resumable, restore
 from .checkpoint_files import set_aside_later
 from .engines import make_engine
 from .engines.ema import Ema
 from .joint import LiveEncoder, find_partner, mixture_of, parse_runs
-from .loader import copied_ahead, train_batches
-from .logger import Logger, log_to_file
+from .loader import train_batches
+from .logger import log_to_file
 from .params import TrainConfig
 from .preflight import check_data, check_disk, checkpoint_size, shards_digest
 from .remote_sync import RemoteSync
 from .run import Run, Runs, interrupts
 from .run_folder import open_run
-from .train import train
 from .worker import ShardBatches
 
 log = logging.getLogger(__name__)
@@ -100,22 +100,20 @@ def fit(configs: dict[str, TrainConfig], process: Process) -> None:
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
         runs = start_all(configs, process, held)
-        remote, started = runs.first.config.remote, runs.runs.values()
-        url = remote.url(runs.folder.name) if process.is_main else None
-        sync = RemoteSync(runs.folder, url, remote.remote_sync_frequency) if url else nullcontext()
-        with sync, ExitStack() as loaders:
-            for own in started:
-                loaders.enter_context(closing(own.batches))
-            # Before the first step, Ctrl-C ends the run, because there is nothing to save
-            held.enter_context(interrupts(signals, signal.SIGINT, is_main=process.is_main))
-            for own in started:
-                own.evaluate_missed()
-            for own, _ in runs.turns():
-                next(own.steps)
-                if runs.after_step(own, signals):
-                    break
-            for own in started:
-                own.logger.close()
+        # Before the first step, Ctrl-C ends the run, because there is nothing to save
+        held.enter_context(interrupts(signals, signal.SIGINT, is_main=process.is_main))
+        remote = runs.first.config.remote
+        if process.is_main and (url := remote.url(runs.folder.name)):
+            held.enter_context(RemoteSync(runs.folder, url, remote.remote_sync_frequency))
+        for own in runs.by_modality.values():
+            held.enter_context(closing(own.batches))
+            own.evaluate_missed()
+        for own, _ in runs.turns():
+            next(own.steps)
+            if runs.after_step(own, signals):
+                break
+        for own in runs.by_modality.values():
+            own.logger.close()
 
 
 def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack) -> Runs:
@@ -125,17 +123,15 @@ def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack
     for name, config in configs.items():  # before a folder is made
         data = check_data(config.data, config.inputs, process.world_size, config.optim.accum_freq)
         partner = find_partner(name, configs, started, process.device)
-        checked[name] = Facts(*data, list_val_datasets(config), partner)
+        checked[name] = Facts(config, *data, list_val_datasets(config), partner)
     folder, resume = open_run(configs, process, held)
     parts = read_parts(resume) if resume else {}
     if resume and several and (absent := configs.keys() - parts.keys()):
         raise UserError(f"cannot resume from {resume}: it has no encoder for {min(absent)}")
     for name, facts in checked.items():
-        if several:
-            log.info("modality %s", name)
-        tower = next((own.state.engine.model for own in started.values()), None)
         saved = (resume, parts.get(name) or next(iter(parts.values()))) if resume else None
-        started[name] = start(configs[name], process, folder / name if several else folder, facts, saved, tower)
+        first = next((own.state for own in started.values()), None)
+        started[name] = start(facts, process, folder / name if several else folder, saved, first)
     runs = Runs(started, mixture_of(configs), folder)
     check_disk(folder, sum(own.size for own in started.values()), runs.new_checkpoints())
     accept(runs)
@@ -145,68 +141,49 @@ def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack
 class Facts(NamedTuple):
     """What is known of a run before its folder is made."""
 
+    config: TrainConfig
     shards: dict[str, int | None]
     steps_per_epoch: int
     val_datasets: list[ListedDataset]
     partner: Partner | None
 
 
-def start(
-    config: TrainConfig, process: Process, folder: Path, facts: Facts, saved: Saved | None, tower: DualEncoder | None
-) -> Run:
-    """Return a run at its first step, or at that after a `saved` checkpoint, with the text tower of another model."""
-    model, data, tune_text = new_model(config), config.data, config.model.tuning.tune_text
-    fingerprint, digest = model.text_fingerprint(), shards_digest(facts.shards)
-    if tower is not None:
-        if tower.text_fingerprint() != fingerprint:
+def start(facts: Facts, process: Process, folder: Path, saved: Saved | None, first: TrainState | None) -> Run:
+    """Return a run at its first step, or at that after a `saved` checkpoint, with the text tower of the `first` run."""
+    config, shards, partner = facts.config, facts.shards, facts.partner
+    model, data, optim, tune_text = new_model(config), config.data, config.optim, config.model.tuning.tune_text
+    fingerprint, total_steps = model.text_fingerprint(), facts.steps_per_epoch * optim.epochs
+    if first is not None:
+        if first.text_fingerprint != fingerprint:
             raise UserError("modalities that train together need the same text tower: pass --text-tower as a flag")
-        model.text_model, model.text_projection = tower.text_model, tower.text_projection
-    texts = (list(facts.shards), data.caption_source, fingerprint, data.negatives > 0)
-    features = None if tune_text else open_text_features(data.text_features, *texts)
-    partner = facts.partner
+        model.text_model, model.text_projection = first.engine.model.text_model, first.engine.model.text_projection
+    store, sources = FeatureStore(fingerprint), source_names(data.caption_source, data.negatives > 0)
+    features = store if not tune_text and store.serves(data.text_features, shards, sources) else None
     if partner is not None and not isinstance(partner.model, LiveEncoder):
-        partner = partner.ready(config.partner.anchor_features, list(facts.shards), model.embed_dim)
-    total_steps = facts.steps_per_epoch * config.optim.epochs
-    run = Run(config, process, folder, fingerprint, digest, facts.val_datasets, total_steps)
-    report_start(run, model, facts.shards)
+        partner = partner.ready(config.partner.anchor_features, list(shards), model.embed_dim)
+    report_start(facts, process, model)
     if partner is not None:
-        log.info("partner's features: %s", "beside the shards" if partner.stored else "encoded at each step")
+        log.info("partner %s: %s features", config.partner.anchor, "cached" if partner.stored else "live")
     live = "encoded at each step, because the text tower trains" if tune_text else "encoded at each step"
     log.info("text features: %s", live if features is None else "read from beside the shards")
-    averages = 2 if config.optim.ema_decay is None else 3  # AdamW keeps two averages per trained weight
-    run.size = checkpoint_size(model, averages)
-    run.state = state = restored(run, model, partner, saved, facts.steps_per_epoch)
-    k = config.optim.accum_freq
+    size = checkpoint_size(model, 2 if optim.ema_decay is None else 3)  # AdamW keeps two averages per trained weight
+    if saved:
+        path, checkpoint = saved
+        check_resumable(checkpoint, path, to_dict(config), fingerprint)
+        load_strict(model, text_state(model) | checkpoint["model"], f"the model of {path}")
+    engine = make_engine(model, optim, process, config.engine)
+    torch.manual_seed(config.seed + process.rank)  # each rank drops different patches
+    average = None if optim.ema_decay is None else Ema(engine.parameters, optim.ema_decay)
+    state = TrainState(engine, facts.steps_per_epoch, fingerprint, shards_digest(shards), average, partner)
+    if saved:
+        restore(path, checkpoint, state, to_dict(config))
+        log.info("resumed from %s at step %d of %d", path, state.step, total_steps)
+    k = optim.accum_freq
     steps = (k * facts.steps_per_epoch, k * total_steps, k * state.step)
     plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
     tokenizer, reader = cast(Tokenizer, model.text_model.tokenizer), partner and replace(partner, model=None)
-    run.batches = train_batches(ShardBatches(facts.shards, config.inputs, tokenizer, data, plan, features, reader))
-    return run
-
-
-def restored(
-    run: Run, model: DualEncoder, partner: Partner | None, saved: Saved | None, steps_per_epoch: int
-) -> TrainState:
-    """Return the state of a new run, or the state of a checkpoint."""
-    config, process, resolved = run.config, run.process, to_dict(run.config)
-    if saved:
-        path, checkpoint = saved
-        check_resumable(checkpoint, path, resolved, run.fingerprint)
-        known = checkpoint.get("partner")
-        if known and partner and known["fingerprint"] != partner.store.fingerprint:
-            raise UserError(f"the partner of {path} differs from --anchor: use the same partner, or none")
-        note = check_progress(checkpoint, resolved, steps_per_epoch)
-        if note and process.is_main:
-            log.warning(note)
-        load_strict(model, text_state(model) | checkpoint["model"], f"the model of {path}")
-    engine = make_engine(model, config.optim, process, config.engine)
-    torch.manual_seed(config.seed + process.rank)  # each rank drops different patches
-    decay = config.optim.ema_decay
-    state = TrainState(engine, None if decay is None else Ema(engine.parameters, decay), partner)
-    if saved:
-        restore(path, checkpoint, state, resolved, run.shards_digest)
-        log.info("resumed from %s at step %d of %d", path, state.step, run.total_steps)
-    return state
+    batches = train_batches(ShardBatches(shards, config.inputs, tokenizer, data, plan, features, reader))
+    return Run(config, folder, facts.val_datasets, state, batches, size)
 
 
 def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
@@ -233,45 +210,41 @@ def new_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def report_start(run: Run, model: DualEncoder, shards: dict[str, int | None]) -> None:
+def report_start(facts: Facts, process: Process, model: DualEncoder) -> None:
     """Log the versions, devices, data, weights, number of trained parameters and batch size of a run."""
-    init, optim = run.config.model.init, run.config.optim
-    ranks, batch = run.process.world_size, run.config.data.batch_size
-    versions = f"languagebind {languagebind.__version__}, torch {torch.__version__}"
-    log.info("%s, %s x %d, %s, %s", versions, run.process.device.type, ranks, run.config.engine.engine, optim.precision)
-    counts = [count for count in shards.values() if count is not None]
-    samples = sum(counts) if len(counts) == len(shards) else "an unknown number of"
+    config, shards, ranks = facts.config, facts.shards, process.world_size
+    init, optim = config.model.init, config.optim
+    versions = f"{config.modality}: languagebind {languagebind.__version__}, torch {torch.__version__}"
+    log.info("%s, %s x %d, %s, %s", versions, process.device.type, ranks, config.engine.engine, optim.precision)
+    samples = "an unknown number of" if None in shards.values() else sum(filter(None, shards.values()))
     tower = "" if init.encoder_tower in (None, "none") else f"{init.encoder_tower} "
     weights = tower + ("random" if init.encoder_pretrained == "none" else str(init.encoder_pretrained))
     log.info("%s samples in %d shards; initial encoder weights: %s", samples, len(shards), weights)
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     trained, everything = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-    log.info("%s tuning trains %.2f M of %.2f M parameters", run.config.model.tuning.tuning, trained, everything)
+    log.info("%s tuning trains %.2f M of %.2f M parameters", config.model.tuning.tuning, trained, everything)
+    batch, steps = config.data.batch_size, facts.steps_per_epoch
     whole = f"{batch} x {optim.accum_freq} accumulated x {ranks} ranks = {batch * optim.accum_freq * ranks}"
-    log.info("batch %s, %d steps per epoch, %d steps", whole, run.total_steps // optim.epochs, run.total_steps)
+    log.info("batch %s, %d steps per epoch, %d steps", whole, steps, steps * optim.epochs)
 
 
 def accept(runs: Runs) -> None:
     """Write the options and start the logs, once all runs have accepted their checkpoint."""
-    done, several, is_main = runs.step >= runs.total_steps, len(runs.runs) > 1, runs.process.is_main
+    done, several, is_main = runs.step >= runs.total_steps, len(runs.by_modality) > 1, runs.process.is_main
     if done and is_main:
-        log.warning("nothing to do: %d steps are done, and the options ask for %d", runs.step, runs.total_steps)
+        log.warning("nothing to do: %d steps are done, and the options ask for no more", runs.step)
     elif is_main:
         set_aside_later(runs.folder / "checkpoints", runs.step)
         if several:
-            listed = {"config": [f"{name}/config.yaml" for name in runs.runs]}
+            listed = {"config": [f"{name}/config.yaml" for name in runs.by_modality], "mixture": runs.shares}
             write_atomic(runs.folder / "config.yaml", yaml.safe_dump(listed).encode())
-    for name, own in runs.runs.items():
-        config, folder = own.config, own.folder
+    for name, own in runs.by_modality.items():
         if is_main and not done:
-            folder.mkdir(exist_ok=True)
-            again = replace(config, checkpoint=replace(config.checkpoint, resume=None))  # to be given each time
-            write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
-        label = f"{name} " if several else ""
-        own.logger = Logger(folder if is_main else None, config.log, to_dict(config), own.state.step, label)
-        # With accumulation, micro-batches stay in host memory until they are used.
-        batches = copied_ahead(own.batches, own.process.device) if config.optim.accum_freq == 1 else own.batches
-        own.steps = train(own.state, batches, config, own.total_steps // config.optim.epochs, own.logger)
+            own.folder.mkdir(exist_ok=True)
+            asked = replace(own.config.checkpoint, resume=None)  # to be given each time
+            again = replace(own.config, checkpoint=asked, mixture=())  # which the file of all modalities has
+            write_atomic(own.folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
+        own.begin(f"{name} " if several else "")
 
 
 if __name__ == "__main__":

@@ -125,10 +125,7 @@ class RemoteSync(threading.Thread):
 
 
 def fetch_run(url: str, folder: Path, notes: list[str], modalities: Iterable[str] = ()) -> Path | None:
-    """Download a run's newest undamaged checkpoint and its logs, also those of modalities that trained together.
-
-    Return the checkpoint, or None if there is none.
-    """
+    """Download a run's newest undamaged checkpoint and its logs; return the checkpoint, or None if there is none."""
     for name in reversed(remote_checkpoints(url)):
         source, path = join(url, "checkpoints", name), folder / "checkpoints" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from languagebind.config import UserError, to_dict
-from languagebind.distributed import Process, on_any_rank, on_main
+from languagebind.distributed import on_any_rank, on_main
 from languagebind.eval import ListedDataset, evaluate
 from languagebind.hub.checkpoint import PARTS
 from languagebind.model import DualEncoder
@@ -21,8 +21,10 @@ from languagebind.model import DualEncoder
 from .batch import Batch
 from .checkpoint import TrainState, checkpoint_content
 from .checkpoint_files import note_best, write_checkpoint
+from .loader import copied_ahead
 from .logger import Logger
 from .params import TrainConfig
+from .train import train
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +54,25 @@ class Run:
     """The training of one modality, which evaluates between its steps."""
 
     config: TrainConfig
-    process: Process
     folder: Path
     """folder of its logs"""
-    fingerprint: str
-    """hash of the text tower"""
-    shards_digest: str
     val_datasets: list[ListedDataset]
-    total_steps: int
-    size: int = field(init=False)
+    state: TrainState
+    batches: Generator[Batch]
+    size: int
     """bytes of its checkpoint"""
-    state: TrainState = field(init=False)
-    batches: Generator[Batch] = field(init=False)
-    logger: Logger = field(init=False)
-    steps: Iterator[int] = field(init=False)
+
+    def __post_init__(self):
+        self.process = self.state.engine.process
+        self.total_steps = self.state.steps_per_epoch * self.config.optim.epochs
+
+    def begin(self, label: str) -> None:
+        """Open the logs, without the rows of later steps, and make `steps`, an iterator that takes a step at a time."""
+        config, step, folder = self.config, self.state.step, self.folder if self.process.is_main else None
+        self.logger = Logger(folder, config.log, to_dict(config), step, label)
+        # With accumulation, micro-batches stay in host memory until they are used.
+        batches = copied_ahead(self.batches, self.process.device) if config.optim.accum_freq == 1 else self.batches
+        self.steps = train(self.state, batches, config, self.logger)
 
     def evaluate_missed(self) -> None:
         """Run the evaluation that was due when the run was stopped."""
@@ -105,7 +112,7 @@ class Run:
             log.error("the evaluation on %s failed, and training continues: %s", dataset.config.name, error)
             return {}
         found = {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}
-        log.info("Eval %s", " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
+        log.info("%sEval %s", self.logger.label, " ".join(f"{name}: {value:.4f}" for name, value in found.items()))
         return found
 
 
@@ -113,32 +120,33 @@ class Run:
 class Runs:
     """The runs of a process, one for each modality, which take turns and save one checkpoint for all."""
 
-    runs: dict[str, Run]
+    by_modality: dict[str, Run]
     shares: dict[str, float]
     """relative numbers of steps"""
     folder: Path
     saved_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
-        self.first = next(iter(self.runs.values()))
+        self.first = next(iter(self.by_modality.values()))
         self.process, self.options = self.first.process, self.first.config.checkpoint
-        self.total_steps = sum(run.total_steps for run in self.runs.values())
+        # --epochs may be less now
+        self.total_steps = sum(max(run.state.step, run.total_steps) for run in self.by_modality.values())
 
     @property
     def step(self) -> int:
         """The number of steps that all runs have taken."""
-        return sum(run.state.step for run in self.runs.values())
+        return sum(run.state.step for run in self.by_modality.values())
 
     def turns(self) -> Iterator[tuple[Run, int]]:
         """Yield the run that takes each of the remaining steps, and the number of its step.
 
         The order depends only on the numbers of steps, so a resumed run continues it.
         """
-        taken = {name: run.state.step for name, run in self.runs.items()}
-        while left := [name for name, run in self.runs.items() if taken[name] < run.total_steps]:
+        taken = {name: run.state.step for name, run in self.by_modality.items()}
+        while left := [name for name, run in self.by_modality.items() if taken[name] < run.total_steps]:
             name = min(left, key=lambda name: (taken[name] + 1) / self.shares[name])
             taken[name] += 1
-            yield self.runs[name], taken[name]
+            yield self.by_modality[name], taken[name]
 
     def new_checkpoints(self) -> int:
         """Return the maximum number of new checkpoints on disk, not counting those of --save-every-minutes."""
@@ -173,12 +181,12 @@ class Runs:
 
     def save(self, last: bool) -> None:
         """Write a checkpoint. Before the last one, check that a frozen text tower has not changed."""
-        parts = {name: checkpoint_content(run.state, to_dict(run.config), run.fingerprint, run.shards_digest)
-                 for name, run in self.runs.items()}  # fmt: skip
+        parts = {name: checkpoint_content(run.state, to_dict(run.config)) for name, run in self.by_modality.items()}
 
         def write() -> None:
-            model = self.first.state.engine.model
-            if last and not model.trains_text and model.text_fingerprint() != self.first.fingerprint:
+            state = self.first.state
+            model = state.engine.model
+            if last and not model.trains_text and model.text_fingerprint() != state.text_fingerprint:
                 raise UserError("the frozen text tower has changed: no checkpoint was written")
             for name, part in parts.items():
                 if not all(x.isfinite().all() for x in part["model"].values()):

@@ -21,10 +21,7 @@ EXISTS = "exists: use another --name, or continue the run with --resume latest"
 
 
 def open_run(runs: dict[str, TrainConfig], process: Process, held: ExitStack) -> tuple[Path, Path | str | None]:
-    """Create the folder of a run, with the options of each of its modalities, and lock it until `held` closes.
-
-    Also start logging, and find the checkpoint to resume from.
-    """
+    """Create a run's folder, lock it until `held` closes, start logging, and find the checkpoint to resume from."""
     folder, resume = on_main(process, lambda: _open(runs, held))  # all ranks resume from the same checkpoint
     failure = None
     if isinstance(resume, Path) and not resume.is_file():

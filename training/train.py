@@ -39,11 +39,9 @@ Targets = tuple[Tensor | None, Tensor | None, Tensor | None]  # see `_targets`
 WORTH_SAYING = 0.1  # lowest possible loss above which repeated captions are reported
 
 
-def train(
-    state: TrainState, batches: Iterator[Batch], config: TrainConfig, steps_per_epoch: int, logger: Logger
-) -> Iterator[int]:
+def train(state: TrainState, batches: Iterator[Batch], config: TrainConfig, logger: Logger) -> Iterator[int]:
     """Take the training steps, and yield the step count after each, so that the caller can save and evaluate."""
-    engine, optim, meter = state.engine, config.optim, Meter(state, config, steps_per_epoch, logger)
+    engine, optim, meter = state.engine, config.optim, Meter(state, config, logger)
     engine.side.train()
     for micro_batches in _together(batches, optim.accum_freq, meter, engine.process.device):
         set_lr(engine.optimizers, optim, state.step, meter.total_steps)
@@ -53,7 +51,7 @@ def train(
         for batch in micro_batches:
             state.skipped += len(batch.skipped)
             state.drawn = {**state.drawn, batch.worker: batch.drawn}
-        if state.step % steps_per_epoch == 0:
+        if state.step % state.steps_per_epoch == 0:
             state.drawn = {}  # the workers start the next epoch
         meter.update(micro_batches, loss)
         yield state.step
@@ -62,9 +60,8 @@ def train(
 
 def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> Tensor:
     """Update the weights with one batch, or with micro-batches as one; return the mean loss over ranks."""
-    engine = state.engine
+    engine, partner = state.engine, state.partner
     device = engine.process.device
-    partner = state.partner
     anchors = [partner.encode(cast(Tensor, x.anchor).to(device), optim.precision) for x in batches if partner]
     targets = _targets(engine.model, batches, optim.precision, device)
 
@@ -167,9 +164,9 @@ def _loss(model: DualEncoder, features: Tensor, targets: Targets, optim: OptimCo
 class Meter:
     """Collects statistics between two log lines. The time excludes evaluation and checkpoints between steps."""
 
-    def __init__(self, state: TrainState, config: TrainConfig, steps_per_epoch: int, logger: Logger):
+    def __init__(self, state: TrainState, config: TrainConfig, logger: Logger):
         self.state, self.config, self.logger = state, config, logger
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.optim.epochs
+        self.total_steps = state.steps_per_epoch * config.optim.epochs
         self.world_size = state.engine.process.world_size
         self.loss = 0.0  # running mean, for the console
         self.used, self.bad = 0, 0  # numbers of samples, over all ranks
@@ -226,7 +223,7 @@ class Meter:
             "train/data_time": self.waited / self.steps,
             "train/data_wait": self.waited / seconds,
             "train/skipped": total,
-            "train/epoch": state.step / self.steps_per_epoch,
+            "train/epoch": state.step / state.steps_per_epoch,
         }
         if engine.model.logit_bias is not None:
             values["train/logit_bias"] = engine.model.logit_bias.item()
@@ -247,7 +244,7 @@ class Meter:
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """Return OpenCLIP's log line, with the share of time spent waiting for data and the remaining time."""
-        per_epoch, batch = self.steps_per_epoch, self.samples // self.steps
+        per_epoch, batch = self.state.steps_per_epoch, self.samples // self.steps
         epoch, in_epoch = divmod(step - 1, per_epoch)
         left = timedelta(seconds=round((self.total_steps - step) * values["train/batch_time"]))
         eta = "" if self.logger.label else f" ETA {left}"  # other modalities take time, too

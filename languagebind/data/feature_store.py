@@ -159,14 +159,6 @@ def write_text_features(
     return len(texts)
 
 
-def open_text_features(
-    mode: FeaturesMode, shards: Iterable[str], source: str, fingerprint: str, negatives: bool = False
-) -> FeatureStore | None:
-    """Return the features beside the shards, or None to encode captions in training; see `FeatureStore.serves`."""
-    store = FeatureStore(fingerprint)
-    return store if store.serves(mode, shards, source_names(source, negatives)) else None
-
-
 def hash_item(item: Item) -> np.uint64:
     """Return the 64-bit hash of a caption, or of the contents of a file or a clip's frames."""
     contents = item.encode() if isinstance(item, str) else item if isinstance(item, bytes) else b"".join(item)

@@ -118,7 +118,9 @@ def media_sources(sample: Mapping[str, Any], modality: Modality) -> dict[int | N
 
 def choose_frame(sources: Mapping[int | None, Any], rng: random.Random, frame: int | None) -> int | None:
     """Return the number of one of a sample's `media_sources`: `frame`, or a random one if there is no such frame."""
-    return None if None in sources else frame if frame in sources else rng.choice(list(sources))
+    if None in sources:
+        return None
+    return frame if frame in sources else rng.choice(list(sources))
 
 
 def held_members(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval: `languagebind eval`, or `evaluate` from a training loop."""
+"""Zero-shot classification, retrieval and segmentation: `languagebind eval`, or `evaluate` from a training loop."""
 
 from .data.datasets import DatasetConfig, load_dataset_config
 from .evaluate import ListedDataset, check_dataset, evaluate

@@ -171,8 +171,7 @@ class FeatureEncoder:
             raise UserError("segmentation is of pictures, by models with `encode_dense`")
 
         def score(windows: Tensor) -> Tensor:
-            with torch.no_grad(), autocast(self.device, self.options.precision):
-                x = self.model.encode_dense(windows.to(self.device))
+            x = self._run(self.model.encode_dense, windows)
             if not bool(x.isfinite().all()):
                 raise UserError(f"the model returns NaN or infinity for {samples[i].key}")
             return head(x)
@@ -184,7 +183,12 @@ class FeatureEncoder:
                 found[i] = measure(score_maps(score, modality, raw, shape=shape)[0], mask)
             except (DecodeError, OSError) as error:  # of the sample, or of its mask
                 found[i] = f"{samples[i].key}: {getattr(error, 'reason', error)}"
+            except UserError as error:  # raised below, on every rank
+                found[i] = error
+                break
         found = {i: x for part in gather_objects(found) for i, x in part.items()}
+        if wrong := [x for x in found.values() if isinstance(x, UserError)]:
+            raise wrong[0]
         _check_bad({i: x for i, x in found.items() if isinstance(x, str)}, len(samples), self.options.skip_bad)
         kept = [i for i in sorted(found) if isinstance(found[i], Tensor)]
         return torch.stack([found[i] for i in kept]), kept

@@ -30,6 +30,8 @@ class ProbeOptions(CommandOptions):
 
     model: str
     """a training checkpoint, a run's folder, a folder in the published layout, or a hub id"""
+    modality: str | None = None
+    """modality to probe of a run of several"""
     config: Path
     """name or YAML file of a classification dataset, for its class names; its `data` is not read"""
     train: str
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return evaluate_probe(*loaded, parts, options, encode) | {"pretrained": name} | identity
 
     path = result_path(options.output, f"{dataset.name}_probe", name)
-    evaluate_each(options, lambda device: load_eval_model(options.model, device), [(path, evaluate)])
+    evaluate_each(options, lambda device: load_eval_model(options.model, device, options.modality), [(path, evaluate)])
 
 
 if __name__ == "__main__":

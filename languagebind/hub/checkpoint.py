@@ -34,14 +34,10 @@ def load_checkpoint(
 ) -> tuple[DualEncoder, Modality]:
     """Return the model and the modality of a training checkpoint, in evaluation mode and with adapters merged.
 
-    If training kept a moving average of the weights, the model gets the average.
-
-    Args:
-        path: a checkpoint file, its URL (s3://...), or the folder of a run, whose last checkpoint is loaded.
-        device: the model's device.
-        like: a loaded model with the same text tower; the new model shares that tower.
-        num_frames: frames per clip; by default as in training, otherwise temporal embeddings are interpolated.
-        modality: the modality to load of a run of several.
+    If training kept a moving average of the weights, the model gets the average. `path` is a checkpoint file, its URL
+    (s3://...), or the folder of a run, whose last checkpoint is loaded; `modality` names one of a run of several. The
+    model shares the text tower of `like`, a loaded model with the same one. By default, clips have as many frames as in
+    training; for other `num_frames`, temporal embeddings are interpolated.
 
     Raises `UserError` if the file does not exist or is not a checkpoint of this library. Raises `WeightsError` if the
     text tower differs from the one used in training.
@@ -55,8 +51,7 @@ def build_checkpoint(
 ) -> tuple[DualEncoder, Modality]:
     """Return the model, on the CPU, and the modality of a checkpoint that `read_checkpoint` returned."""
     config, modality = options_of(checkpoint, path)
-    weights = checkpoint["model"] | checkpoint.get("ema", {})
-    state = merge_lora(published_names(weights), config.tuning.lora_alpha)
+    state = merge_lora(published_names(checkpoint["model"] | checkpoint.get("ema", {})), config.tuning.lora_alpha)
     if num_frames is not None and num_frames != modality.input_shape[1]:
         sizes = config.encoder
         one_by_one = sizes.timm_model or (sizes.temporal_head and not sizes.temporal_attention)
@@ -65,10 +60,8 @@ def build_checkpoint(
         modality = replace(modality, num_frames=num_frames)  # type: ignore[call-arg]  # a modality with frames has it
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
     trained_text = any(key.startswith(TEXT_PREFIXES) for key in checkpoint["model"])
-    if trained_text:
-        text = untrained_text(config.text)
-    else:
-        text = (like.text_model, like.text_projection, like.embed_dim) if like is not None else build_text(config.text)
+    shared = None if like is None else (like.text_model, like.text_projection, like.embed_dim)
+    text = untrained_text(config.text) if trained_text else shared or build_text(config.text)
     model = DualEncoder(modality.input_shape, encoder, text, config.init.init_logit_bias)
     if not trained_text and model.text_fingerprint() != checkpoint["text_fingerprint"]:
         tower = "the one loaded before" if like is not None else f"the current {config.text.text_tower}"

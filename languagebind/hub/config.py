@@ -156,6 +156,7 @@ class LanguageBindConfig(PreTrainedConfig):
     projection_dim: int = 512
     logit_scale_init_value: int | float = 2.6592
     initializer_factor: int | float = 1.0
+    trained_with: list[str] | tuple[str, ...] = ("text",)  # not in the published files: also a partner's modality
 
     def __post_init__(self, **kwargs):
         # Old files have each sub-config twice. `…_config_dict` overrides the other, even with default values.
@@ -288,9 +289,7 @@ def option_names(kind: type[Modality]) -> dict[str, str]:
     return {ours: theirs for ours, theirs in names.items() if hasattr(LanguageBindVisionConfig, theirs)}
 
 
-def to_config(
-    modality: Modality, encoder: EncoderConfig, text: ClipTextConfig | None, embed_dim: int
-) -> LanguageBindConfig:
+def to_config(modality: Modality, encoder: EncoderConfig, text: ClipTextConfig | None, dim: int) -> LanguageBindConfig:
     """Return a config in the published layout for a model without adapters.
 
     Raises `UserError` if the layout does not support the modality, an option, or a text tower other than CLIP's (None).
@@ -307,7 +306,7 @@ def to_config(
     options = {theirs: getattr(modality, ours) for ours, theirs in option_names(type(modality)).items()}
     clip_type = "vl_new" if encoder.patch_embedding == "3d" else "vl"
     config = CONFIGS[KIND_OF[name]](
-        projection_dim=embed_dim,
+        projection_dim=dim,
         text_config={theirs: getattr(text, ours) for ours, theirs in TEXT_SIZES.items()},
         vision_config=sizes | options | {"clip_type": clip_type, "lora_r": 0},
     )
@@ -323,4 +322,5 @@ def to_published(model: DualEncoder, modality: Modality) -> tuple[LanguageBindCo
     sizes: Any = getattr(model.vision_model, "sizes", None)  # ImageBind's tower has none, nor CLIP's text tower
     config = to_config(modality, sizes, text, model.embed_dim)
     config.text.context_length = cast(Any, model.text_model.tokenizer).encode.context_length
+    config.trained_with = model.trained_with
     return config, model.state_dict()

@@ -169,7 +169,9 @@ class Encoders:
         """
         name, items, modality = self._one_list(inputs)
         window = getattr(self.encoders[name][1], "image_size", None)
-        prompts = [[own] if isinstance(own, str) else own for own in text]
+        prompts = [[own] if isinstance(own, str) else own for (own,) in _split(TEXT, text, 1)]
+        if not prompts or not all(prompts):
+            raise ValueError("pass segment() a list of classes, text=[...], and at least one prompt for each")
         x: Any = self.encode(text=chain(*prompts), of=name)
         classes = F.normalize(torch.stack([own.mean(dim=0) for own in x.split([*map(len, prompts)])]), dim=-1)  # (K, D)
 
@@ -263,7 +265,7 @@ def load_model(
     """
     (model, found), *others = _load_all(source, like, modality, num_frames, **hub)
     if others:
-        raise UserError(f"{source} has several modalities: name one (--modality)")
+        raise UserError(f"{source} has several modalities: name one (--modality; of a partner --anchor-modality)")
     return model.to(device), found
 
 
@@ -315,9 +317,9 @@ def _load_published(source: str | Path, **options: Any) -> tuple[DualEncoder, Mo
         sizes, length = config.text.sizes, config.text.context_length
         tower = ClipText(sizes, Tokenizer(clip_tokens(length or sizes.context_length)))
         projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
-        text = tower, projection, config.projection_dim
-        model = DualEncoder(config.vision.input_shape, config.vision.sizes, text)
+        model = DualEncoder(config.vision.input_shape, config.vision.sizes, (tower, projection, config.projection_dim))
     load_strict(model, state, str(source), assign=True)
+    model.trained_with = tuple(config.trained_with)
     return model.eval().requires_grad_(False), config.modality
 
 

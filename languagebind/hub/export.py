@@ -77,10 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write(options: ExportOptions, folder: Path) -> None:
     saved = read_checkpoint(options.checkpoint, options.modality)
     model, modality = build_checkpoint(saved, options.checkpoint, None, None)
-    name, title, text = modality_name(modality), options.output.absolute().name, saved["config"]["model"]["text"]
+    if options.modality not in (None, name := modality_name(modality)):
+        raise UserError(f"{options.checkpoint} is for {name}, not {options.modality}")
+    title, text = options.output.absolute().name, saved["config"]["model"]["text"]
     sizes, clip = model.vision_model.sizes, isinstance(model.text_model, ClipText)
     other = sizes.timm_model or ("a temporal head" if sizes.temporal_head else None if clip else "this text tower")
-    if name in KIND_OF and other is None:
+    other = other if name in KIND_OF else name
+    if other is None:
         published = build_published(*to_published(model, modality), str(options.checkpoint))
         if options.adapter:
             separate_adapter(published, saved, folder)
@@ -90,9 +93,9 @@ def _write(options: ExportOptions, folder: Path) -> None:
         source = f'"ORG/{title}")  # its name on the Hugging Face hub, or its folder'
     else:
         if options.adapter:
-            raise UserError(f"--adapter needs the published layout, which does not support {other or name}")
+            raise UserError(f"--adapter needs the published layout, which does not support {other}")
         (folder / "checkpoints").mkdir()
-        kept = {key: saved[key] for key in saved.keys() & {"model", "ema", "step", "text_fingerprint", "versions"}}
+        kept = {x: saved[x] for x in saved.keys() & {"model", "ema", "step", "text_fingerprint", "partner", "versions"}}
         kept["config"] = {key: saved["config"][key] for key in ("modality", "inputs", "model")}
         torch.save(kept, folder / "checkpoints" / f"step_{saved['step']:08d}.pt")
         source = f'"{title}")  # this folder'

@@ -64,7 +64,7 @@ def create_model_and_transforms(
         model_name: one of `list_models()`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, a folder, or a training checkpoint.
         pretrained: the model's entry in `list_pretrained()`; optional, since every model includes its weights.
         precision: dtype of the weights: fp32, bf16 or fp16.
-        hub: options of the Hugging Face hub, as in `languagebind.load`.
+        hub: options of the Hugging Face hub, as in `languagebind.load`; and `modality`, of a run of several.
     """
     dtype = dtype_of(precision)
     if pretrained not in (None, dict(list_pretrained()).get(str(model_name))):

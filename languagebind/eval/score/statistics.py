@@ -107,9 +107,10 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
 
 
 def sum_intervals(counts: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Intervals:
-    """Return the intervals of metrics of the sums over samples of counts (N, ...), if no resample lacks a value."""
+    """Return the intervals of shares of the sums over samples of counts (N, ...), if no resample lacks a value."""
     resampled = _bootstrap(lambda x: metrics(np.tensordot(_occurrences(x), counts, 1)), len(counts), counts[0].size)
-    return {key: _ends(value) for key, value in resampled.items() if not np.isnan(value).any()}
+    defined = {key: value for key, value in resampled.items() if not np.isnan(value).any()}
+    return _intervals(defined, defined, len(counts))
 
 
 def overlaps(result_a: dict[str, Any], result_b: dict[str, Any]) -> list[str]:
