@@ -33,7 +33,7 @@ class Process:
         return self.rank == 0
 
 
-def init_process(device: str | None = None) -> Process:
+def init_process(device: str | None = None, timeout: timedelta = TIMEOUT) -> Process:
     """Join the process group of torchrun or srun (NCCL on GPUs, gloo on CPUs), unless this is the only process.
 
     By default, the device is this rank's GPU, or the CPU if there is no GPU.
@@ -43,7 +43,7 @@ def init_process(device: str | None = None) -> Process:
     if "RANK" not in os.environ:
         return Process(0, 1, target)
     backend = "nccl" if target.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None)
+    dist.init_process_group(backend, timeout=timeout, device_id=target if backend == "nccl" else None)
     return Process(dist.get_rank(), dist.get_world_size(), target)
 
 
@@ -75,9 +75,9 @@ def _adopt_slurm_variables() -> None:
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[Process]:
+def joined(device: str | None = None, timeout: timedelta = TIMEOUT) -> Iterator[Process]:
     """Join the process group within a `with` block; only rank 0 logs progress."""
-    process = init_process(device)
+    process = init_process(device, timeout)
     if not process.is_main:
         logging.getLogger().setLevel(logging.WARNING)
     try:

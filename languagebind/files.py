@@ -59,14 +59,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a file lock. The system releases it however this process ends, and forked processes do not inherit it.
 
-    Raises `BlockingIOError` if another process holds the lock.
+    Waits while another process holds the lock, or raises `BlockingIOError`.
     """
     with open(path, "w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, error.strerror, str(path)) from error

@@ -14,16 +14,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import sys
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +30,15 @@ from tqdm import tqdm
 from ..config import UserError, expand_config, parse, to_dict
 from ..files import as_on_disk, printable, write_atomic
 from ..modalities import modality_class
+from ..parallel import Engine, run_in_order
 from .packing import LeftOut, PackOptions, has_frames, pack
 from .shards import INDEX_NAME, ShardInfo, ShardWriter, as_key, file_sha256, write_index
 from .sources import SOURCES, Sample
+from .tally import Tally, count
 from .vidal import caption_faults
 
 # This folder has one file per finished shard. It is kept, so that a second run has nothing to do.
 STATE_FOLDER = ".make_shards"
-EXAMPLES = 5  # samples listed per reason in the report
 
 Entries = list[Sample | LeftOut]  # the input of a shard; a `LeftOut` is a sample with a duplicate key
 
@@ -55,7 +54,9 @@ class MakeOptions:
     shard_size: int | None = None
     """Maximum bytes of media per shard. The size of every media file is looked up first."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Number of processes. Each writes whole shards."""
+    """Number of processes or actors, each of which writes whole shards. 0: this process alone."""
+    engine: Engine = "processes"
+    """Processes of this machine, or actors of a Ray cluster whose nodes share the folders."""
     overwrite: bool = False
     """Delete the shards in the output folder and start again."""
     split: tuple[str, ...] = ()
@@ -77,7 +78,8 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
     states = []
     # Outside a terminal, print the progress only every 30 seconds.
     with tqdm(unit=" samples", unit_scale=True, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-        for state in _run(_cut(samples, options), options):
+        make = partial(partial, _make_shard, options.packing)
+        for state in run_in_order(make, Plan(samples, options), options.workers, options.engine):
             states.append(state)
             bar.update(state["shard"]["samples"])
     unexpected = {path.name for path in options.output.glob("*.tar")} - {state["shard"]["name"] for state in states}
@@ -122,6 +124,18 @@ def _clear(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The path and the entries of each shard."""
+
+    samples: Iterable[Sample]
+    options: MakeOptions
+
+    def __iter__(self) -> Iterator[tuple[Path, Entries]]:
+        for number, entries in enumerate(_cut(self.samples, self.options)):
+            yield self.options.output / f"{number:05d}.tar", entries
+
+
 def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
     """Yield the entries of each shard."""
     entries: Entries = []
@@ -141,30 +155,9 @@ def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
         yield entries
 
 
-def _run(shards: Iterable[Entries], options: MakeOptions) -> Iterator[dict[str, Any]]:
-    """Yield the state of each shard in order. The input is read only as fast as shards are made."""
-    with ProcessPoolExecutor(max(1, options.workers), initializer=end_with_parent) as pool:
-        waiting: deque[Future] = deque()
-        for number, entries in enumerate(shards):
-            waiting.append(pool.submit(_make_shard, options.output / f"{number:05d}.tar", entries, options.packing))
-            if len(waiting) >= 2 * options.workers:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
-
-
-def end_with_parent() -> None:
-    """End a worker process when its parent is killed. Otherwise the worker would wait for work forever."""
-
-    def watch() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _make_shard(path: Path, entries: Entries, packing: PackOptions) -> dict[str, Any]:
+def _make_shard(packing: PackOptions, task: tuple[Path, Entries]) -> dict[str, Any]:
     """Write one shard, unless an earlier run has, and return its state for the index and the report."""
+    path, entries = task
     samples = [entry for entry in entries if isinstance(entry, Sample)]
     left_out = [entry for entry in entries if isinstance(entry, LeftOut)]
     record = path.parent / STATE_FOLDER / f"{path.stem}.json"
@@ -204,12 +197,9 @@ def _fingerprint(samples: list[Sample], duplicates: list[LeftOut]) -> str:
 
 
 def _report(states: list[dict[str, Any]]) -> dict[str, Any]:
-    reasons: dict[str, dict[str, Any]] = {}
+    reasons: Tally = {}
     for item in itertools.chain.from_iterable(state["left_out"] for state in states):
-        reason = reasons.setdefault(item["reason"], {"count": 0, "examples": []})
-        reason["count"] += 1
-        if len(reason["examples"]) < EXAMPLES:
-            reason["examples"].append({key: printable(item[key]) for key in ("id", "detail")})
+        count(reasons, item["reason"], {key: item[key] for key in ("id", "detail")})
     counts = {name: sum(state["shard"][name] for state in states) for name in ("samples", "bytes")}
     captions: Counter[str] = sum((Counter(state.get("captions_left_out")) for state in states), Counter())
     left_out = dict(sorted(reasons.items()))
@@ -234,9 +224,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     shares = parse_shares(config.making.split)
     parts = assign(config.source.samples(), shares) if shares else {}
     for part in shares or [""]:
-        samples = (each for each in config.source.samples() if not part or parts[each.group or each.id] == part)
+        samples = Part(config.source, parts, part)
         print(f"{part}: " if part else "", end="")
         print_report(make_shards(samples, facts, replace(config.making, output=config.making.output / part)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The samples of one part of a source, or all."""
+
+    source: Any
+    parts: Mapping[str, str]  # of each group
+    name: str
+
+    def __iter__(self) -> Iterator[Sample]:
+        samples = self.source.samples()
+        return (each for each in samples if not self.name or self.parts[each.group or each.id] == self.name)
 
 
 def parse_shares(split: Sequence[str]) -> dict[str, float]:

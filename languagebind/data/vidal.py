@@ -21,6 +21,8 @@ NUM_FRAMES = 8  # frames per clip in VIDAL; `ofa` has one caption per frame
 # The weight of each source in a `mix`, as in the original LanguageBind code. The weight of `ofa` is per frame.
 MIX_WEIGHTS = {"raw": 0.2, "mplug": 0.2, "polish_mplug": 0.2, "sound_mplug": 0.2, "ofa": 0.025}
 CAPTION_SOURCES = tuple(MIX_WEIGHTS)
+# Fields that the generation adds: the path of the video, what the filter measured, and why it leaves an entry out
+SOURCE, MEASURED, LEFT_OUT = "source", "measured", "left_out"
 NEGATIVES = "negatives"  # texts beside the captions that do not describe the sample: hard negatives
 
 # The locations of each modality's media below the root. The first one that exists is used. `{clips}` is

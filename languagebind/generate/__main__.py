@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def print_report(name: str, report: dict[str, Any]) -> None:
-    """Print what a step made, and why it made nothing of some entries."""
-    counts = {key: value for key, value in report.items() if key != "failures"}
-    print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in counts.items()))
-    for reason, failed in report["failures"].items():
-        print(f"  {reason}: {failed['count']}, such as {failed['examples'][0]['detail']}")
+    """Print what a step made, and what it noted or why it failed for some entries, with an example of each."""
+    print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in report.items() if isinstance(value, int)))
+    for reason, found in (report["failures"] | report["notes"]).items():
+        example = found["examples"][0]
+        print(f"  {reason}: {found['count']}, such as {example.get('detail') or example['id']}")
     if name in WARNINGS and (text := WARNINGS[name](report)):
         print(f"warning: {text}")
 

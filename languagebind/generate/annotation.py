@@ -14,12 +14,11 @@ from typing import Any
 
 from ..config import UserError, parse
 from ..data.tables import read_manifest
-from ..data.vidal import read_annotation
+from ..data.vidal import SOURCE, read_annotation
 from ..files import atomic_file, files_below, locked
 from ..modalities import modality_class
 from .steps import Entry
 
-SOURCE = "source"  # field with the path of an entry's video, relative to the root
 VIDEOS = [name for name in modality_class("video").extensions if name not in ("jpg", "jpeg", "png")]
 
 
@@ -56,16 +55,27 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def append(journal: Path, lines: bytes) -> None:
+    """Write rows to a journal, onto the disk. Raises `UserError` if it is full."""
+    try:
+        with open(journal, "ab", buffering=0) as file:
+            while lines:
+                lines = lines[file.write(lines) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {journal}: {error.strerror}") from error
+
+
 def merge(annotation: Path, journals: Sequence[Path]) -> None:
     """Add the texts of journals to an annotation, then delete the journals. A kill leaves the old file or the new one.
 
     Raises `UserError` if the order of the entries has changed since the journals were written.
     """
-    with locked(annotation.with_name(f".{annotation.name}.lock")):
-        texts = Journals(journals)
-        write_entries(
-            annotation, (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation)), texts
-        )
+    if journals:
+        with locked(annotation.with_name(f".{annotation.name}.lock"), wait=True):
+            texts = Journals(journals)
+            entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
+            write_entries(annotation, entries, texts)
     for path in journals:
         path.unlink()
 
@@ -80,11 +90,6 @@ def write_entries(path: Path, entries: Iterable[Entry], texts: Journals | None =
         if texts is not None:
             texts.close()
         file.write(b"\n}\n" if start == b",\n" else b"{}\n")
-
-
-def count_entries(annotation: Path) -> int:
-    """Return the number of entries of an annotation."""
-    return sum(1 for _ in read_annotation(annotation))
 
 
 @dataclass(frozen=True)

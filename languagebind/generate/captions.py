@@ -1,7 +1,7 @@
 """Write captions: of frames and clips from pictures, then better ones, and of sounds, from titles and captions."""
 
 import base64
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,15 +12,14 @@ from ..config import UserError, digest
 from ..data.vidal import clean_captions, clean_title, media_paths, texts_of
 from ..modalities import DecodeError, modality_class
 from .chat import ChatOptions, Endpoint, Local, Question, Unanswered, ask
-from .steps import Entry, Failed, Made
+from .steps import Entry, Failed, Made, Step
 
 PROMPTS = Path(__file__).parent / "prompts"
 
 
-class Written(ABC):
+class Written(Step):
     """A step whose results are a model's answers. An entry gets all that it lacks or, if one fails, none."""
 
-    name: ClassVar[str]
     fields: ClassVar[Mapping[str, str]]  # of the annotation, each with the name of its prompt
     words: ClassVar[tuple[str, ...]] = ()  # that a prompt fills in
 
@@ -39,7 +38,7 @@ class Written(ABC):
 
     def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
         with ThreadPoolExecutor(self.model.at_once) as pool:
-            return list(pool.map(self._one, entries))
+            return list(pool.map(self.one, entries))
 
     @abstractmethod
     def questions(self, entry: Entry) -> dict[str, list[Question]]:
@@ -49,7 +48,7 @@ class Written(ABC):
         texts = clean_captions({field: entry.fields.get(field) for field in self.fields})
         return [field for field in self.fields if field not in texts]
 
-    def _one(self, entry: Entry) -> Made | Failed:
+    def one(self, entry: Entry) -> Made | Failed:
         try:
             questions = self.questions(entry)
             texts = {field: [ask(self.model, each) for each in questions[field]] for field in self._missing(entry)}

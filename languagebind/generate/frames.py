@@ -2,7 +2,6 @@
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +10,10 @@ import numpy as np
 
 from ..config import UserError, to_dict
 from ..data.packing import PackOptions, jpeg
-from ..data.vidal import NUM_FRAMES, media_paths
+from ..data.vidal import NUM_FRAMES, SOURCE, media_paths
 from ..modalities import DecodeError, modality_class
 from ..modalities._containers import open_stream
-from .annotation import SOURCE
-from .steps import Entry, Failed, Made
+from .steps import Entry, Failed, Made, Step
 
 VIDEO: Any = modality_class("video")()
 AUDIO: Any = modality_class("audio")()
@@ -51,7 +49,7 @@ def video_of(root: Path, entry: Entry) -> Path:
     return media_paths(root, entry.id, str(entry.fields.get("folder", "")), "video")[0][0]
 
 
-class Frames:
+class Frames(Step):
     """Frames as JPEG files, and H.264 clips. Needs FFmpeg for the clips."""
 
     name = "frames"
@@ -65,16 +63,13 @@ class Frames:
     def is_done(self, entry: Entry) -> bool:
         return all(path.exists() for path in self._results(entry))
 
-    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
-        return [self._one(entry) for entry in entries]
-
     def _results(self, entry: Entry) -> list[Path]:
         """Return the folder of the frames and, unless it is the source, the clip."""
         (clip,), frames = media_paths(self.root, entry.id, str(entry.fields.get("folder", "")), "video")
         resized = self.options.clips and clip != video_of(self.root, entry)
         return [frames[0].parent, *([clip] if resized else [])]
 
-    def _one(self, entry: Entry) -> Made | Failed:
+    def one(self, entry: Entry) -> Made | Failed:
         source = video_of(self.root, entry)
         try:
             frames = VIDEO.read_part(source, 0, choose=self._indices)
@@ -92,7 +87,7 @@ class Frames:
         return np.linspace(0, count - 1, NUM_FRAMES).round().astype(int)
 
 
-class Sound:
+class Sound(Step):
     """Sound as WAV or FLAC files. Videos without a sound track are counted. Needs FFmpeg."""
 
     name = "sound"
@@ -106,14 +101,11 @@ class Sound:
     def is_done(self, entry: Entry) -> bool:
         return self._result(entry).exists()
 
-    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
-        return [self._one(entry) for entry in entries]
-
     def _result(self, entry: Entry) -> Path:
         wav = media_paths(self.root, entry.id, str(entry.fields.get("folder", "")), "audio")[0][0]
         return wav.with_suffix(f".{self.options.format}")
 
-    def _one(self, entry: Entry) -> Made | Failed:
+    def one(self, entry: Entry) -> Made | Failed:
         source = video_of(self.root, entry)
         try:
             with open_stream(source, "video") as (container, _):

@@ -176,8 +176,8 @@ def correlation(x: Tensor, y: Tensor) -> float:
 
 def warning(report: Mapping[str, Any]) -> str | None:
     """Return a warning if a report counts clips that are little but grey, or None."""
-    inverted = report.get(INVERTED, 0)
-    if not (alike := report.get(GREY, 0) + inverted):
+    grey, inverted = (report["notes"].get(note, {}).get("count", 0) for note in (GREY, INVERTED))
+    if not (alike := grey + inverted):
         return None
     share = f"{alike} of {report['made']} clips ({alike / report['made']:.0%}) are the grey of the frames"
     return f"{share}, {inverted} of them inverted, rather than infrared: look at them, or use another model"

@@ -2,11 +2,10 @@
 
 import hashlib
 import io
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +16,7 @@ from ..data.vidal import media_paths
 from ..files import parse_json
 from ..hub.files import find_file, pin, weight_files
 from ..modalities import DecodeError, modality_class
-from .steps import Entry, Failed, Made
+from .steps import Entry, Failed, Made, Step
 
 
 class HubModel:
@@ -60,10 +59,11 @@ class HubModel:
         return model.requires_grad_(False).eval().to(device, dtype)
 
 
-class FrameStep(ABC):
-    """A step that makes pictures of a modality from the frames of each entry, which share one call of the model."""
+class FrameStep(Step):
+    """A step that makes pictures of a modality from the frames of each entry, which share one call of the model.
 
-    name: ClassVar[str]  # of the step and of the modality in VIDAL's layout
+    Its name is also that of the modality in VIDAL's layout.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -75,10 +75,7 @@ class FrameStep(ABC):
     def is_done(self, entry: Entry) -> bool:
         return self._paths(entry, self.name)[0][0].parent.exists()
 
-    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
-        return [self._one(entry) for entry in entries]
-
-    def _one(self, entry: Entry) -> Made | Failed:
+    def one(self, entry: Entry) -> Made | Failed:
         sources, targets = self._paths(entry, "video")[1], self._paths(entry, self.name)[0]
         if not sources[0].parent.is_dir():
             return Failed("no frames", f"{sources[0].parent} does not exist: run generate frames first")

@@ -1,10 +1,13 @@
 """What a step of the generation is: entries of an annotation in, files or texts out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
+from ..config import UserError
+from ..data.vidal import LEFT_OUT
 from ..files import new_folder, write_atomic
 
 
@@ -40,28 +43,42 @@ class Passing(Exception):
     """Raised by a step for a reason that passes, such as a busy server: the entries are tried again, later."""
 
 
-class Step(Protocol):
+class Step(ABC):
     """One step, built once in each worker. A call has no effect but its result, and does not depend on other calls."""
 
     name: ClassVar[str]
 
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """Return what the results depend on: model, revision, hash, licence."""
 
+    @abstractmethod
     def is_done(self, entry: Entry) -> bool:
         """Tell whether the result of an entry exists, in files or in its fields."""
 
+    def skips(self, fields: Mapping[str, Any]) -> bool:
+        """Tell whether an entry gets no result. By default, those that the filter has left out get none."""
+        return LEFT_OUT in fields
+
+    @abstractmethod
+    def one(self, entry: Entry) -> Made | Failed:
+        """Return what is made of one entry. Raises `Passing` to be called again."""
+
     def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
-        """Return what is made of each entry. Raises `Passing` to be called again."""
+        """Return what is made of each entry."""
+        return [self.one(entry) for entry in entries]
 
 
 def write(made: Made) -> None:
     """Write the files of one entry. Each file and each folder appears whole, under its name."""
     for path, content in made.files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            write_atomic(path, content)
-            continue
-        with new_folder(path) as folder:
-            for name, data in content.items():
-                (folder / name).write_bytes(data)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                write_atomic(path, content)
+                continue
+            with new_folder(path) as folder:
+                for name, data in content.items():
+                    (folder / name).write_bytes(data)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
