@@ -7,7 +7,9 @@ side, in memory that does not grow with them, and a journal's next line is that 
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,25 +114,34 @@ class AnnotateOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the annotation."""
     options = parse(AnnotateOptions, argv, "generate annotate")
-    path, known = options.annotation, set[str]()
-
-    def entries() -> Iterator[Entry]:
-        for key, fields in read_annotation(path) if path.exists() else ():
-            known.add(key)
-            yield Entry(key, fields)
-        before = len(known)
-        for entry in _new_entries(options):
-            if entry.id not in known:
-                known.add(entry.id)
-                yield entry
-        print(f"{len(known)} entries, {len(known) - before} of them new")
-
-    with locked(path.with_name(f".{path.name}.lock")):
-        write_entries(path, entries())
+    path = options.annotation
+    with locked(path.with_name(f".{path.name}.lock")), closing(sqlite3.connect("")) as known:  # "": a temporary file
+        known.execute("CREATE TABLE entries (id BLOB PRIMARY KEY, source BLOB) WITHOUT ROWID")
+        write_entries(path, _entries(options, known))
 
 
-def _new_entries(options: AnnotateOptions) -> Iterator[Entry]:
-    """Yield an entry for each video. Raises `UserError` if a row of the table lacks its title or its video."""
+def _entries(options: AnnotateOptions, known: sqlite3.Connection) -> Iterator[Entry]:
+    """Yield the entries that the annotation has, then one for each new video.
+
+    Raises `UserError` if a row of the table lacks its title or its video, or two videos would have one id.
+    """
+    insert, find = "INSERT OR IGNORE INTO entries VALUES (?, ?)", "SELECT source FROM entries WHERE id = ?"
+    total = new = 0
+    for key, fields in read_annotation(options.annotation) if options.annotation.exists() else ():
+        total += known.execute(insert, [os.fsencode(key), os.fsencode(fields.get(SOURCE, ""))]).rowcount
+        yield Entry(key, fields)
+    for where, entry in _new_entries(options):
+        key, source = os.fsencode(entry.id), os.fsencode(entry.fields[SOURCE])
+        if known.execute(insert, [key, source]).rowcount:
+            new += 1
+            yield entry
+        elif (first := known.execute(find, [key]).fetchone()[0]) not in (source, b""):
+            raise UserError(f"{where}: {os.fsdecode(source)} would have the id of {os.fsdecode(first)}: rename one")
+    print(f"{total + new} entries, {new} of them new")
+
+
+def _new_entries(options: AnnotateOptions) -> Iterator[tuple[str, Entry]]:
+    """Yield where each video is listed, and its entry. Raises `UserError` if a row lacks its title or its video."""
     base = Path(os.path.relpath(options.videos, options.root))
     rows = read_manifest(options.titles) if options.titles else _named(options.videos)
     for where, row in rows:
@@ -140,7 +151,7 @@ def _new_entries(options: AnnotateOptions) -> Iterator[Entry]:
         if not (options.videos / video).is_file():
             raise UserError(f"{where}: there is no video {options.videos / video}")
         key = "-".join(video.with_suffix("").parts)
-        yield Entry(key, {"folder": options.folder, "raw": row["title"], SOURCE: (base / video).as_posix()})
+        yield where, Entry(key, {"folder": options.folder, "raw": row["title"], SOURCE: (base / video).as_posix()})
 
 
 def _named(videos: Path) -> Iterator[tuple[str, dict[str, str]]]:
