@@ -38,5 +38,8 @@ if __name__ == "__main__":
     options = RunOptions(Path(annotation), Path(root), engine, int(workers), batch_size=16 if seconds == "0" else 1)
     begin = time.monotonic()
     report = run_step(partial(Count, float(seconds)), options)
-    peaks = {who: resource.getrusage(getattr(resource, f"RUSAGE_{who}")).ru_maxrss / 1e3 for who in ("SELF", "CHILDREN")}
-    print(json.dumps({"made": report["made"], "seconds": time.monotonic() - begin, "MB": peaks}))
+    seconds = time.monotonic() - begin
+    own, children = (
+        resource.getrusage(who).ru_maxrss / 1e3 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    print(json.dumps({"made": report["made"], "seconds": seconds, "MB": own, "MB of a worker": children}))
