@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name. Rename it once it is on the disk, or delete it after an exception."""
+    """Open a file under a temporary name. Rename it once it is on the disk, or delete it after an exception.
+
+    An `OSError`, such as that of a full disk, has the name of the file.
+    """
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -27,8 +30,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -18,14 +18,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..config import UserError, at_least, first_line
+from ..config import UserError, at_least
 from ..data.tally import Tally, count
 from ..data.vidal import read_annotation
 from ..distributed import fail_together, gather_objects, joined, on_main
 from ..files import locked, write_atomic
 from ..parallel import Engine, run_in_order
 from .annotation import Journals, append, merge
-from .steps import Entry, Failed, Made, Passing, Step, write
+from .steps import Entry, Failed, Made, Step, write
 
 FOLDER = "generate"  # below the root: of each step, what its results depend on, its report and its journals
 PATIENCE = timedelta(days=30)  # for slower ranks; torchrun ends all ranks when one dies
@@ -51,41 +51,29 @@ class RunOptions:
     """GPUs of each Ray actor"""
     batch_size: int = 16
     """entries that a worker takes at once"""
-    retries: int = 5
-    """times that a batch is tried again after a failure that passes, such as a busy server, after 1, 2, 4, ... s"""
     max_bad_share: float = 0.1
     """share of failed entries above which the step stops"""
 
     def __post_init__(self):
-        at_least(0, workers=self.workers, retries=self.retries, num_gpus_per_worker=self.num_gpus_per_worker)
+        at_least(0, workers=self.workers, num_gpus_per_worker=self.num_gpus_per_worker)
         at_least(1, batch_size=self.batch_size)
 
 
 class Worker:
-    """A step and its retries, in one process or actor."""
+    """A step in one process or actor."""
 
-    def __init__(self, make_step: MakeStep, retries: int):
-        self.step, self.retries = make_step(), retries
+    def __init__(self, make_step: MakeStep):
+        self.step = make_step()
 
     def __call__(self, batch: Batch) -> tuple[int, list[tuple[str, Made | Failed]]]:
         """Write the files of a batch; return its end, and the result of each entry without its files."""
         end, entries = batch
-        results = self._results(entries)
+        results = self.step(entries)
         for result in results:
             if isinstance(result, Made):
                 write(result)
         light = [replace(result, files={}) if isinstance(result, Made) else result for result in results]
         return end, list(zip([entry.id for entry in entries], light, strict=True))
-
-    def _results(self, entries: Sequence[Entry]) -> Sequence[Made | Failed]:
-        for attempt in itertools.count():
-            try:
-                return self.step(entries)
-            except Passing as error:
-                if attempt == self.retries:
-                    return [Failed("no answer", first_line(error))] * len(entries)
-                time.sleep(2**attempt)
-        raise AssertionError
 
 
 def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
@@ -134,7 +122,7 @@ def _prepare(step: Step, options: RunOptions, stack: ExitStack) -> tuple[int, in
 def _work(make_step: MakeStep, share: "Share", part: dict[str, Any], bar: tqdm) -> None:
     """Let workers make what a rank's share lacks, and count it in the rank's part of the report."""
     options, folder, failed = share.options, share.folder, 0
-    make = partial(Worker, make_step, options.retries)
+    make = partial(Worker, make_step)
     run = run_in_order(make, share, options.workers, options.engine, options.num_gpus_per_worker, start="spawn")
     journal = folder / f"{time.time_ns()}.{share.rank}.jsonl"
     for end, results in run:
@@ -186,11 +174,8 @@ class Share:
 def _finish(step: Step, options: RunOptions, report: dict[str, Any]) -> None:
     """Merge the journals, and write the report."""
     folder = options.root / FOLDER / step.name
-    try:
-        merge(options.annotation, sorted(folder.glob("*.jsonl")))
-        write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
-    except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
+    merge(options.annotation, sorted(folder.glob("*.jsonl")))
+    write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

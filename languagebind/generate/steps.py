@@ -39,10 +39,6 @@ class Failed:
     detail: str
 
 
-class Passing(Exception):
-    """Raised by a step for a reason that passes, such as a busy server: the entries are tried again, later."""
-
-
 class Step(ABC):
     """One step, built once in each worker. A call has no effect but its result, and does not depend on other calls."""
 
@@ -62,7 +58,7 @@ class Step(ABC):
 
     @abstractmethod
     def one(self, entry: Entry) -> Made | Failed:
-        """Return what is made of one entry. Raises `Passing` to be called again."""
+        """Return what is made of one entry."""
 
     def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
         """Return what is made of each entry."""
