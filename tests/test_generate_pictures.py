@@ -1,10 +1,9 @@
-"""Depth and infrared made from frames: values, refusals, the same bytes by every runner, records, packing."""
+"""Depth and infrared made from frames: values, refusals, the same bytes whatever the batches, records, packing."""
 
 import hashlib
 import io
 import json
 import shutil
-import sys
 import tarfile
 from importlib.metadata import version
 
@@ -13,7 +12,6 @@ import depth_models
 import numpy as np
 import pytest
 import torch
-from helpers import call
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,7 +22,7 @@ from languagebind.data.making import main as make_shards
 from languagebind.generate.__main__ import main
 from languagebind.generate.depth import Depth, DepthOptions
 from languagebind.generate.infrared import Infrared, InfraredOptions
-from languagebind.generate.steps import Entry, Failed
+from languagebind.generate.steps import Entry
 from languagebind.modalities.depth import Depth as DepthModality
 
 SIZES = {"wide": (96, 64), "tall": (64, 112), "small": (80, 48)}  # width and height
@@ -79,8 +77,8 @@ def root(tmp_path):
     return tmp_path
 
 
-def flags(root, *more, workers=0):
-    return [f"--annotation={root / 'vidal.json'}", f"--root={root}", f"--workers={workers}", *map(str, more)]
+def flags(root, *more):
+    return [f"--annotation={root / 'vidal.json'}", f"--root={root}", "--workers=0", *map(str, more)]
 
 
 def pictures(root, name):
@@ -93,10 +91,9 @@ def results(root, kind):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.glob(f"clips/*_{kind}_folder/*")}
 
 
-def remove(root, step):
-    """Remove the results and the record of a step."""
-    kind = {"depth": "depth_f8glpn", "infrared": "thermal"}[step]
-    for folder in [root / "generate" / step, *root.glob(f"clips/*_{kind}_folder")]:
+def remove(root):
+    """Remove the results and the records of both steps."""
+    for folder in (root / "generate", root / "clips"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -104,9 +101,10 @@ def read(root, name, kind, suffix):
     return [np.asarray(Image.open(root / f"clips/{name}_{kind}_folder/{k}.{suffix}")) for k in range(8)]
 
 
-def failure(root, step):
-    (reason,) = json.loads((root / "generate" / step / "report.json").read_bytes())["failures"].items()
-    return reason
+def told(root, step, what="failures"):
+    """The only reason of failures, or note, in a step's report, its number, and its first example."""
+    ((reason, found),) = json.loads((root / "generate" / step / "report.json").read_bytes())[what].items()
+    return reason, found["count"], found["examples"][0]
 
 
 def sha256(path):
@@ -144,29 +142,26 @@ def test_depth_has_the_size_and_limit_of_the_originals(kind, models, root):
 
 def test_unknown_depth_is_0_and_far_depth_is_clipped(models, root):
     values = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 0.0004, 1.2346, 9.9, 12.0, 65.6, 1e6])
+    frames = torch.zeros(8, 3, 64, 96, dtype=torch.uint8)
     for size, far in (("original", [10_000] * 3), ("picture", [12_000, 65_535, 65_535])):
         step = Depth(root, DepthOptions(str(models / "glpn"), size=size))
         step.estimate = lambda frames, size: values.expand(8, 1, -1)
-        contents, _ = step.make(Entry("wide", {}), torch.zeros(8, 3, 64, 96, dtype=torch.uint8))
-        found = np.asarray(Image.open(io.BytesIO(contents[0])))
-        assert found.tolist() == [[0, 0, 0, 0, 0, 0, 1235, 9900, *far]]
+        found, _ = step.pictures(Entry("wide", {}), frames)
+        assert found[0, 0].tolist() == [[0, 0, 0, 0, 0, 0, 1235, 9900, *far]]
     step.estimate = lambda frames, size: torch.full((8, 1, 4), torch.nan)
-    made = step.make(Entry("wide", {}), torch.zeros(8, 3, 64, 96, dtype=torch.uint8))
-    assert isinstance(made, Failed)
-    assert made.reason == "no depth"
+    assert step.pictures(Entry("wide", {}), frames).reason == "no depth"
 
 
-def test_models_without_metres_are_refused_before_any_work(models, root, tmp_path):
-    (tmp_path / "relative").mkdir()
-    depth_models.depth_anything(tmp_path / "relative", kind="relative")
+def test_models_without_metres_are_refused_before_any_work(root, tmp_path):
+    depth_models.config_only(tmp_path / "relative", model_type="depth_anything", depth_estimation_type="relative")
     depth_models.config_only(tmp_path / "dpt", model_type="dpt")
-    depth_models.config_only(tmp_path / "bert", model_type="bert")
     (tmp_path / "empty").mkdir()
-    advice = "use a metric depth_anything, glpn, zoedepth, depth_pro$"
+    metres = (
+        r"\) is not known to give metres: relative depth has no unit; use a metric depth_anything, glpn, zoedepth, "
+    )
     for name, reason in {
-        "relative": r"relative \(depth_anything\) gives relative depth, which has no unit: " + advice,
-        "dpt": r"dpt \(dpt\) gives relative depth, which has no unit: " + advice,
-        "bert": r"bert \(bert\) is not known to give metres: " + advice,
+        "relative": r"relative \(depth_anything" + metres,
+        "dpt": r"dpt \(dpt" + metres,
         "empty": "empty has no config.json: name a model of transformers",
         "nowhere": "there is no folder .*nowhere",
     }.items():
@@ -188,38 +183,34 @@ def test_weights_that_are_not_in_the_files_are_never_random(models, root, tmp_pa
 
 def test_frames_that_are_missing_or_damaged_are_counted(models, root):
     folder = root / "clips_resize256_skip15/wide_resize256_folder"
+
+    def reason():
+        main(["depth", *flags(root, f"--model={models / 'glpn'}")])
+        reason, number, example = told(root, "depth")
+        assert (number, example["id"]) == (1, "wide")
+        return f"{reason}: {example['detail']}"
+
     whole = (folder / "3.jpg").read_bytes()
     (folder / "3.jpg").write_bytes(whole[:-400])
-    more = (f"--model={models / 'glpn'}", "--max-bad-share=1")
-    main(["depth", *flags(root, *more)])
-    reason, found = failure(root, "depth")
-    assert (reason, found["count"]) == ("unreadable frames", 1)
+    assert f"unreadable frames: wide: {folder / '3.jpg'}: image file is truncated" in reason()
     Image.new("RGB", (64, 64)).save(folder / "3.jpg")
-    main(["depth", *flags(root, *more)])
-    assert failure(root, "depth")[0] == "unreadable frames"
+    assert "unreadable frames: wide: " in reason()
+    assert "the frames differ in size" in reason()
     shutil.rmtree(folder)
-    main(["depth", *flags(root, *more)])
-    reason, found = failure(root, "depth")
-    assert (reason, "run generate frames first" in found["examples"][0]["detail"]) == ("no frames", True)
+    assert reason() == f"no frames: {folder} does not exist: run generate frames first"
     assert len(results(root, "depth_f8glpn")) == 16
 
 
 @pytest.mark.parametrize("step", ["depth", "infrared"])
-def test_batches_and_workers_give_the_same_bytes(step, models, net, root):
+def test_batches_and_threads_do_not_change_the_bytes(step, models, net, root):
     model, kind = {"depth": (models / "glpn", "depth_f8glpn"), "infrared": (net, "thermal")}[step]
-    main([step, *flags(root, f"--model={model}")])
-    expected = results(root, kind)
-    assert len(expected) == 24
-
-    def again(run, *more, workers=0):
-        remove(root, step)
-        run([step, *flags(root, f"--model={model}", *more, workers=workers)])
-        assert results(root, kind) == expected
-
-    again(main, "--batch-size=1")
-    again(main, "--batch-size=2")
-    workers = {"depth": 2, "infrared": 1}[step]
-    again(lambda argv: call("-m", "languagebind.generate", *argv), "--batch-size=1", workers=workers)
+    found = []
+    for size in (16, 2, 1):
+        main([step, *flags(root, f"--model={model}", f"--batch-size={size}")])
+        found.append(results(root, kind))
+        remove(root)
+    assert len(found[0]) == 24
+    assert found[0] == found[1] == found[2]
 
 
 def test_records_name_the_weights_and_their_licence(models, net, root, tmp_path):
@@ -330,10 +321,7 @@ class Small(nn.Module):
         return x[:, 0]
 
 def plain():
-    return lambda x: x[:, 1:2].numpy() ** 2
-
-def needy(x):
-    return x
+    return lambda x: x
 """
 
 
@@ -344,17 +332,14 @@ def nets(tmp_path, monkeypatch):
     return "nets_of_a_test"
 
 
-def test_results_that_are_grey_are_counted_and_warned_of(nets, root, capsys):
-    for name, note, share in (
-        ("Grey", "3 like grey", "3 of 3 clips (100%) are the grey of the frames, 0 of them inverted"),
-        ("Inverted", "3 like inverted grey", "3 of 3 clips (100%) are the grey of the frames, 3 of them inverted"),
-        ("Other", "", ""),
-    ):
-        remove(root, "infrared")
+def test_results_that_are_grey_are_noted_with_examples(nets, root, capsys):
+    for name, note in (("Grey", "just the grey of the frames"), ("Inverted", "just the inverted grey of the frames")):
         main(["infrared", *flags(root, f"--model={nets}:{name}")])
-        printed = capsys.readouterr().out
-        assert note in printed
-        assert (f"warning: {share}" in printed) if share else ("warning" not in printed and "grey" not in printed)
+        assert told(root, "infrared", "notes") == (note, 3, {"id": "wide"})
+        assert f"  {note}: 3, such as wide" in capsys.readouterr().out
+        remove(root)
+    main(["infrared", *flags(root, f"--model={nets}:Other")])
+    assert "grey" not in capsys.readouterr().out
 
 
 def test_random_models_give_each_clip_its_own_numbers(nets, root):
@@ -370,27 +355,26 @@ def test_random_models_give_each_clip_its_own_numbers(nets, root):
 def test_infrared_models_that_do_not_fit(nets, root, tmp_path):
     fixed = exported(tmp_path / "fixed.pt2", fixed=True)
     (tmp_path / "text.pt2").write_text("no archive")
+    module = "should be a .pt2 file, or a MODULE:FUNCTION that returns a torch module"
     for model, reason in {
         fixed: r"fixed.pt2 fails for pictures \(8, 3, 64, 96\): Guard failed.*export it with dynamic batch",
         tmp_path / "text.pt2": "cannot read .*text.pt2 as a file of torch.export",
         tmp_path / "none.pt2": "cannot read .*none.pt2 as a file of torch.export: .*No such file",
         f"{nets}:Small": r"Small turns \(8, 3, 64, 96\) into \(8, 64, 96\); it should turn pictures",
-        f"{nets}:missing": "missing should be a .pt2 file, or a MODULE:FUNCTION that returns a model",
+        f"{nets}:missing": f"missing {module}",
+        f"{nets}:plain": f"plain {module}",
+        "net.onnx": f"net.onnx {module}",
         "nowhere.net:Net": "nowhere.net cannot be imported",
-        "net.onnx": "net.onnx should be a .pt2 file, or a MODULE:FUNCTION that returns a model",
-        "srgb-tir:weights.pt": "--checkout None: No module named 'networks'; it should be a clone",
+        "srgb-tir:weights.pt": "srgb-tir:weights.pt: No module named 'networks'; put the clone on PYTHONPATH",
     }.items():
         with pytest.raises(UserError, match=reason):
             main(["infrared", *flags(root, f"--model={model}")])
         assert not results(root, "thermal")
-        remove(root, "infrared")
+        remove(root)
     for name in ("Flat", "Broken"):
-        main(["infrared", *flags(root, f"--model={nets}:{name}", "--max-bad-share=1")])
-        reason, found = failure(root, "infrared")
-        assert (reason, found["count"]) == ("no picture", 3)
-        remove(root, "infrared")
-    main(["infrared", *flags(root, f"--model={nets}:plain")])
-    assert len(results(root, "thermal")) == 24
+        main(["infrared", *flags(root, f"--model={nets}:{name}")])
+        assert told(root, "infrared")[:2] == ("no picture", 3)
+        remove(root)
 
 
 CLONES = {
@@ -426,31 +410,23 @@ class ThermalGenSIT(nn.Module, PyTorchModelHubMixin):
 }
 
 
-@pytest.fixture
-def clone(tmp_path, monkeypatch):
-    """A folder with the interface of the clones; the code of sRGB-TIR and ThermalGen is not ours to copy."""
-    monkeypatch.setattr("sys.path", [*sys.path])
+def test_adapters_call_the_users_clones(root, tmp_path, monkeypatch):
+    """With the interfaces of the clones: the code of sRGB-TIR and ThermalGen is not ours to copy."""
     for name, text in CLONES.items():
-        path = tmp_path / "clone" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "clone"
-
-
-def test_adapters_call_the_users_clones(clone, root, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(clone)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
     import networks
     import thermalgen_demo
 
     generators = [networks.AdaINGen(3, {"style_dim": 8}) for _ in "ab"]
     torch.save({key: net.state_dict() for key, net in zip("ab", generators, strict=True)}, tmp_path / "weights.pt")
     thermalgen_demo.ThermalGenSIT(scale=0.5).save_pretrained(tmp_path / "thermalgen")
-    x = torch.rand(8, 3, 64, 96)
-    frames = (x * 255).round().to(torch.uint8)
+    frames = torch.randint(256, (8, 3, 64, 96), dtype=torch.uint8)
     values = frames / 127.5 - 1
 
     def made(model):
-        return Infrared(root, InfraredOptions(f"{model}", checkout=clone)).translate(frames, seed=1)
+        return Infrared(root, InfraredOptions(model)).translate(frames, seed=1)
 
     torch.manual_seed(1)
     style = torch.randn(1, 8, 1, 1).repeat(8, 1, 1, 1)

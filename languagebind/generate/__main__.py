@@ -26,7 +26,6 @@ STEPS: dict[str, tuple[Any, Any]] = {
     "captions": (captions.Captions, chat.ChatOptions),
     "polish": (captions.Polish, chat.ChatOptions),
 }
-WARNINGS = {"infrared": infrared.warning}  # of a report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,8 +50,6 @@ def print_report(name: str, report: dict[str, Any]) -> None:
     for reason, found in (report["failures"] | report["notes"]).items():
         example = found["examples"][0]
         print(f"  {reason}: {found['count']}, such as {example.get('detail') or example['id']}")
-    if name in WARNINGS and (text := WARNINGS[name](report)):
-        print(f"warning: {text}")
 
 
 if __name__ == "__main__":

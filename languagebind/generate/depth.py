@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..config import UserError
 from ..distributed import own_device
-from .models import FrameStep, HubModel, encoded
+from .models import ONE_CALL, FrameStep, HubModel
 from .steps import Entry, Failed
 
 METRIC = ("glpn", "zoedepth", "depth_pro")  # and depth_anything, if its config says so
-RELATIVE = ("dpt", "depth_anything", "prompt_depth_anything")
-LIMIT = 65_535  # millimetres that 16 bits hold
-ORIGINAL_SIDE, ORIGINAL_LIMIT = 256, 10_000  # pixels and millimetres, as in VIDAL-10M
+SIDE = 256  # pixels, of VIDAL-10M's depth maps
+LIMITS = {"original": 10_000, "picture": 65_535}  # millimetres: VIDAL-10M's limit, and what 16 bits hold
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class DepthOptions:
     model: str
     """a transformers model that gives metres: a folder or hub id"""
     revision: str | None = None
-    """commit, tag or branch on the hub; with a commit, no upload can change the model before the step has ended"""
+    """commit, tag or branch on the hub; only a commit is sure to stay the same while the step runs"""
     size: Literal["original", "picture"] = "original"
     """original: short side 256, at most 10 m, as in VIDAL-10M; picture: the size of the frames, at most 65.535 m"""
     half: bool = True
     """compute in float16 on a GPU"""
     device: str | None = None
-    """device to use; None: a GPU if there is one. Under torchrun, each rank uses its own"""
+    """None: a GPU if there is one"""
 
 
 class Depth(FrameStep):
@@ -42,41 +41,39 @@ class Depth(FrameStep):
     name = "depth"
 
     def __init__(self, root: Path, options: DepthOptions):
-        super().__init__(root)
-        self.options, self.model = options, HubModel(options.model, options.revision)
+        super().__init__(root, options)
+        self.model = HubModel(options.model, options.revision)
         kind, config = self.model.config.get("model_type"), self.model.config
         if kind not in METRIC and (kind != "depth_anything" or config.get("depth_estimation_type") != "metric"):
-            why = "gives relative depth, which has no unit" if kind in RELATIVE else "is not known to give metres"
-            known = f"use a metric depth_anything, {', '.join(METRIC)}"
-            raise UserError(f"{options.model} ({kind}) {why}: {known}")
+            advice = f"relative depth has no unit; use a metric depth_anything, {', '.join(METRIC)}"
+            raise UserError(f"{options.model} ({kind}) is not known to give metres: {advice}")
 
     def record(self) -> dict[str, Any]:
         return self.model.record() | {"size": self.options.size, "half": self.options.half}
 
-    def make(self, entry: Entry, frames: Tensor) -> tuple[list[bytes], tuple[str, ...]] | Failed:
-        original = self.options.size == "original"
-        size, short = tuple(frames.shape[-2:]), min(frames.shape[-2:])
-        depth = self.estimate(frames, tuple(ORIGINAL_SIDE * side // short for side in size) if original else size)
+    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]] | Failed:
+        sides = list(frames.shape[-2:])
+        size = [SIDE * side // min(sides) for side in sides] if self.options.size == "original" else sides
+        with ONE_CALL:
+            depth = self.estimate(frames, size)
         known = depth.isfinite() & (depth > 0)
         if not known.any():
             return Failed("no depth", f"{entry.id}: the model's output has no finite number above 0")
-        maps = torch.where(known, depth, 0).mul(1000).round().clamp(max=ORIGINAL_LIMIT if original else LIMIT)
-        return [encoded(each[None], "PNG") for each in maps.to(torch.uint16)], ()
+        millimetres = torch.where(known, depth, 0).mul(1000).round().clamp(max=LIMITS[self.options.size])
+        return millimetres[:, None].to(torch.uint16), ()
 
     @torch.no_grad()
-    def estimate(self, frames: Tensor, size: tuple[int, ...]) -> Tensor:
+    def estimate(self, frames: Tensor, size: list[int]) -> Tensor:
         """Return the depth (T, height, width), in metres, of frames (T, 3, H, W) in bytes.
 
         The processor turns outputs into metres: DepthPro's are inverse depth, and ZoeDepth's have borders to cut.
         """
         model, processor = self._loaded
-        inputs = processor(images=list(frames.to(model.device)), return_tensors="pt")
-        outputs = model(**inputs.to(model.device, model.dtype))
-        for key, value in outputs.items():
-            outputs[key] = value.float()
+        outputs = model(**processor(list(frames.to(model.device)), return_tensors="pt").to(model.device, model.dtype))
+        outputs = type(outputs)(**{key: value.float() for key, value in outputs.items()})
         finish, sizes = processor.post_process_depth_estimation, {"target_sizes": [size] * len(frames)}
         if "source_sizes" in inspect.signature(finish).parameters:
-            sizes["source_sizes"] = [tuple(frames.shape[-2:])] * len(frames)
+            sizes["source_sizes"] = [list(frames.shape[-2:])] * len(frames)
         return torch.stack([each["predicted_depth"] for each in finish(outputs, **sizes)]).cpu()
 
     @cached_property

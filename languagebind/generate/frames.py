@@ -2,9 +2,10 @@
 
 import subprocess
 import tempfile
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..modalities import DecodeError, modality_class
 from ..modalities._containers import open_stream
 from .steps import Entry, Failed, Made, Step
 
-VIDEO: Any = modality_class("video")()
+VIDEO: Any = modality_class("video")(num_frames=NUM_FRAMES)
 AUDIO: Any = modality_class("audio")()
 SILENT = 1e-4  # the largest sample of a track that is counted as silent
 
@@ -25,7 +26,7 @@ class FrameOptions:
     """Eight frames of each video, and the clip at the size of the frames."""
 
     frames: Literal["original", "even"] = "original"
-    """of n frames, i * (n // 8) as the original took, or evenly spaced from the first to the last"""
+    """of n frames, i * (n // 8) as the original took, or evenly spaced from the first to the last as in training"""
     size: int = 256
     """short side of frames and clips; smaller videos keep their size"""
     clips: bool = True
@@ -42,81 +43,83 @@ class SoundOptions:
     """samples per second; None: as in the video"""
 
 
+class FileStep(Step):
+    """A step that makes files."""
+
+    source: ClassVar[str] = "video"  # what it reads
+
+    def __init__(self, root: Path, options: Any):
+        self.root, self.options = root, options
+
+    @abstractmethod
+    def results(self, entry: Entry) -> list[Path]:
+        """Return the files and folders of an entry that the step makes."""
+
+    @abstractmethod
+    def make(self, entry: Entry) -> Made | Failed:
+        """Return them with their contents. Raises `DecodeError` if the source cannot be read."""
+
+    def record(self) -> dict[str, Any]:
+        return to_dict(self.options)
+
+    def is_done(self, entry: Entry) -> bool:
+        return all(path.exists() for path in self.results(entry))
+
+    def one(self, entry: Entry) -> Made | Failed:
+        try:
+            return self.make(entry)
+        except DecodeError as error:
+            return Failed(f"unreadable {self.source}", f"{entry.id}: {error}")
+
+
+def places(root: Path, entry: Entry, modality: str) -> list[list[Path]]:
+    """Return the possible locations of an entry's media, as `media_paths` does."""
+    return media_paths(root, entry.id, str(entry.fields.get("folder", "")), modality)
+
+
 def video_of(root: Path, entry: Entry) -> Path:
     """Return the video of an entry: its `source`, or where VIDAL's layout has the clip."""
-    if SOURCE in entry.fields:
-        return root / entry.fields[SOURCE]
-    return media_paths(root, entry.id, str(entry.fields.get("folder", "")), "video")[0][0]
+    return root / entry.fields[SOURCE] if SOURCE in entry.fields else places(root, entry, "video")[0][0]
 
 
-class Frames(Step):
+class Frames(FileStep):
     """Frames as JPEG files, and H.264 clips. Needs FFmpeg for the clips."""
 
     name = "frames"
 
-    def __init__(self, root: Path, options: FrameOptions):
-        self.root, self.options, self.packing = root, options, PackOptions(frame_size=options.size)
-
-    def record(self) -> dict[str, Any]:
-        return to_dict(self.options)
-
-    def is_done(self, entry: Entry) -> bool:
-        return all(path.exists() for path in self._results(entry))
-
-    def _results(self, entry: Entry) -> list[Path]:
+    def results(self, entry: Entry) -> list[Path]:
         """Return the folder of the frames and, unless it is the source, the clip."""
-        (clip,), frames = media_paths(self.root, entry.id, str(entry.fields.get("folder", "")), "video")
+        (clip,), frames = places(self.root, entry, "video")
         resized = self.options.clips and clip != video_of(self.root, entry)
         return [frames[0].parent, *([clip] if resized else [])]
 
-    def one(self, entry: Entry) -> Made | Failed:
-        source = video_of(self.root, entry)
-        try:
-            frames = VIDEO.read_part(source, 0, choose=self._indices)
-            folder, *clips = self._results(entry)
-            pictures = {f"{k}.jpg": jpeg(frame, self.packing) for k, frame in enumerate(frames)}
-            side = f"'if(gt(iw,ih),-2,min(iw,{self.options.size}))':'if(gt(iw,ih),min(ih,{self.options.size}),-2)'"
-            command = ["-vf", f"scale={side}", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac"]
-            return Made({folder: pictures} | {clip: ffmpeg(source, ".mp4", *command) for clip in clips})
-        except DecodeError as error:
-            return Failed("unreadable video", f"{source}: {error.reason}")
-
-    def _indices(self, count: int) -> np.ndarray:
-        if self.options.frames == "original":
-            return np.arange(NUM_FRAMES) * (count // NUM_FRAMES)
-        return np.linspace(0, count - 1, NUM_FRAMES).round().astype(int)
+    def make(self, entry: Entry) -> Made:
+        video, size, (folder, *clips) = video_of(self.root, entry), self.options.size, self.results(entry)
+        original = (lambda n: np.arange(NUM_FRAMES) * (n // NUM_FRAMES)) if self.options.frames == "original" else None
+        frames = VIDEO.read_part(video, 0, choose=original)
+        pictures = {f"{k}.jpg": jpeg(frame, PackOptions(frame_size=size)) for k, frame in enumerate(frames)}
+        scale = rf"scale=min(iw\,{size}):min(ih\,{size}):force_original_aspect_ratio=increase:force_divisible_by=2"
+        h264 = ["-vf", scale, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac"]
+        return Made({folder: pictures} | {clip: ffmpeg(video, ".mp4", *h264) for clip in clips})
 
 
-class Sound(Step):
+class Sound(FileStep):
     """Sound as WAV or FLAC files. Videos without a sound track are counted. Needs FFmpeg."""
 
     name = "sound"
 
-    def __init__(self, root: Path, options: SoundOptions):
-        self.root, self.options = root, options
+    def results(self, entry: Entry) -> list[Path]:
+        return [places(self.root, entry, "audio")[0][0].with_suffix(f".{self.options.format}")]
 
-    def record(self) -> dict[str, Any]:
-        return to_dict(self.options)
-
-    def is_done(self, entry: Entry) -> bool:
-        return self._result(entry).exists()
-
-    def _result(self, entry: Entry) -> Path:
-        wav = media_paths(self.root, entry.id, str(entry.fields.get("folder", "")), "audio")[0][0]
-        return wav.with_suffix(f".{self.options.format}")
-
-    def one(self, entry: Entry) -> Made | Failed:
-        source = video_of(self.root, entry)
-        try:
-            with open_stream(source, "video") as (container, _):
-                if not container.streams.audio:
-                    return Made(notes=("no sound track",))
-            rate = [] if self.options.rate is None else ["-ar", str(self.options.rate)]
-            data = ffmpeg(source, f".{self.options.format}", "-vn", *rate)
-            samples, _ = AUDIO.decode(data)
-        except DecodeError as error:
-            return Failed("unreadable sound", f"{source}: {error.reason}")
-        return Made({self._result(entry): data}, notes=("silent",) if samples.abs().max() < SILENT else ())
+    def make(self, entry: Entry) -> Made:
+        video, (path,) = video_of(self.root, entry), self.results(entry)
+        with open_stream(video, "video") as (container, _):
+            if not container.streams.audio:
+                return Made(notes=("no sound track",))
+        rate = ["-ar", str(self.options.rate)] if self.options.rate else []
+        data = ffmpeg(video, path.suffix, "-vn", *rate)
+        samples, _ = AUDIO.decode(data)
+        return Made({path: data}, notes=("silent",) if samples.abs().max() < SILENT else ())
 
 
 def ffmpeg(source: Path, suffix: str, *options: str) -> bytes:
@@ -129,6 +132,8 @@ def ffmpeg(source: Path, suffix: str, *options: str) -> bytes:
             done = subprocess.run(words, capture_output=True, text=True, errors="replace")
         except FileNotFoundError as error:
             raise UserError("this step needs the command ffmpeg: install FFmpeg") from error
+        if "No space left on device" in done.stderr:
+            raise UserError(f"cannot write {target}: No space left on device")
         if done.returncode or not target.exists():
             raise DecodeError(source, (done.stderr.strip().splitlines() or ["FFmpeg wrote nothing"])[-1])
         return target.read_bytes()

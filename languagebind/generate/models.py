@@ -1,26 +1,30 @@
-"""What the steps with a model share: the model's files and their record, and the frames that it reads."""
+"""What the steps with a model share: models of transformers with their records, and pictures made from frames."""
 
-import hashlib
-import io
 from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..config import UserError, first_line
-from ..data.vidal import media_paths
+from ..config import UserError
+from ..data.shards import file_sha256
 from ..files import parse_json
 from ..hub.files import find_file, pin, weight_files
-from ..modalities import DecodeError, modality_class
-from .steps import Entry, Failed, Made, Step
+from .frames import VIDEO, FileStep, places
+from .steps import Entry, Failed, Made
+
+ONE_CALL = Lock()  # held while a model is loaded or called
 
 
 class HubModel:
-    """A model of transformers, in a folder or on the Hugging Face hub at one commit. At first, only its config is read.
+    """A model of transformers, in a folder or on the hub at one commit. At first, only its config is read.
 
     Raises `UserError` if there is no config.
     """
@@ -35,73 +39,49 @@ class HubModel:
         self.commit = path.parent.name if path.parent.parent.name == "snapshots" else None  # in the hub's cache
 
     def record(self) -> dict[str, Any]:
-        """Return the commit, the hashes of the weights, the licence in the model card, and versions."""
-        from huggingface_hub import ModelCard
+        """Return the commit, the licence in the model card, the hashes of the weights, and versions."""
+        from huggingface_hub.repocard import metadata_load
 
         card = find_file(self.found, "README.md", **self.hub)
-        return {
-            "model": self.name,
-            "revision": self.commit,
-            "licence": ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card else None,
-            "weights_sha256": {path.name: file_sha256(path) for path in weight_files(self.found, None, **self.hub)},
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        }
+        licence = (metadata_load(card) or {}).get("license") if card else None
+        hashes = {path.name: file_sha256(path) for path in weight_files(self.found, None, **self.hub)}
+        facts = {"model": self.name, "revision": self.commit, "licence": licence, "weights_sha256": hashes}
+        return facts | {"torch": torch.__version__, "transformers": version("transformers")}
 
     def load(self, auto_class: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-        """Return the model in eval mode; without a dtype, in that of its weights.
-
-        Raises `UserError` if the files lack some of the weights.
-        """
+        """Return the model in eval mode; without a dtype, in that of its weights. Raises `UserError` if some lack."""
         model, found = auto_class.from_pretrained(self.found, output_loading_info=True, **self.hub)
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
         return model.requires_grad_(False).eval().to(device, dtype)
 
 
-class FrameStep(Step):
-    """A step that makes pictures of a modality from the frames of each entry, which share one call of the model.
+class FrameStep(FileStep):
+    """A step that makes a picture of each frame, in the modality of its name. The frames of an entry are one batch.
 
-    Its name is also that of the modality in VIDAL's layout.
+    While the model has the frames of one entry, those of others are read and written.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
+    source = "frames"
 
     @abstractmethod
-    def make(self, entry: Entry, frames: Tensor) -> tuple[list[bytes], tuple[str, ...]] | Failed:
-        """Return the files' contents, and notes, for frames (T, 3, H, W) in bytes."""
+    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]] | Failed:
+        """Return pictures (T, 1 or 3, H, W) in bytes or uint16, and notes, for frames (T, 3, H, W) in bytes."""
 
-    def is_done(self, entry: Entry) -> bool:
-        return self._paths(entry, self.name)[0][0].parent.exists()
+    def results(self, entry: Entry) -> list[Path]:
+        return [places(self.root, entry, self.name)[0][0].parent]
 
-    def one(self, entry: Entry) -> Made | Failed:
-        sources, targets = self._paths(entry, "video")[1], self._paths(entry, self.name)[0]
+    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(self.one, entries))
+
+    def make(self, entry: Entry) -> Made | Failed:
+        sources, targets = places(self.root, entry, "video")[1], places(self.root, entry, self.name)[0]
         if not sources[0].parent.is_dir():
             return Failed("no frames", f"{sources[0].parent} does not exist: run generate frames first")
-        try:
-            image: Any = modality_class("image")()
-            frames = torch.stack([image.decode(path) for path in sources])
-        except (DecodeError, RuntimeError) as error:  # RuntimeError: they differ in size
-            return Failed("unreadable frames", f"{sources[0].parent}: {first_line(error)}")
-        made = self.make(entry, frames)
+        made = self.pictures(entry, VIDEO.decode(sources))
         if isinstance(made, Failed):
             return made
-        contents = {path.name: data for path, data in zip(targets, made[0], strict=True)}
-        return Made({targets[0].parent: contents}, notes=made[1])
-
-    def _paths(self, entry: Entry, modality: str) -> list[list[Path]]:
-        return media_paths(self.root, entry.id, str(entry.fields.get("folder", "")), modality)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as the hub shows it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def encoded(picture: Tensor, kind: str, **options: Any) -> bytes:
-    """Return a picture (1 or 3, H, W), in bytes or uint16, as a file of a kind that Pillow writes."""
-    file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy()).save(file, kind, **options)
-    return file.getvalue()
+        arrays = np.ascontiguousarray(made[0].permute(0, 2, 3, 1).numpy()[..., ::-1])  # OpenCV writes BGR
+        files = {path.name: cv2.imencode(path.suffix, x)[1].tobytes() for path, x in zip(targets, arrays, strict=True)}
+        return Made({targets[0].parent: files}, notes=made[1])
