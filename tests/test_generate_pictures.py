@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
 import tarfile
 from importlib.metadata import version
 
@@ -109,6 +110,27 @@ def told(root, step, what="failures"):
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_clips_of_odd_sizes_get_even_ones(tmp_path):
+    for name, size in {"odd": "63x101", "wide": "500x270"}.items():
+        source = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-f",
+            "lavfi",
+            "-i",
+            f"testsrc=size={size}:duration=1",
+            tmp_path / f"{name}.mp4",
+        ]
+        subprocess.run(source, check=True)
+    main(["annotate", f"--videos={tmp_path}", *flags(tmp_path)[:2]])
+    main(["frames", *flags(tmp_path)])
+    for name, (clip, frame) in {"odd": ((64, 102), (63, 101)), "wide": ((474, 256), (474, 256))}.items():
+        video = cv2.VideoCapture(str(tmp_path / f"clips_resize256_skip15/{name}.mp4"))
+        assert (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)) == clip
+        assert pictures(tmp_path, name)[0].size == frame
 
 
 @pytest.mark.parametrize("kind", depth_models.MODELS)
