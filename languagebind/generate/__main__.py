@@ -32,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step that the first argument names."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{__doc__}\nsteps: annotate, {', '.join(STEPS)}")
+        print(f"{__doc__}\nsteps: annotate, {', '.join(STEPS)}, report")
         return
     if name == "annotate":
         annotation.main(rest)
         return
+    if name == "report":
+        from . import report  # with matplotlib and scikit-learn, which no worker needs
+
+        report.main(rest, STEPS)
+        return
     if name not in STEPS:
-        raise UserError(f"no step {name!r}: choose from annotate, {', '.join(STEPS)}")
+        raise UserError(f"no step {name!r}: choose from annotate, {', '.join(STEPS)}, report")
     kind, own = STEPS[name]
     options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("own", own)]), rest, f"generate {name}")
     print_report(name, run_step(partial(kind, options.run.root, options.own), options.run))

@@ -77,13 +77,12 @@ class Confusion:
 
 def make_page(results: Sequence[Result], folder: Path) -> str:
     """Return the HTML page of results from `read_results`, with the published results in the configs of a folder."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, finalize=clean)  # fmt: skip
+    environment = open_templates()
     environment.policies["urlize.rel"] = "noreferrer"
-    environment.filters |= {"figure": figure, "breakable": breakable, "ceiling_note": ceiling_note}
+    environment.filters["ceiling_note"] = ceiling_note
     environment.globals |= {"interval": interval, "illustrated": illustrated, "recall_curves": recall_curves,
                             "Confusion": Confusion, "caveats": caveats, "COMPARED": COMPARED}  # fmt: skip
-    style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "sort.js"))
+    script = Markup((TEMPLATES / "sort.js").read_text("utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     every: list[Config] = [load_dataset_config(file, prepared=False) for file in sorted(folder.glob("[!.]*.yaml"))]
     every += [load_pairs_config(file, there=False) for file in sorted(folder.glob("pairs/[!.]*.yaml"))]
@@ -91,7 +90,16 @@ def make_page(results: Sequence[Result], folder: Path) -> str:
     groups = groupby(results, key=lambda result: result["dataset"])
     datasets = [Dataset(name, {model_name(each): each for each in group}, configs.get(name)) for name, group in groups]
     template = environment.get_template("report.html")
-    return template.render(datasets=datasets, configs=folder, style=style, script=script, script_hash=digest)
+    return template.render(datasets=datasets, configs=folder, script=script, script_hash=digest)
+
+
+def open_templates(*folders: Path) -> Environment:
+    """Return the templates in some folders, then in this package's, with the style of all pages."""
+    environment = Environment(loader=FileSystemLoader([*folders, TEMPLATES]), autoescape=True, finalize=clean,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters |= {"figure": figure, "breakable": breakable}
+    environment.globals["style"] = Markup((TEMPLATES / "style.css").read_text("utf-8"))
+    return environment
 
 
 def figure(value: float | None, metric: str = "") -> str:
