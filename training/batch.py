@@ -56,8 +56,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     first_step: int = 0
-    drawn: dict[int, int] = field(default_factory=dict)
-    """number of samples that each worker has already drawn in the epoch of `first_step`"""
+    drawn: dict[int, int] = field(default_factory=dict)  # samples that each worker has drawn in the first step's epoch
 
 
 class Skipped(NamedTuple):
@@ -72,23 +71,18 @@ class Skipped(NamedTuple):
 class Batch:
     """The inputs and texts of one step, with the loader worker's progress."""
 
-    inputs: torch.Tensor
-    """(B, C, T, H, W)"""
+    inputs: torch.Tensor  # (B, C, T, H, W)
+    # Token ids (U, L) of the distinct texts and each sample's index `caption` (B,); or text `features` (B, D). With
+    # --negatives K, also `negatives`: indices (B, K), -1 for none, or features (B, K, D), zeros for none
     text: dict[str, torch.Tensor]
-    """token ids (U, L) of the distinct texts and each sample's index `caption` (B,); or text `features` (B, D). With
-    --negatives K, also `negatives`: indices (B, K), -1 for none, or features (B, K, D), zeros for none"""
-    groups: torch.Tensor | None
-    """group numbers (B,): samples with the same number match; None: each sample matches only its own caption"""
+    groups: torch.Tensor | None  # (B,): samples with the same number match; None: each matches only its own caption
     keys: list[str]
     captions: list[str]
-    skipped: list[Skipped]
-    """samples skipped since the previous batch of the worker"""
+    skipped: list[Skipped]  # since the previous batch of the worker
     worker: int
     epoch: int
-    drawn: int
-    """number of samples that the worker has drawn in this epoch"""
-    anchor: torch.Tensor | None = None
-    """the partner's features (B, D) or inputs (B, C, T, H, W), if there is a partner"""
+    drawn: int  # number of samples that the worker has drawn in this epoch
+    anchor: torch.Tensor | None = None  # the partner's features (B, D) or inputs (B, C, T, H, W), if there is one
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; the DataLoader calls this."""

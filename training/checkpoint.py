@@ -63,21 +63,16 @@ class TrainState:
 
     engine: Engine
     steps_per_epoch: int
-    text_fingerprint: str
-    """hash of the text tower"""
+    text_fingerprint: str  # hash of the text tower
     shards_digest: str
     ema: Ema | None = None
     partner: Partner | None = None
     former: dict[str, Any] | None = None  # the partner in the checkpoint that the run resumed from
     anchor_loss: Any = None  # this rank's loss against the partner in the last step, before its weight
-    step: int = 0
-    """number of optimizer steps taken"""
-    skipped: int = 0
-    """number of samples that this rank has skipped"""
-    drawn: dict[int, int] = field(default_factory=dict)
-    """number of samples that each loader worker of this rank has drawn in this epoch"""
-    rng: dict[str, Any] = field(default_factory=rng_state)
-    """random numbers of the next step"""
+    step: int = 0  # number of optimizer steps taken
+    skipped: int = 0  # number of samples that this rank has skipped
+    drawn: dict[int, int] = field(default_factory=dict)  # samples that each of this rank's workers has drawn this epoch
+    rng: dict[str, Any] = field(default_factory=rng_state)  # random numbers of the next step
 
 
 def checkpoint_content(state: TrainState, config: dict[str, Any]) -> dict[str, Any]:

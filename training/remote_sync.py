@@ -52,8 +52,7 @@ class RemoteSync(threading.Thread):
     def __init__(self, folder: Path, url: str, every: float):
         super().__init__(name="remote-sync", daemon=True)  # a hanging copy must not keep the process alive
         self.folder, self.url, self.every = folder, url, every
-        self.copied: dict[str, tuple[int, int]] = {}
-        """size and modification time of each copied file, by its path in the folder"""
+        self.copied: dict[str, tuple[int, int]] = {}  # a file's path in the folder -> its size and modification time
         self.warned = -float(WARN_EVERY)
         self.failure: str | None = None
         self.ending = threading.Event()

@@ -54,13 +54,11 @@ class Run:
     """The training of one modality, which evaluates between its steps."""
 
     config: TrainConfig
-    folder: Path
-    """folder of its logs"""
+    folder: Path  # of its logs
     val_datasets: list[ListedDataset]
     state: TrainState
     batches: Generator[Batch]
-    size: int
-    """bytes of its checkpoint"""
+    size: int  # bytes of its checkpoint
 
     def __post_init__(self):
         self.process = self.state.engine.process
@@ -121,8 +119,7 @@ class Runs:
     """The runs of a process, one for each modality, which take turns and save one checkpoint for all."""
 
     by_modality: dict[str, Run]
-    shares: dict[str, float]
-    """relative numbers of steps"""
+    shares: dict[str, float]  # relative numbers of steps
     folder: Path
     saved_at: float = field(default_factory=time.monotonic)
 

@@ -35,31 +35,24 @@ class Prepared(NamedTuple):
     """A sample that is ready for a batch."""
 
     key: str
-    inputs: torch.Tensor
-    """(C, T, H, W)"""
-    texts: list[str]
-    """the caption and --negatives K hard negatives, "" for those that the sample lacks"""
-    features: torch.Tensor | None
-    """cached features (1 + K, D) of the texts, zeros for none"""
+    inputs: torch.Tensor  # (C, T, H, W)
+    texts: list[str]  # the caption and --negatives K hard negatives, "" for those that the sample lacks
+    features: torch.Tensor | None  # cached features (1 + K, D) of the texts, zeros for none
     group: int | None
-    anchor: torch.Tensor | None = None
-    """the partner's feature (D,) or input (C, T, H, W)"""
+    anchor: torch.Tensor | None = None  # the partner's feature (D,) or input (C, T, H, W)
 
 
 @dataclass(eq=False)
 class ShardBatches(IterableDataset):
     """The batches of one worker of one rank. If the data cannot be used, an error message replaces a batch."""
 
-    shards: dict[str, int | None]
-    """number of samples per shard; None if unknown"""
+    shards: dict[str, int | None]  # number of samples per shard; None if unknown
     modality: Modality
     tokenizer: Callable[[list[str]], dict[str, torch.Tensor]]
     config: DataConfig
     plan: Plan
-    features: FeatureStore | None = None
-    """cached text features; without them, batches contain token ids"""
-    partner: Partner | None = None
-    """without its model"""
+    features: FeatureStore | None = None  # cached text features; without them, batches contain token ids
+    partner: Partner | None = None  # without its model
 
     def __iter__(self) -> Iterator[Batch | str]:
         plan, info = self.plan, get_worker_info()

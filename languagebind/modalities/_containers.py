@@ -22,21 +22,14 @@ VP8_SHOWN = 16  # bit of the first byte of a VP8 frame; it is 0 in frames to whi
 class Packets:
     """The packets of a stream that are shown. For video, also how the decoded frames become the frames shown."""
 
-    times: list[float]
-    """When the frames are shown, in seconds, in order."""
-    unclear: str = ""
-    """Why the frames may differ from the packets in number or time; empty if they do not."""
-    countable: bool = False
-    """Whether a frame can be found by counting from the key frame before it."""
-    rate: Fraction = Fraction(0)
-    """Mean number of frames per second, by the header."""
+    times: list[float]  # when the frames are shown, in seconds, in order
+    unclear: str = ""  # why the frames may differ from the packets in number or time; empty if they do not
+    countable: bool = False  # a frame can be found by counting from the key frame before it
+    rate: Fraction = Fraction(0)  # mean number of frames per second, by the header
     stream: int = 0
-    leads: bool = True
-    """Whether the stream is the first video stream of the file."""
-    shape: tuple[int, int] = (0, 0)
-    """Height and width of the first frame as it is shown."""
-    rotation: int = 0
-    """Degrees counterclockwise by which a frame is turned to be shown: 0, 90, 180 or 270."""
+    leads: bool = True  # the stream is the first video stream of the file
+    shape: tuple[int, int] = (0, 0)  # height and width of the first frame as it is shown
+    rotation: int = 0  # degrees counterclockwise by which a frame is turned to be shown: 0, 90, 180 or 270
     mirrored: bool = False
 
 
