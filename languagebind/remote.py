@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from posixpath import join as join  # of URLs, too
 from typing import IO, Any
 
 from .config import UserError, first_line
@@ -39,11 +40,6 @@ class MissingFile(UserError):
 def is_url(name: str | os.PathLike) -> bool:
     """Tell whether a name is a URL, `scheme://...`; `pipe:` commands are not URLs."""
     return _URL.match(os.fspath(name)) is not None
-
-
-def join(folder: str, *names: str) -> str:
-    """Return the path or URL of a name below a folder."""
-    return "/".join([folder.rstrip("/"), *names])
 
 
 def locate(url: str):
