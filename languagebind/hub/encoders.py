@@ -286,11 +286,10 @@ def _load_all(
     elif str(source).startswith(CLIP4CLIP):
         every = [load_clip4clip(str(source), frames)]
     elif is_training_checkpoint(source, hub.get("subfolder")):
-        every = []
+        every, known = [], {model.text_fingerprint(): model for model in loaded}
         for part in [read_checkpoint(source, modality)] if modality else read_parts(source).values():
-            towers = [*loaded, *(model for model, _ in every)]
-            known = next((other for other in towers if other.text_fingerprint() == part["text_fingerprint"]), None)
-            every.append(build_checkpoint(part, source, known, frames))
+            every.append(build_checkpoint(part, source, known.get(part["text_fingerprint"]), frames))
+            known.setdefault(part["text_fingerprint"], every[-1][0])
     else:
         every = [_load_published(source, num_frames=frames, **hub)]
     one, kind = every[0]
