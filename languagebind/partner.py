@@ -135,8 +135,8 @@ def write_features(shard: str, partner: Partner, options: EmbedAnchorOptions) ->
             inputs, usable = zip(*part, strict=True)
             encoded = partner.encode(torch.stack(inputs).to(partner.model.logit_scale.device), options.precision)
             features.append(encoded.half().cpu() * torch.tensor(usable)[:, None])
-    partner.store.write(shard, sources, torch.cat(features))
-    return len(sources), int((torch.cat(features) == 0).all(dim=1).sum())
+    partner.store.write(shard, sources, table := torch.cat(features))
+    return len(sources), int((table == 0).all(dim=1).sum())
 
 
 def _read(modality: Modality, source: Any) -> tuple[Tensor, bool]:
