@@ -31,7 +31,7 @@ from languagebind.data.vidal import source_names
 from languagebind.distributed import Process, close_process, init_process, is_lost_rank
 from languagebind.eval import ListedDataset, check_dataset, load_dataset_config
 from languagebind.eval.data.datasets import METRICS
-from languagebind.files import write_atomic
+from languagebind.files import twice, write_atomic
 from languagebind.hub.checkpoint import read_parts
 from languagebind.modalities import modality_names
 from languagebind.model import DualEncoder, build_model, text_state
@@ -189,9 +189,8 @@ def start(facts: Facts, process: Process, folder: Path, saved: Saved | None, fir
 def list_val_datasets(config: TrainConfig) -> list[ListedDataset]:
     """Return the evaluation datasets and their samples."""
     datasets = [load_dataset_config(path, config.eval.val_data_root) for path in config.eval.val_config]
-    names = [dataset.name for dataset in datasets]
-    if len(set(names)) < len(names):
-        raise UserError(f"two --val-config files have the name {max(names, key=names.count)}: use different names")
+    if name := twice(dataset.name for dataset in datasets):
+        raise UserError(f"two --val-config files have the name {name}: use different names")
     metrics = [f"{dataset.name}/{metric}" for dataset in datasets for metric in METRICS[dataset.task]]
     best = config.checkpoint.keep_best
     if best is not None and best not in metrics:

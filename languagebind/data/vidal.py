@@ -45,7 +45,6 @@ _PLATFORM_WORDS = re.compile(r"\b(?:you\s?tube|yt|tik\s?tok|vira?l|shorts?|video
 _NOT_IN_TITLE = re.compile(r"[^a-z0-9\s.,;:?!'\"|]")
 _NOT_IN_TAGS = re.compile(r"[^a-z0-9\s]")
 
-
 BLANK, NOT_TEXT = "blank or n/a", "not valid UTF-8"  # faults of captions
 _BLANKS = ("", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as programs write an empty cell
 

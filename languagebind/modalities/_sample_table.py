@@ -33,15 +33,15 @@ def sample_table(file: Any, track: int, samples: int) -> np.ndarray | None:
         empty = not any(size) and not _rows(boxes[b"stsz"][4:], 1).all()
     except (StopIteration, KeyError, ValueError, IndexError):
         return None
-    return None if empty or _number(edits[4:8]) > 1 or boxes.keys() & MORE_KEY_FRAMES else table
+    return None if empty or int.from_bytes(edits[4:8]) > 1 or boxes.keys() & MORE_KEY_FRAMES else table
 
 
 def _find_moov(file: Any) -> bytes:
     while len(head := file.read(16)) == 16:
-        size = _number(head[:4])
+        size = int.from_bytes(head[:4])
         if head[4:8] == b"moov":
             return head[8:] + file.read(size - 16)
-        size = _number(head[8:]) if size == 1 else size
+        size = int.from_bytes(head[8:]) if size == 1 else size
         if not 8 <= size < 2**62:
             break
         file.seek(size - 16, os.SEEK_CUR)
@@ -50,13 +50,13 @@ def _find_moov(file: Any) -> bytes:
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     while len(data) >= 8:
-        size = max(_number(data[:4]), 8)
+        size = max(int.from_bytes(data[:4]), 8)
         yield data[4:8], data[8:size]
         data = data[size:]
 
 
 def _track_id(header: bytes) -> int:
-    return _number(header[20:24] if header[0] else header[12:16])  # version 1 states times in 64 bits before it
+    return int.from_bytes(header[20:24] if header[0] else header[12:16])  # version 1 states times in 64 bits before it
 
 
 def _repeat(box: bytes, samples: int) -> np.ndarray:
@@ -69,9 +69,5 @@ def _repeat(box: bytes, samples: int) -> np.ndarray:
 
 def _rows(box: bytes, columns: int) -> np.ndarray:
     """Return the rows that follow a box's version, flags and number of rows."""
-    count = _number(box[4:8])
+    count = int.from_bytes(box[4:8])
     return np.frombuffer(box, ">i4", count * columns, 8).reshape(count, columns).astype(np.int64)
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data)
