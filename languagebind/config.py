@@ -141,10 +141,7 @@ def as_flag(key: str, value: Any) -> list[str]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; numbers and dates stay strings.
-
-    Raises `UserError` if the file is missing, is not YAML, or is not a mapping.
-    """
+    """Return the mapping in a YAML file; numbers and dates stay strings. Raises `UserError` if there is none."""
     import yaml  # only when needed: models and losses need only PyTorch
 
     from ._yaml import PlainLoader
@@ -171,10 +168,7 @@ def digest(value: Any) -> str:
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """Rebuild a dataclass from the values that `to_dict` returned.
-
-    Raises `UserError` if a key of `values` is not an option of the class.
-    """
+    """Rebuild a dataclass from the values of `to_dict`. Raises `UserError` if a key is not an option of the class."""
     hints, known = get_type_hints(cls), {}
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
     if unknown := values.keys() - names:

@@ -34,10 +34,7 @@ class Process:
 
 
 def init_process(device: str | None = None, timeout: timedelta = TIMEOUT) -> Process:
-    """Join the process group of torchrun or srun (NCCL on GPUs, gloo on CPUs), unless this is the only process.
-
-    By default, the device is this rank's GPU, or the CPU if there is no GPU.
-    """
+    """Join the process group of torchrun or srun (NCCL on GPUs, gloo on CPUs), unless this is the only process."""
     _adopt_slurm_variables()
     target = own_device(device)
     if "RANK" not in os.environ:
@@ -48,10 +45,7 @@ def init_process(device: str | None = None, timeout: timedelta = TIMEOUT) -> Pro
 
 
 def own_device(device: str | None = None) -> torch.device:
-    """Return the device for this rank: by default its GPU, or the CPU if there is no GPU.
-
-    Raises `UserError` if the device cannot be used.
-    """
+    """Return this rank's device: by default its GPU, or else the CPU. Raises `UserError` if it cannot be used."""
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if target.type == "cuda":

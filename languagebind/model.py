@@ -167,10 +167,7 @@ def project(side: Any, inputs: Tensor) -> Tensor:
 
 
 def build_model(config: ModelConfig, input_shape: tuple[int, int, int, int]) -> DualEncoder:
-    """Build a model with the weights that the config names.
-
-    Raises `UserError` if the config names no weights, or they cannot be found or do not fit.
-    """
+    """Build a model with the weights that the config names, or raise `UserError` if they are absent or do not fit."""
     init, tower, clip = config.init, config.text, None
     same = (init.encoder_tower, init.encoder_pretrained) == (tower.text_tower, tower.text_pretrained)
     if same and tower.file is None:

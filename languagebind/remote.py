@@ -43,10 +43,7 @@ def is_url(name: str | os.PathLike) -> bool:
 
 
 def locate(url: str):
-    """Return the fsspec file system of a URL, and the path in that file system.
-
-    Raises `UserError` if the protocol is unknown or needs a package that is not installed.
-    """
+    """Return a URL's fsspec file system and the path in it. Raises `UserError` if its protocol is not installed."""
     try:
         from fsspec.core import url_to_fs
 
@@ -81,10 +78,7 @@ def read_url(url: str, begin: int | None = None, end: int | None = None) -> byte
 
 
 def folder_sizes(url: str) -> dict[str, int]:
-    """Return name -> size in bytes of the files directly in a folder; empty if the folder does not exist.
-
-    fsspec caches the listing, so each process asks the store once.
-    """
+    """Return name -> size in bytes of the files directly in a folder, or {} without one. fsspec caches the listing."""
     with reaching(url) as (fs, path):
         try:
             entries = fs.ls(path, detail=True)

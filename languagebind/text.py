@@ -65,10 +65,7 @@ class OpenClipText(nn.Module):
 
 
 def build_text(config: TextConfig) -> TextSide:
-    """Return the tower and its projection with pretrained weights, and the size D of the shared space.
-
-    Raises `UserError` if the tower or its weights cannot be found or loaded.
-    """
+    """Return the pretrained tower, its projection and the size D of the shared space, or raise `UserError`."""
     if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
     if config.file:
@@ -85,10 +82,7 @@ def untrained_text(config: TextConfig) -> TextSide:
 
 
 def open_clip_text(model: Any, config: TextConfig) -> TextSide:
-    """Return the text side of the config's open_clip model, in the form of `build_text`.
-
-    Raises `UserError` if the model does not have a separate text tower.
-    """
+    """Return the text side of the config's open_clip model, or raise `UserError` if it has no separate text tower."""
     tower = getattr(model, "text", model)  # open_clip keeps CLIP's own text tower in the model itself
     if sizes := _clip_sizes(tower, config):
         return _clip_text(config, sizes, tower.text_projection.shape[1], clip_text_state(tower.state_dict()))
@@ -105,10 +99,7 @@ def open_clip_text(model: Any, config: TextConfig) -> TextSide:
 
 
 def clip_text_sizes(config: TextConfig) -> tuple[ClipTextConfig | None, int]:
-    """Return the sizes of CLIP's text tower and the size D of the shared space, without reading weights.
-
-    For another tower, the sizes are None and D is 0.
-    """
+    """Return the sizes of CLIP's text tower and of the shared space, without reading weights; for others None and 0."""
     if _sentence_encoder_folder(config):
         return None, 0
     model = _open_clip_model(config, sizes_only=True)

@@ -110,10 +110,7 @@ class VisionTransformer(nn.Module):
         return self.encoder.layers
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the features before the projection into the shared space: (B, D), or (B, T, D) for a temporal head.
-
-        Raises `ValueError` if the inputs are not (B, *input_shape).
-        """
+        """Return the features before the projection: (B, D), or (B, T, D) for a temporal head."""
         return self.pool(*self.encoder(self.embed(inputs), num_outputs=1))
 
     def embed(self, inputs: Tensor) -> Tensor:

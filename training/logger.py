@@ -113,10 +113,7 @@ def _start_wandb(folder: Path, project: str, config: dict[str, Any]) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's .jsonl file, or an empty list if it does not exist.
-
-    Skip unreadable lines with a warning: a killed process or a power cut may leave them.
-    """
+    """Return the rows of a run's .jsonl file, if any. Unreadable lines, as a power cut may leave, give a warning."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:

@@ -135,10 +135,7 @@ class Runs:
         return sum(run.state.step for run in self.by_modality.values())
 
     def turns(self) -> Iterator[tuple[Run, int]]:
-        """Yield the run that takes each of the remaining steps, and the number of its step.
-
-        The order depends only on the numbers of steps, so a resumed run continues it.
-        """
+        """Yield the run of each remaining step, and the number of its step. A resumed run continues the order."""
         taken = {name: run.state.step for name, run in self.by_modality.items()}
         while left := [name for name, run in self.by_modality.items() if taken[name] < run.total_steps]:
             name = min(left, key=lambda name: (taken[name] + 1) / self.shares[name])

@@ -90,10 +90,7 @@ def dotted(names: Iterable[str]) -> str:
 
 
 def media_members(names: Iterable[str], extensions: Iterable[str]) -> str | dict[int, str] | None:
-    """Return the name of a sample's media member, or the names of its frames by number.
-
-    The first of `extensions` that the sample has is used. Return None if the sample has none of them.
-    """
+    """Return a sample's media of the first of `extensions` that it has: a name, names of frames by number, or None."""
     whole = -1  # stands for the number of a member that is not a frame
     found: dict[str, dict[int, str]] = {}
     for name in names:

@@ -84,10 +84,7 @@ def _find(name: str) -> list[str]:
 
 
 def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
-    """Return the entry of each shard in the `index.json` beside it, or None if there is none.
-
-    Raises `UserError` if an index is damaged or has another version.
-    """
+    """Return each shard's entry in the `index.json` beside it, or None. Raises `UserError` if an index is unusable."""
     parts = {shard: split_shard(shard) for shard in shards}
     indexes = {}
     for folder in {folder for folder, _ in parts.values()}:
@@ -100,10 +97,7 @@ def indexed(shards: Iterable[str]) -> dict[str, ShardInfo | None]:
 
 
 def count_samples(index: Mapping[str, ShardInfo | None]) -> dict[str, int | None]:
-    """Return the number of samples per shard from `indexed` or OpenCLIP's `sizes.json`, or None if neither has it.
-
-    Raises `UserError` if a `sizes.json` is damaged.
-    """
+    """Return the number of samples per shard from `indexed` or OpenCLIP's `sizes.json`, or None if neither has it."""
     sizes = {folder: _read_json(join(folder, "sizes.json")) for folder in {split_shard(shard)[0] for shard in index}}
     counts = {}
     for shard, info in index.items():

@@ -132,10 +132,7 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
 
 
 def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[list[Path]]:
-    """Return the possible locations of a sample's media. Each location is one file, or eight frames.
-
-    Raises `UserError` if VIDAL has no layout for this modality.
-    """
+    """Return the possible locations of a sample's media in VIDAL's layout, each one file or eight frames."""
     if modality not in LAYOUTS:
         raise UserError(f"VIDAL has no layout for {modality!r}, only for {sorted(LAYOUTS)}; use csv or jsonl")
     clips = f"{'new_download' if folder.startswith('new_') else folder}_resize256_skip15"

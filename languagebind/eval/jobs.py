@@ -139,10 +139,7 @@ def describe_absent(dataset: DatasetConfig) -> str:
 
 
 def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfig], options: EvalOptions) -> list[Job]:
-    """Return a job for every model on every dataset.
-
-    Raises `UserError` if an output file exists, cannot be written, or was made with other options.
-    """
+    """Return a job for every model on every dataset. Raises `UserError` if an output file exists or is unusable."""
     jobs, folder = [], options.export_features
     for (name, spec), dataset in product(models, datasets):
         path = result_path(options.output, dataset.result_name, name)

@@ -61,10 +61,7 @@ class FolderTask(AbsTaskZeroShotClassification):
 
 
 class MtebEncoder(AbsEncoder):
-    """An adapter that lets mteb call our encoders of pictures (depth, infrared, ...), of one modality, and of texts.
-
-    The `name` of the model in mteb's results is ORGANISATION/NAME.
-    """
+    """Lets mteb call our encoders of one modality of pictures, and of texts, as the model ORGANISATION/NAME."""
 
     def __init__(self, encoders: Encoders, name: str = "languagebind/encoder"):
         (self.modality,) = encoders.modalities

@@ -74,10 +74,7 @@ def build_checkpoint(
 
 
 def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEncoder, Modality]:
-    """Return the model of `clip4clip:FILE`, on the CPU, and its modality. Any number of frames is supported.
-
-    Raises `UserError` if the file is not a checkpoint of CLIP4Clip.
-    """
+    """Return the model of `clip4clip:FILE`, on the CPU, and its modality. Any number of frames is supported."""
     encoder, inputs = tower_options(source, None)
     frames = {} if num_frames is None else {"num_frames": num_frames}
     modality = with_options(modality_class("video")(), inputs | frames)

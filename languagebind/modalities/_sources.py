@@ -47,10 +47,7 @@ def is_source(value: Any) -> bool:
 
 
 def file_size(source: Source | Sequence[Source]) -> int:
-    """Return the size of a source in bytes, without reading it.
-
-    Raises `DecodeError` if the source is not a single regular file, or it is empty.
-    """
+    """Return the size of a source in bytes. Raises `DecodeError` unless it is one regular file that is not empty."""
     if not isinstance(source, Source):
         raise DecodeError(source, "expected one file, not several frames")
     try:

@@ -70,10 +70,7 @@ def measure_row(options: argparse.Namespace) -> Row:
 
 
 def read_memory() -> Row:
-    """Return the memory of this process and its descendants in MiB.
-
-    `anonymous_mib` is resident memory that is neither file-backed nor shared. Copy-on-write does not add to it.
-    """
+    """Return the memory of this process and its descendants; `anonymous_mib` is neither file-backed nor shared."""
     held = []
     for process in (main := psutil.Process(), *main.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):  # a worker that has just ended

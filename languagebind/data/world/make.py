@@ -57,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_world(options: WorldOptions) -> None:
-    """Render all splits and write their annotations and evaluations.
-
-    Raises `UserError` if scenes cannot be rendered for a modality, or at this size.
-    """
+    """Render all splits and write their annotations and evaluations."""
     if unknown := set(options.modalities) - set(CLASS_ATTRIBUTES):
         raise UserError(f"scenes cannot be rendered as {min(unknown)!r}, only as {sorted(CLASS_ATTRIBUTES)}")
     if options.size < 32 or options.size % 2:
