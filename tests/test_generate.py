@@ -3,16 +3,13 @@
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from clips import numbers, write
-from helpers import ROOT, call, call_ranks
+from generating import RUNNERS, end_step, kill_step
 from PIL import Image
 
 from languagebind.config import UserError
@@ -21,7 +18,6 @@ from languagebind.generate.__main__ import main
 from languagebind.generate.annotation import merge
 
 SIZES = {"a": 60, "b": 7, "c": 25, "d": 16, "e": 33, "silent": 20}
-STEP = ("-m", "languagebind.generate")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +55,11 @@ def files(root) -> dict[str, bytes]:
 def whole(root) -> dict[str, bytes]:
     """The results without those that a killed process was writing."""
     return {name: data for name, data in files(root).items() if ".tmp" not in name}
+
+
+def count(root) -> int:
+    """The number of files below a root, while they come and go."""
+    return sum(len(names) for *_, names in os.walk(root))
 
 
 @pytest.fixture(scope="module")
@@ -116,26 +117,20 @@ def test_the_annotation_keeps_its_entries_and_takes_new_ones(videos, tmp_path, c
     assert dict(read_annotation(tmp_path / "vidal.json")) == before
 
 
-RUNNERS = {
-    "processes": lambda flags: call(*STEP, "frames", *flags, "--workers=2", "--batch-size=2"),
-    "ranks": lambda flags: call_ranks(2, *STEP, "frames", *flags, "--workers=0", "--batch-size=3"),
-    "ray": lambda flags: call(*STEP, "frames", *flags, "--engine=ray", "--workers=2", "--batch-size=1", fresh=True),
-}
-
-
 @pytest.mark.parametrize("runner", ["processes", "ranks", pytest.param("ray", marks=pytest.mark.slow)])
 def test_every_runner_makes_the_same_bytes_and_only_what_is_missing(runner, videos, made, tmp_path):
     if runner == "ray":
         pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
-    flags = [*annotated(videos, tmp_path), "--max-bad-share=0.5"]
-    output = RUNNERS[runner](flags)
+    batch = {"processes": 2, "ranks": 3, "ray": 1}[runner]
+    words = ["frames", *annotated(videos, tmp_path), "--max-bad-share=0.5", f"--batch-size={batch}"]
+    output = end_step(runner, *words)
     assert "frames: 7 entries, 0 left out, 0 there before, 6 made, 1 failed" in output
     expected = {name: data for name, data in files(made).items() if "_audio" not in name}
     assert files(tmp_path) == expected
     (tmp_path / "clips_resize256_skip15/a.mp4").unlink()
     kept = tmp_path / "clips_resize256_skip15/c.mp4"
     time_before = kept.stat().st_mtime_ns
-    output = RUNNERS[runner](flags)
+    output = end_step(runner, *words)
     assert "frames: 7 entries, 0 left out, 5 there before, 1 made, 1 failed" in output
     assert files(tmp_path) == expected
     assert kept.stat().st_mtime_ns == time_before
@@ -180,27 +175,19 @@ def test_too_many_failures_stop_a_step(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["processes", "ranks", "ray"])
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_nothing_is_half_written_after_kills_at_random(runner, videos, made, tmp_path):
-    flags = [*annotated(videos, tmp_path), "--max-bad-share=0.5", "--batch-size=1"]
-    more = {"processes": ["--workers=2"], "ranks": ["--workers=0"], "ray": ["--engine=ray", "--workers=2"]}[runner]
-    command = [sys.executable, *STEP, "frames", *flags, *more]
-    if runner == "ranks":
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    expected = {name: data for name, data in files(made).items() if "_audio" not in name}
-    rng = random.Random(runner)
+    if runner == "ray":
+        pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
+    words = ["frames", *annotated(videos, tmp_path), "--max-bad-share=0.5", "--batch-size=1"]
+    expected, rng = {name: data for name, data in files(made).items() if "_audio" not in name}, random.Random(runner)
+    running = 0
     for _ in range(10):
-        process = subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(rng.uniform(2, 12))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert (
-            files(tmp_path).items() <= {**expected, **{k: v for k, v in files(tmp_path).items() if ".tmp" in k}}.items()
-        )
-    assert subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
-    assert {name: data for name, data in files(tmp_path).items() if ".tmp" not in name} == expected
+        until = count(tmp_path) + rng.randrange(1, 6)
+        running += kill_step(runner, *words, when=lambda until=until: count(tmp_path) >= until)
+        assert whole(tmp_path).items() <= expected.items()
+    assert running >= 5, "the kills came while there was work left"
+    end_step(runner, *words)
+    assert whole(tmp_path) == expected
     found = report(tmp_path, "frames")
     assert (found["entries"], found["there before"] + found["made"], found["failed"]) == (7, 6, 1)
