@@ -339,35 +339,34 @@ def test_own_prompts(tmp_path):
             main(["captions", *flags, *where, "--workers=0"])
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ('<think>so\n"hm"</think> "A  ball."', "A ball."),
-        ('He says "no" and "yes"', 'He says "no" and "yes"'),
-        ("I can see a sorry dog that cannot help itself.", "I can see a sorry dog that cannot help itself."),
-        ("Unable to stand, a foal falls.", "Unable to stand, a foal falls."),
-        ("I cannot clearly see the picture.", "refusal"),
-        ("I'm sorry, but no.", "refusal"),
-        ("Sorry, I am unable to.", "refusal"),
-        ("As an AI language model, I", "refusal"),
-        ("N/A", "empty answer"),
-        ("<think>A ball?</think>", "empty answer"),
-    ],
-)
-def test_answers(answer, expected):
+GOOD = {
+    '<think>so\n"hm"</think> "A  ball."': "A ball.",
+    'He says "no" and "yes"': 'He says "no" and "yes"',
+    "I can see a sorry dog that cannot help itself.": "I can see a sorry dog that cannot help itself.",
+    "Unable to stand, a foal falls.": "Unable to stand, a foal falls.",
+}
+BAD = {
+    "I cannot clearly see the picture.": "refusal",
+    "I'm sorry, but no.": "refusal",
+    "As an AI language model, I": "refusal",
+    "<think>A ball?</think>": "empty answer",
+}
+
+
+@pytest.mark.parametrize("answer", [*GOOD, *BAD])
+def test_a_better_second_answer_is_taken(answer):
     asked = []
 
     def model(message, seed, temperature):
         asked.append((seed, temperature))
-        return ("N/A" if seed == 0 else answer), False  # a better second answer is taken
+        return ("N/A" if seed == 0 else answer), False
 
-    if len(expected.split()) < 3 and expected != "A ball.":
-        with pytest.raises(Unanswered, match=expected):
-            ask(model, "What?")
-        assert asked == [(0, 0.0), (1, 0.7), (2, 0.7)]
+    if answer in GOOD:
+        assert ask(model, "What?") == GOOD[answer]
     else:
-        assert ask(model, "What?") == expected
-        assert asked == [(0, 0.0), (1, 0.7)]
+        with pytest.raises(Unanswered, match=BAD[answer]):
+            ask(model, "What?")
+    assert asked == [(0, 0.0), (1, 0.7), (2, 0.7)][: 2 if answer in GOOD else 3]
 
 
 # -------------------------------------------------------------------------------------- models with random weights

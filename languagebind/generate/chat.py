@@ -82,20 +82,21 @@ class Endpoint:
         patience: dict[str, Any] = {"timeout": options.timeout, "max_retries": options.tries - 1}
         self.client: Any = openai.OpenAI(base_url=options.endpoint, api_key=key, **patience)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.options,)  # a lock and a client cannot be pickled
+
     def record(self) -> dict[str, Any]:
         return {"model": self.options.api_model}  # wherever the server is
 
     def __call__(self, message: Message, seed: int, temperature: float) -> Answer:
-        options, rate = self.options, self.options.requests_per_minute
         with self.lock:
             time.sleep(max(0.0, self.turn - time.monotonic()))
-            self.turn = time.monotonic() + (60 / rate if rate else 0.0)
+            self.turn = time.monotonic() + 60 / (self.options.requests_per_minute or float("inf"))
+        extra = {"chat_template_kwargs": self.options.template} if self.options.template else None
+        how = {"max_tokens": self.options.max_tokens, "seed": seed, "temperature": temperature, "extra_body": extra}
+        chat = [{"role": "user", "content": message}]
         try:
-            reply = self.client.chat.completions.create(
-                model=options.api_model, messages=[{"role": "user", "content": message}], seed=seed,
-                temperature=temperature, max_tokens=options.max_tokens,
-                extra_body={"chat_template_kwargs": options.template} if options.template else None,
-            )  # fmt: skip
+            reply = self.client.chat.completions.create(model=self.options.api_model, messages=chat, **how)
             return reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length"
         except self.openai.APIError as error:
             said = first_line(error).replace(self.client.api_key, "[key]")[:300]  # a server may repeat the key
