@@ -1,24 +1,19 @@
 """Captions and polish: by a server that misbehaves, by `transformers serve`, and by models in this process."""
 
-import base64
-import io
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import tarfile
-import threading
 import time
 import urllib.request
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from chat_server import Server, answer_to, content_of, level, says, serving
 from generating import RUNNERS, end_step, kill_step
 from helpers import free_port, start, wait_for
 from PIL import Image
@@ -33,88 +28,9 @@ PROMPTS = ChatOptions(model="m").prompts
 FRAMES = "clips_resize256_skip15/clip{}_resize256_folder"
 
 
-class Server:
-    """A server with OpenAI's interface. It answers with the grey levels of the pictures, unless `fault` replies."""
-
-    def __init__(self, fault=lambda body: None, delay=0.01):
-        self.fault, self.delay = fault, delay
-        self.bodies, self.keys, self.times = [], set(), []
-        self.lock, self.now, self.most = threading.Lock(), 0, 0
-        self.hang = threading.Event().wait
-
-    def reply(self, body, key):
-        """Return the status, headers and content of a reply."""
-        with self.lock:
-            self.bodies.append(body)
-            self.keys.add(key)
-            self.times.append(time.monotonic())
-            self.now += 1
-            self.most = max(self.most, self.now)
-            fault = self.fault(body)
-        if callable(fault):
-            fault = fault()
-        time.sleep(self.delay)
-        with self.lock:
-            self.now -= 1
-        return fault or says(answer_to(body))
-
-
-def content_of(body):
-    return body["messages"][0]["content"]
-
-
-def answer_to(body):
-    """An answer that depends on the request alone."""
-    content = content_of(body)
-    if isinstance(content, str):
-        return f"about {re.sub('[^a-z0-9]+', ' ', content.lower())[-60:]}"
-    return "Grey of " + ", ".join(map(str, map(level, content[:-1])))
-
-
-def level(part):
-    """The grey level of a picture, to the next ten."""
-    head, _, data = part["image_url"]["url"].partition(",")
-    assert head == "data:image/jpeg;base64"
-    return round(np.array(Image.open(io.BytesIO(base64.b64decode(data)))).mean() / 10) * 10
-
-
 def clip_of(body):
     """The number of the entry whose clip a request is about, or None."""
     return (level(content_of(body)[0]) - 20) // 10 if len(content_of(body)) == 9 else None
-
-
-def says(text, reason="stop"):
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return 200, {}, json.dumps(reply).encode()
-
-
-@contextmanager
-def serving(server):
-    """Yield the flags that name a running server."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            assert self.path == "/v1/chat/completions"
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, headers, content = server.reply(body, self.headers["Authorization"])
-            self.send_response(status)
-            for name, value in ({"Content-Type": "application/json", "Content-Length": len(content)} | headers).items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads, http.handle_error = True, lambda *_: None  # clients hang up on a server that hangs
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try:
-        yield [f"--endpoint=http://127.0.0.1:{http.server_port}/v1", "--api-model=m"]
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 def write_frames(root, entries):
@@ -152,9 +68,9 @@ def report(root, step):
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory):
     """What a server that refuses one request in five has written, captions and then polish, and the server."""
-    root, server = tmp_path_factory.mktemp("busy"), Server()
+    root = tmp_path_factory.mktemp("busy")
     faults = [(429, {"Retry-After": "0.1"}, b"slower"), (500, {}, b"<html>oops")]
-    server.fault = lambda body: faults[len(server.bodies) // 5 % 2] if len(server.bodies) % 5 == 0 else None
+    server = Server(lambda body, number: faults[number // 5 % 2] if number % 5 == 0 else None)
     flags = write_frames(root, 6)
     with serving(server) as where:
         for step in ("captions", "polish"):
@@ -229,7 +145,7 @@ def test_answers_that_cannot_be_used_are_asked_for_again_and_counted(tmp_path):
         3: says("A red ball that", reason="length"), 4: (400, {}, b'{"error": {"message": "picture too large"}}'),
         5: (200, {"Content-Type": "text/html"}, b"<html>welcome"),
     }  # fmt: skip
-    with serving(server := Server(lambda body: bad.get(clip_of(body)))) as where:
+    with serving(server := Server(lambda body, _: bad.get(clip_of(body)))) as where:
         main(["captions", *flags, *where])
     assert report(tmp_path, "captions") == (1, 6, {"empty answer": 2, "refusal": 1, "too long": 1, "no answer": 2})
     assert [key for key, entry in fields(tmp_path).items() if "ofa" in entry or "mplug" in entry] == ["clip6"]
@@ -243,17 +159,16 @@ def test_answers_that_cannot_be_used_are_asked_for_again_and_counted(tmp_path):
 
 
 def test_a_server_that_hangs_or_is_down_costs_those_entries_alone(tmp_path):
-    flags, server, hung = [*write_frames(tmp_path, 4), "--workers=0"], Server(), []
+    flags, hung = [*write_frames(tmp_path, 4), "--workers=0"], []
 
-    def fault(body):
+    def fault(body, _):
         clip = clip_of(body)
         if clip == 1 or (clip == 2 and clip not in hung):  # forever, and once
             hung.append(clip)
-            return lambda: server.hang(1.5)
+            time.sleep(1.5)
         return (503, {}, b"{}") if clip == 3 else None
 
-    server.fault = fault
-    with serving(server) as where:
+    with serving(server := Server(fault)) as where:
         main(["captions", *flags, *where, "--timeout=1", "--tries=2"])
     assert report(tmp_path, "captions") == (2, 2, {"no answer": 2})
     assert Counter(map(clip_of, server.bodies)) == {None: 4 * 8, 0: 1, 1: 2, 2: 2, 3: 2}
@@ -264,7 +179,7 @@ def test_a_server_that_is_away_stops_the_step(tmp_path):
     flags = [*write_frames(tmp_path, 2), "--api-model=m", "--tries=2", "--workers=0"]
     with pytest.raises(UserError, match=r"cannot use --endpoint \(Connection error.\): check it, --api-model and "):
         main(["captions", *flags, f"--endpoint=http://127.0.0.1:{free_port()}/v1"])
-    unknown = Server(lambda body: (404, {}, b'{"message": "no model m"}'))
+    unknown = Server(lambda body, _: (404, {}, b'{"message": "no model m"}'))
     with serving(unknown) as where, pytest.raises(UserError, match=r"cannot use --endpoint \(.*no model m.*: check it"):
         main(["captions", *flags, *where])
     assert not any("ofa" in entry for entry in fields(tmp_path).values())
@@ -274,11 +189,11 @@ def test_the_key_is_sent_and_kept_nowhere(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_API_KEY", key := "sk-very-secret")
     flags = [*write_frames(tmp_path, 2), "--workers=0"]
     echo = json.dumps({"error": {"message": f"bad request of {key}"}}).encode()
-    with serving(server := Server(lambda body: (400, {}, echo) if clip_of(body) == 1 else None)) as where:
+    with serving(server := Server(lambda body, _: (400, {}, echo) if clip_of(body) == 1 else None)) as where:
         main(["captions", *flags, *where])
     assert server.keys == {f"Bearer {key}"}
     assert "bad request of [key]" in (tmp_path / "generate/captions/report.json").read_text()
-    with serving(Server(lambda body: (401, {}, echo))) as where, pytest.raises(UserError) as error:
+    with serving(Server(lambda body, _: (401, {}, echo))) as where, pytest.raises(UserError) as error:
         main(["captions", *flags, *where])
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(key.encode() in data for data in kept)
@@ -526,7 +441,7 @@ def test_a_wrong_key_stops_every_runner_with_one_sentence(runner, tmp_path, monk
     if runner == "ray":
         pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     monkeypatch.setenv("OPENAI_API_KEY", key := "sk-very-secret")
-    with serving(Server(lambda body: (401, {}, json.dumps({"message": f"bad {key}"}).encode()))) as where:
+    with serving(Server(lambda body, _: (401, {}, json.dumps({"message": f"bad {key}"}).encode()))) as where:
         output = end_step(runner, "captions", *write_frames(tmp_path, 8), *where, "--batch-size=1", status=2)
     assert "error: cannot use --endpoint (Error code: 401 - bad [key]): check it" in output
     assert "Traceback" not in output
@@ -544,7 +459,7 @@ def test_a_full_disk_stops_a_step_that_a_second_run_completes(tmp_path):
         flags = [*write_frames(disk, 12), "--workers=0", "--batch-size=1"]
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
         (disk / "filler").write_bytes(bytes(free - 7 * 4096))
-        server = Server(lambda body: says(answer_to(body) + " and more" * 100), delay=0)
+        server = Server(lambda body, _: says(answer_to(body) + " and more" * 100), delay=0)
         with serving(server) as where:
             with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
                 main(["captions", *flags, *where])
