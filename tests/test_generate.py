@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from clips import numbers, write
-from generating import RUNNERS, end_step, kill_step
+from generating import RUNNERS, end_step, kill_step, report
 from PIL import Image
 
 from languagebind.config import UserError
@@ -40,10 +40,6 @@ def annotated(videos, root) -> list[str]:
     flags = [f"--annotation={root / 'vidal.json'}", f"--root={root}"]
     main(["annotate", f"--videos={videos}", f"--titles={videos / 'titles.csv'}", *flags])
     return flags
-
-
-def report(root, step):
-    return json.loads((root / "generate" / step / "report.json").read_bytes())
 
 
 def files(root) -> dict[str, bytes]:
@@ -119,8 +115,6 @@ def test_the_annotation_keeps_its_entries_and_takes_new_ones(videos, tmp_path, c
 
 @pytest.mark.parametrize("runner", ["processes", "ranks", pytest.param("ray", marks=pytest.mark.slow)])
 def test_every_runner_makes_the_same_bytes_and_only_what_is_missing(runner, videos, made, tmp_path):
-    if runner == "ray":
-        pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     batch = {"processes": 2, "ranks": 3, "ray": 1}[runner]
     words = ["frames", *annotated(videos, tmp_path), "--max-bad-share=0.5", f"--batch-size={batch}"]
     output = end_step(runner, *words)
@@ -177,8 +171,6 @@ def test_too_many_failures_stop_a_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_nothing_is_half_written_after_kills_at_random(runner, videos, made, tmp_path):
-    if runner == "ray":
-        pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     words = ["frames", *annotated(videos, tmp_path), "--max-bad-share=0.5", "--batch-size=1"]
     expected, rng = {name: data for name, data in files(made).items() if "_audio" not in name}, random.Random(runner)
     running = 0

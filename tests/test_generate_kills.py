@@ -4,20 +4,17 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import depth_models
 import numpy as np
-import psutil
 import pytest
 import torch
 from clips import write
-from helpers import start, start_ranks, wait_for
+from generating import RUNNERS, STEP, disk, end_step, finish, kill, report, start_step
+from helpers import start, wait_for
 from PIL import Image
-from test_generate import STEP, report
 
 from languagebind.generate.__main__ import main
 
@@ -29,11 +26,6 @@ RESULTS = {
     "sound": "clips_audio/*.wav",
     "depth": "clips/*_depth_f8glpn_folder",
     "infrared": "clips/*_thermal_folder",
-}
-RUNNERS = {
-    "processes": lambda *words: [start(*words, "--workers=2")],
-    "ranks": lambda *words: start_ranks(2, *words, "--workers=0"),
-    "ray": lambda *words: [start(*words, "--engine=ray", "--workers=2", fresh=True)],
 }
 
 
@@ -58,7 +50,7 @@ def made(tmp_path_factory, models):
     """A root with the results of every step, by one process."""
     root = annotated(tmp_path_factory.mktemp("world"), CLIPS, DAMAGED)
     for step, more in models.items():
-        main([*words(step, root, more)[2:], "--workers=0"])
+        main([*words(step, root, more), "--workers=0"])
     return root
 
 
@@ -76,7 +68,7 @@ def annotated(folder, count, damaged):
 
 
 def words(step, root, more):
-    return [*STEP, step, f"--annotation={root / 'vidal.json'}", f"--root={root}", *more, "--batch-size=2"]
+    return [step, f"--annotation={root / 'vidal.json'}", f"--root={root}", *more, "--batch-size=2"]
 
 
 def paths(root, step):
@@ -99,26 +91,6 @@ def without(step, made, root):
     return root
 
 
-def finish(processes, status=0):
-    """Wait for the end of programs; return what they print."""
-    outputs = [each.communicate(timeout=300)[0] for each in processes]
-    assert {each.returncode for each in processes} == {status}, "\n".join(outputs)
-    return "\n".join(outputs)
-
-
-def kill(processes):
-    """Kill programs, and then what they leave behind."""
-    trees = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            trees += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for process in trees:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    for process in processes:
-        process.communicate(timeout=60)
-
-
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("step", ["sound", "depth", "infrared"])
 def test_nothing_is_lost_or_half_written_after_kills(step, runner, made, models):
@@ -128,30 +100,17 @@ def test_nothing_is_lost_or_half_written_after_kills(step, runner, made, models)
         for path in rng.sample(there := sorted(paths(root, step)), len(there) // 2):  # so that there is work left
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         before = results(root, step)
-        processes = RUNNERS[runner](*command)
+        processes = start_step(runner, *command)
         if number % 2:  # at work
             wait_for(lambda: len(paths(root, step)) > len(before) or processes[0].poll() is not None)  # noqa: B023
         time.sleep(rng.uniform(0, 0.5 if number % 2 else 8))
         kill(processes)
         assert before.items() <= results(root, step).items() <= expected.items()
-    finish(RUNNERS[runner](*command))
+    end_step(runner, *command)
     assert results(root, step) == expected
     assert not list(root.rglob("*.tmp"))
     found = report(root, step)
     assert (found["entries"], found["there before"] + found["made"], found["failed"]) == (CLIPS, CLIPS - 1, 1)
-
-
-@contextmanager
-def disk(path, size):
-    """Mount a disk of a size in bytes; yield a function that changes the size."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "tmpfs", path]
-    if subprocess.run([*mount, "-o", f"size={size}"]).returncode:
-        pytest.skip("only the administrator can mount a disk")
-    try:
-        yield lambda size: subprocess.run([*mount, "-o", f"remount,size={size}"], check=True)
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +124,7 @@ def test_a_full_disk_stops_a_step_until_there_is_room(step, runner, made, models
         files = [file for path in paths(made, step) for file in (path.iterdir() if path.is_dir() else [path])]
         needed = sum(-(-file.stat().st_size // 4096) * 4096 for file in files)
         resize(shutil.disk_usage(root).used + needed // 2)
-        output = finish(RUNNERS[runner](*words(step, root, models[step])), status=2)
+        output = end_step(runner, *words(step, root, models[step]), status=2)
         place = re.escape(str(root / RESULTS[step].partition("/")[0]))
         assert re.search(rf"^error: .*cannot write {place}/\S+: No space left on device$", output, re.MULTILINE), output
         assert "Traceback" not in output
@@ -173,7 +132,7 @@ def test_a_full_disk_stops_a_step_until_there_is_room(step, runner, made, models
         assert 0 < len(found) < len(expected)
         assert found.items() <= expected.items()
         resize(2**26)
-        finish(RUNNERS[runner](*words(step, root, models[step])))
+        end_step(runner, *words(step, root, models[step]))
         assert results(root, step) == expected
         assert not list(root.rglob("*.tmp"))
 
@@ -182,7 +141,7 @@ def test_a_full_folder_for_temporary_files_is_not_the_videos_fault(made, models,
     root = without("frames", made, made.with_name("temporary"))
     with disk(made.with_name("tmp"), 4096):
         monkeypatch.setenv("TMPDIR", str(made.with_name("tmp")))
-        output = finish([start(*words("frames", root, []), "--workers=0", fresh=True)], status=2)
+        output = finish([start(*STEP, *words("frames", root, []), "--workers=0", fresh=True)], status=2)
     assert re.search(
         rf"^error: cannot write {made.with_name('tmp')}/\S+: No space left on device$", output, re.MULTILINE
     )
@@ -191,7 +150,7 @@ def test_a_full_folder_for_temporary_files_is_not_the_videos_fault(made, models,
 def test_one_corrupt_video_in_a_hundred(models, tmp_path):
     root = annotated(tmp_path, 100, damaged=57)
     for step, more in models.items():
-        finish(RUNNERS["processes"](*words(step, root, more)))
+        end_step("processes", *words(step, root, more))
         found = report(root, step)
         ((reason, failed),) = found["failures"].items()
         assert (found["entries"], found["made"], found["failed"]) == (100, 99, 1)
@@ -227,7 +186,7 @@ def test_overhead_over_the_models_own_time(workers, tmp_path, monkeypatch):
                 small.resize((456, 256), Image.Resampling.BICUBIC).save(folder / f"{k}.jpg", quality=90)
     entries = ", ".join(f'"{clip:03d}": {{"folder": "clips"}}' for clip in range(200))
     (tmp_path / "vidal.json").write_text(f"{{{entries}}}")
-    command = [*words("infrared", tmp_path, ["--model=slow_net:Slow"])[:-1], f"--workers={workers}"]
+    command = [*STEP, *words("infrared", tmp_path, ["--model=slow_net:Slow"])[:-1], f"--workers={workers}"]
     finish([start(*command, fresh=True)])
     times = sorted(path.stat().st_mtime for path in Path(tmp_path).glob(RESULTS["infrared"]))
     clip = (times[-1] - times[15]) / (200 - 16)  # after the first batch

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import torch
 from depth_models import depth_anything, glpn
+from generating import STEP, report
 from helpers import call, call_ranks
-from test_generate import STEP, report
 
 from languagebind.data.vidal import read_annotation
 from languagebind.generate.__main__ import main

@@ -9,9 +9,10 @@ from string import Template
 from typing import Any, ClassVar
 
 from ..config import UserError, digest
-from ..data.vidal import clean_captions, clean_title, media_paths, texts_of
-from ..modalities import DecodeError, modality_class
+from ..data.vidal import clean_captions, clean_title, texts_of
+from ..modalities import DecodeError
 from .chat import ChatOptions, Endpoint, Local, Message, Unanswered, ask
+from .frames import VIDEO, places
 from .steps import Entry, Failed, Made, Step
 
 
@@ -69,10 +70,9 @@ class Captions(TextStep):
     fields = ("ofa", "mplug")
 
     def messages(self, entry: Entry) -> dict[str, list[Message]]:
-        frames = media_paths(self.root, entry.id, str(entry.fields.get("folder", "")), "video")[1]
+        frames = places(self.root, entry, "video")[1]
         try:
-            for path in frames:
-                modality_class("image")().decode(path)
+            VIDEO.decode(frames)
         except DecodeError as error:
             raise Unanswered("no readable frames", f"{error}; generate frames makes them") from error
         data = [base64.b64encode(path.read_bytes()).decode() for path in frames]
