@@ -30,10 +30,7 @@ def list() -> dict[str, dict[str, Path]]:  # noqa: A001 - `configs.list()`
 
 
 def find(config: str | Path, kind: str) -> Path:
-    """Return the path of a config, given as a path or as a name in `list()[kind]`. A file that exists comes first.
-
-    Raises `UserError` if there is neither.
-    """
+    """Return the path of a config, given as a path or else as a name in `list()[kind]`, or raise `UserError`."""
     config, known = str(config), list()[kind]
     if os.path.exists(config) and not os.path.isdir(config):  # a dataset's data may be in a folder of its name
         return Path(config)

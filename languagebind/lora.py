@@ -32,7 +32,6 @@ def merge_lora(state: dict[str, Tensor], alpha: float, rank: int | None = None) 
 
     A state without adapters is returned unchanged. The names may be those of PEFT before version 0.7 (`q_proj.weight`
     beside `q_proj.lora_A…`) or those of later versions (`q_proj.base_layer.weight`). By default, any rank is accepted.
-
     Raises `ValueError` if an adapter lacks lora_A, lora_B or its weight, or has another rank, or the shapes do not fit.
     """
     ranks = {value.shape[0] for key, value in state.items() if ".lora_A." in key}

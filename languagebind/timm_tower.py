@@ -115,7 +115,6 @@ def tower_options(name: str, pretrained: str | None, cache_dir: str | None = Non
     """Return the options of the encoder, and those of its inputs, that an --encoder-tower sets.
 
     CLIP's towers set our ViT's sizes and pictures' size, mean and std; others timm's model and all; `none` nothing.
-
     Raises `UserError` if there is no such tower, or it is not a vision transformer.
     """
     if name == "none":

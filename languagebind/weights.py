@@ -53,7 +53,6 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
     """Load `state` into `module`, which must have exactly the same keys and shapes; `what` names it in messages.
 
     `allow_partial`: load the weights that fit and log the others. `assign`: use the tensors themselves, not copies.
-
     Raises `WeightsError` if keys are missing or unexpected, or shapes differ.
     """
     own = module.state_dict()
@@ -73,10 +72,7 @@ def load_strict(module: nn.Module, state: State, what: str, allow_partial: bool 
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the dtype called `name` (`float16`, `torch.float16`, `fp16`), or None for `auto`: keep the file's dtype.
-
-    Raises `UserError` if the name is not a floating-point dtype.
-    """
+    """Return the dtype of a name (`float16`, `torch.float16`, `fp16`), or None for `auto`: keep the file's dtype."""
     if name is None or name == "auto":
         return None
     found = getattr(torch, DTYPES.get(name, name.removeprefix("torch.")), None) if isinstance(name, str) else name

@@ -136,9 +136,8 @@ def write_text_features(
     """Encode every caption in a local shard that `source` can select, and write the features to one file.
 
     `encode` returns the unit-norm features (B, D) of texts. The result is the number of captions, or None if an earlier
-    run has already written them. With `negatives`, the samples' hard negatives are encoded, too.
-
-    Raises `UserError` if the shard cannot be read or has no caption of this source, or the file cannot be written.
+    run has already written them. With `negatives`, the samples' hard negatives are encoded, too. Raises `UserError` if
+    the shard cannot be read or has no caption of this source, or the file cannot be written.
     """
     store, sources = FeatureStore(fingerprint), set(source_names(source, negatives))
     written = store.sources(shard)

@@ -56,10 +56,7 @@ def stream_samples(
 
 
 def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Yield (key, values by extension) for each sample among the (member name, value) pairs of a shard.
-
-    Raises `UserError` if a sample has two members of the same name, or its members are not next to each other.
-    """
+    """Yield (key, values by extension) for each sample among (member name, value) pairs, or raise `UserError`."""
 
     def refuse(error: Exception) -> bool:
         raise UserError(f"{shard}: {error.args[0]}") from error

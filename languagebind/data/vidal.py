@@ -120,10 +120,7 @@ def clean_title(title: str) -> str:
 
 
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (id, entry) for the first `limit` entries of an annotation file, in file order.
-
-    The file is parsed as a stream, so memory does not grow with it. Raises `UserError` if it is unreadable or damaged.
-    """
+    """Yield (id, entry) of the first `limit` entries of an annotation file, in order, which is read as a stream."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             yield from itertools.islice(_object_items(file), limit)

@@ -81,10 +81,7 @@ def new_result(config: Any, model: str, found: dict[str, Any], details: dict[str
 
 
 def read_result(file: Path) -> Result | None:
-    """Return the result in a file. Return None and log a line if the file is not a result.
-
-    Raises `UserError` if the file cannot be read, or one of its values is wrong.
-    """
+    """Return the result in a file, or None for another file. Raises `UserError` if one of its values is wrong."""
     errors: list[Any] = []
     try:
         data = file.read_bytes()

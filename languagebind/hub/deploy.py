@@ -57,9 +57,8 @@ def deploy(model: DualEncoder, modality: Modality, folder: Path, kind: Format, i
     """Write both sides of a model to `folder`, and compare each file's features with PyTorch's on random inputs.
 
     With `int8`, the matrices of linear layers, embeddings and attention are stored as int8, and the cosines with the
-    features of the full weights are printed.
-
-    Raises `UserError` if a package is missing, or a file's features differ by more than `LARGEST_DIFFERENCE`.
+    features of the full weights are printed. Raises `UserError` if a package is missing, or a file's features differ by
+    more than `LARGEST_DIFFERENCE`.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if kind == "onnx" and missing:

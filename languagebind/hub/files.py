@@ -105,7 +105,6 @@ def read_weights(name: str, lora_rank: int, lora_alpha: float, variant: str | No
 
     Safetensors files and recent `.bin` files are memory-mapped. `name` is a folder, a weights file or a hub id, pinned.
     The rank (0 without adapters) and alpha are those of the config; the `variant` is that of transformers (`fp16`).
-
     Raises `WeightsError` if adapters are incomplete or have another rank, or weights are integers.
     """
     raw: State = {}

@@ -97,7 +97,6 @@ class ImageModality(Modality):
         """Return a picture file as a PIL image; if `upright`, apply the EXIF orientation unless the option is off.
 
         PIL reads 16-bit colours as 8 bits. `pixels` finds the lower bytes in the attribute `low`, an image as well.
-
         Raises `DecodeError` if the file is not a picture, is truncated, or has more than `max_pixels` pixels.
         """
         from PIL import Image, ImageOps

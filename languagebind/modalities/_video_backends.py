@@ -31,11 +31,10 @@ TOLERANCE = 1e-3  # seconds; decord's times are float32
 def read_frames(source: Source, packets: Packets, choose: Choose, backend: str) -> Tensor:
     """Return frames (T, 3, H, W), uint8, of a video.
 
-    From the number of frames in the file, `choose` returns the indices (T,) of the wanted ones, which may repeat.
-    Where the first backend of `auto` fails or returns frames of other times, PyAV decodes the file in order.
-
-    Raises `DecodeError` if a frame cannot be decoded, or the given backend returns frames of other times. Raises
-    `UserError` if the backend is not installed.
+    From the number of frames in the file, `choose` returns the indices (T,) of the wanted ones, which may repeat. Where
+    the first backend of `auto` fails or returns frames of other times, PyAV decodes the file in order. Raises
+    `DecodeError` if a frame cannot be decoded, or the given backend returns frames of other times. Raises `UserError`
+    if the backend is not installed.
     """
     name = resolve(backend)
     try:
@@ -184,11 +183,7 @@ def _opencv(source: Source, packets: Packets) -> Iterator[tuple[None, Callable[[
 
 @contextmanager
 def open_capture(source: Source) -> Iterator[Any]:
-    """Open a file with OpenCV's `VideoCapture`, on one thread.
-
-    Raises `DecodeError` if the file cannot be opened, or is interlaced, HDR or wide-gamut, which OpenCV 5 decodes
-    wrongly.
-    """
+    """Open a file with OpenCV, on one thread, or raise `DecodeError` if OpenCV 5 would decode it wrongly."""
     import cv2
 
     if isinstance(source, bytes):  # OpenCV opens only paths

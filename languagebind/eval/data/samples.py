@@ -219,10 +219,7 @@ def _from_manifest(manifest: Path, config: DatasetConfig) -> list[Sample]:
 
 
 def _annotation(record: Mapping[str, Any], where: str, config: DatasetConfig) -> tuple[tuple, tuple[str, ...], int]:
-    """Return the labels and captions in a row of a manifest or in the metadata of a sample in a shard.
-
-    The last value is the number of captions that are left out, because they are not valid text.
-    """
+    """Return the labels and captions in a manifest's row or a shard's sample, and the number of captions left out."""
     labels = as_list(record.get("label")) + as_list(record.get("labels"))
     captions: list[Any] = []
     if config.task == "retrieval":  # The other tasks need no caption source

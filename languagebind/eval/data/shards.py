@@ -45,10 +45,7 @@ class Member:
 
 
 def list_shards(data: str) -> list[Path]:
-    """Return the shards of a brace pattern, a .tar file or a folder of .tar files, or [] for other data.
-
-    Shards at URLs are copied to disk for random access. Raises `UserError` if a shard does not exist.
-    """
+    """Return the shards of a brace pattern, .tar file or folder, copied to disk if at URLs, or [] for other data."""
     if any(map(is_url, data.split("::"))):
         return [local_copy(shard) if is_url(shard) else Path(shard) for shard in expand_shards(data)]
     if os.path.isdir(data):

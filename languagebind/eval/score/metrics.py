@@ -84,9 +84,8 @@ def multilabel_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
 
     A class without positive samples is left out. A class without negative samples is left out of mAUC only. d_prime is
     computed from the mean AUC, as in AudioSet's own evaluation, and is infinite if the mean is 1. mAUC and d_prime are
-    missing if no class has both positive and negative samples.
-
-    Raises `ValueError` if the scores hold NaN, the shapes differ, or no class has a positive sample.
+    missing if no class has both positive and negative samples. Raises `ValueError` if the scores hold NaN, the shapes
+    differ, or no class has a positive sample.
     """
     targets = targets.bool()
     if scores.shape != targets.shape:

@@ -88,9 +88,8 @@ def multilabel_intervals(scores: Tensor, targets: Tensor) -> Intervals:
 
     A class that a resample lacks is left out of that resample's mean. A positive sample that is drawn twice raises the
     precision at its own rank, so resamples have a higher mAP than the data. If classes are rare, the difference is
-    larger than the interval. The resampled values are therefore shifted so that their mean is the data's mAP.
-
-    A metric has no interval if it is undefined for some resample.
+    larger than the interval. The resampled values are therefore shifted so that their mean is the data's mAP. A metric
+    has no interval if it is undefined for some resample.
     """
 
     def metrics(indices: np.ndarray) -> dict[str, np.ndarray]:
