@@ -87,9 +87,8 @@ class ImageModality(Modality):
             x = x.float() / 65535
         elif x.is_floating_point():
             x = x.float()
-        if x.dtype != torch.uint8 and not (
-            x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())
-        ):  # NaN fails both
+        unit = x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())  # NaN fails both
+        if x.dtype != torch.uint8 and not unit:
             raise DecodeError(source, f"expected 8- or 16-bit integers or finite floats in 0..1, got {x.dtype}")
         return x.expand(3, -1, -1)
 

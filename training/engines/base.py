@@ -92,11 +92,8 @@ class Engine:
         self.model, self.process = model.to(process.device), process
         self.max_norm = math.inf if optim.grad_clip_norm is None else optim.grad_clip_norm
         self.side = TrainedSide(model, optim.precision)
-        self.scalars = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if name in ("logit_scale", "logit_bias") and parameter.requires_grad
-        }
+        scalars = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
+        self.scalars = {name: x for name, x in scalars.items() if x is not None and x.requires_grad}
         if config.torchcompile == "encoder":
             for block in model.vision_model.blocks:
                 block.compile()
@@ -104,12 +101,12 @@ class Engine:
             self.side.compile()
         self.optimizers = [build_optimizer(self.scalars, optim)] if self.scalars else []
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=optim.precision == "amp")
+        self.forward = self.side
         self._distribute(optim, config)
         self.parameters = self.trained() | self.scalars
 
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
-        """Set `forward`, and insert the encoder's optimizer before the optimizer of the scalars."""
-        self.forward = self.side
+        """Set `forward` if it is another, and insert the encoder's optimizer before the optimizer of the scalars."""
         if self.process.world_size > 1:
             devices = [self.process.device] if self.process.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.side, device_ids=devices, broadcast_buffers=False)

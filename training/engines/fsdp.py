@@ -23,7 +23,6 @@ class Fsdp(Engine):
         for block in self.model.vision_model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(self.side, mesh=mesh)
-        self.forward = self.side
         self.optimizers.insert(0, build_optimizer(self.trained(), optim))
 
     def _parts(self) -> list[FSDPModule]:

@@ -177,9 +177,7 @@ def retrieve(captioned: Captioned, dual_softmax: Tensor | None = None) -> tuple[
     return {"metrics": metrics, "protocol": protocol}, ranked
 
 
-def recall_bounds(
-    captions: Sequence[int], owners: Sequence[int], twins: bool, by_sample: bool = False
-) -> dict[str, Any]:
+def recall_bounds(captions: Sequence[int], owners: Sequence[int], twins: bool, by_sample: bool) -> dict[str, Any]:
     """Return the number of captions that several samples have, and the highest possible recalls if these bound it."""
     copies: dict[Any, Counter[int]] = defaultdict(Counter)  # how often each sample has a caption
     for caption, owner in zip(captions, owners, strict=True):
