@@ -101,8 +101,7 @@ class Partner:
         if (own := self.encode(inputs, "fp32").shape[1]) != embed_dim:
             sizes = f"{own} dimensions, but the text tower {embed_dim}"
             raise UserError(f"the partner of --anchor has {sizes}: choose models of one embedding size")
-        stored = self.store.serves(mode, shards)
-        return replace(self, model=None, stored=True) if stored else self
+        return replace(self, model=None, stored=True) if self.store.serves(mode, shards) else self
 
 
 def load_partner(config: PartnerConfig, device: torch.device) -> Partner:

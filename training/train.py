@@ -109,8 +109,7 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
     for number, (batch, grad, generator) in enumerate(zip(batches, grads, generators, strict=True)):
         set_rng_state(generator)
         with engine.accumulate(last=number == len(batches) - 1):
-            again = _features(engine, batch)
-            engine.backward((again * grad).sum())
+            engine.backward((_features(engine, batch) * grad).sum())
     return mean_loss
 
 

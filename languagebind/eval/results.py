@@ -178,8 +178,7 @@ def results_table(results: Sequence[Result]) -> str:
     for result in results:
         chance = result["protocol"]["chance"]
         head = (result["dataset"], result["task"], str(result["protocol"]["samples"]))
-        for metric in shown_metrics(result):
-            rows.append((*head, metric, *_cell(result, metric), _number(chance.get(metric))))
+        rows += [(*head, x, *_cell(result, x), _number(chance.get(x))) for x in shown_metrics(result)]
     return "\n".join(_aligned(rows, left=4))
 
 

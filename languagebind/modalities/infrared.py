@@ -52,8 +52,7 @@ class Infrared(ImageModality):
             if isinstance(self.infrared_range, tuple):
                 raise DecodeError(source, "8-bit pictures hold no temperatures or counts; use --infrared-range minmax")
             return x
-        wide = torch.float32 if x.is_floating_point() else torch.float64
-        values = x.to(wide)
+        values = x.to(torch.float32 if x.is_floating_point() else torch.float64)
         if not bool(values.isfinite().all()):
             raise DecodeError(source, "the picture contains NaN or infinity")
         if self.infrared_range == "full":

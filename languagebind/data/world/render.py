@@ -91,8 +91,7 @@ def _object(scene: Scene, size: int, num_frames: int) -> tuple[np.ndarray, np.nd
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     turn = 2 * np.pi / 5
     angle = np.abs((np.arctan2(u, -v) + turn / 2) % turn - turn / 2)  # from the nearest point's axis
-    radius = np.hypot(u, v)
-    return radius * (np.cos(angle) * 0.75 + np.sin(angle) * 1.45) / 0.85
+    return np.hypot(u, v) * (np.cos(angle) * 0.75 + np.sin(angle) * 1.45) / 0.85
 
 
 # For each shape, a function that is 1 on the outline and less than 1 inside.
