@@ -29,17 +29,18 @@ def numbers(frames: torch.Tensor) -> list[int]:
 
 
 def write(
-    form="mp4", codec="libx264", count=FRAMES, times=None, sound=False, mux=None, height=HEIGHT, width=WIDTH, **options
-) -> bytes:
+    form="mp4", codec="libx264", count=FRAMES, times=None, sound=False, mux=None, height=HEIGHT, width=WIDTH,
+    picture=numbered, **options
+) -> bytes:  # fmt: skip
     """A clip of numbered frames; H.264 has B-frames, and a key frame every 25. `times` in milliseconds."""
-    options |= {"bf": "3", "g": "25", "crf": "10"} if codec == "libx264" else {"g": "25", "b": "5000000"}
+    options = ({"bf": "3", "g": "25", "crf": "10"} if codec == "libx264" else {"g": "25", "b": "5000000"}) | options
     base = Fraction(1, 1000 if times else 25)
     with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=form, options=mux or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = width, height, "yuv420p", base
         voice = container.add_stream("aac", rate=16000) if sound else None
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(numbered(number, height, width), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(number, height, width), format="rgb24")
             frame.pts, frame.time_base = (times or range(count))[number], base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -14,7 +14,7 @@ from ..modalities import DecodeError, Modality, modality_class
 from .members import media_members
 from .shards import as_key
 from .sources import Sample
-from .vidal import caption_faults, clean_captions
+from .vidal import LEFT_OUT, caption_faults, clean_captions
 
 # The signature of each kind of file, as offset and bytes. A file with another one is decoded: it may be of another kind
 # than its suffix says, or an error page that was saved as a picture.
@@ -67,6 +67,8 @@ class _Unusable(Exception):
 
 def pack(sample: Sample, options: PackOptions) -> tuple[str, dict[str, bytes], dict[str, Any]] | LeftOut:
     """Return the arguments of `ShardWriter.add` (key, media by extension, metadata), or a `LeftOut` with the reason."""
+    if reasons := sample.captions.get(LEFT_OUT):  # of VIDAL's annotation
+        return LeftOut(sample.id, reasons[0].partition(": ")[0], "; ".join(reasons))
     captions = clean_captions(sample.captions)
     if not captions:
         faults = caption_faults(sample.captions)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import UserError
 from .tables import CAPTIONS, Format, Record, Renames, as_list, columns_of, read_manifest, require
-from .vidal import CAPTION_SOURCES, NEGATIVES, media_paths, read_annotation
+from .vidal import CAPTION_SOURCES, LEFT_OUT, NEGATIVES, NOT_CAPTIONS, media_paths, read_annotation
 
 Files = tuple[tuple[str, ...], ...]
 
@@ -47,9 +47,12 @@ class Vidal:
     def samples(self) -> Iterator[Sample]:
         """Yield a sample per entry, in file order."""
         for sample_id, entry in read_annotation(self.annotation, self.num_samples):
+            if LEFT_OUT in entry:  # `pack` gives the reasons
+                yield Sample(sample_id, {}, {LEFT_OUT: entry[LEFT_OUT]})
+                continue
             folder = str(entry.get("folder", ""))
             media = {name: media_paths(self.root, sample_id, folder, name) for name in self.modality}
-            captions = {source: text for source, text in entry.items() if source != "folder" and text}
+            captions = {source: text for source, text in entry.items() if source not in NOT_CAPTIONS and text}
             yield Sample(sample_id, media, captions)
 
 

@@ -23,6 +23,7 @@ MIX_WEIGHTS = {"raw": 0.2, "mplug": 0.2, "polish_mplug": 0.2, "sound_mplug": 0.2
 CAPTION_SOURCES = tuple(MIX_WEIGHTS)
 # Fields that the generation adds: the path of the video, what the filter measured, and why it leaves an entry out
 SOURCE, MEASURED, LEFT_OUT = "source", "measured", "left_out"
+NOT_CAPTIONS = ("folder", SOURCE, MEASURED, LEFT_OUT)
 NEGATIVES = "negatives"  # texts beside the captions that do not describe the sample: hard negatives
 
 # The locations of each modality's media below the root. The first one that exists is used. `{clips}` is

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config import UserError, parse, run
 from . import annotation, captions, chat, depth, frames, infrared
+from .filter import Filter, FilterOptions
 from .runners import RunOptions, run_step
 
 # Of each step, its class and its options
@@ -25,6 +26,7 @@ STEPS: dict[str, tuple[Any, Any]] = {
     "infrared": (infrared.Infrared, infrared.InfraredOptions),
     "captions": (captions.Captions, chat.ChatOptions),
     "polish": (captions.Polish, chat.ChatOptions),
+    "filter": (Filter, FilterOptions),
 }
 
 
