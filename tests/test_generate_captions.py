@@ -83,6 +83,7 @@ def test_captions_are_of_their_own_pictures(busy):
         assert entry["mplug"] == "Grey of " + ", ".join(map(str, levels(i)))
     for body in server.bodies:
         assert (body["model"], body["temperature"], body["seed"], body["max_tokens"]) == ("m", 0.0, 0, 128)
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
     asked = {content[-1]["text"] for content in map(content_of, server.bodies) if isinstance(content, list)}
     assert asked == {(PROMPTS / f"{field}.txt").read_text().strip() for field in ("ofa", "mplug")}
     record = json.loads((root / "generate/captions/record.json").read_bytes())
@@ -236,20 +237,20 @@ def test_mistakes(flags, message, tmp_path, capsys):
 
 
 def test_own_prompts(tmp_path):
-    flags = [*write_frames(tmp_path, 1), f"--prompts={tmp_path}", "--template", "enable_thinking", "False"]
+    flags = [*write_frames(tmp_path, 1), f"--prompts={tmp_path}", "--workers=0"]
     (tmp_path / "ofa.txt").write_text("What is it? It costs $5.\n")
     (tmp_path / "mplug.txt").write_text("Which $title?")
     with serving(server := Server()) as where:
         with pytest.raises(UserError, match=r"mplug.txt: captions cannot fill in \$title"):
-            main(["captions", *flags, *where, "--workers=0"])
+            main(["captions", *flags, *where, "--thinking"])
         (tmp_path / "mplug.txt").write_text("What happens?")
-        main(["captions", *flags, *where, "--workers=0"])
+        main(["captions", *flags, *where, "--thinking"])
         texts = Counter(content_of(body)[-1]["text"] for body in server.bodies)
         assert texts == {"What is it? It costs $5.": 8, "What happens?": 1}
-        assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+        assert not any("chat_template_kwargs" in body for body in server.bodies)
         (tmp_path / "ofa.txt").write_text("What else?")
         with pytest.raises(UserError, match="captions was made with prompt ofa"):
-            main(["captions", *flags, *where, "--workers=0"])
+            main(["captions", *flags, *where, "--thinking"])
 
 
 GOOD = {
@@ -270,7 +271,7 @@ BAD = {
 def test_a_better_second_answer_is_taken(answer):
     asked = []
 
-    def model(message, seed, temperature):
+    def model(chat, seed, temperature):
         asked.append((seed, temperature))
         return ("N/A" if seed == 0 else answer), False
 

@@ -29,7 +29,7 @@ class TextStep(Step):
 
     def record(self) -> dict[str, Any]:
         hashes = {f"prompt {field}": digest(prompt.template) for field, prompt in self.prompts.items()}
-        return self.model.record() | {"max_tokens": self.options.max_tokens, "template": self.options.template} | hashes
+        return self.model.record() | {"max_tokens": self.options.max_tokens, "thinking": self.options.thinking} | hashes
 
     def is_done(self, entry: Entry) -> bool:
         return not self._lacking(entry)
@@ -48,7 +48,7 @@ class TextStep(Step):
 
     @abstractmethod
     def messages(self, entry: Entry) -> dict[str, list[Message]]:
-        """Return what the model is asked for each field. Raises `Unanswered` if the entry lacks what that needs."""
+        """Return what asks for each field. Raises `Unanswered` if the entry lacks what that needs."""
 
     def _lacking(self, entry: Entry) -> list[str]:
         usable = clean_captions({field: entry.fields.get(field) for field in self.fields})

@@ -4,7 +4,7 @@ import os
 import re
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..data.vidal import caption_fault
 from ..distributed import own_device
 from .models import HubModel
 
-Message = str | list[dict[str, Any]]  # of a user, in OpenAI's format: a text, or a list of pictures and texts
+Message = str | list[dict[str, Any]]  # its content in OpenAI's format: a text, or a list of pictures and texts
 Answer = tuple[str, bool]  # a text, and whether it was cut off
 TEMPERATURES = (0.0, 0.7, 0.7)  # of a question until its answer can be used; at 0, the same answer would come again
 REFUSED = re.compile(r"(?i)\W*(sorry,|i apolog|as an ai |i(['’]| a)m (sorry|unable|not )|i can(['’]t|not| not) )").match
@@ -36,8 +36,8 @@ class ChatOptions:
     """folder with the prompt of each field, such as ofa.txt"""
     max_tokens: int = 128
     """limit of an answer, in tokens; an answer that is cut off there is not used"""
-    template: dict[str, bool] = field(default_factory=dict)
-    """arguments of the model's chat template, such as: enable_thinking False"""
+    thinking: bool = False
+    """let the model think first; by default, models such as Qwen3 are told not to, in a way that some servers refuse"""
     concurrency: int = 8
     """requests in flight of each worker, at most one for each entry of its batch"""
     requests_per_minute: float | None = None
@@ -59,8 +59,9 @@ class Unanswered(Exception):
 
 def ask(model: "Endpoint | Local", message: Message) -> str:
     """Return an answer without thoughts, and quotation marks around it. Raises `Unanswered` if none can be used."""
+    chat = [{"role": "user", "content": message}]
     for seed, temperature in enumerate(TEMPERATURES):
-        answer, cut = model(message, seed, temperature)
+        answer, cut = model(chat, seed, temperature)
         text = re.sub(r'^["“]([^"“”]*)["”]$', r"\1", " ".join(answer.rpartition("</think>")[2].split()))
         fault = "too long" if cut else "empty answer" if caption_fault(text) else "refusal" if REFUSED(text) else None
         if fault is None:
@@ -88,13 +89,12 @@ class Endpoint:
     def record(self) -> dict[str, Any]:
         return {"model": self.options.api_model}  # wherever the server is
 
-    def __call__(self, message: Message, seed: int, temperature: float) -> Answer:
+    def __call__(self, chat: list[dict[str, Any]], seed: int, temperature: float) -> Answer:
         with self.lock:
             time.sleep(max(0.0, self.turn - time.monotonic()))
             self.turn = time.monotonic() + 60 / (self.options.requests_per_minute or float("inf"))
-        extra = {"chat_template_kwargs": self.options.template} if self.options.template else None
+        extra = None if self.options.thinking else {"chat_template_kwargs": {"enable_thinking": False}}
         how = {"max_tokens": self.options.max_tokens, "seed": seed, "temperature": temperature, "extra_body": extra}
-        chat = [{"role": "user", "content": message}]
         try:
             reply = self.client.chat.completions.create(model=self.options.api_model, messages=chat, **how)
             return reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length"
@@ -125,12 +125,12 @@ class Local(HubModel):
         kind, reader = kinds[self.config.get("model_type") in SEEING]
         return self.load(kind, own_device(), None), reader.from_pretrained(self.found, **self.hub)
 
-    def __call__(self, message: Message, seed: int, temperature: float) -> Answer:
+    def __call__(self, chat: list[dict[str, Any]], seed: int, temperature: float) -> Answer:
         model, reader = self.loaded
-        if not isinstance(message, str) and not hasattr(reader, "image_processor"):
+        if not isinstance(chat[0]["content"], str) and not hasattr(reader, "image_processor"):
             raise UserError(f"--model {self.name} does not read pictures")
         how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        inputs = reader.apply_chat_template([{"role": "user", "content": message}], **how, **self.options.template)
+        inputs = reader.apply_chat_template(chat, **how, enable_thinking=self.options.thinking)
         inputs = {k: x.to(model.device, model.dtype if x.is_floating_point() else None) for k, x in inputs.items()}
         torch.manual_seed(seed)
         limit, drawn = self.options.max_tokens, {"do_sample": temperature > 0, "temperature": temperature or 1.0}
