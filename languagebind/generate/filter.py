@@ -142,11 +142,12 @@ class Filter(FileStep):
         return Made(files, {MEASURED: entry.fields.get(MEASURED, {}) | found} if found else {})
 
     def finish(self, annotation: Path) -> dict[str, Any]:
-        """Mark the entries to leave out, and no others. Return how many stay, and how many do not by reason."""
+        """Mark the entries to leave out, and no others. Return how many, how many stay, and the numbers by reason."""
         notes: Tally = {}
         with locked(annotation.with_name(f".{annotation.name}.lock"), wait=True):
             write_entries(annotation, self._marked(annotation, notes))
-        return {"kept": notes.pop("kept", {"count": 0})["count"], "notes": notes}
+        numbers = {name: notes.pop(name, {"count": 0})["count"] for name in ("left out", "kept")}
+        return {**numbers, "notes": notes}
 
     def _marked(self, annotation: Path, notes: Tally) -> Iterator[Entry]:
         spaces, lists = self._sets()
@@ -165,7 +166,8 @@ class Filter(FileStep):
             reasons = reasons or [reason for space, row in rows if (reason := space.reason(row))]
             for space, row in () if reasons else rows:
                 space.add(row, f"copy: {entry.id}")
-            for reason in [*reasons, *(() if self.is_done(entry) else ["not measured"])] or ["kept"]:
+            unmeasured = () if self.is_done(entry) else ["not measured"]
+            for reason in (*reasons, *unmeasured, "left out" if reasons else "kept"):
                 count(notes, reason.partition(": ")[0], {"id": entry.id, "detail": f"{entry.id}, {reason}"})
             fields = {name: value for name, value in entry.fields.items() if name != LEFT_OUT}
             yield Entry(entry.id, fields | ({LEFT_OUT: reasons} if reasons else {}))
