@@ -22,16 +22,12 @@ ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, L, D) -> (B, L, D).
-
-    Attributes:
-        eager: compute plain matrix products instead of calling PyTorch's fused kernel.
-    """
+    """Multi-head self-attention, (B, L, D) -> (B, L, D)."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.eager = False
+        self.eager = False  # plain matrix products instead of PyTorch's fused kernel
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
@@ -124,18 +120,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks.
-
-    Attributes:
-        checkpointed: number of blocks, from the first, whose activations are recomputed in the backward pass.
-        gradient_checkpointing: the same for all blocks, under the name that transformers sets.
-    """
+    """A stack of blocks."""
 
     def __init__(self, depth: int, width: int, num_heads: int, mlp_dim: int, activation: str, num_frames: int = 1):
         super().__init__()
         blocks = [Block(width, num_heads, mlp_dim, activation, num_frames) for _ in range(depth)]
         self.layers = nn.ModuleList(blocks)
-        self.checkpointed, self.gradient_checkpointing = 0, False
+        self.checkpointed = 0  # blocks, from the first, whose activations are recomputed in the backward pass
+        self.gradient_checkpointing = False  # the same for all blocks, under the name that transformers sets
         for block in blocks:
             block.init_weights(depth)
 

@@ -31,13 +31,10 @@ class LogConfig:
 
 
 class Logger:
-    """Writes metrics on the main rank; does nothing on other ranks.
+    """Writes metrics on the main rank; does nothing on other ranks, whose `folder` is None.
 
-    Args:
-        folder: the run's folder; None on other ranks.
-        config: the run's resolved options, for Weights & Biases.
-        first_step: the step that the run resumes from; rows of later steps are removed.
-        label: start of the run's lines on the console, if several modalities train together.
+    `config` has the run's options, for Weights & Biases. Rows of later steps than `first_step`, from which the run
+    resumes, are removed. `label` starts the run's lines on the console, if several modalities train together.
     """
 
     def __init__(

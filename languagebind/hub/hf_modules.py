@@ -25,9 +25,8 @@ class HFVisionTransformer(OriginalState, VisionTransformer):
     ) -> BaseModelOutputWithPooling:
         """Return `last_hidden_state` (B*T, 1 + N, D), before the final norm, and `pooler_output` (B, D).
 
-        Args:
-            pixel_values: (B, C, T, H, W), (B, pairs, T, S, C, H, W) for several clips, or the frames of B clips,
-                (B*T, C, H, W), each of which has its own `pooler_output`, (B*T, D).
+        `pixel_values` are (B, C, T, H, W), (B, pairs, T, S, C, H, W) for several clips, or the frames of B clips,
+        (B*T, C, H, W), each of which has its own `pooler_output`, (B*T, D).
         """
         as_frames, num_frames = pixel_values.ndim == 4, self.input_shape[1]
         if pixel_values.ndim == 7:

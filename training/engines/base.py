@@ -76,17 +76,11 @@ class Engine:
     """The engine for one process or DDP, and the base class of the others.
 
     FSDP2 and DeepSpeed cannot shard scalars such as the logit scale and bias. Therefore every rank keeps these scalars,
-    the engine averages their gradients, and they have their own optimizer.
-
-    Attributes:
-        forward: function from inputs (B, C, T, H, W), and tokens if the text trains, to features with gradients.
-        parameters: all trained parameters, by name.
-        optimizers: the optimizer of the encoder first, then the optimizer of the scalars.
-        grad_norm: gradient norm of the last step, before clipping.
+    the engine averages their gradients, and they have their own optimizer, which is the last of `optimizers`.
     """
 
-    forward: Callable[..., Tensor]
-    grad_norm: Tensor
+    forward: Callable[..., Tensor]  # inputs (B, C, T, H, W), and tokens if the text trains -> features with gradients
+    grad_norm: Tensor  # of the last step, before clipping
 
     def __init__(self, model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig):
         self.model, self.process = model.to(process.device), process
@@ -103,7 +97,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=optim.precision == "amp")
         self.forward = self.side
         self._distribute(optim, config)
-        self.parameters = self.trained() | self.scalars
+        self.parameters = self.trained() | self.scalars  # all that train, by name
 
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
         """Set `forward` if it is another, and insert the encoder's optimizer before the optimizer of the scalars."""

@@ -85,9 +85,7 @@ class Captioned:
 def rerank(head: PairHead, texts: Tensor, frames: Tensor, dim: int) -> Tensor:
     """Return scores (U, N): of pairs for the best along `dim` by cosine, and below these the cosines of the others.
 
-    Args:
-        texts: raw features (U, D).
-        frames: raw features of frames (N, T * D), of which zeros are padding.
+    `texts` are raw features (U, D), and `frames` those of frames (N, T * D), of which zeros are padding.
     """
     clips = frames.unflatten(1, (-1, texts.shape[1]))
     mask = clips.ne(0).any(dim=2)
