@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from ..config import UserError, at_least
 from ..files import POINTER, as_on_disk, is_pointer, printable
@@ -167,8 +168,6 @@ def _decode(modality: Modality, source: bytes | Sequence[bytes], path: Path) -> 
 
 def jpeg(frame: torch.Tensor, options: PackOptions) -> bytes:
     """Encode a uint8 frame (3, H, W) as JPEG."""
-    from PIL import Image
-
     picture, file = Image.fromarray(frame.permute(1, 2, 0).numpy()), io.BytesIO()
     scale = options.frame_size / min(picture.size)
     if scale < 1:
