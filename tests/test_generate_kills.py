@@ -137,13 +137,16 @@ def test_a_full_disk_stops_a_step_until_there_is_room(step, runner, made, models
         assert not list(root.rglob("*.tmp"))
 
 
-def test_a_full_folder_for_temporary_files_is_not_the_videos_fault(made, models, monkeypatch):
-    root = without("frames", made, made.with_name("temporary"))
-    with disk(made.with_name("tmp"), 4096):
-        monkeypatch.setenv("TMPDIR", str(made.with_name("tmp")))
-        output = finish([start(*STEP, *words("frames", root, []), "--workers=0", fresh=True)], status=2)
-    assert re.search(
-        rf"^error: cannot write {made.with_name('tmp')}/\S+: No space left on device$", output, re.MULTILINE
+def test_a_full_folder_for_temporary_files_is_not_the_videos_fault(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/large.mp4").write_bytes(write(height=256, width=256))
+    command = words("frames", tmp_path, ["--workers=0"])
+    main(["annotate", f"--videos={tmp_path / 'videos'}", *command[1:3]])
+    with disk(tmp_path / "tmp", 2**13):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+        output = finish([start(*STEP, *command, fresh=True)], status=2)
+    assert re.search(rf"^error: cannot write {tmp_path}/tmp/\S+: No space left on device$", output, re.MULTILINE), (
+        output
     )
 
 
@@ -165,8 +168,10 @@ from torch import nn
 
 class Slow(nn.Module):
     def forward(self, x):
-        time.sleep(0.05)
-        return x[:, :1] - x[:, 2:]
+        end = time.perf_counter() + 0.05
+        y = x[:, :1] - x[:, 2:]
+        time.sleep(end - time.perf_counter())
+        return y
 """
 
 

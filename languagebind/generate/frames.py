@@ -16,7 +16,7 @@ from ..modalities import DecodeError, modality_class
 from ..modalities._containers import open_stream
 from .steps import Entry, Failed, Made, Step
 
-VIDEO: Any = modality_class("video")(num_frames=NUM_FRAMES)
+VIDEO: Any = modality_class("video")()
 AUDIO: Any = modality_class("audio")()
 SILENT = 1e-4  # the largest sample of a track that is counted as silent
 

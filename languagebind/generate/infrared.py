@@ -57,12 +57,13 @@ class Infrared(FrameStep):
         low, high = made.aminmax()  # of the clip, so that a temperature keeps its brightness; models differ in range
         if not -torch.inf < low < high < torch.inf:
             return Failed("no picture", f"{entry.id}: the model's output is NaN, infinite or the same everywhere")
-        made = F.interpolate((made - low) / (high - low), frames.shape[-2:], mode="bicubic").clamp(0, 1)
-        greys = [rgb_to_grayscale(clip).double() for clip in (frames / 255, made)]
+        made = (made - low).mul(255 / (high - low)).round().to(torch.uint8)
+        made = F.interpolate(made, frames.shape[-2:], mode="bicubic", antialias=True)
+        greys = [rgb_to_grayscale(clip[..., ::4, ::4].double()) for clip in (frames, made)]  # one pixel in 16 is enough
         centred = torch.stack([(grey - grey.mean((1, 2, 3), keepdim=True)).flatten() for grey in greys])
         alike = torch.corrcoef(centred)[0, 1]  # NaN for frames of one colour each
         notes = {"just the grey of the frames": alike >= ALIKE, "just the inverted grey of the frames": alike <= -ALIKE}
-        return made.mul(255).round().to(torch.uint8), tuple(note for note, applies in notes.items() if applies)
+        return made, tuple(note for note, applies in notes.items() if applies)
 
     @torch.no_grad()
     def translate(self, frames: Tensor, seed: int) -> Tensor:
@@ -73,7 +74,7 @@ class Infrared(FrameStep):
         name, unit, short = self.options.model, self.options.multiple, min(frames.shape[-2:])
         scale = (self.options.size or short) / short
         size = [max(1, round(side * scale / unit)) * unit for side in frames.shape[-2:]]
-        x = F.interpolate(frames / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+        x = F.interpolate(frames, size, mode="bicubic", antialias=True) / 255  # of bytes, it is five times as fast
         try:
             with ONE_CALL:
                 model, device = self._loaded
