@@ -64,13 +64,11 @@ class Depth(FrameStep):
 
     @torch.no_grad()
     def estimate(self, frames: Tensor, size: list[int]) -> Tensor:
-        """Return the depth (T, height, width), in metres, of frames (T, 3, H, W) in bytes.
-
-        The processor turns outputs into metres: DepthPro's are inverse depth, and ZoeDepth's have borders to cut.
-        """
+        """Return the depth (T, height, width), in metres, of frames (T, 3, H, W) in bytes."""
         model, processor = self._loaded
         outputs = model(**processor(list(frames.to(model.device)), return_tensors="pt").to(model.device, model.dtype))
         outputs = type(outputs)(**{key: value.float() for key, value in outputs.items()})
+        # DepthPro's outputs are inverse depth, and ZoeDepth's have borders to cut
         finish, sizes = processor.post_process_depth_estimation, {"target_sizes": [size] * len(frames)}
         if "source_sizes" in inspect.signature(finish).parameters:
             sizes["source_sizes"] = [list(frames.shape[-2:])] * len(frames)

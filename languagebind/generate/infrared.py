@@ -67,10 +67,7 @@ class Infrared(FrameStep):
 
     @torch.no_grad()
     def translate(self, frames: Tensor, seed: int) -> Tensor:
-        """Return the model's output (T, 1 or 3, h, w), on the CPU, for frames (T, 3, H, W) in bytes.
-
-        The seed is for models that draw random numbers.
-        """
+        """Return the model's output (T, 1 or 3, h, w) for frames (T, 3, H, W) in bytes; some models are random."""
         name, unit, short = self.options.model, self.options.multiple, min(frames.shape[-2:])
         scale = (self.options.size or short) / short
         size = [max(1, round(side * scale / unit)) * unit for side in frames.shape[-2:]]
@@ -104,10 +101,10 @@ def load_model(name: str, device: torch.device) -> nn.Module:
             return move_to_device_pass(torch.export.load(name), device).module()
         except Exception as error:  # torch raises many kinds of errors for damaged files
             raise UserError(f"cannot read {name} as a file of torch.export: {first_line(error)}") from error
-    kind, _, rest = name.partition(":")
-    parts = callable_parts(name)
+    (kind, _, rest), parts = name.partition(":"), callable_parts(name)
+    adapters = {"srgb-tir": SrgbTir, "thermalgen": ThermalGen}
     try:
-        model = ADAPTERS[kind](rest) if kind in ADAPTERS else call_named(name, *parts) if parts else None
+        model = adapters[kind](rest) if kind in adapters else call_named(name, *parts) if parts else None
     except ModuleNotFoundError as error:
         raise UserError(f"{name}: {error}; put the clone on PYTHONPATH, and install its packages") from error
     if not isinstance(model, nn.Module):
@@ -123,9 +120,8 @@ class SrgbTir(nn.Module):
         import yaml
 
         super().__init__()
-        config = yaml.safe_load(
-            Path(networks.__file__).with_name("configs").joinpath("tir2rgb_folder.yaml").read_text()
-        )
+        path = Path(networks.__file__).with_name("configs") / "tir2rgb_folder.yaml"
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         state, self.style_dim = read_file(file), config["gen"]["style_dim"]
         self.infrared, self.rgb = (networks.AdaINGen(config[f"input_dim_{side}"], config["gen"]) for side in "ab")
         self.infrared.load_state_dict(state["a"])
@@ -147,6 +143,3 @@ class ThermalGen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x * 2 - 1, torch.full((len(x),), 1000, device=x.device)).clamp(-1, 1)
-
-
-ADAPTERS = {"srgb-tir": SrgbTir, "thermalgen": ThermalGen}

@@ -24,10 +24,7 @@ ONE_CALL = Lock()  # held while a model is loaded or called
 
 
 class HubModel:
-    """A model of transformers, in a folder or on the hub at one commit. At first, only its config is read.
-
-    Raises `UserError` if there is no config.
-    """
+    """A model of transformers, in a folder or on the hub at one commit. At first, only its config is read."""
 
     def __init__(self, name: str, revision: str | None = None):
         self.name = name
@@ -49,7 +46,7 @@ class HubModel:
         return facts | {"torch": torch.__version__, "transformers": version("transformers")}
 
     def load(self, auto_class: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-        """Return the model in eval mode; without a dtype, in that of its weights. Raises `UserError` if some lack."""
+        """Return the model in eval mode, in the dtype of its weights by default. Raises `UserError` if any lack."""
         model, found = auto_class.from_pretrained(self.found, output_loading_info=True, **self.hub)
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
@@ -57,10 +54,7 @@ class HubModel:
 
 
 class FrameStep(FileStep):
-    """A step that makes a picture of each frame, in the modality of its name. The frames of an entry are one batch.
-
-    While the model has the frames of one entry, those of others are read and written.
-    """
+    """A step that makes a picture of each frame. The frames of an entry are one batch; meanwhile, others are read."""
 
     source = "frames"
 
