@@ -147,10 +147,7 @@ def as_on_disk(path: Path) -> Path:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON document.
-
-    Raises `ValueError` if it is not JSON, is nested too deeply, or repeats a key (Python would keep the last value).
-    """
+    """Return the value of a JSON document. Raises `ValueError` for any other text, and if a key is repeated."""
     try:
         text = decode_text(text) if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=_no_twins)

@@ -100,10 +100,7 @@ def real_frames(inputs: Tensor) -> Tensor:
 
 
 def head_from_text(head: nn.Module, text: State) -> State:
-    """Return a transformer head's weights from CLIP's text tower, its positions and first blocks, as CLIP4Clip starts.
-
-    The tower's weights have the published names. If they do not fit the head, return nothing.
-    """
+    """Return a transformer head's weights from CLIP's text tower, as CLIP4Clip starts, or {} if they do not fit."""
     found = {}
     for key, value in head.state_dict().items():
         name = f"text_model.encoder.{key.replace('norm', 'layer_norm').replace('linear', 'mlp.fc')}"

@@ -182,10 +182,7 @@ def _open_clip_model(config: TextConfig, sizes_only: bool = False) -> Any:
 
 
 def _clip_sizes(tower: Any, config: TextConfig) -> ClipTextConfig | None:
-    """Return the sizes of an open_clip text tower; None unless it is CLIP's own, causal and pooled at the end.
-
-    A larger `context_length` replaces the tower's: files of Long-CLIP have more positions than CLIP.
-    """
+    """Return the sizes of an open_clip text tower; None unless it is CLIP's own, causal and pooled at the end."""
     if not hasattr(tower, "transformer") or not hasattr(tower.transformer, "resblocks"):
         return None
     pool_type = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
@@ -194,7 +191,7 @@ def _clip_sizes(tower: Any, config: TextConfig) -> ClipTextConfig | None:
     block = tower.transformer.resblocks[0]
     return ClipTextConfig(
         vocab_size=tower.token_embedding.num_embeddings,
-        context_length=max(tower.positional_embedding.shape[0], config.context_length or 0),
+        context_length=max(tower.positional_embedding.shape[0], config.context_length or 0),  # files may have more
         width=tower.positional_embedding.shape[1],
         depth=len(tower.transformer.resblocks),
         num_heads=block.attn.num_heads,

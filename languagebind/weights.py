@@ -230,10 +230,7 @@ def init_encoder(vision_model: Any, visual_projection: nn.Module, state: State, 
 
 
 def interpolate_frames(state: State, num_frames: int) -> State:
-    """Resize the frame embeddings, and any class tokens per frame, to another number of frames.
-
-    Raises `UserError` if the encoder has no attention over frames, or `num_frames` is below 2.
-    """
+    """Resize the frame embeddings, and any class tokens per frame, to another number of frames, at least 2."""
     at_least(2, num_frames=num_frames)  # a single frame has nothing to attend to
     if not any(key.endswith("temporal_embedding") for key in state):
         raise UserError(f"num_frames cannot be {num_frames}: there is no attention over frames and no temporal head")

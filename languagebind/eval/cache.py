@@ -36,10 +36,7 @@ CHECKSUM_BYTES = 32  # at the start of a file
 
 
 class FeatureCache:
-    """A folder `<prefix>-<hash>` with a file of features per batch. All ranks use the same folder.
-
-    The hash covers everything that features depend on, except the samples and prompts themselves.
-    """
+    """A folder `<prefix>-<hash>` with a file of features per batch. All ranks use the same folder."""
 
     def __init__(self, prefix: Path, model: Any, protocol: EvalProtocol, precision: str):
         modality = protocol.reader.modality

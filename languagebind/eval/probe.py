@@ -1,7 +1,4 @@
-"""Linear probe and few-shot: languagebind probe --model PATH --config NAME --train A --test B
-
-`score/linear.py` describes how the probe is fitted.
-"""
+"""Linear probe and few-shot: languagebind probe --model PATH --config NAME --train A --test B"""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -102,10 +102,7 @@ def read_result(file: Path) -> Result | None:
 
 
 def read_results(*folders: Path) -> list[Result]:
-    """Return all results below some folders, sorted by dataset and model.
-
-    Hidden and other JSON files are skipped. Raises `UserError` if there are none, or one is damaged or occurs twice.
-    """
+    """Return all results below some folders, sorted by dataset and model, or raise `UserError` if there are none."""
     found: dict[tuple[str, str], tuple[Path, Result]] = {}
     for folder in folders:
         some = False

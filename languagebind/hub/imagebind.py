@@ -140,10 +140,7 @@ class ImageBind(DualEncoder):
 def load_imagebind(
     source: str | Path, modality: str | None = None, num_frames: int | None = None
 ) -> list[tuple[DualEncoder, Modality]]:
-    """Return the models of `imagebind:FILE` and their modalities, one or all. They share towers.
-
-    Raises `UserError` if the file is not ImageBind's, ImageBind lacks the modality, or `num_frames` is given.
-    """
+    """Return the models of `imagebind:FILE` and their modalities, one or all, which share towers."""
     if num_frames is not None:
         raise UserError(f"{source} takes frames in its own way: leave out num_frames (--num-frames)")
     if modality not in (None, *TOWERS):

@@ -18,10 +18,7 @@ GAP = 0.02  # seconds; times of frames are rounded, and more than this is missin
 
 
 def read_audio(source: Source, max_seconds: float) -> tuple[Tensor, int]:
-    """Return the samples of an audio file, (channels, samples) in float32, and the sample rate.
-
-    Raises `DecodeError` if the file is not audio, is truncated, or is longer than `max_seconds`.
-    """
+    """Return an audio file's samples, (channels, samples) in float32, and sample rate, or raise `DecodeError`."""
     file = data = read(source, int(max_seconds * MAX_SAMPLES_A_SECOND * 8) + 2**20)
     if file[:4] == bytes(4):
         data = file.lstrip(b"\0") or file

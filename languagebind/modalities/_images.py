@@ -182,10 +182,7 @@ class ImageModality(Modality):
 
 
 def as_tensor(value: Any, upright: bool = False) -> Tensor:
-    """Convert a PIL image or array to a tensor of the same layout and dtype. PIL images become (H, W[, 3]).
-
-    If `upright`, turn and mirror PIL images as their EXIF orientation says.
-    """
+    """Convert a PIL image, upright if asked, or an array to a tensor of its dtype; images become (H, W[, 3])."""
     from PIL import Image, ImageOps
 
     if isinstance(value, Image.Image):

@@ -1,7 +1,4 @@
-"""The sample table of an MP4 or MOV file: when its frames are shown, without reading them.
-
-Source: ISO/IEC 14496-12, sections 8.1 to 8.6.
-"""
+"""The sample table of an MP4 or MOV file (ISO/IEC 14496-12): when its frames are shown, without reading them."""
 
 import os
 from collections.abc import Iterator

@@ -64,10 +64,7 @@ class Picture(NamedTuple):
 
 
 def prepare(source: Path, output: Path, options: Options) -> Generator[Row, None, dict[str, int]]:
-    """Write the crops below `output`, yield {"path", "label"} rows, and count the boxes left out or clipped, by reason.
-
-    The rows of a missing picture have no file, and their "where" names the picture.
-    """
+    """Write the crops below `output`, yield {"path", "label"} rows, and count the boxes left out or clipped."""
     pictures = list((_read_voc if options.format == "voc" else _read_coco)(source, options))
     if options.pictures not in (None, len(pictures)):
         place = source / (options.images or options.annotations)

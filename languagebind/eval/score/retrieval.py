@@ -31,10 +31,7 @@ SCORES_AT_A_TIME = 2**24  # 64 MiB of scores, so that memory does not grow with 
 
 @dataclass(frozen=True)
 class Captioned:
-    """Features of samples and of their captions on one device, with unit norm for cosine similarity.
-
-    Raises `ValueError` if the features hold NaN or infinity, whose products would be NaN and rank first.
-    """
+    """Features of samples and of their captions on one device, with unit norm for cosine similarity."""
 
     features: Tensor  # (N, D) of the samples
     text_features: Tensor  # (U, D) of the distinct captions
@@ -46,7 +43,7 @@ class Captioned:
 
     def __post_init__(self):
         if not (self.features.isfinite().all() and self.text_features.isfinite().all()):
-            raise ValueError("the features hold NaN or infinity")
+            raise ValueError("the features hold NaN or infinity")  # their products would be NaN and rank first
 
     def direction(self, name: str) -> "Direction":
         """Return the queries and the gallery of a direction in `DIRECTIONS`."""
