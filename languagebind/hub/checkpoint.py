@@ -84,10 +84,7 @@ def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEnco
 
 
 def read_checkpoint(path: str | Path, modality: str | None = None) -> dict[str, Any]:
-    """Return the content of a training checkpoint; of that of a run of several modalities, one's part.
-
-    Raises `UserError` as `read_parts` does, or if the modality of a run of several is missing or not named.
-    """
+    """Return the content of a training checkpoint, of several modalities that of one, or raise `UserError`."""
     parts = read_parts(path)
     if len(parts) > 1 and modality not in parts:
         raise UserError(f"{path} holds {', '.join(parts)}: name one of them (--modality)")
@@ -95,10 +92,7 @@ def read_checkpoint(path: str | Path, modality: str | None = None) -> dict[str, 
 
 
 def read_parts(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the content of a training checkpoint by modality, without running pickled code.
-
-    Raises `UserError` if the file does not exist, cannot be read, or is not a checkpoint of this library.
-    """
+    """Return the content of a training checkpoint by modality, without running pickled code, or raise `UserError`."""
     remote = is_url(path)
     if not remote and Path(path).is_dir():
         path = latest_checkpoint(Path(path) / "checkpoints") or path

@@ -133,10 +133,7 @@ class ImageModality(Modality):
             raise DecodeError(source, reason)
 
     def pixels(self, value: Any) -> Tensor:
-        """Return the pixels (C, H, W), C 1 or 3, of a PIL image, array or tensor, with the dtype unchanged.
-
-        Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
-        """
+        """Return the pixels (C, H, W), C 1 or 3, of a PIL image, array or tensor, without alpha, in the same dtype."""
         x = as_tensor(value, upright=self.exif)
         first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
         if x.ndim == 2:

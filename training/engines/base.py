@@ -51,8 +51,7 @@ class EngineConfig:
 class TrainedSide(nn.Module):
     """The encoder and its projection: inputs (B, C, T, H, W) to unit-norm float32 features (B, D).
 
-    If the text tower trains, the features of the captions follow in each row, (B, 2 * D).
-    Parameter names are the same as in the model.
+    If the text tower trains, captions follow in each row, (B, 2 * D). Parameters are named as in the model.
     """
 
     def __init__(self, model: DualEncoder, precision: Precision):

@@ -48,10 +48,7 @@ class Sample:
     masks: tuple[Path, ...] = ()  # one for segmentation
 
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
-        """Return the source for `Modality.decode`: a path, the bytes of a member, or a list of these.
-
-        If `num_frames` is 1, only the middle frame is returned. Raises `DecodeError` if a file is missing.
-        """
+        """Return a path, the bytes of a member, or a list of these; if `num_frames` is 1, only the middle frame."""
         if not isinstance(self.source, tuple):
             return self._contents(self.source)
         if num_frames == 1:
