@@ -18,7 +18,8 @@ from languagebind.data.making import main as make_shards
 from languagebind.data.members import stream_samples
 from languagebind.data.vidal import read_annotation
 from languagebind.generate.__main__ import main
-from languagebind.generate.filter import Filter, FilterOptions, seconds_of
+from languagebind.generate.filter import Filter, FilterOptions
+from languagebind.generate.steps import Entry
 
 TITLES = {
     "first": "A dog runs after a ball on the beach",
@@ -139,8 +140,8 @@ def test_lengths_are_ffprobes_and_cuts_those_of_the_making(videos, root):
 @pytest.mark.parametrize(("form", "codec"), [("avi", "mpeg4"), ("matroska", "libx264"), ("mpegts", "libx264")])
 def test_lengths_of_other_containers(form, codec, tmp_path):
     (tmp_path / f"clip.{form}").write_bytes(write(form, codec, count=50))
-    assert seconds_of(tmp_path / f"clip.{form}") == 2.0
-    (tmp_path / "uneven.mp4").write_bytes(write(count=3, times=[0, 1000, 4000]))
+    made = Filter(tmp_path, FilterOptions(min_seconds=1)).one(Entry("a", {"source": f"clip.{form}"}))
+    assert made.texts == {"measured": {"seconds": 2.0}}
 
 
 def test_titles_in_other_languages_are_left_out_unless_they_are_too_short_to_tell(root):

@@ -193,7 +193,13 @@ class Filter(FileStep):
             title = html.unescape(" ".join(texts_of(entry.fields.get("raw"))))
             return self._languages.classify(title.partition("#")[0])[0]
         if name in ("seconds", "cuts"):
-            return {"seconds": seconds_of, "cuts": cuts_of}[name](video_of(self.root, entry))
+            video = video_of(self.root, entry)
+            times = np.array(read_packets(video, "video", math.inf).times)  # NaN where unknown; refuses damaged files
+            if name == "seconds":
+                return round(float(np.nanmax(times) - np.nanmin(times)) * len(times) / max(1, len(times) - 1), 3)
+            own = package("scenedetect")
+            scenes = own.detect(str(video), own.AdaptiveDetector(), start_in_scene=True, backend="pyav")
+            return len(scenes) - 1
         frames = VIDEO.decode(places(self.root, entry, "video")[1])  # (T, 3, H, W)
         pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
         if name == "hash":
@@ -273,19 +279,6 @@ def code_of(entry: Entry) -> np.ndarray | None:
     if sum(text[k : k + 16] != BLANK for k in range(0, len(text), 16)) < NUM_FRAMES // 2:
         return None
     return np.packbits(np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[ORDER])
-
-
-def seconds_of(video: Path) -> float:
-    """Return the length of a video by the times of its frames. Raises `DecodeError` if it is damaged."""
-    times = np.array(read_packets(video, "video", math.inf).times)  # NaN where unknown
-    return round(float(np.nanmax(times) - np.nanmin(times)) * len(times) / max(1, len(times) - 1), 3)
-
-
-def cuts_of(video: Path) -> int:
-    """Return the number of cuts in a video. Raises `DecodeError` if it is damaged."""
-    read_packets(video, "video", math.inf)
-    detect, detector = package("scenedetect").detect, package("scenedetect").AdaptiveDetector()
-    return len(detect(str(video), detector, start_in_scene=True, backend="pyav")) - 1
 
 
 def package(name: str) -> Any:
