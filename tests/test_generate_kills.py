@@ -102,7 +102,7 @@ def test_nothing_is_lost_or_half_written_after_kills(step, runner, made, models)
         before = results(root, step)
         processes = start_step(runner, *command)
         if number % 2:  # at work
-            wait_for(lambda: len(paths(root, step)) > len(before) or processes[0].poll() is not None)  # noqa: B023
+            wait_for(lambda: len(paths(root, step)) > len(before) or processes[0].poll() is not None, 200)  # noqa: B023
         time.sleep(rng.uniform(0, 0.5 if number % 2 else 8))
         kill(processes)
         assert before.items() <= results(root, step).items() <= expected.items()
@@ -125,8 +125,7 @@ def test_a_full_disk_stops_a_step_until_there_is_room(step, runner, made, models
         needed = sum(-(-file.stat().st_size // 4096) * 4096 for file in files)
         resize(shutil.disk_usage(root).used + needed // 2)
         output = end_step(runner, *words(step, root, models[step]), status=2)
-        place = re.escape(str(root / RESULTS[step].partition("/")[0]))
-        assert re.search(rf"^error: .*cannot write {place}/\S+: No space left on device$", output, re.MULTILINE), output
+        assert re.search(rf"^error: .*cannot write {root}/\S+: No space left on device$", output, re.MULTILINE), output
         assert "Traceback" not in output
         found = results(root, step)
         assert 0 < len(found) < len(expected)
