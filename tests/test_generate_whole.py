@@ -2,24 +2,23 @@
 
 import json
 import subprocess
+import urllib.request
 
 import pytest
 import torch
 from depth_models import depth_anything, glpn
-from generating import STEP, report
-from helpers import call, call_ranks
+from generating import RUNNERS, end_step, report
+from helpers import ROOT, call, free_port, start, wait_for
+from test_generate_captions import models as chat_models  # noqa: F401 - a fixture
 
+from languagebind.data.making import main as make_shards
 from languagebind.data.vidal import read_annotation
 from languagebind.generate.__main__ import main
 
 pytestmark = pytest.mark.slow
 
 SCENES = 24
-RUNNERS = {
-    "processes": lambda *words: call(*STEP, *words, "--workers=2", "--batch-size=3"),
-    "ranks": lambda *words: call_ranks(2, *STEP, *words, "--workers=0", "--batch-size=2"),
-    "ray": lambda *words: call(*STEP, *words, "--engine=ray", "--workers=2", "--batch-size=4", fresh=True),
-}
+MODALITIES = ("audio", "depth", "infrared", "video")
 
 
 class Warmth(torch.nn.Module):
@@ -59,23 +58,88 @@ def models(tmp_path_factory):
     return folder
 
 
-def generate(runner, world, root, models, url):
+@pytest.fixture(scope="module")
+def served(chat_models):  # noqa: F811
+    """The flags of a step that asks a LLaVA with random weights behind `transformers serve`."""
+    model, port = chat_models / "llava", free_port()
+    serve = ["-m", "transformers.cli.transformers", "serve", str(model), f"--port={port}", "--device=cpu"]
+    process = start(*serve, fresh=True)
+
+    def healthy():
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
+        except OSError:
+            assert process.poll() is None, process.stdout.read()
+            return False
+
+    try:
+        wait_for(healthy, 120)
+        yield [f"--endpoint=http://127.0.0.1:{port}/v1", f"--api-model={model}", "--concurrency=1"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def generate(runner, world, root, models, served):
     """Take the videos and titles through every step."""
     root.mkdir()
     flags = [f"--annotation={root / 'vidal.json'}", f"--root={root}"]
     titles = f"--titles={world / 'videos/titles.tsv'}"
     main(["annotate", f"--videos={world / 'videos'}", titles, "--folder=world", *flags])
-    server = [f"--endpoint={url}", "--api-model=m"]
+    size = {"processes": 3, "ranks": 2, "ray": 4}[runner]
     for step, more in {
         "frames": [], "sound": [], "depth": [f"--model={models / 'depth_anything'}"],
-        "infrared": [f"--model={models / 'warmth.pt2'}"], "captions": server, "polish": server,
-        "filter": ["--min-seconds=0.5", "--max-cuts=3"],
+        "infrared": [f"--model={models / 'warmth.pt2'}"], "captions": served, "polish": served,
+        "filter": ["--min-seconds=0.5", "--max-cuts=3", "--near-duplicates=4"],
     }.items():  # fmt: skip
-        RUNNERS[runner](step, *flags, *more)
+        end_step(runner, step, *flags, *more, f"--batch-size={size}")
         found = report(root, step)
         assert (found["entries"], found["made"], found["failed"]) == (SCENES, SCENES, 0), step
     main(["report", *flags])
     return root
+
+
+def results(root):
+    """The files of the layout, and the annotation."""
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("generate", "."))}
+
+
+@pytest.fixture(scope="module")
+def made(world, models, served, tmp_path_factory):
+    return generate("processes", world, tmp_path_factory.mktemp("made") / "root", models, served)
+
+
+@pytest.mark.parametrize("runner", [name for name in RUNNERS if name != "processes"])
+def test_every_runner_makes_the_same_bytes(runner, world, made, models, served, tmp_path):
+    other = results(generate(runner, world, tmp_path / "root", models, served))
+    assert other == results(made)
+    assert len(other) == 1 + SCENES * (8 + 1 + 1 + 8 + 8)
+
+
+def test_glpn_estimates_depth_too(made, models, tmp_path):
+    flags = [f"--annotation={made / 'vidal.json'}", f"--root={tmp_path}"]
+    (tmp_path / "world_resize256_skip15").symlink_to(made / "world_resize256_skip15")
+    end_step("processes", "depth", *flags, f"--model={models / 'glpn'}")
+    assert report(tmp_path, "depth")["made"] == SCENES
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_the_result_packs_trains_and_scores(name, world, made, tmp_path):
+    shards, logs = tmp_path / "shards", tmp_path / "logs"
+    source = [f"--annotation={made / 'vidal.json'}", f"--root={made}", f"--modality={name}"]
+    make_shards(["vidal", *source, f"--output={shards}", "--samples-per-shard=8"])
+    config = ROOT / f"configs/demo/{name}.yaml"
+    left_out = sum("left_out" in fields for _, fields in read_annotation(made / "vidal.json"))
+    assert json.loads((shards / "index.json").read_bytes())["samples"] == SCENES - left_out
+    call("-m", "training.main", f"--config={config}", f"--train-data={shards}", f"--logs={logs}", "--name=run",
+         "--epochs=1", "--batch-size=8", "--warmup=1", "--text-features=live")  # fmt: skip
+    config = world / f"eval/{name}_test.yaml"
+    call(
+        "-m", "languagebind.eval", f"--config={config}", f"--checkpoint={logs / 'run'}", f"--output={logs / 'results'}"
+    )
+    (found,) = (logs / "results").glob("*.json")
+    assert 0 <= json.loads(found.read_bytes())["metrics"]["top1"] <= 1
 
 
 def count(root, entries, *options):
