@@ -13,7 +13,7 @@ from helpers import call
 from PIL import Image
 
 from languagebind import load
-from languagebind.config import UserError, parse
+from languagebind.config import UserError
 from languagebind.data.making import main as make_shards
 from languagebind.data.members import stream_samples
 from languagebind.data.vidal import read_annotation
@@ -97,10 +97,7 @@ def flags(root):
 
 def leave_out(root, *more, workers=0):
     """Run the filter; return the reasons of the entries that it leaves out."""
-    (root / "generate/filter/record.json").unlink(missing_ok=True)
     main(["filter", *flags(root), "--max-bad-share=0.5", f"--workers={workers}", *map(str, more)])
-    marks = Filter(root, parse(FilterOptions, [*map(str, more)])).finish(root / "vidal.json")
-    (root / "marks.json").write_text(json.dumps(marks))
     return {key: entry["left_out"] for key, entry in read_annotation(root / "vidal.json") if "left_out" in entry}
 
 
@@ -110,8 +107,7 @@ def measured(root, name):
 
 
 def report(root):
-    made, marks = (json.loads((root / name).read_bytes()) for name in ("generate/filter/report.json", "marks.json"))
-    return made | marks
+    return json.loads((root / "generate/filter/report.json").read_bytes())
 
 
 def counts(root):
@@ -312,7 +308,6 @@ def test_the_marks_do_not_depend_on_the_runner(root, tmp_path_factory):
     alone = (root / "vidal.json").read_bytes()
     (root / "vidal.json").write_bytes(before)
     call("-m", "languagebind.generate", "filter", *flags(root), "--max-bad-share=0.5", "--workers=2", *options)
-    leave_out(root, *options[:-1])
     assert (root / "vidal.json").read_bytes() == alone
 
 
@@ -353,3 +348,16 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     with pytest.raises(UserError, match=r"this filter needs scenedetect: pip install 'languagebind\[generate\]'"):
         leave_out(tmp_path, "--max-cuts=1")
+
+
+def test_another_measure_is_added_to_the_others_and_recorded(root):
+    leave_out(root, "--max-cuts=1")
+    before = measured(root, "cuts")
+    leave_out(root, "--languages", "en")
+    assert measured(root, "cuts") == before
+    assert report(root)["made"] == 7
+    record = json.loads((root / "generate/filter/record.json").read_bytes())
+    assert record.keys() == {"cuts", "language"}
+    (root / "generate/filter/record.json").write_text(json.dumps(record | {"cuts": {"scenedetect": "0.1"}}))
+    with pytest.raises(UserError, match=r"filter was made with cuts .'scenedetect': '0.1'., not"):
+        leave_out(root, "--max-cuts=1")

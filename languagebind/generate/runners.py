@@ -110,11 +110,11 @@ def _prepare(step: Step, options: RunOptions, stack: ExitStack) -> tuple[int, in
         raise UserError(f"another process makes {step.name} in {options.root}: wait for its end") from error
     path, now = folder / "record.json", json.loads(json.dumps(step.record(), default=str))
     before = json.loads(path.read_bytes()) if path.exists() else now
-    if changed := [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]:
-        was, new = before.get(changed[0]), now.get(changed[0])
+    if changed := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
+        was, new = before[changed[0]], now[changed[0]]
         advice = f"keep it, or remove {folder} and its results to start again"
         raise UserError(f"{step.name} was made with {changed[0]} {was}, not {new}: {advice}")
-    write_atomic(path, json.dumps(now, indent=1).encode() + b"\n")
+    write_atomic(path, json.dumps(before | now, indent=1).encode() + b"\n")
     skipped = Counter(step.skips(fields) for _, fields in read_annotation(options.annotation))
     return skipped.total(), skipped[True]
 
@@ -175,6 +175,7 @@ def _finish(step: Step, options: RunOptions, report: dict[str, Any]) -> None:
     """Merge the journals, and write the report."""
     folder = options.root / FOLDER / step.name
     merge(options.annotation, sorted(folder.glob("*.jsonl")))
+    report |= step.finish(options.annotation)
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

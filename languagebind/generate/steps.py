@@ -64,6 +64,10 @@ class Step(ABC):
         """Return what is made of each entry."""
         return [self.one(entry) for entry in entries]
 
+    def finish(self, annotation: Path) -> dict[str, Any]:
+        """Do what needs all entries at once, when they are made. Return what the report should say of it."""
+        return {}
+
 
 def write(made: Made) -> None:
     """Write the files of one entry. Each file and each folder appears whole, under its name."""
