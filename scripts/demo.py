@@ -22,7 +22,7 @@ from languagebind.config import UserError, parse, run
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "demo"
 SPLITS = ("test", "unseen", "generalised", "reworded")
-TRAINED, PARTNER = "infrared", "depth"  # if both run, infrared trains with partner depth, and once more without it
+TRAINED, PARTNER = "infrared", "depth"  # if both run, infrared trains with partner depth
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin = time.perf_counter()
     world = make_world(options)
     results = {name: run_modality(name, world, options) for name in sorted(options.modality)}
-    if {TRAINED, PARTNER} <= results.keys():
-        results[TRAINED]["partner"] = compare_partner(world, options)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     draw_report(results, options.output, world)
@@ -83,7 +81,9 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     if len(members) > 1:
         anchor = {"anchor": options.output / PARTNER}
         call("-m", "languagebind", "embed-anchor", train_data=shards, **anchor)
-    train_on(shards, name, name, options, **anchor)
+    shutil.rmtree(run_folder, ignore_errors=True)
+    call("-m", "training.main", config=CONFIGS / f"{name}.yaml", train_data=shards, logs=options.output, name=name,
+         seed=options.seed, **anchor)  # fmt: skip
     checkpoint = max((run_folder / "checkpoints").glob("step_*.pt"))
     configs = [f"--config={world / 'eval' / f'{name}_{split}.yaml'}" for split in (*SPLITS, "retrieval")]
     output = run_folder / "results"
@@ -99,29 +99,6 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     return scores | {"train_samples": samples, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def train_on(shards: Path, name: str, run_name: str, options: DemoOptions, **flags: object) -> None:
-    """Train a modality on shards, in a new folder."""
-    shutil.rmtree(options.output / run_name, ignore_errors=True)
-    call("-m", "training.main", config=CONFIGS / f"{name}.yaml", train_data=shards, logs=options.output, name=run_name,
-         seed=options.seed, **flags)  # fmt: skip
-
-
-def compare_partner(world: Path, options: DemoOptions) -> dict[str, float]:
-    """Train without the partner, too, and return the recall between the two modalities with it and without."""
-    begin, alone, recall = time.perf_counter(), f"{TRAINED}_alone", {}
-    train_on(world / "shards" / TRAINED, TRAINED, alone, options)
-    config = world / "eval" / f"{PARTNER}_to_{TRAINED}.yaml"
-    files = f"{{{PARTNER}: {PARTNER}_test.jsonl, {TRAINED}: {TRAINED}_test.jsonl}}"
-    config.write_text(f"query: {PARTNER}\ngallery: {TRAINED}\nsplit: test\ndata: {files}\n")
-    for kind, name in (("without", alone), ("with", TRAINED)):
-        output = options.output / name / "pairs"
-        models = [f"{PARTNER}={options.output / PARTNER}", f"{TRAINED}={options.output / name}"]
-        call("-m", "languagebind", "pairs", "--model", *models, config=config, output=output)
-        (found,) = output.glob("*.json")
-        recall[kind] = json.loads(found.read_text())["metrics"]["query_to_gallery/R@10"]
-    return recall | {"seconds": round(time.perf_counter() - begin, 1)}
-
-
 def score_table(results: dict[str, Any]) -> str:
     """Return a table of the scores in percent, each with chance in brackets."""
     columns = ["test top-1", "unseen top-1", "generalised top-1", "reworded top-1", "text-to-modality R@1"]
@@ -131,11 +108,7 @@ def score_table(results: dict[str, Any]) -> str:
         cells.append((scores["test"]["R@1"], scores["test"]["R@1_chance"]))
         rows.append([name, *(f"{100 * x:.1f} ({100 * chance:.1f})" for x, chance in cells), f"{scores['seconds']:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-    if recall := results.get(TRAINED, {}).get("partner"):
-        values = f"{100 * recall['without']:.1f} without partner, {100 * recall['with']:.1f} with"
-        lines.append(f"{PARTNER} to {TRAINED} R@10: {values} ({recall['seconds']:.0f} s)")
-    return "\n".join(lines)
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
 def call(*command: str | Path, **flags: object) -> None:

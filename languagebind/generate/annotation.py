@@ -131,12 +131,12 @@ def _entries(options: AnnotateOptions, known: sqlite3.Connection) -> Iterator[En
         total += known.execute(insert, [os.fsencode(key), os.fsencode(fields.get(SOURCE, ""))]).rowcount
         yield Entry(key, fields)
     for where, entry in _new_entries(options):
-        key, source = os.fsencode(entry.id), os.fsencode(entry.fields[SOURCE])
-        if known.execute(insert, [key, source]).rowcount:
+        row = [os.fsencode(entry.id), os.fsencode(entry.fields[SOURCE])]
+        if known.execute(insert, row).rowcount:
             new += 1
             yield entry
-        elif (first := known.execute(find, [key]).fetchone()[0]) not in (source, b""):
-            raise UserError(f"{where}: {os.fsdecode(source)} would have the id of {os.fsdecode(first)}: rename one")
+        elif (first := known.execute(find, row[:1]).fetchone()[0]) not in (row[1], b""):
+            raise UserError(f"{where}: {entry.fields[SOURCE]} would have the id of {os.fsdecode(first)}: rename one")
     print(f"{total + new} entries, {new} of them new")
 
 

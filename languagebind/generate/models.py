@@ -1,7 +1,7 @@
 """What the steps with a model share: models of transformers with their records, and pictures made from frames."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -65,9 +65,9 @@ class FrameStep(FileStep):
     def results(self, entry: Entry) -> list[Path]:
         return [places(self.root, entry, self.name)[0][0].parent]
 
-    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
+    def __call__(self, entries: Sequence[Entry]) -> Iterator[Made | Failed]:
         with ThreadPoolExecutor(3) as pool:
-            return list(pool.map(self.one, entries))
+            yield from pool.map(self.one, entries)
 
     def make(self, entry: Entry) -> Made | Failed:
         sources, targets = places(self.root, entry, "video")[1], places(self.root, entry, self.name)[0]

@@ -68,12 +68,13 @@ class Worker:
     def __call__(self, batch: Batch) -> tuple[int, list[tuple[str, Made | Failed]]]:
         """Write the files of a batch; return its end, and the result of each entry without its files."""
         end, entries = batch
-        results = self.step(entries)
-        for result in results:
+        light: list[tuple[str, Made | Failed]] = []
+        for entry, result in zip(entries, self.step(entries), strict=True):  # the step may be making more
             if isinstance(result, Made):
                 write(result)
-        light = [replace(result, files={}) if isinstance(result, Made) else result for result in results]
-        return end, list(zip([entry.id for entry in entries], light, strict=True))
+                result = replace(result, files={})
+            light.append((entry.id, result))
+        return end, light
 
 
 def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
@@ -95,8 +96,10 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
         made = _joined(gather_objects(part))
         before = entries - left_out - made["made"] - made["failed"]
         report = {"entries": entries, "left out": left_out, "there before": before, **made}
-        on_main(process, partial(_finish, step, options, report))
-        fail_together(failure, process.device)
+        try:
+            on_main(process, partial(_finish, step, options, report))
+        finally:  # on a full disk, why the step stopped says more
+            fail_together(failure, process.device)
         return report
 
 

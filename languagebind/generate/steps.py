@@ -1,7 +1,7 @@
 """What a step of the generation is: entries of an annotation in, files or texts out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -60,7 +60,7 @@ class Step(ABC):
     def one(self, entry: Entry) -> Made | Failed:
         """Return what is made of one entry."""
 
-    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
+    def __call__(self, entries: Sequence[Entry]) -> Iterable[Made | Failed]:
         """Return what is made of each entry."""
         return [self.one(entry) for entry in entries]
 
