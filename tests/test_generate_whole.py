@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+import sys
 import urllib.request
 
 import pytest
 import torch
 from depth_models import depth_anything, glpn
 from generating import RUNNERS, end_step, report
-from helpers import ROOT, call, free_port, start, wait_for
+from helpers import ROOT, call, free_port, wait_for
 from test_generate_captions import models as chat_models  # noqa: F401 - a fixture
 
 from languagebind.data.making import main as make_shards
@@ -59,17 +60,19 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(chat_models):  # noqa: F811
+def served(chat_models, tmp_path_factory):  # noqa: F811
     """The flags of a step that asks a LLaVA with random weights behind `transformers serve`."""
     model, port = chat_models / "llava", free_port()
     serve = ["-m", "transformers.cli.transformers", "serve", str(model), f"--port={port}", "--device=cpu"]
-    process = start(*serve, fresh=True)
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    with open(log, "w") as file:
+        process = subprocess.Popen([sys.executable, *serve], stdout=file, stderr=file)
 
     def healthy():
         try:
             return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
         except OSError:
-            assert process.poll() is None, process.stdout.read()
+            assert process.poll() is None, log.read_text()
             return False
 
     try:
@@ -77,7 +80,7 @@ def served(chat_models):  # noqa: F811
         yield [f"--endpoint=http://127.0.0.1:{port}/v1", f"--api-model={model}", "--concurrency=1"]
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def generate(runner, world, root, models, served):
