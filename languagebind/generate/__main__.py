@@ -18,8 +18,7 @@ from . import annotation, captions, chat, depth, frames, infrared
 from .filter import Filter, FilterOptions
 from .runners import RunOptions, run_step
 
-# Of each step, its class and its options
-STEPS: dict[str, tuple[Any, Any]] = {
+STEPS: dict[str, tuple[Any, Any]] = {  # the class of each step, and its options
     "frames": (frames.Frames, frames.FrameOptions),
     "sound": (frames.Sound, frames.SoundOptions),
     "depth": (depth.Depth, depth.DepthOptions),
@@ -33,22 +32,21 @@ STEPS: dict[str, tuple[Any, Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the step that the first argument names."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
-        print(f"{__doc__}\nsteps: annotate, {', '.join(STEPS)}, report")
-        return
-    if name == "annotate":
+    names = f"annotate, {', '.join(STEPS)}, report"
+    if name in STEPS:
+        kind, own = STEPS[name]
+        options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("own", own)]), rest, f"generate {name}")
+        print_report(name, run_step(partial(kind, options.run.root, options.own), options.run))
+    elif name == "annotate":
         annotation.main(rest)
-        return
-    if name == "report":
+    elif name == "report":
         from . import report  # with matplotlib and scikit-learn, which no worker needs
 
         report.main(rest, STEPS)
-        return
-    if name not in STEPS:
-        raise UserError(f"no step {name!r}: choose from annotate, {', '.join(STEPS)}, report")
-    kind, own = STEPS[name]
-    options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("own", own)]), rest, f"generate {name}")
-    print_report(name, run_step(partial(kind, options.run.root, options.own), options.run))
+    elif name in ("-h", "--help"):
+        print(f"{__doc__}\nsteps: {names}")
+    else:
+        raise UserError(f"no step {name!r}: choose from {names}")
 
 
 def print_report(name: str, report: dict[str, Any]) -> None:

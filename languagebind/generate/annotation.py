@@ -74,17 +74,16 @@ def merge(annotation: Path, journals: Sequence[Path]) -> None:
     Raises `UserError` if the order of the entries has changed since the journals were written.
     """
     if journals:
-        with locked(annotation.with_name(f".{annotation.name}.lock"), wait=True):
-            texts = Journals(journals)
-            entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
-            write_entries(annotation, entries, texts)
+        texts = Journals(journals)
+        entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
+        write_entries(annotation, entries, texts)
     for path in journals:
         path.unlink()
 
 
 def write_entries(path: Path, entries: Iterable[Entry], texts: Journals | None = None) -> None:
-    """Write an annotation, one entry a line, atomically."""
-    with atomic_file(path) as file:
+    """Write an annotation, one entry a line, atomically. Its lock is held while `entries`, which may read it, runs."""
+    with locked(path.with_name(f".{path.name}.lock"), wait=True), atomic_file(path) as file:
         start = b"{\n"
         for entry in entries:
             file.write(start + json.dumps(entry.id).encode() + b": " + json.dumps(entry.fields).encode())
@@ -114,10 +113,9 @@ class AnnotateOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the annotation."""
     options = parse(AnnotateOptions, argv, "generate annotate")
-    path = options.annotation
-    with locked(path.with_name(f".{path.name}.lock")), closing(sqlite3.connect("")) as known:  # "": a temporary file
+    with closing(sqlite3.connect("")) as known:  # "": a temporary file
         known.execute("CREATE TABLE entries (id BLOB PRIMARY KEY, source BLOB) WITHOUT ROWID")
-        write_entries(path, _entries(options, known))
+        write_entries(options.annotation, _entries(options, known))
 
 
 def _entries(options: AnnotateOptions, known: sqlite3.Connection) -> Iterator[Entry]:

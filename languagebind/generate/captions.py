@@ -2,8 +2,6 @@
 
 import base64
 from abc import abstractmethod
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
@@ -25,6 +23,7 @@ class TextStep(Step):
     def __init__(self, root: Path, options: ChatOptions):
         self.root, self.options = root, options
         self.model = Endpoint(options) if options.endpoint else Local(options)
+        self.at_once = self.model.at_once
         self.prompts = {field: self._prompt(options.prompts / f"{field}.txt") for field in self.fields}
 
     def record(self) -> dict[str, Any]:
@@ -33,10 +32,6 @@ class TextStep(Step):
 
     def is_done(self, entry: Entry) -> bool:
         return not self._lacking(entry)
-
-    def __call__(self, entries: Sequence[Entry]) -> list[Made | Failed]:
-        with ThreadPoolExecutor(self.model.at_once) as pool:
-            return list(pool.map(self.one, entries))
 
     def one(self, entry: Entry) -> Made | Failed:
         try:

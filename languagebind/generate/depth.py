@@ -80,5 +80,4 @@ class Depth(FrameStep):
 
         device = own_device(self.options.device)
         dtype = torch.float16 if self.options.half and device.type == "cuda" else torch.float32
-        model = self.model.load(AutoModelForDepthEstimation, device, dtype)
-        return model, AutoImageProcessor.from_pretrained(self.model.found, **self.model.hub)
+        return self.model.load(AutoModelForDepthEstimation, AutoImageProcessor, device, dtype)

@@ -23,7 +23,6 @@ from ..data.tally import Tally, count
 from ..data.vidal import LEFT_OUT, MEASURED, NUM_FRAMES, SOURCE, read_annotation, texts_of
 from ..distributed import own_device
 from ..eval.cache import weights_digest
-from ..files import locked
 from ..hub.encoders import load
 from ..modalities._containers import read_packets
 from .annotation import write_entries
@@ -144,8 +143,7 @@ class Filter(FileStep):
     def finish(self, annotation: Path) -> dict[str, Any]:
         """Mark the entries to leave out, and no others. Return how many, how many stay, and the numbers by reason."""
         notes: Tally = {}
-        with locked(annotation.with_name(f".{annotation.name}.lock"), wait=True):
-            write_entries(annotation, self._marked(annotation, notes))
+        write_entries(annotation, self._marked(annotation, notes))
         numbers = {name: notes.pop(name, {"count": 0})["count"] for name in ("left out", "kept")}
         return {**numbers, "notes": notes}
 
@@ -261,8 +259,8 @@ class Filter(FileStep):
     def _classifier(self) -> Any:
         from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-        model = self.safety.load(AutoModelForImageClassification, own_device(self.options.device), None)
-        processor = AutoImageProcessor.from_pretrained(self.safety.found, **self.safety.hub)
+        device = own_device(self.options.device)
+        model, processor = self.safety.load(AutoModelForImageClassification, AutoImageProcessor, device)
         return pipeline("image-classification", model, image_processor=processor, device=model.device)
 
 

@@ -13,6 +13,8 @@ from torchvision.transforms.functional import rgb_to_grayscale
 from ..config import UserError, at_least, digest, first_line
 from ..data.shards import file_sha256
 from ..distributed import own_device
+from ..eval.cache import weights_digest
+from ..eval.models import call_named, callable_parts
 from ..weights import read_file
 from .models import ONE_CALL, FrameStep
 from .steps import Entry, Failed
@@ -45,8 +47,6 @@ class Infrared(FrameStep):
     name = "infrared"
 
     def record(self) -> dict[str, Any]:
-        from ..eval.cache import weights_digest
-
         facts = {name: getattr(self.options, name) for name in ("model", "size", "multiple")}
         model = load_model(self.options.model, torch.device("cpu"))  # GPUs are for workers
         weights = file_sha256(facts["model"]) if facts["model"].endswith(".pt2") else weights_digest(model)
@@ -93,8 +93,6 @@ class Infrared(FrameStep):
 def load_model(name: str, device: torch.device) -> nn.Module:
     """Return the model that `InfraredOptions.model` names. Raises `UserError` if it cannot be loaded."""
     from torch.export.passes import move_to_device_pass
-
-    from ..eval.models import call_named, callable_parts
 
     if name.endswith(".pt2"):
         try:

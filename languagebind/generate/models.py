@@ -1,8 +1,6 @@
 """What the steps with a model share: models of transformers with their records, and pictures made from frames."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -45,18 +43,19 @@ class HubModel:
         facts = {"model": self.name, "revision": self.commit, "licence": licence, "weights_sha256": hashes}
         return facts | {"torch": torch.__version__, "transformers": version("transformers")}
 
-    def load(self, auto_class: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-        """Return the model in eval mode, in the dtype of its weights by default. Raises `UserError` if any lack."""
-        model, found = auto_class.from_pretrained(self.found, output_loading_info=True, **self.hub)
+    def load(self, kind: Any, reader: Any, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+        """Return the model and its processor, by two Auto classes. Raises `UserError` if weights are missing."""
+        model, found = kind.from_pretrained(self.found, output_loading_info=True, **self.hub)
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"{self.name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
-        return model.requires_grad_(False).eval().to(device, dtype)
+        model = model.requires_grad_(False).eval().to(device, dtype)
+        return model, reader.from_pretrained(self.found, **self.hub)
 
 
 class FrameStep(FileStep):
-    """A step that makes a picture of each frame. The frames of an entry are one batch; meanwhile, others are read."""
+    """A step that makes a picture of each frame. The frames of an entry are one batch of the model."""
 
-    source = "frames"
+    source, at_once = "frames", 3  # one is read and one is encoded while the model has one
 
     @abstractmethod
     def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]] | Failed:
@@ -64,10 +63,6 @@ class FrameStep(FileStep):
 
     def results(self, entry: Entry) -> list[Path]:
         return [places(self.root, entry, self.name)[0][0].parent]
-
-    def __call__(self, entries: Sequence[Entry]) -> Iterator[Made | Failed]:
-        with ThreadPoolExecutor(3) as pool:
-            yield from pool.map(self.one, entries)
 
     def make(self, entry: Entry) -> Made | Failed:
         sources, targets = places(self.root, entry, "video")[1], places(self.root, entry, self.name)[0]

@@ -43,9 +43,8 @@ def main(argv: Sequence[str], steps: Iterable[str]) -> None:
     options = parse(ReportOptions, argv, "generate report")
     entries, left_out, marks, rng = 0, 0, Tally(), random.Random(0)
     folder, sample = options.root / FOLDER, list[tuple[int, str, dict[str, Any]]]()
-    for entries, (key, fields) in enumerate(
-        tqdm(read_annotation(options.annotation), unit=" entries", disable=None), 1
-    ):
+    bar = tqdm(read_annotation(options.annotation), unit=" entries", disable=None)
+    for entries, (key, fields) in enumerate(bar, 1):
         reasons = {text.partition(": ")[0]: text for text in texts_of(fields.get(LEFT_OUT))}
         left_out += bool(reasons)
         for reason, text in reasons.items():

@@ -31,8 +31,8 @@ FOLDER = "generate"  # below the root: of each step, what its results depend on,
 PATIENCE = timedelta(days=30)  # for slower ranks; torchrun ends all ranks when one dies
 JUDGED_FROM = 100  # entries from which --max-bad-share applies
 
-MakeStep = Callable[[], Step]  # called once in each worker, which it is pickled for
-Batch = tuple[int, list[Entry]]  # the number of entries of the annotation up to its end, and those to work on
+MakeStep = Callable[[], Step]  # pickled, and called once in each worker
+Batch = tuple[int, list[Entry]]  # its end as a place in the annotation, and the entries to work on
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Worker:
         """Write the files of a batch; return its end, and the result of each entry without its files."""
         end, entries = batch
         light: list[tuple[str, Made | Failed]] = []
-        for entry, result in zip(entries, self.step(entries), strict=True):  # the step may be making more
+        for entry, result in zip(entries, self.step(entries), strict=True):  # the step makes more meanwhile
             if isinstance(result, Made):
                 write(result)
                 result = replace(result, files={})
@@ -84,28 +84,28 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
     """
     step = make_step()
     with joined("cpu", PATIENCE) as process, ExitStack() as stack:
-        entries, left_out = on_main(process, partial(_prepare, step, options, stack))
-        part: dict[str, Any] = {"made": 0, "failures": {}, "notes": {}}
+        share = Share(step, options, process.rank, process.world_size)
+        entries, left_out = on_main(process, partial(_prepare, share, stack))
+        part: dict[str, Any] = {"made": 0, "failed": 0, "failures": {}, "notes": {}}
         failure = None
         try:
-            share = Share(step, options, process.rank, process.world_size)
             with tqdm(total=entries, unit=" entries", disable=not process.is_main) as bar:
                 _work(make_step, share, part, bar)
         except UserError as error:
             failure = str(error)
-        made = _joined(gather_objects(part))
-        before = entries - left_out - made["made"] - made["failed"]
-        report = {"entries": entries, "left out": left_out, "there before": before, **made}
+        total = _total(gather_objects(part))
+        before = entries - left_out - total["made"] - total["failed"]
+        report = {"entries": entries, "left out": left_out, "there before": before, **total}
         try:
-            on_main(process, partial(_finish, step, options, report))
+            on_main(process, partial(_finish, share, report))
         finally:  # on a full disk, why the step stopped says more
             fail_together(failure, process.device)
         return report
 
 
-def _prepare(step: Step, options: RunOptions, stack: ExitStack) -> tuple[int, int]:
+def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
     """Lock the step; check or write what its results depend on; count the entries, and those that are left out."""
-    folder = options.root / FOLDER / step.name
+    step, options, folder = share.step, share.options, share.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
         stack.enter_context(locked(folder / ".lock"))
@@ -124,16 +124,15 @@ def _prepare(step: Step, options: RunOptions, stack: ExitStack) -> tuple[int, in
 
 def _work(make_step: MakeStep, share: "Share", part: dict[str, Any], bar: tqdm) -> None:
     """Let workers make what a rank's share lacks, and count it in the rank's part of the report."""
-    options, folder, failed = share.options, share.folder, 0
-    make = partial(Worker, make_step)
+    options, make = share.options, partial(Worker, make_step)
     run = run_in_order(make, share, options.workers, options.engine, options.num_gpus_per_worker, start="spawn")
-    journal = folder / f"{time.time_ns()}.{share.rank}.jsonl"
+    journal = share.folder / f"{time.time_ns()}.{share.rank}.jsonl"
     for end, results in run:
         lines = b""
         for entry_id, result in results:
             if isinstance(result, Failed):
+                part["failed"] += 1
                 count(part["failures"], result.reason, {"id": entry_id, "detail": result.detail})
-                failed += 1
                 continue
             part["made"] += 1
             for note in result.notes:
@@ -143,10 +142,10 @@ def _work(make_step: MakeStep, share: "Share", part: dict[str, Any], bar: tqdm) 
         if lines:
             append(journal, lines)
         bar.update(end - bar.n)
-        done = part["made"] + failed
+        failed, done = part["failed"], part["made"] + part["failed"]
         if done >= JUDGED_FROM and failed > options.max_bad_share * done:
             problem = f"{failed} of {done} entries failed, more than --max-bad-share {options.max_bad_share:.0%}"
-            raise UserError(f"{problem}: see {folder}/report.json")
+            raise UserError(f"{problem}: see {share.folder}/report.json")
 
 
 @dataclass
@@ -166,27 +165,25 @@ class Share:
         texts = Journals(sorted(self.folder.glob("*.jsonl")))  # of killed runs
         annotation, size = self.options.annotation, self.options.batch_size
         entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
-        for number in itertools.count():
-            if not (batch := list(itertools.islice(entries, size))):
-                return
+        for number, batch in enumerate(iter(lambda: list(itertools.islice(entries, size)), [])):
             lacking = [entry for entry in batch if not (self.step.skips(entry.fields) or self.step.is_done(entry))]
             if lacking and number % self.world_size == self.rank:
                 yield number * size + len(batch), lacking
 
 
-def _finish(step: Step, options: RunOptions, report: dict[str, Any]) -> None:
+def _finish(share: Share, report: dict[str, Any]) -> None:
     """Merge the journals, and write the report."""
-    folder = options.root / FOLDER / step.name
-    merge(options.annotation, sorted(folder.glob("*.jsonl")))
-    report |= step.finish(options.annotation)
-    write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    annotation = share.options.annotation
+    merge(annotation, sorted(share.folder.glob("*.jsonl")))
+    report |= share.step.finish(annotation)
+    write_atomic(share.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the counts of all ranks."""
+    numbers = {name: sum(part[name] for part in parts) for name in ("made", "failed")}
     tallies: dict[str, Tally] = {"failures": {}, "notes": {}}
     for (name, tally), part in itertools.product(tallies.items(), parts):
         for reason, found in part[name].items():
             count(tally, reason, *found["examples"], number=found["count"])
-    failed = sum(found["count"] for found in tallies["failures"].values())
-    return {"made": sum(part["made"] for part in parts), "failed": failed, **tallies}
+    return numbers | tallies

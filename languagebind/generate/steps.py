@@ -1,7 +1,8 @@
 """What a step of the generation is: entries of an annotation in, files or texts out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -43,6 +44,7 @@ class Step(ABC):
     """One step, built once in each worker. A call has no effect but its result, and does not depend on other calls."""
 
     name: ClassVar[str]
+    at_once = 1  # entries that a worker makes at the same time
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
@@ -60,12 +62,13 @@ class Step(ABC):
     def one(self, entry: Entry) -> Made | Failed:
         """Return what is made of one entry."""
 
-    def __call__(self, entries: Sequence[Entry]) -> Iterable[Made | Failed]:
-        """Return what is made of each entry."""
-        return [self.one(entry) for entry in entries]
+    def __call__(self, entries: Sequence[Entry]) -> Iterator[Made | Failed]:
+        """Yield what is made of each entry, in order; meanwhile, the next ones are made."""
+        with ThreadPoolExecutor(self.at_once) as pool:
+            yield from pool.map(self.one, entries)
 
     def finish(self, annotation: Path) -> dict[str, Any]:
-        """Do what needs all entries at once, when they are made. Return what the report should say of it."""
+        """Do what needs all entries, at the end. Return what the report should say of it."""
         return {}
 
 
