@@ -204,7 +204,7 @@ def test_requests_per_minute(tmp_path):
         main(["captions", *write_frames(tmp_path, 1), *where, "--requests-per-minute=1200", "--workers=0"])
     gaps = np.diff(server.times)
     assert len(gaps) == 8
-    assert min(gaps) > 0.03, "50 ms, but for the jitter of the network"
+    assert np.median(gaps) > 0.04, "50 ms, but for the jitter of a busy machine"
 
 
 def test_entries_without_frames_or_captions_are_counted(tmp_path):
