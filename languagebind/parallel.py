@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
 from .config import UserError
@@ -41,13 +42,16 @@ def run_in_order(
         yield from map(make(), tasks)
     else:
         context = multiprocessing.get_context(start)
-        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make,)) as pool:
-            waiting: deque[Future[Result]] = deque()
-            for task in tasks:
-                waiting.append(pool.submit(_call, task))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            yield from (future.result() for future in waiting)
+        waiting: deque[Future[Result]] = deque()
+        try:
+            with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(make,)) as pool:
+                for task in tasks:
+                    waiting.append(pool.submit(_call, task))
+                    if len(waiting) >= 2 * workers:
+                        yield waiting.popleft().result()
+                yield from (future.result() for future in waiting)
+        except BrokenProcessPool as error:
+            raise UserError("a worker was killed or could not start: use fewer --workers if memory is short") from error
 
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:

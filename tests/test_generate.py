@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from languagebind.config import UserError
 from languagebind.data.vidal import read_annotation
 from languagebind.generate.__main__ import main
 from languagebind.generate.annotation import merge
+from languagebind.parallel import run_in_order
 
 SIZES = {"a": 60, "b": 7, "c": 25, "d": 16, "e": 33, "silent": 20}
 
@@ -156,6 +158,40 @@ def test_journals_are_merged_in_the_order_of_the_annotation(tmp_path):
         merge(path, [journal("2.0.jsonl", [3, 1])])
     assert path.read_bytes() == before
     assert (tmp_path / "2.0.jsonl").exists()
+
+
+def test_a_root_may_be_new_and_behind_a_link(videos, tmp_path):
+    (tmp_path / "deep/down").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/down")
+    root = tmp_path / "link/new"
+    flags = [f"--annotation={root / 'vidal.json'}", f"--root={root}"]
+    main(["annotate", f"--videos={videos / 'sub'}", *flags])
+    main(["sound", *flags, "--workers=0"])
+    assert (root / "clips_audio/b.wav").exists()
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / f"{'x' * 201}.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"xxx\.mp4 is longer than 200 bytes: rename the file"):
+        main(["annotate", f"--videos={tmp_path / 'long'}", *flags])
+
+
+def test_texts_of_a_killed_run_for_entries_that_are_gone_stop_the_next(videos, tmp_path):
+    flags = annotated(videos, tmp_path)
+    journal = tmp_path / "generate/sound/1.0.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text('{"id": "gone", "texts": {"mplug": "A ball."}}\n')
+    with pytest.raises(UserError, match=r"has texts for gone .*: put the entry back, or delete the journal"):
+        main(["sound", *flags, "--workers=0"])
+    assert journal.exists()
+    assert not (tmp_path / "clips_audio").exists(), "no work was done"
+
+
+def kill_itself(task):
+    os.kill(os.getpid(), 9)
+
+
+def test_a_killed_worker_is_one_sentence():
+    with pytest.raises(UserError, match="a worker was killed or could not start"):
+        list(run_in_order(partial(partial, kill_itself), range(5), workers=1))
 
 
 def test_too_many_failures_stop_a_step(tmp_path):

@@ -264,6 +264,7 @@ BAD = {
     "I'm sorry, but no.": "refusal",
     "As an AI language model, I": "refusal",
     "<think>A ball?</think>": "empty answer",
+    "word " * 500: "too long",
 }
 
 

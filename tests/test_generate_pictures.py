@@ -170,7 +170,7 @@ def test_unknown_depth_is_0_and_far_depth_is_clipped(models, root):
         step.estimate = lambda frames, size: values.expand(8, 1, -1)
         found, _ = step.pictures(Entry("wide", {}), frames)
         assert found[0, 0].tolist() == [[0, 0, 0, 0, 0, 0, 1235, 9900, *far]]
-    step.estimate = lambda frames, size: torch.full((8, 1, 4), torch.nan)
+    step.estimate = lambda frames, size: torch.tensor([1.0] * 7 + [torch.nan]).view(8, 1, 1).expand(8, 1, 4)
     assert step.pictures(Entry("wide", {}), frames).reason == "no depth"
 
 

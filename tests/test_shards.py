@@ -317,12 +317,17 @@ def test_an_annotation_is_read_as_a_stream(tmp_path):
     path.write_text(path.read_text()[:-100])
     with pytest.raises(UserError, match=r"vidal\.json"):
         list(read_annotation(path))
+    for text in ('{"x": "a title"}', '{"../x": {"folder": "f"}}', '{"x": {"folder": "../f"}}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not an object, or its folder or id leads out of the root"):
+            list(read_annotation(path))
 
 
 def test_folders_of_vidal():
     assert media_paths(Path("r"), "x", "new_3", "video")[0] == [Path("r/new_download_resize256_skip15/x.mp4")]
     assert media_paths(Path("r"), "x", "f", "video")[1][7] == Path("r/f_resize256_skip15/x_resize256_folder/7.jpg")
     assert media_paths(Path("r"), "x", "f", "infrared")[0][0] == Path("r/f/x_thermal_folder/0.jpg")
+    assert media_paths(Path("r"), "x", "", "infrared")[0][0] == Path("r/x_thermal_folder/0.jpg")
     assert media_paths(Path("r"), "x", "f", "audio")[0] == [Path("r/f_audio/x.wav")]
 
 

@@ -35,7 +35,7 @@ LAYOUTS = {
     "audio": tuple(f"{{folder}}_audio/{{id}}.{extension}" for extension in ("wav", "flac", "mp3", "ogg")),
 }
 
-_LONGEST = 2000  # characters per caption; text towers read far less, and tokenizers are slow on long texts
+LONGEST = 2000  # characters per caption; text towers read far less, and tokenizers are slow on long texts
 _READ_SIZE = 1 << 20  # characters
 _LARGEST_ENTRY = 1 << 24  # characters; an entry that does not parse within this many is damaged
 _KEY = re.compile(r'[\s,{]*("(?:[^"\\]|\\.)*")\s*:\s*')  # the key of an entry, with the punctuation around it
@@ -124,7 +124,10 @@ def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str,
     """Yield (id, entry) of the first `limit` entries of an annotation file, in order, which is read as a stream."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from itertools.islice(_object_items(file), limit)
+            for key, entry in itertools.islice(_object_items(file), limit):
+                if not isinstance(entry, dict) or ".." in f"{entry.get('folder')}/{key}".split("/"):
+                    raise ValueError(f"entry {key!r} is not an object, or its folder or id leads out of the root")
+                yield key, entry
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as a VIDAL annotation: {first_line(error)}") from error
 
@@ -137,14 +140,15 @@ def media_paths(root: Path, sample_id: str, folder: str, modality: str) -> list[
     locations = []
     for pattern in LAYOUTS[modality]:
         frames = range(NUM_FRAMES) if "{frame}" in pattern else (0,)
-        locations.append([root / pattern.format(folder=folder, clips=clips, id=sample_id, frame=k) for k in frames])
+        names = [pattern.format(folder=folder, clips=clips, id=sample_id, frame=k).lstrip("/") for k in frames]
+        locations.append([root / name for name in names])  # below the root, even if the folder is ""
     return locations
 
 
 def _texts(captions: Mapping[str, Any], name: str) -> list[tuple[str, int | None]]:
     """Return the texts of one source that are not empty, each with the frame that it describes, or None."""
     cleaned = [clean_title(text) if name == "raw" else text.strip() for text in _cleaned(captions.get(name))]
-    return [(text[:_LONGEST], index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
+    return [(text[:LONGEST], index if name == "ofa" else None) for index, text in enumerate(cleaned) if text]
 
 
 def _cleaned(value: Any) -> list[str]:

@@ -23,6 +23,8 @@ from .steps import Entry
 
 VIDEOS = [name for name in modality_class("video").extensions if name not in ("jpg", "jpeg", "png")]
 
+LONGEST_ID = 200  # bytes; names of results are longer, and file systems allow 255
+
 
 class Journals:
     """Rows of journals, read in the order of the entries of an annotation."""
@@ -45,7 +47,8 @@ class Journals:
         """Raise `UserError` if rows are left, which belong to no entry that came after the one before them."""
         for path, head in zip(self.paths, self.heads, strict=True):
             if head is not None:
-                raise UserError(f"{path} has texts for {head['id']} that the annotation lacks or has in another place")
+                problem = f"{path} has texts for {head['id']} that the annotation lacks or has in another place"
+                raise UserError(f"{problem}: put the entry back, or delete the journal")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -113,6 +116,7 @@ class AnnotateOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the annotation."""
     options = parse(AnnotateOptions, argv, "generate annotate")
+    options.annotation.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect("")) as known:  # "": a temporary file
         known.execute("CREATE TABLE entries (id BLOB PRIMARY KEY, source BLOB) WITHOUT ROWID")
         write_entries(options.annotation, _entries(options, known))
@@ -140,7 +144,7 @@ def _entries(options: AnnotateOptions, known: sqlite3.Connection) -> Iterator[En
 
 def _new_entries(options: AnnotateOptions) -> Iterator[tuple[str, Entry]]:
     """Yield where each video is listed, and its entry. Raises `UserError` if a row lacks its title or its video."""
-    base = Path(os.path.relpath(options.videos, options.root))
+    base = Path(os.path.relpath(options.videos.resolve(), options.root.resolve()))  # `..` does not leave a link
     rows = read_manifest(options.titles) if options.titles else _named(options.videos)
     for where, row in rows:
         if not row.get("title") or not row.get("path"):
@@ -149,6 +153,8 @@ def _new_entries(options: AnnotateOptions) -> Iterator[tuple[str, Entry]]:
         if not (options.videos / video).is_file():
             raise UserError(f"{where}: there is no video {options.videos / video}")
         key = "-".join(video.with_suffix("").parts)
+        if len(os.fsencode(key)) > LONGEST_ID:
+            raise UserError(f"{where}: the path {video} is longer than {LONGEST_ID} bytes: rename the file")
         yield where, Entry(key, {"folder": options.folder, "raw": row["title"], SOURCE: (base / video).as_posix()})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..config import UserError, at_least, first_line
-from ..data.vidal import caption_fault
+from ..data.vidal import LONGEST, caption_fault
 from ..distributed import own_device
 from .models import HubModel
 
@@ -63,6 +63,7 @@ def ask(model: "Endpoint | Local", message: Message) -> str:
     for seed, temperature in enumerate(TEMPERATURES):
         answer, cut = model(chat, seed, temperature)
         text = re.sub(r'^["“]([^"“”]*)["”]$', r"\1", " ".join(answer.rpartition("</think>")[2].split()))
+        cut |= len(text) > LONGEST  # of a server that ignores the limit
         fault = "too long" if cut else "empty answer" if caption_fault(text) else "refusal" if REFUSED(text) else None
         if fault is None:
             return text
@@ -97,7 +98,8 @@ class Endpoint:
         how = {"max_tokens": self.options.max_tokens, "seed": seed, "temperature": temperature, "extra_body": extra}
         try:
             reply = self.client.chat.completions.create(model=self.options.api_model, messages=chat, **how)
-            return reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length"
+            text = str.strip(reply.choices[0].message.content or "")  # raises TypeError for lists of parts
+            return text, reply.choices[0].finish_reason == "length"
         except self.openai.APIError as error:
             said = first_line(error).replace(self.client.api_key, "[key]")[:300]  # a server may repeat the key
             away = type(error) is self.openai.APIConnectionError  # and not a timeout, which is a subclass

@@ -57,8 +57,8 @@ class Depth(FrameStep):
         with ONE_CALL:
             depth = self.estimate(frames, size)
         known = depth.isfinite() & (depth > 0)
-        if not known.any():
-            return Failed("no depth", f"{entry.id}: the model's output has no finite number above 0")
+        if not known.flatten(1).any(1).all():
+            return Failed("no depth", f"{entry.id}: the model's output for a frame has no finite number above 0")
         millimetres = torch.where(known, depth, 0).mul(1000).round().clamp(max=LIMITS[self.options.size])
         return millimetres[:, None].to(torch.uint16), ()
 

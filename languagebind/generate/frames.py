@@ -12,12 +12,13 @@ import numpy as np
 from ..config import UserError, to_dict
 from ..data.packing import PackOptions, jpeg
 from ..data.vidal import NUM_FRAMES, SOURCE, media_paths
-from ..modalities import DecodeError, modality_class
+from ..modalities import DecodeError, modality_class, with_options
 from ..modalities._containers import open_stream
 from .steps import Entry, Failed, Made, Step
 
-VIDEO: Any = modality_class("video")()
-AUDIO: Any = modality_class("audio")()
+ANY_LENGTH = {"max_seconds": 1e6}
+VIDEO: Any = with_options(modality_class("video")(), ANY_LENGTH)
+AUDIO: Any = with_options(modality_class("audio")(), ANY_LENGTH)
 SILENT = 1e-4  # the largest sample of a track that is counted as silent
 
 

@@ -24,7 +24,7 @@ from ..data.vidal import read_annotation
 from ..distributed import fail_together, gather_objects, joined, on_main
 from ..files import locked, write_atomic
 from ..parallel import Engine, run_in_order
-from .annotation import Journals, append, merge
+from .annotation import append, merge
 from .steps import Entry, Failed, Made, Step, write
 
 FOLDER = "generate"  # below the root: of each step, what its results depend on, its report and its journals
@@ -104,7 +104,10 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
 
 
 def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
-    """Lock the step; check or write what its results depend on; count the entries, and those that are left out."""
+    """Lock the step; check or write what its results depend on; count the entries, and those that are left out.
+
+    Texts of runs that were killed are merged first. Raises `UserError` if the annotation has lost their entries.
+    """
     step, options, folder = share.step, share.options, share.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -118,6 +121,7 @@ def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
         advice = f"keep it, or remove {folder} and its results to start again"
         raise UserError(f"{step.name} was made with {changed[0]} {was}, not {new}: {advice}")
     write_atomic(path, json.dumps(before | now, indent=1).encode() + b"\n")
+    merge(options.annotation, sorted(folder.glob("*.jsonl")))
     skipped = Counter(step.skips(fields) for _, fields in read_annotation(options.annotation))
     return skipped.total(), skipped[True]
 
@@ -162,9 +166,7 @@ class Share:
         return self.options.root / FOLDER / self.step.name
 
     def __iter__(self) -> Iterator[Batch]:
-        texts = Journals(sorted(self.folder.glob("*.jsonl")))  # of killed runs
-        annotation, size = self.options.annotation, self.options.batch_size
-        entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
+        entries, size = itertools.starmap(Entry, read_annotation(self.options.annotation)), self.options.batch_size
         for number, batch in enumerate(iter(lambda: list(itertools.islice(entries, size)), [])):
             lacking = [entry for entry in batch if not (self.step.skips(entry.fields) or self.step.is_done(entry))]
             if lacking and number % self.world_size == self.rank:

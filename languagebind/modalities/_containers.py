@@ -178,4 +178,4 @@ def _rank(stream: Any) -> tuple[bool, int]:
 
 def handle(source: Source) -> Any:
     """Return a file object or an absolute path for the decoders, because FFmpeg reads `a:b.mp4` as a URL."""
-    return io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
+    return io.BytesIO(source) if isinstance(source, bytes) else os.path.join(os.getcwd(), source)
