@@ -58,7 +58,7 @@ class TimmTower(nn.Module):
         return self.trunk.blocks
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the features before the projection: (B, D), or (B, T, D) for a temporal head."""
+        """Return the features of (B, *input_shape) before the projection: (B, D), or (B, T, D) for a temporal head."""
         x = self.trunk(frames_of(inputs, self.input_shape)[..., : self.seen[0], : self.seen[1]])  # (B*T, D)
         return x if self.head is None else x.unflatten(0, (-1, self.input_shape[1]))
 

@@ -110,7 +110,7 @@ class VisionTransformer(nn.Module):
         return self.encoder.layers
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the features before the projection: (B, D), or (B, T, D) for a temporal head."""
+        """Return the features of (B, *input_shape) before the projection: (B, D), or (B, T, D) for a temporal head."""
         return self.pool(*self.encoder(self.embed(inputs), num_outputs=1))
 
     def embed(self, inputs: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class Checked:
 def check_shards(spec: str | os.PathLike, modality: Modality | None = None, decode: bool = False) -> Checked:
     """Read every member of the shards as training does, and return their contents and faults.
 
-    Each sample should have media of the `modality`, which `decode` also decodes. Raises `UserError` without shards.
+    Each sample should have media of the `modality`, which `decode` also decodes. Raises `UserError` if no shard is
+    found, an index is damaged, or the store cannot be reached.
     """
     checked, shards = Checked(), expand_shards(spec)
     index, sizes = indexed(shards), count_samples(dict.fromkeys(shards))

@@ -121,7 +121,7 @@ def clean_title(title: str) -> str:
 
 
 def read_annotation(path: Path, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (id, entry) of the first `limit` entries of an annotation file, in order, which is read as a stream."""
+    """Stream (id, entry) of the first `limit` entries of an annotation file, in order, or raise `UserError`."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             for key, entry in itertools.islice(_object_items(file), limit):

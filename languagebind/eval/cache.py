@@ -36,7 +36,7 @@ CHECKSUM_BYTES = 32  # at the start of a file
 
 
 class FeatureCache:
-    """A folder `<prefix>-<hash>` with a file of features per batch. All ranks use the same folder."""
+    """A folder `<prefix>-<hash>` with a file of features per batch; the hash covers all but samples and prompts."""
 
     def __init__(self, prefix: Path, model: Any, protocol: EvalProtocol, precision: str):
         modality = protocol.reader.modality

@@ -237,7 +237,7 @@ def class_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 class _Batches(Dataset):
-    """Reads batches: the inputs (B * V, C, T, H, W), or B files, and the reason, as text, why each sample failed."""
+    """Reads batches: the inputs (B * V, C, T, H, W), or B files, and why each unreadable sample failed, as text."""
 
     def __init__(self, samples: Sequence[Sample], reader: Reader, as_files: bool):
         self.samples, self.reader, self.as_files = samples, reader, as_files

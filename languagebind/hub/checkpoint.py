@@ -84,7 +84,7 @@ def load_clip4clip(source: str, num_frames: int | None = None) -> tuple[DualEnco
 
 
 def read_checkpoint(path: str | Path, modality: str | None = None) -> dict[str, Any]:
-    """Return the content of a training checkpoint, of several modalities that of one, or raise `UserError`."""
+    """Return the content of a training checkpoint, or `modality`'s part of one with several, or raise `UserError`."""
     parts = read_parts(path)
     if len(parts) > 1 and modality not in parts:
         raise UserError(f"{path} holds {', '.join(parts)}: name one of them (--modality)")

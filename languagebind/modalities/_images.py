@@ -133,7 +133,10 @@ class ImageModality(Modality):
             raise DecodeError(source, reason)
 
     def pixels(self, value: Any) -> Tensor:
-        """Return the pixels (C, H, W), C 1 or 3, of a PIL image, array or tensor, without alpha, in the same dtype."""
+        """Return the pixels (C, H, W), C 1 or 3, of a PIL image, array or tensor, with the dtype unchanged.
+
+        Arrays may be (H, W), (H, W, C) or (C, H, W); an alpha channel is dropped.
+        """
         x = as_tensor(value, upright=self.exif)
         first, last = (x.ndim == 3 and x.shape[side] in (1, 3, 4) for side in (0, 2))
         if x.ndim == 2:
@@ -179,7 +182,7 @@ class ImageModality(Modality):
 
 
 def as_tensor(value: Any, upright: bool = False) -> Tensor:
-    """Convert a PIL image, upright if asked, or an array to a tensor of its dtype; images become (H, W[, 3])."""
+    """Return a PIL image (H, W[, 3]), `upright` as its EXIF says or as it is, or an array, as a tensor of its dtype."""
     from PIL import Image, ImageOps
 
     if isinstance(value, Image.Image):

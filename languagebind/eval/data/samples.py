@@ -48,7 +48,7 @@ class Sample:
     masks: tuple[Path, ...] = ()  # one for segmentation
 
     def load(self, num_frames: int) -> Path | bytes | list[Path | bytes]:
-        """Return a path, the bytes of a member, or a list of these; if `num_frames` is 1, only the middle frame."""
+        """Return what `Modality.decode` reads; only the middle frame if `num_frames` is 1. May raise `DecodeError`."""
         if not isinstance(self.source, tuple):
             return self._contents(self.source)
         if num_frames == 1:

@@ -25,7 +25,7 @@ class Ranked(NamedTuple):
 
 
 def rank_pairs(scores: Tensor, queries: Tensor, items: Tensor) -> Ranked:
-    """Return the ranks for scores (Q, G) without NaN. `items[p]` is right for `queries[p]`; each query has a pair."""
+    """Return the ranks for scores (Q, G) without NaN. `items[p]` is right for `queries[p]`, (P,); all queries occur."""
     right = scores[queries, items]
     best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, queries, right, "amax")  # (Q,)
     tied_right = (right == best[queries]).long()  # (P,)
