@@ -1,7 +1,7 @@
-"""Grow an annotation: each step's texts are journals of JSON lines, which are merged into it in its order.
+"""Make an annotation of videos, and merge into it the texts of the steps, which are journals of JSON lines.
 
-The order of the entries never changes, and new ones come last. So the annotation and its journals are read side by
-side, in memory that does not grow with them, and a journal's next line is that of the next entry it has.
+Entries keep their order, and new ones come last. A journal has the same order, so both are read side by side, in memory
+that does not grow with them.
 """
 
 import json
@@ -26,33 +26,8 @@ VIDEOS = [name for name in modality_class("video").extensions if name not in ("j
 LONGEST_ID = 200  # bytes; names of results are longer, and file systems allow 255
 
 
-class Journals:
-    """Rows of journals, read in the order of the entries of an annotation."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
-        self.rows = [_rows(path) for path in paths]
-        self.heads = [next(rows, None) for rows in self.rows]
-
-    def take(self, entry_id: str) -> dict[str, Any]:
-        """Return the texts for the next entry, {} if there are none. Pass every entry once, in order."""
-        texts: dict[str, Any] = {}
-        for number, head in enumerate(self.heads):
-            if head is not None and head["id"] == entry_id:
-                texts |= head["texts"]
-                self.heads[number] = next(self.rows[number], None)
-        return texts
-
-    def close(self) -> None:
-        """Raise `UserError` if rows are left, which belong to no entry that came after the one before them."""
-        for path, head in zip(self.paths, self.heads, strict=True):
-            if head is not None:
-                problem = f"{path} has texts for {head['id']} that the annotation lacks or has in another place"
-                raise UserError(f"{problem}: put the entry back, or delete the journal")
-
-
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a journal. The last line of a killed process may be cut short, and is left out."""
+    """Yield the rows of a journal, without a last line that a killed process has cut short."""
     with open(path, encoding="utf-8") as file:
         for line in file:
             if not line.endswith("\n"):
@@ -61,7 +36,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def append(journal: Path, lines: bytes) -> None:
-    """Write rows to a journal, onto the disk. Raises `UserError` if it is full."""
+    """Append lines to a journal, and wait until they are on the disk. Raises `UserError` if it is full."""
     try:
         with open(journal, "ab", buffering=0) as file:
             while lines:
@@ -77,22 +52,34 @@ def merge(annotation: Path, journals: Sequence[Path]) -> None:
     Raises `UserError` if the order of the entries has changed since the journals were written.
     """
     if journals:
-        texts = Journals(journals)
-        entries = (Entry(key, fields | texts.take(key)) for key, fields in read_annotation(annotation))
-        write_entries(annotation, entries, texts)
+        write_entries(annotation, _with_texts(annotation, journals))
     for path in journals:
         path.unlink()
 
 
-def write_entries(path: Path, entries: Iterable[Entry], texts: Journals | None = None) -> None:
-    """Write an annotation, one entry a line, atomically. Its lock is held while `entries`, which may read it, runs."""
+def _with_texts(annotation: Path, journals: Sequence[Path]) -> Iterator[Entry]:
+    """Yield the entries of an annotation, each with the texts that journals have for it."""
+    rows = [_rows(path) for path in journals]
+    heads = [next(each, None) for each in rows]
+    for key, fields in read_annotation(annotation):
+        for number, head in enumerate(heads):
+            if head is not None and head["id"] == key:
+                fields |= head["texts"]
+                heads[number] = next(rows[number], None)
+        yield Entry(key, fields)
+    for path, head in zip(journals, heads, strict=True):
+        if head is not None:
+            problem = f"{path} has texts for {head['id']} that the annotation lacks or has in another place"
+            raise UserError(f"{problem}: put the entry back, or delete the journal")
+
+
+def write_entries(path: Path, entries: Iterable[Entry]) -> None:
+    """Write an annotation, one entry a line, atomically. `entries` may read it: its lock is held before they start."""
     with locked(path.with_name(f".{path.name}.lock"), wait=True), atomic_file(path) as file:
         start = b"{\n"
         for entry in entries:
             file.write(start + json.dumps(entry.id).encode() + b": " + json.dumps(entry.fields).encode())
             start = b",\n"
-        if texts is not None:
-            texts.close()
         file.write(b"\n}\n" if start == b",\n" else b"{}\n")
 
 
@@ -107,8 +94,7 @@ class AnnotateOptions:
     videos: Path
     """folder of the videos, with its subfolders"""
     titles: Path | None = None
-    """table (CSV, TSV or JSON lines) with the columns path and title, paths below --videos; None: titles are the names
-    of the files"""
+    """table (CSV, TSV or JSON lines) with the columns path (below --videos) and title; None: file names are titles"""
     folder: str = "clips"
     """name of VIDAL's folder for the entries"""
 
@@ -159,7 +145,7 @@ def _new_entries(options: AnnotateOptions) -> Iterator[tuple[str, Entry]]:
 
 
 def _named(videos: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the videos of a folder, as rows of a table, with their names as titles."""
+    """Yield a row for each video in a folder, with its name as the title."""
     for path in files_below(videos):
         if path.suffix.lower().lstrip(".") in VIDEOS:
             relative = path.relative_to(videos)

@@ -1,4 +1,4 @@
-"""Caption frames and clips from pictures; then write better captions, and captions of sounds, from these and titles."""
+"""Caption frames and clips; then write better captions, and captions of the sound, from these and the titles."""
 
 import base64
 from abc import abstractmethod
@@ -15,7 +15,7 @@ from .steps import Entry, Failed, Made, Step
 
 
 class TextStep(Step):
-    """A step that asks a model for the fields that an entry lacks. If one answer fails, the entry gets no field."""
+    """A step that asks a model for the fields that an entry lacks. If one answer fails, the entry gets none."""
 
     fields: ClassVar[tuple[str, ...]]  # of the annotation; each has a prompt
     words: ClassVar[tuple[str, ...]] = ()  # that prompts may contain, such as $title
@@ -43,7 +43,7 @@ class TextStep(Step):
 
     @abstractmethod
     def messages(self, entry: Entry) -> dict[str, list[Message]]:
-        """Return what asks for each field. Raises `Unanswered` if the entry lacks what that needs."""
+        """Return the messages that ask for each field. Raises `Unanswered` if the entry lacks what they need."""
 
     def _lacking(self, entry: Entry) -> list[str]:
         usable = clean_captions({field: entry.fields.get(field) for field in self.fields})
@@ -77,7 +77,7 @@ class Captions(TextStep):
 
 
 class Polish(TextStep):
-    """A better caption (`polish_mplug`), and one of what may be heard (`sound_mplug`), from title and captions."""
+    """A better caption (`polish_mplug`) and one of what may be heard (`sound_mplug`), from the title and captions."""
 
     name = "polish"
     fields = ("polish_mplug", "sound_mplug")

@@ -1,4 +1,4 @@
-"""Ask a model: behind an OpenAI-compatible server (vLLM, `transformers serve`), or of transformers in this process."""
+"""Ask a model: on an OpenAI-compatible server (vLLM, `transformers serve`), or of transformers in this process."""
 
 import os
 import re
@@ -18,16 +18,16 @@ from .models import HubModel
 
 Message = str | list[dict[str, Any]]  # its content in OpenAI's format: a text, or a list of pictures and texts
 Answer = tuple[str, bool]  # a text, and whether it was cut off
-TEMPERATURES = (0.0, 0.7, 0.7)  # of a question until its answer can be used; at 0, the same answer would come again
+TEMPERATURES = (0.0, 0.7, 0.7)  # of the tries until an answer can be used; at 0, the same answer would come again
 REFUSED = re.compile(r"(?i)\W*(sorry,|i apolog|as an ai |i(['’]| a)m (sorry|unable|not )|i can(['’]t|not| not) )").match
 
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """The model that writes, and how it is asked."""
+    """The model, and how it is asked."""
 
     endpoint: str | None = None
-    """URL of an OpenAI-compatible server; its key, if any, is the workers' environment variable OPENAI_API_KEY"""
+    """URL of an OpenAI-compatible server; workers read its key, if any, from the variable OPENAI_API_KEY"""
     api_model: str | None = None
     """name of the model at the endpoint"""
     model: str | None = None
@@ -35,17 +35,17 @@ class ChatOptions:
     prompts: Path = Path(__file__).parent / "prompts"
     """folder with the prompt of each field, such as ofa.txt"""
     max_tokens: int = 128
-    """limit of an answer, in tokens; an answer that is cut off there is not used"""
+    """maximum tokens of an answer; one that is cut off there is not used"""
     thinking: bool = False
     """let the model think first; by default, models such as Qwen3 are told not to, in a way that some servers refuse"""
     concurrency: int = 8
-    """requests in flight of each worker, at most one for each entry of its batch"""
+    """requests that a worker sends at once, at most one for each entry of its batch"""
     requests_per_minute: float | None = None
     """limit of each worker"""
     timeout: float = 120.0
     """seconds without an answer after which a request is sent again"""
     tries: int = 8
-    """times that a request is sent while the server is busy, hangs or is away, up to 8 s apart or as the server asks"""
+    """times to send a request while the server is busy, hangs or is away, up to 8 s apart or as the server asks"""
 
     def __post_init__(self):
         at_least(1, max_tokens=self.max_tokens, concurrency=self.concurrency, tries=self.tries, timeout=self.timeout)
@@ -54,11 +54,11 @@ class ChatOptions:
 
 
 class Unanswered(Exception):
-    """Raised with the reason and details if there is no answer that can be used."""
+    """No answer can be used. Holds the reason and details."""
 
 
 def ask(model: "Endpoint | Local", message: Message) -> str:
-    """Return an answer without thoughts, and quotation marks around it. Raises `Unanswered` if none can be used."""
+    """Return an answer, without thoughts and enclosing quotation marks. Raises `Unanswered` if none can be used."""
     chat = [{"role": "user", "content": message}]
     for seed, temperature in enumerate(TEMPERATURES):
         answer, cut = model(chat, seed, temperature)
@@ -111,7 +111,7 @@ class Endpoint:
 
 
 class Local(HubModel):
-    """A model of transformers that reads texts and maybe pictures; if not, it raises `UserError` for pictures."""
+    """A model of transformers. Raises `UserError` for pictures if it reads only text."""
 
     def __init__(self, options: ChatOptions):
         super().__init__(str(options.model))

@@ -26,7 +26,7 @@ class DepthOptions:
     model: str
     """a transformers model that gives metres: a folder or hub id"""
     revision: str | None = None
-    """commit, tag or branch on the hub; only a commit is sure to stay the same while the step runs"""
+    """commit, tag or branch on the hub; only a commit cannot change while the step runs"""
     size: Literal["original", "picture"] = "original"
     """original: short side 256, at most 10 m, as in VIDAL-10M; picture: the size of the frames, at most 65.535 m"""
     half: bool = True

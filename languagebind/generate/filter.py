@@ -1,6 +1,6 @@
 """Measure videos and titles, then mark the entries to leave out, with the reasons. Nothing is deleted.
 
-Measures are kept as fields, and the marks follow from them and the options alone: other bounds measure nothing anew.
+Measures are kept as fields, and the marks depend on them and the options alone. So other bounds need no new measures.
 """
 
 import html
@@ -31,17 +31,17 @@ from .models import HubModel
 from .runners import FOLDER
 from .steps import Entry, Made
 
-PACKAGES = {"cuts": "scenedetect", "language": "py3langid", "hash": "imagehash"}  # that measure
-SURE, UNSURE = 0.4, ("und", "zxx")  # probability from which a title tells its language; the codes of one that does not
-FLAT, BLANK = 4, "0" * 16  # deviation of the brightness, of 255, below which a frame shows nothing; the hash of such
-PARTS = 25  # of the 512 bits of two hashes: if fewer differ, one part is equal, and its table in FAISS finds the other
-# A part has bits of each frame, and no place twice, so that neither a blank frame nor a still clip fills a table
+PACKAGES = {"cuts": "scenedetect", "language": "py3langid", "hash": "imagehash"}  # of the measures
+SURE, UNSURE = 0.4, ("und", "zxx")  # probability that a title's language needs; codes of titles without a language
+FLAT, BLANK = 4, "0" * 16  # a frame is blank if its brightness (0..255) deviates less; the hash of blank frames
+PARTS = 25  # of a hash, each with a table in FAISS: if fewer bits of two hashes differ, they have one part in common
+# A part has bits of all frames, from different places, so that neither blank frames nor still clips fill a table
 ORDER = [64 * k + (place + 8 * k) % 64 for place in range(64) for k in range(NUM_FRAMES)]
 
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """What to leave out. Each run marks all entries anew, so give it every filter that should hold."""
+    """What to leave out. Each run marks all entries anew, so give every filter that should hold."""
 
     min_seconds: float = 0.0
     """leave out shorter videos"""
@@ -54,19 +54,19 @@ class FilterOptions:
     near_duplicates: int | None = None
     """leave out copies of earlier entries, whose hashes differ in at most so many of 512 bits; try 24"""
     safety_model: str | None = None
-    """image-classification model of transformers, a folder or hub id, for the frames"""
+    """image-classification model of transformers for the frames: a folder or hub id"""
     unsafe_labels: tuple[str, ...] = ()
-    """leave out entries with a frame of such a label of the safety model"""
+    """leave out entries with a frame to which the safety model gives one of these labels"""
     unsafe_above: float = 0.5
     """probability above which a frame has a label"""
     features: str | None = None
     """checkpoint for languagebind.load: leave out copies of earlier entries by features of its modality"""
     similar: float = 0.95
-    """cosine from which features are those of a copy"""
+    """smallest cosine between the features of copies"""
     exclude_features: tuple[Path, ...] = ()
     """leave out copies of evaluation sets: .npy files of their features (N, D) by the same checkpoint"""
     exclude_ids: tuple[Path, ...] = ()
-    """leave out evaluation sets: files with one id a line, of entries, of their videos, or YouTube's for either"""
+    """leave out evaluation sets: files with one id a line, of entries or videos; YouTube ids match what they begin"""
     device: str | None = None
     """device of the models; None: a GPU if there is one"""
 
@@ -115,7 +115,7 @@ class Filter(FileStep):
             raise UserError(f"the labels of {options.safety_model} are {', '.join(self.labels)}, not {min(unknown)}")
 
     def record(self) -> dict[str, Any]:
-        self._sets()  # whatever is wrong with these should not show after hours of measuring
+        self._sets()  # finds mistakes in these now, not after hours of measuring
         used = {name: other for name, other in PACKAGES.items() if name in self.options.measures}
         found: dict[str, Any] = {name: {other: package(other).__version__} for name, other in used.items()}
         if self.safety:
@@ -155,7 +155,7 @@ class Filter(FileStep):
                 rows = ((space, space.read(entry)) for space in spaces)
                 yield entry, listed(entry, lists), [(space, row) for space, row in rows if row is not None]
 
-        # Those of evaluation sets come first, so that their copies are left out wherever they are
+        # Entries of evaluation sets come first, so that their copies are left out wherever they are
         for entry, reasons, rows in read() if spaces and lists else ():
             for space, row in rows if reasons else ():
                 space.add(row, f"copy of one {reasons[0]}: {entry.id}")
@@ -208,7 +208,7 @@ class Filter(FileStep):
         return {x: round(max(each["score"] for each in found if each["label"] == x), 4) for x in self.labels}
 
     def _features(self, entry: Entry) -> bytes:
-        """Return the features (D,) of an entry's medium as a file. Those of several pictures are averaged."""
+        """Return the features (D,) of an entry's medium, the mean of several pictures, as a NumPy file."""
         (kind,) = self._encoders.modalities
         known = places(self.root, entry, kind)
         files = next((files for files in known if files[0].exists()), known[0])
@@ -219,7 +219,7 @@ class Filter(FileStep):
         return file.getvalue()
 
     def _sets(self) -> tuple[list[Copies], list[tuple[str, set[str]]]]:
-        """Return spaces to find copies in, with the features of evaluation sets, and the ids of these, by file."""
+        """Return the spaces to find copies in, with the features of evaluation sets, and the ids in each file."""
         spaces, options, bits = list[Copies](), self.options, len(ORDER)
 
         def vector(entry: Entry) -> np.ndarray | None:
@@ -265,14 +265,14 @@ class Filter(FileStep):
 
 
 def listed(entry: Entry, lists: list[tuple[str, set[str]]]) -> list[str]:
-    """Return reasons for the lists that have an entry's id, its video's name, or a YouTube id with which one begins."""
+    """Return a reason for each list that has an entry's id, its video's name, or the YouTube id that begins one."""
     names = {entry.id, Path(entry.fields.get(SOURCE, entry.id)).stem}
     names |= {name[:11] for name in names if not name[11:12].isalnum()}
     return [f"in {name}" for name, ids in lists if not ids.isdisjoint(names)]
 
 
 def code_of(entry: Entry) -> np.ndarray | None:
-    """Return the bits of an entry's hash in ORDER, packed (64,); None if it has none, or most frames are blank."""
+    """Return the bits of an entry's hash in ORDER, packed (64,), or None if it has none or most frames are blank."""
     text = entry.fields.get(MEASURED, {}).get("hash", "")
     if sum(text[k : k + 16] != BLANK for k in range(0, len(text), 16)) < NUM_FRAMES // 2:
         return None

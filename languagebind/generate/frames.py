@@ -19,7 +19,7 @@ from .steps import Entry, Failed, Made, Step
 ANY_LENGTH = {"max_seconds": 1e6}
 VIDEO: Any = with_options(modality_class("video")(), ANY_LENGTH)
 AUDIO: Any = with_options(modality_class("audio")(), ANY_LENGTH)
-SILENT = 1e-4  # the largest sample of a track that is counted as silent
+SILENT = 1e-4  # a track with only smaller samples is counted as silent
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class FrameOptions:
     """Eight frames of each video, and the clip at the size of the frames."""
 
     frames: Literal["original", "even"] = "original"
-    """of n frames, i * (n // 8) as the original took, or evenly spaced from the first to the last as in training"""
+    """original: of n frames, i * (n // 8) for i from 0 to 7; even: evenly spaced from first to last, as in training"""
     size: int = 256
     """short side of frames and clips; smaller videos keep their size"""
     clips: bool = True
-    """resize the clips, too"""
+    """also make the clips"""
 
 
 @dataclass(frozen=True)

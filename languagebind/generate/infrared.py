@@ -20,7 +20,7 @@ from .models import ONE_CALL, FrameStep
 from .steps import Entry, Failed
 
 CONTRACT = "pictures (B, 3, H, W) in 0..1 to (B, 1 or 3, H, W)"
-ALIKE = 0.98  # absolute correlation with the luminance of the frames from which a clip gets a note
+ALIKE = 0.98  # absolute correlation with the luminance of its frames from which a clip gets a note
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class InfraredOptions:
 
 
 class Infrared(FrameStep):
-    """Infrared pictures as JPEG files, with a note on clips that are just the grey of the frames."""
+    """Infrared pictures as JPEG files, with a note if a clip is just the grey of its frames."""
 
     name = "infrared"
 

@@ -21,7 +21,7 @@ from ..files import write_atomic
 from ..modalities import modality_class, with_options
 from .runners import FOLDER
 
-SAMPLE = 20_000  # entries whose captions are examined, so that memory does not grow with the annotation
+SAMPLE = 20_000  # entries whose captions are examined; memory does not grow with the annotation
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str], steps: Iterable[str]) -> None:
 
 
 def statistics(captions: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return what the page says of a source, from the captions of each entry."""
+    """Return what the page says about a source, from the captions of each entry."""
     texts, words_of = [text for own in captions for text in own], CountVectorizer(stop_words="english").build_analyzer()
     return {"entries": sum(map(bool, captions)), "captions": len(texts), "different": len(set(texts)),
             "lengths": [len(text.split()) for text in texts],

@@ -27,7 +27,7 @@ from ..parallel import Engine, run_in_order
 from .annotation import append, merge
 from .steps import Entry, Failed, Made, Step, write
 
-FOLDER = "generate"  # below the root: of each step, what its results depend on, its report and its journals
+FOLDER = "generate"  # below the root, with a folder for each step's record, report and journals
 PATIENCE = timedelta(days=30)  # for slower ranks; torchrun ends all ranks when one dies
 JUDGED_FROM = 100  # entries from which --max-bad-share applies
 
@@ -37,7 +37,7 @@ Batch = tuple[int, list[Entry]]  # its end as a place in the annotation, and the
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the entries are, and who does the work. Under torchrun, each rank does its share."""
+    """Where the entries are, and what does the work. Under torchrun, each rank does its share."""
 
     annotation: Path
     """VIDAL's annotation of the videos; `generate annotate` makes a first one"""
@@ -104,10 +104,7 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
 
 
 def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
-    """Lock the step; check or write what its results depend on; count the entries, and those that are left out.
-
-    Texts of runs that were killed are merged first. Raises `UserError` if the annotation has lost their entries.
-    """
+    """Lock the step; check its record; merge what killed runs left; count the entries, and those that are left out."""
     step, options, folder = share.step, share.options, share.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -121,7 +118,7 @@ def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
         advice = f"keep it, or remove {folder} and its results to start again"
         raise UserError(f"{step.name} was made with {changed[0]} {was}, not {new}: {advice}")
     write_atomic(path, json.dumps(before | now, indent=1).encode() + b"\n")
-    merge(options.annotation, sorted(folder.glob("*.jsonl")))
+    merge(options.annotation, sorted(folder.glob("*.jsonl")))  # of killed runs
     skipped = Counter(step.skips(fields) for _, fields in read_annotation(options.annotation))
     return skipped.total(), skipped[True]
 

@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Made:
-    """What a step made of one entry."""
+    """What a step made for one entry."""
 
     files: Mapping[Path, bytes | Mapping[str, bytes]] = field(default_factory=dict)
     """contents of files, and of whole folders by the names of their files"""
@@ -34,7 +34,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a step made nothing of one entry."""
+    """Why a step made nothing for one entry."""
 
     reason: str
     detail: str
@@ -48,7 +48,7 @@ class Step(ABC):
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """Return what the results depend on: model, revision, hash, licence."""
+        """Return what the results depend on, such as the model, its hash and the options."""
 
     @abstractmethod
     def is_done(self, entry: Entry) -> bool:
@@ -60,10 +60,10 @@ class Step(ABC):
 
     @abstractmethod
     def one(self, entry: Entry) -> Made | Failed:
-        """Return what is made of one entry."""
+        """Return what is made for one entry."""
 
     def __call__(self, entries: Sequence[Entry]) -> Iterator[Made | Failed]:
-        """Yield what is made of each entry, in order; meanwhile, the next ones are made."""
+        """Yield what is made for each entry, in order; meanwhile, the next ones are made."""
         with ThreadPoolExecutor(self.at_once) as pool:
             yield from pool.map(self.one, entries)
 
