@@ -22,8 +22,7 @@ from ..modalities import modality_class
 from .steps import Entry
 
 VIDEOS = [name for name in modality_class("video").extensions if name not in ("jpg", "jpeg", "png")]
-
-LONGEST_ID = 200  # bytes; names of results are longer, and file systems allow 255
+LONGEST_ID = 200  # bytes; the names of results are longer, and file systems allow 255
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
