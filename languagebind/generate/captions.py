@@ -10,8 +10,7 @@ from ..config import UserError, digest
 from ..data.vidal import clean_captions, clean_title, texts_of
 from ..modalities import DecodeError
 from .chat import ChatOptions, Endpoint, Local, Message, Unanswered, ask
-from .frames import VIDEO, places
-from .steps import Entry, Failed, Made, Step
+from .steps import VIDEO, Entry, Failed, Made, Step
 
 
 class TextStep(Step):
@@ -65,7 +64,7 @@ class Captions(TextStep):
     fields = ("ofa", "mplug")
 
     def messages(self, entry: Entry) -> dict[str, list[Message]]:
-        frames = places(self.root, entry, "video")[1]
+        frames = entry.places(self.root, "video")[1]
         try:
             VIDEO.decode(frames)
         except DecodeError as error:

@@ -26,10 +26,9 @@ from ..eval.cache import weights_digest
 from ..hub.encoders import load
 from ..modalities._containers import read_packets
 from .annotation import write_entries
-from .frames import VIDEO, FileStep, places, video_of
 from .models import HubModel
 from .runners import FOLDER
-from .steps import Entry, Made
+from .steps import VIDEO, Entry, FileStep, Made
 
 PACKAGES = {"cuts": "scenedetect", "language": "py3langid", "hash": "imagehash"}  # of the measures
 SURE, UNSURE = 0.4, ("und", "zxx")  # probability that a title's language needs; codes of titles without a language
@@ -191,14 +190,14 @@ class Filter(FileStep):
             title = html.unescape(" ".join(texts_of(entry.fields.get("raw"))))
             return self._languages.classify(title.partition("#")[0])[0]
         if name in ("seconds", "cuts"):
-            video = video_of(self.root, entry)
+            video = entry.video(self.root)
             times = np.array(read_packets(video, "video", math.inf).times)  # NaN where unknown; refuses damaged files
             if name == "seconds":
                 return round(float(np.nanmax(times) - np.nanmin(times)) * len(times) / max(1, len(times) - 1), 3)
             own = package("scenedetect")
             scenes = own.detect(str(video), own.AdaptiveDetector(), start_in_scene=True, backend="pyav")
             return len(scenes) - 1
-        frames = VIDEO.decode(places(self.root, entry, "video")[1])  # (T, 3, H, W)
+        frames = VIDEO.decode(entry.places(self.root, "video")[1])  # (T, 3, H, W)
         pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
         if name == "hash":
             blank = frames.float().mean(dim=1).std(dim=(1, 2)) < FLAT
@@ -210,7 +209,7 @@ class Filter(FileStep):
     def _features(self, entry: Entry) -> bytes:
         """Return the features (D,) of an entry's medium, the mean of several pictures, as a NumPy file."""
         (kind,) = self._encoders.modalities
-        known = places(self.root, entry, kind)
+        known = entry.places(self.root, kind)
         files = next((files for files in known if files[0].exists()), known[0])
         items = [files] if kind == "video" and len(files) > 1 else files
         x = self._encoders.encode(**{kind: items}).mean(dim=0)

@@ -2,23 +2,19 @@
 
 import subprocess
 import tempfile
-from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from ..config import UserError, to_dict
+from ..config import UserError
 from ..data.packing import PackOptions, jpeg
-from ..data.vidal import NUM_FRAMES, SOURCE, media_paths
-from ..modalities import DecodeError, modality_class, with_options
+from ..data.vidal import NUM_FRAMES
+from ..modalities import DecodeError
 from ..modalities._containers import open_stream
-from .steps import Entry, Failed, Made, Step
+from .steps import AUDIO, VIDEO, Entry, FileStep, Made
 
-ANY_LENGTH = {"max_seconds": 1e6}
-VIDEO: Any = with_options(modality_class("video")(), ANY_LENGTH)
-AUDIO: Any = with_options(modality_class("audio")(), ANY_LENGTH)
 SILENT = 1e-4  # a track with only smaller samples is counted as silent
 
 
@@ -44,45 +40,6 @@ class SoundOptions:
     """samples per second; None: as in the video"""
 
 
-class FileStep(Step):
-    """A step that makes files."""
-
-    source: ClassVar[str] = "video"  # what it reads
-
-    def __init__(self, root: Path, options: Any):
-        self.root, self.options = root, options
-
-    @abstractmethod
-    def results(self, entry: Entry) -> list[Path]:
-        """Return the files and folders of an entry that the step makes."""
-
-    @abstractmethod
-    def make(self, entry: Entry) -> Made | Failed:
-        """Return them with their contents. Raises `DecodeError` if the source cannot be read."""
-
-    def record(self) -> dict[str, Any]:
-        return to_dict(self.options)
-
-    def is_done(self, entry: Entry) -> bool:
-        return all(path.exists() for path in self.results(entry))
-
-    def one(self, entry: Entry) -> Made | Failed:
-        try:
-            return self.make(entry)
-        except DecodeError as error:
-            return Failed(f"unreadable {self.source}", f"{entry.id}: {error}")
-
-
-def places(root: Path, entry: Entry, modality: str) -> list[list[Path]]:
-    """Return the possible locations of an entry's media, as `media_paths` does."""
-    return media_paths(root, entry.id, str(entry.fields.get("folder", "")), modality)
-
-
-def video_of(root: Path, entry: Entry) -> Path:
-    """Return the video of an entry: its `source`, or where VIDAL's layout has the clip."""
-    return root / entry.fields[SOURCE] if SOURCE in entry.fields else places(root, entry, "video")[0][0]
-
-
 class Frames(FileStep):
     """Frames as JPEG files, and H.264 clips. Needs FFmpeg for the clips."""
 
@@ -90,12 +47,12 @@ class Frames(FileStep):
 
     def results(self, entry: Entry) -> list[Path]:
         """Return the folder of the frames and, unless it is the source, the clip."""
-        (clip,), frames = places(self.root, entry, "video")
-        resized = self.options.clips and clip != video_of(self.root, entry)
+        (clip,), frames = entry.places(self.root, "video")
+        resized = self.options.clips and clip != entry.video(self.root)
         return [frames[0].parent, *([clip] if resized else [])]
 
     def make(self, entry: Entry) -> Made:
-        video, size, (folder, *clips) = video_of(self.root, entry), self.options.size, self.results(entry)
+        video, size, (folder, *clips) = entry.video(self.root), self.options.size, self.results(entry)
         original = (lambda n: np.arange(NUM_FRAMES) * (n // NUM_FRAMES)) if self.options.frames == "original" else None
         frames = VIDEO.read_part(video, 0, choose=original)
         pictures = {f"{k}.jpg": jpeg(frame, PackOptions(frame_size=size)) for k, frame in enumerate(frames)}
@@ -110,10 +67,10 @@ class Sound(FileStep):
     name = "sound"
 
     def results(self, entry: Entry) -> list[Path]:
-        return [places(self.root, entry, "audio")[0][0].with_suffix(f".{self.options.format}")]
+        return [entry.places(self.root, "audio")[0][0].with_suffix(f".{self.options.format}")]
 
     def make(self, entry: Entry) -> Made:
-        video, (path,) = video_of(self.root, entry), self.results(entry)
+        video, (path,) = entry.video(self.root), self.results(entry)
         with open_stream(video, "video") as (container, _):
             if not container.streams.audio:
                 return Made(notes=("no sound track",))

@@ -15,8 +15,7 @@ from ..config import UserError
 from ..data.shards import file_sha256
 from ..files import parse_json
 from ..hub.files import find_file, pin, weight_files
-from .frames import VIDEO, FileStep, places
-from .steps import Entry, Failed, Made
+from .steps import VIDEO, Entry, Failed, FileStep, Made
 
 ONE_CALL = Lock()  # held while a model is loaded or called
 
@@ -62,10 +61,10 @@ class FrameStep(FileStep):
         """Return pictures (T, 1 or 3, H, W) in bytes or uint16, and notes, for frames (T, 3, H, W) in bytes."""
 
     def results(self, entry: Entry) -> list[Path]:
-        return [places(self.root, entry, self.name)[0][0].parent]
+        return [entry.places(self.root, self.name)[0][0].parent]
 
     def make(self, entry: Entry) -> Made | Failed:
-        sources, targets = places(self.root, entry, "video")[1], places(self.root, entry, self.name)[0]
+        sources, targets = entry.places(self.root, "video")[1], entry.places(self.root, self.name)[0]
         if not sources[0].parent.is_dir():
             return Failed("no frames", f"{sources[0].parent} does not exist: run generate frames first")
         made = self.pictures(entry, VIDEO.decode(sources))

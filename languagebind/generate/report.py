@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from ..config import parse
 from ..data.tally import Tally, count
-from ..data.vidal import CAPTION_SOURCES, LAYOUTS, LEFT_OUT, all_captions, media_paths, read_annotation, texts_of
+from ..data.vidal import CAPTION_SOURCES, LAYOUTS, LEFT_OUT, all_captions, read_annotation, texts_of
 from ..eval.report.examples import Picture, draw
 from ..eval.report.page import open_templates
 from ..files import write_atomic
 from ..modalities import modality_class, with_options
 from .runners import FOLDER
+from .steps import Entry
 
 SAMPLE = 20_000  # entries whose captions are examined; memory does not grow with the annotation
 
@@ -88,7 +89,7 @@ def pictures(root: Path, key: str, fields: dict[str, Any], values: dict[str, lis
     """Draw the middle frame of an entry in each modality, or say why there is none. Collect its values."""
     found = {}
     for name in LAYOUTS:
-        places = sorted(media_paths(root, key, str(fields.get("folder", "")), name), key=len, reverse=True)
+        places = sorted(Entry(key, fields).places(root, name), key=len, reverse=True)
         paths = next((each for each in places if each[0].exists()), places[0])  # frames rather than a clip
         kind = "image" if name == "video" and len(paths) > 1 else name
         reader = with_options(modality_class(kind)(), {"max_depth": 0.0})  # depth without a limit

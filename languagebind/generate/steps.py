@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ..config import UserError
-from ..data.vidal import LEFT_OUT
+from ..config import UserError, to_dict
+from ..data.vidal import LEFT_OUT, SOURCE, media_paths
 from ..files import new_folder, write_atomic
+from ..modalities import DecodeError, modality_class, with_options
+
+ANY_LENGTH = {"max_seconds": 1e6}
+VIDEO: Any = with_options(modality_class("video")(), ANY_LENGTH)
+AUDIO: Any = with_options(modality_class("audio")(), ANY_LENGTH)
 
 
 class Entry(NamedTuple):
@@ -18,6 +23,14 @@ class Entry(NamedTuple):
     id: str
     fields: dict[str, Any]
     """folder, title and captions, as in VIDAL's annotation"""
+
+    def places(self, root: Path, modality: str) -> list[list[Path]]:
+        """Return the possible locations of its media, as `media_paths` does."""
+        return media_paths(root, self.id, str(self.fields.get("folder", "")), modality)
+
+    def video(self, root: Path) -> Path:
+        """Return its video: its `source`, or where VIDAL's layout has the clip."""
+        return root / self.fields[SOURCE] if SOURCE in self.fields else self.places(root, "video")[0][0]
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,35 @@ class Step(ABC):
     def finish(self, annotation: Path) -> dict[str, Any]:
         """Do what needs all entries, at the end. Return what the report should say of it."""
         return {}
+
+
+class FileStep(Step):
+    """A step that makes files."""
+
+    source: ClassVar[str] = "video"  # what it reads
+
+    def __init__(self, root: Path, options: Any):
+        self.root, self.options = root, options
+
+    @abstractmethod
+    def results(self, entry: Entry) -> list[Path]:
+        """Return the files and folders of an entry that the step makes."""
+
+    @abstractmethod
+    def make(self, entry: Entry) -> Made | Failed:
+        """Return them with their contents. Raises `DecodeError` if the source cannot be read."""
+
+    def record(self) -> dict[str, Any]:
+        return to_dict(self.options)
+
+    def is_done(self, entry: Entry) -> bool:
+        return all(path.exists() for path in self.results(entry))
+
+    def one(self, entry: Entry) -> Made | Failed:
+        try:
+            return self.make(entry)
+        except DecodeError as error:
+            return Failed(f"unreadable {self.source}", f"{entry.id}: {error}")
 
 
 def write(made: Made) -> None:
