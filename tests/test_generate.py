@@ -202,6 +202,8 @@ def test_too_many_failures_stop_a_step(tmp_path):
     main(["annotate", f"--videos={tmp_path / 'videos'}", *flags])
     with pytest.raises(UserError, match=r"112 of 112 entries failed, more than --max-bad-share 10%: see"):
         main(["sound", *flags, "--workers=0"])
+    found = report(tmp_path, "sound")
+    assert (found["entries"], found["failed"], found["there before or not reached"]) == (120, 112, 8)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in STEPS:
         kind, own = STEPS[name]
         options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("own", own)]), rest, f"generate {name}")
-        print_report(name, run_step(partial(kind, options.run.root, options.own), options.run))
+        run_step(partial(kind, options.run.root, options.own), options.run)
     elif name == "annotate":
         annotation.main(rest)
     elif name == "report":
@@ -47,14 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{__doc__}\nsteps: {names}")
     else:
         raise UserError(f"no step {name!r}: choose from {names}")
-
-
-def print_report(name: str, report: dict[str, Any]) -> None:
-    """Print what a step made, and what it noted or why it failed for some entries, with an example of each."""
-    print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in report.items() if isinstance(value, int)))
-    for reason, found in (report["failures"] | report["notes"]).items():
-        example = found["examples"][0]
-        print(f"  {reason}: {found['count']}, such as {example.get('detail') or example['id']}")
 
 
 if __name__ == "__main__":

@@ -87,15 +87,15 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
         share = Share(step, options, process.rank, process.world_size)
         entries, left_out = on_main(process, partial(_prepare, share, stack))
         part: dict[str, Any] = {"made": 0, "failed": 0, "failures": {}, "notes": {}}
-        failure = None
+        failure, rest = None, "there before"
         try:
             with tqdm(total=entries, unit=" entries", disable=not process.is_main) as bar:
                 _work(make_step, share, part, bar)
         except UserError as error:
-            failure = str(error)
-        total = _total(gather_objects(part))
-        before = entries - left_out - total["made"] - total["failed"]
-        report = {"entries": entries, "left out": left_out, "there before": before, **total}
+            failure, rest = str(error), "there before or not reached"
+        total, rest = _total(gather_objects(part)), max(gather_objects(rest))
+        others = entries - left_out - total["made"] - total["failed"]
+        report = {"entries": entries, "left out": left_out, rest: others, **total}
         try:
             on_main(process, partial(_finish, share, report))
         finally:  # on a full disk, why the step stopped says more
@@ -171,11 +171,12 @@ class Share:
 
 
 def _finish(share: Share, report: dict[str, Any]) -> None:
-    """Merge the journals, and write the report."""
+    """Merge the journals; write and print the report."""
     annotation = share.options.annotation
     merge(annotation, sorted(share.folder.glob("*.jsonl")))
     report |= share.step.finish(annotation)
     write_atomic(share.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    print_report(share.step.name, report)
 
 
 def _total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -186,3 +187,11 @@ def _total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for reason, found in part[name].items():
             count(tally, reason, *found["examples"], number=found["count"])
     return numbers | tallies
+
+
+def print_report(name: str, report: dict[str, Any]) -> None:
+    """Print what a step made, and what it noted or why it failed for some entries, with an example of each."""
+    print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in report.items() if isinstance(value, int)))
+    for reason, found in (report["failures"] | report["notes"]).items():
+        example = found["examples"][0]
+        print(f"  {reason}: {found['count']}, such as {example.get('detail') or example['id']}")
