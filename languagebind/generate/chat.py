@@ -124,7 +124,8 @@ class Local(HubModel):
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
 
         kinds: Any = (hf.AutoModelForCausalLM, hf.AutoTokenizer), (hf.AutoModelForImageTextToText, hf.AutoProcessor)
-        return self.load(*kinds[self.config.get("model_type") in SEEING], own_device())
+        kind, reader = kinds[self.config.get("model_type") in SEEING]
+        return self.load(kind, reader, own_device())
 
     def __call__(self, chat: list[dict[str, Any]], seed: int, temperature: float) -> Answer:
         model, reader = self.loaded
