@@ -447,7 +447,7 @@ def test_a_wrong_key_stops_every_runner_with_one_sentence(runner, tmp_path, monk
 @pytest.mark.slow
 def test_a_full_disk_stops_a_step_that_a_second_run_completes(tmp_path):
     root = tmp_path / "disk"
-    with disk(root, 2**21) as resize, serving(server := Server(lambda body, _: says(answer_to(body) * 45))) as where:
+    with disk(root, 2**21) as resize, serving(server := Server(lambda body, _: says(answer_to(body) * 35))) as where:
         flags = [*write_frames(root, 12), "--workers=0", "--batch-size=1"]
         resize(shutil.disk_usage(root).used + 7 * 4096)
         with pytest.raises(UserError, match=r"No space left on device: '.*vidal.json'|cannot write .*jsonl: No space"):
