@@ -87,13 +87,14 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
         share = Share(step, options, process.rank, process.world_size)
         entries, left_out = on_main(process, partial(_prepare, share, stack))
         part: dict[str, Any] = {"made": 0, "failed": 0, "failures": {}, "notes": {}}
-        failure, rest = None, "there before"
+        failure = None
         try:
             with tqdm(total=entries, unit=" entries", disable=not process.is_main) as bar:
                 _work(make_step, share, part, bar)
         except UserError as error:
-            failure, rest = str(error), "there before or not reached"
-        total, rest = _total(gather_objects(part)), max(gather_objects(rest))
+            failure = str(error)
+        total, stopped = _total(gather_objects(part)), any(gather_objects(failure))
+        rest = "there before or not reached" if stopped else "there before"
         others = entries - left_out - total["made"] - total["failed"]
         report = {"entries": entries, "left out": left_out, rest: others, **total}
         try:
