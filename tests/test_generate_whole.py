@@ -152,7 +152,9 @@ def count(root, entries, *options):
     path.write_text(json.dumps({f"clip{k:08d}": {"folder": "clips", "raw": f"title {k}"} for k in range(entries)}))
     found = json.loads(call("tests/counting_step.py", str(path), str(root), *options, fresh=True).splitlines()[-1])
     assert found["made"] == entries
-    return found | {"times": sorted(float(fields["mplug"].split()[0]) for _, fields in read_annotation(path))}
+    captions = [fields["mplug"].split() for _, fields in read_annotation(path)]
+    times, peaks = zip(*[(float(seconds), float(peak)) for seconds, peak in captions], strict=True)
+    return found | {"times": sorted(times), "MB of a worker": max(peaks)}
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
