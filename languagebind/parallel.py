@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,7 @@ def run_in_order(
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the parent, too, which says so
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _work = make()
 

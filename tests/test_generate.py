@@ -109,6 +109,10 @@ def test_the_annotation_keeps_its_entries_and_takes_new_ones(videos, tmp_path, c
     main(["annotate", f"--videos={videos}", *flags])
     assert capsys.readouterr().out == "7 entries, 0 of them new\n"
     assert dict(read_annotation(tmp_path / "vidal.json")) == before
+    main(["annotate", f"--videos={videos / 'sub'}", *flags])
+    assert capsys.readouterr().out == "7 entries, 0 of them new\n", "the video of sub-b would also be b"
+    with pytest.raises(UserError, match=r"--videos .*nowhere is not a folder"):
+        main(["annotate", f"--videos={tmp_path / 'nowhere'}", *flags])
     (tmp_path / "more.csv").write_text("path,title\nnowhere.mp4,gone\n")
     with pytest.raises(UserError, match=r"more.csv:2: there is no video .*nowhere.mp4"):
         main(["annotate", f"--videos={videos}", f"--titles={tmp_path / 'more.csv'}", *flags])

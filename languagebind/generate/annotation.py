@@ -28,10 +28,7 @@ LONGEST_ID = 200  # bytes; the names of results are longer, and file systems all
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a journal, without a last line that a killed process has cut short."""
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
+        yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
 def append(journal: Path, lines: bytes) -> None:
@@ -103,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(AnnotateOptions, argv, "generate annotate")
     options.annotation.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect("")) as known:  # "": a temporary file
-        known.execute("CREATE TABLE entries (id BLOB PRIMARY KEY, source BLOB) WITHOUT ROWID")
+        known.execute("CREATE TABLE entries (id BLOB PRIMARY KEY, source BLOB UNIQUE) WITHOUT ROWID")
         write_entries(options.annotation, _entries(options, known))
 
 
@@ -115,25 +112,27 @@ def _entries(options: AnnotateOptions, known: sqlite3.Connection) -> Iterator[En
     insert, find = "INSERT OR IGNORE INTO entries VALUES (?, ?)", "SELECT source FROM entries WHERE id = ?"
     total = new = 0
     for key, fields in read_annotation(options.annotation) if options.annotation.exists() else ():
-        total += known.execute(insert, [os.fsencode(key), os.fsencode(fields.get(SOURCE, ""))]).rowcount
+        total += known.execute(insert, [text and os.fsencode(text) for text in (key, fields.get(SOURCE))]).rowcount
         yield Entry(key, fields)
     for where, entry in _new_entries(options):
         row = [os.fsencode(entry.id), os.fsencode(entry.fields[SOURCE])]
         if known.execute(insert, row).rowcount:
             new += 1
             yield entry
-        elif (first := known.execute(find, row[:1]).fetchone()[0]) not in (row[1], b""):
-            raise UserError(f"{where}: {entry.fields[SOURCE]} would have the id of {os.fsdecode(first)}: rename one")
+        elif (first := known.execute(find, row[:1]).fetchone()) not in (None, (row[1],), (None,)):
+            raise UserError(f"{where}: {entry.fields[SOURCE]} would have the id of {os.fsdecode(first[0])}: rename one")
     print(f"{total + new} entries, {new} of them new")
 
 
 def _new_entries(options: AnnotateOptions) -> Iterator[tuple[str, Entry]]:
     """Yield where each video is listed, and its entry. Raises `UserError` if a row lacks its title or its video."""
+    if not options.videos.is_dir():
+        raise UserError(f"--videos {options.videos} is not a folder")
     base = Path(os.path.relpath(options.videos.resolve(), options.root.resolve()))  # `..` does not leave a link
     rows = read_manifest(options.titles) if options.titles else _named(options.videos)
     for where, row in rows:
         if not row.get("title") or not row.get("path"):
-            raise UserError(f"{where}: a row needs a path and a title")
+            raise UserError(f"{where}: a row needs a path and a title, in columns of these names")
         video = Path(row["path"])
         if not (options.videos / video).is_file():
             raise UserError(f"{where}: there is no video {options.videos / video}")
@@ -147,5 +146,4 @@ def _named(videos: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield a row for each video in a folder, with its name as the title."""
     for path in files_below(videos):
         if path.suffix.lower().lstrip(".") in VIDEOS:
-            relative = path.relative_to(videos)
-            yield str(path), {"path": str(relative), "title": re.sub(r"[-_]+", " ", path.stem)}
+            yield str(path), {"path": str(path.relative_to(videos)), "title": re.sub(r"[-_]+", " ", path.stem)}

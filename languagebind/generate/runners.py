@@ -52,7 +52,7 @@ class RunOptions:
     batch_size: int = 16
     """entries that a worker takes at once"""
     max_bad_share: float = 0.1
-    """share of failed entries above which the step stops"""
+    """share of failed entries above which the step stops, judged from the 100th on"""
 
     def __post_init__(self):
         at_least(0, workers=self.workers, num_gpus_per_worker=self.num_gpus_per_worker)
@@ -114,10 +114,9 @@ def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
         raise UserError(f"another process makes {step.name} in {options.root}: wait for its end") from error
     path, now = folder / "record.json", json.loads(json.dumps(step.record(), default=str))
     before = json.loads(path.read_bytes()) if path.exists() else now
-    if changed := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
-        was, new = before[changed[0]], now[changed[0]]
-        advice = f"keep it, or remove {folder} and its results to start again"
-        raise UserError(f"{step.name} was made with {changed[0]} {was}, not {new}: {advice}")
+    if changed := [key for key in now if before.get(key, now[key]) != now[key]]:  # a record begins with the model
+        key, advice = changed[0], f"keep it, or remove {folder} and its results to start again"
+        raise UserError(f"{step.name} was made with {key} {before[key]}, not {now[key]}: {advice}")
     write_atomic(path, json.dumps(before | now, indent=1).encode() + b"\n")
     merge(options.annotation, sorted(folder.glob("*.jsonl")))  # of killed runs
     skipped = Counter(step.skips(fields) for _, fields in read_annotation(options.annotation))
