@@ -384,7 +384,8 @@ def test_transformers_serve_writes_what_the_model_writes_in_this_process(models,
             (root / FRAMES.format(0) / "0.jpg").write_bytes(b"")
             (root / "vidal.json").write_text(json.dumps({"clip1": {"folder": "clips"}, "clip0": {"folder": "clips"}}))
             shutil.rmtree(root / "generate")
-            main(["captions", *flags, *source, "--max-tokens=2"])
+            with pytest.raises(UserError, match="all entries failed"):
+                main(["captions", *flags, *source, "--max-tokens=2"])
             assert counts(root, "captions") == (0, 2, {"too long": 1, "no readable frames": 1})
     finally:
         process.kill()

@@ -371,7 +371,8 @@ def test_infrared_models_that_do_not_fit(nets, root, tmp_path):
         assert not results(root, "thermal")
         remove(root)
     for name in ("Flat", "Broken"):
-        main(["infrared", *flags(root, f"--model={nets}:{name}")])
+        with pytest.raises(UserError, match="all entries failed, for the reasons above"):
+            main(["infrared", *flags(root, f"--model={nets}:{name}")])
         assert told(root, "infrared")[:2] == ("no picture", 3)
         remove(root)
 

@@ -96,6 +96,8 @@ def run_step(make_step: MakeStep, options: RunOptions) -> dict[str, Any]:
         total, stopped = _total(gather_objects(part)), any(gather_objects(failure))
         rest = "there before or not reached" if stopped else "there before"
         others = entries - left_out - total["made"] - total["failed"]
+        if 0 < total["failed"] == entries - left_out:
+            failure = failure or "all entries failed, for the reasons above"
         report = {"entries": entries, "left out": left_out, rest: others, **total}
         try:
             on_main(process, partial(_finish, share, report))
