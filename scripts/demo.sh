@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, render the sample world, train an encoder for each modality and evaluate it: 15 to 25 minutes on two cores.
+# Set up, render the sample world, train an encoder for each modality and evaluate it: about 15 minutes on two cores after the set-up.
 # `--modality depth` runs only one. A table is printed; logs/demo has results.json and report.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
