@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, render the sample world, train an encoder for each modality and evaluate it: about 15 minutes on two cores after the set-up.
+# Set up, render the sample world, train an encoder for each modality and evaluate it. It takes about 15 minutes on two cores.
 # `--modality depth` runs only one. A table is printed; logs/demo has results.json and report.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
