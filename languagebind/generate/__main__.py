@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = f"annotate, {', '.join(STEPS)}, report"
     if name in STEPS:
         kind, own = STEPS[name]
-        options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("options", own)]), rest, f"generate {name}")
-        run_step(partial(kind, options.run.root, options.options), options.run)
+        options: Any = parse(make_dataclass("Options", [("run", RunOptions), ("step", own)]), rest, f"generate {name}")
+        run_step(partial(kind, options.run.root, options.step), options.run)
     elif name == "annotate":
         annotation.main(rest)
     elif name == "report":
