@@ -119,6 +119,7 @@ def test_loss(tmp_path, alone):
     assert whole["step_ms"] > 0
 
 
+@pytest.mark.slow
 def test_loader(tmp_path, depth_shards):
     training = ["--modality=depth", "--image-size=32", f"--train-data={depth_shards}", "--caption-source=raw",
                 "--batch-size=8", "--text-pretrained=none"]  # fmt: skip
@@ -142,6 +143,7 @@ def test_growth_is_that_of_the_second_half():
     assert (found["all_pss_mib"], found["peak_pss_mib"]) == (20, 30)
 
 
+@pytest.mark.slow
 def test_decode(tmp_path, files):
     rows = benchmark(tmp_path, "decode", "--rounds=1", "--num-frames=2", "--files", *files["video"])
     by_decoder = {row["decoder"]: row for row in rows}

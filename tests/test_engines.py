@@ -28,7 +28,9 @@ def ddp(depth_shards, tmp_path_factory):
     return logs
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=[pytest.mark.slow] * (name == "zero1")) for name in ENGINES]
+)
 def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, depth_shards):
     flags = train_flags(depth_shards, ddp, *RECIPE, f"--val-config={ddp / 'val.yaml'}", f"--name={engine}")
     resume = f"--resume={ddp / 'ddp/checkpoints/step_00000003.pt'}"
