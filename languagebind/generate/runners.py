@@ -167,8 +167,9 @@ class Share:
     def __iter__(self) -> Iterator[Batch]:
         entries, size = itertools.starmap(Entry, read_annotation(self.options.annotation)), self.options.batch_size
         for number, batch in enumerate(iter(lambda: list(itertools.islice(entries, size)), [])):
-            lacking = [entry for entry in batch if not (self.step.skips(entry.fields) or self.step.is_done(entry))]
-            if lacking and number % self.world_size == self.rank:
+            if number % self.world_size != self.rank:
+                continue
+            if lacking := [x for x in batch if not (self.step.skips(x.fields) or self.step.is_done(x))]:
                 yield number * size + len(batch), lacking
 
 
