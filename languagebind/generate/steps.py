@@ -54,7 +54,7 @@ class Failed:
 
 
 class Step(ABC):
-    """One step, built once in each worker. A call has no effect but its result, and does not depend on other calls."""
+    """One step, built once in each worker. A call changes nothing and does not depend on other calls."""
 
     name: ClassVar[str]
     at_once = 1  # entries that a worker makes at the same time
