@@ -29,9 +29,8 @@ def run_in_order(
 ) -> Iterator[Result]:
     """Yield the result of each task, in order. Each worker calls `make` once for the function that does its tasks.
 
-    Without workers, this process does them. Tasks are read little faster than they are done. Ray reads them within the
-    cluster, so `tasks` must be picklable there; `num_gpus` is for each of its actors. `start` is multiprocessing's
-    start method.
+    Without workers, this process does them. Tasks are read little faster than they are done, by Ray 1,024 at once;
+    `num_gpus` is for each of its actors. `start` is multiprocessing's start method.
     """
     if engine == "ray":
         try:

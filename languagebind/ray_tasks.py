@@ -1,52 +1,36 @@
 """Run tasks with Ray Data. Imported only with `--engine ray`."""
 
+import gc
+import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import pyarrow
-from ray.data import ActorPoolStrategy, DataContext, read_datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, from_items
 
 from .config import UserError
+
+WINDOW = 1024  # tasks of one Ray dataset: Ray's driver keeps some KB of statistics on each until the dataset's end
 
 
 def run_on_ray(
     make: Callable[[], Callable[[Any], Any]], tasks: Iterable[Any], workers: int, num_gpus: float
 ) -> Iterator[Any]:
-    """Yield the results of tasks in order. One task of the cluster reads them, while actors do those that it has read.
+    """Yield the results of tasks in order. New actors start for each window of tasks.
 
     The nodes of the cluster share the folders.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
-    context.target_max_block_size = 1  # bytes: each row is a block, which an actor takes
-    rows = read_datasource(Tasks(tasks), override_num_blocks=1, num_cpus=0)
-    actors = ActorPoolStrategy(size=workers)
-    for row in rows.map(Actor, fn_constructor_args=(make,), compute=actors, num_gpus=num_gpus).iter_rows():
-        result = pickle.loads(row["result"])  # noqa: S301, our own actor wrote it
-        if isinstance(result, UserError):
-            raise result
-        yield result
-
-
-class Tasks(Datasource):
-    """Tasks as rows of one block each."""
-
-    def __init__(self, tasks: Iterable[Any]):
-        super().__init__()
-        self.tasks = tasks
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism: int, *args: Any, **options: Any) -> list[ReadTask]:
-        return [ReadTask(self._rows, BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None))]
-
-    def _rows(self) -> Iterator[Any]:
-        for task in self.tasks:
-            yield pyarrow.table({"task": [pickle.dumps(task)]})
+    actors, tasks = ActorPoolStrategy(size=workers), iter(tasks)
+    while window := [{"task": pickle.dumps(task)} for task in itertools.islice(tasks, WINDOW)]:
+        rows = from_items(window, override_num_blocks=len(window))  # an actor takes a block at once
+        for row in rows.map(Actor, fn_constructor_args=(make,), compute=actors, num_gpus=num_gpus).iter_rows():
+            result = pickle.loads(row["result"])  # noqa: S301, our own actor wrote it
+            if isinstance(result, UserError):
+                raise result
+            yield result
+        gc.collect()  # of the dataset's cycles, which Python would free much later
 
 
 class Actor:
