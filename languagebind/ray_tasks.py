@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ def run_on_ray(
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would announce every window
     actors, tasks = ActorPoolStrategy(size=workers), iter(tasks)
     while window := [{"task": pickle.dumps(task)} for task in itertools.islice(tasks, WINDOW)]:
         rows = from_items(window, override_num_blocks=len(window))  # an actor takes a block at once

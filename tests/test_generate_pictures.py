@@ -373,8 +373,7 @@ def test_infrared_models_that_do_not_fit(nets, root, tmp_path):
     for name in ("Flat", "Broken"):
         with pytest.raises(UserError, match="all entries failed, for the reasons above"):
             main(["infrared", *flags(root, f"--model={nets}:{name}")])
-        assert told(root, "infrared")[:2] == ("no picture", 3)
-        remove(root)
+        assert told(root, "infrared")[:2] == ("no picture", 3)  # Broken, too: what failed does not bind the next run
 
 
 CLONES = {

@@ -180,6 +180,8 @@ def _finish(share: Share, report: dict[str, Any]) -> None:
     report |= share.step.finish(annotation)
     write_atomic(share.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
     print_report(share.step.name, report)
+    if not report["made"] and report.get("there before") == 0:
+        (share.folder / "record.json").unlink()  # so that the next run may have another model
 
 
 def _total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
