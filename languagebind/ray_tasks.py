@@ -26,7 +26,7 @@ def run_on_ray(
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would announce every window
     actors, tasks = ActorPoolStrategy(size=workers), iter(tasks)
     while window := [{"task": pickle.dumps(task)} for task in itertools.islice(tasks, WINDOW)]:
-        rows = from_items(window, override_num_blocks=len(window))  # an actor takes a block at once
+        rows: Any = from_items(window, override_num_blocks=len(window))  # an actor takes a block at once
         for row in rows.map(Actor, fn_constructor_args=(make,), compute=actors, num_gpus=num_gpus).iter_rows():
             result = pickle.loads(row["result"])  # noqa: S301, our own actor wrote it
             if isinstance(result, UserError):
