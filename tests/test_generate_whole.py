@@ -157,12 +157,12 @@ def count(root, entries, *options):
     return found | {"times": sorted(times), "MB of a worker": max(peaks)}
 
 
-@pytest.mark.parametrize("engine", ["processes", "ray"])
-def test_memory_does_not_grow_with_the_annotation(engine, tmp_path):
+@pytest.mark.parametrize(("engine", "more"), [("processes", 30), ("ray", 60)])  # Ray's driver is flat from 300,000 on
+def test_memory_does_not_grow_with_the_annotation(engine, more, tmp_path):
     few, many = (count(tmp_path / str(n), n, engine, "1", "0") for n in (1000, 100_000))
     print(engine, [(found["MB"], found["MB of a worker"]) for found in (few, many)])
-    assert many["MB"] < few["MB"] + 30
-    assert many["MB of a worker"] < few["MB of a worker"] + 30
+    assert many["MB"] < few["MB"] + more
+    assert many["MB of a worker"] < few["MB of a worker"] + more
 
 
 def test_two_workers_of_ray_are_faster_than_one(tmp_path):
