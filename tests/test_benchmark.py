@@ -99,6 +99,7 @@ def test_model_with_adapters_says_that_it_needs_peft(tmp_path, alone):
     assert output.splitlines()[-1].startswith("error: LoRA tuning needs PEFT: pip install peft")
 
 
+@pytest.mark.slow
 def test_model_with_a_text_tower_and_adapters(tmp_path):
     (live,) = benchmark(tmp_path, "model", *TINY, "--precision=fp32", "--text=live", "--text-width=32")
     (cached,) = benchmark(tmp_path, "model", *TINY, "--precision=fp32")

@@ -29,7 +29,7 @@ def ddp(depth_shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=[pytest.mark.slow] * (name == "zero1")) for name in ENGINES]
+    "engine", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("zero1", "zero2"))) for name in ENGINES]
 )
 def test_every_engine_goes_on_as_ddp_would_and_ddp_goes_on_from_it(engine, ddp, depth_shards):
     flags = train_flags(depth_shards, ddp, *RECIPE, f"--val-config={ddp / 'val.yaml'}", f"--name={engine}")

@@ -49,7 +49,7 @@ def lines(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize("resampled", [False, True])
+@pytest.mark.parametrize("resampled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_killed_twenty_times_ends_as_one_never_stopped(resampled, depth_shards, tmp_path):
     flags = train_flags(
         depth_shards, tmp_path, "--batch-size=4", "--epochs=3", "--patch-dropout=0.3", "--workers=2",

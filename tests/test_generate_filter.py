@@ -301,6 +301,7 @@ def test_copies_by_features_are_those_of_brute_force(toys, tmp_path):
     assert found.keys() == {str(k) for k in range(len(rows))} - {str(k) for k in kept}
 
 
+@pytest.mark.slow
 def test_the_marks_do_not_depend_on_the_runner(root, tmp_path_factory):
     options = ["--min-seconds=1", "--max-cuts=1", "--languages", "en", "--near-duplicates=24", "--batch-size=2"]
     before = (root / "vidal.json").read_bytes()
