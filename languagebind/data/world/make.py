@@ -93,7 +93,7 @@ def _write_split(options: WorldOptions, split: str, scenes: list[Scene]) -> None
 def _write_media(scene: Scene, root: Path, modalities: tuple[str, ...], size: int) -> None:
     for modality in modalities:
         paths = scene_files(root, scene, modality)
-        files = _RENDERERS[modality](scene, size)
+        files = RENDERERS[modality](scene, size)
         if root.name == "test" and modality in MASKED:
             mask = partial(_render.mask, index=seen_pairs(modality).index(scene.pair(modality)))
             files = [*files, *_pictures(mask, ".png", scene, size)]
@@ -132,7 +132,8 @@ def _pictures(frames: Callable[[Scene, int], np.ndarray], extension: str, scene:
     return [cv2.imencode(extension, frame)[1].tobytes() for frame in frames(scene, size)]
 
 
-_RENDERERS: dict[str, Callable[[Scene, int], list[bytes]]] = {
+# For each modality, what renders a scene's files at a size in pixels: one, or one for each frame
+RENDERERS: dict[str, Callable[[Scene, int], list[bytes]]] = {
     "video": _mp4,
     "audio": _wav,
     "depth": partial(_pictures, _render.depth_frames, ".png"),
