@@ -59,7 +59,7 @@ def illustrated(result: Result) -> dict[str, list[tuple[Any, dict[str, Picture],
     return {kind: [card(each) for each in examples] for kind, examples in chosen.items()}
 
 
-def _over(picture: Image.Image, classes: np.ndarray) -> Image.Image:
+def over(picture: Image.Image, classes: np.ndarray) -> Image.Image:
     """Return a grey copy of a picture with the colours of classes (h, w) over it, except where they are 0."""
     layer = Image.fromarray(PALETTE(classes % PALETTE.N, alpha=OPACITY * (classes > 0), bytes=True))
     grey = picture.convert("L").point(lambda x: 80 + x // 2).convert("RGBA")  # no black or white
@@ -98,7 +98,7 @@ def draw(modality: Modality | str, key: str, places: Sequence[Any], classes: np.
     except (UserError, ImportError) as error:  # No decoder is installed
         return Picture("", f"The file cannot be decoded here: {error}")
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    return Picture(data_uri(picture), meaning) if classes is None else Picture(data_uri(_over(picture, classes)), "")
+    return Picture(data_uri(picture), meaning) if classes is None else Picture(data_uri(over(picture, classes)), "")
 
 
 def data_uri(picture: Image.Image) -> str:
