@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,9 @@ class AppOptions:
     """file of lines USER:PASSWORD, which the page then asks for"""
     index: Path | None = None
     """folder that `languagebind index` made, to search in"""
+    examples: Path | None = None
+    """folder of examples: files of each modality in a folder of its name, with texts for them, one a line, in texts.txt
+    (by default the demo's runs have examples of the sample world, and other models have none)"""
     device: str = "cpu"
     max_upload_mb: int = 200
     """largest file that is taken, in megabytes"""
@@ -56,29 +61,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(AppOptions, argv, prog="languagebind app")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     sources, users = options.models or demo_runs(), read_users(options.auth) if options.auth else None
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
-    page, settings = make_page(sources, options)
-    try:
-        _, url, _ = page.launch(
-            server_name=options.host, server_port=options.port, auth=users, prevent_thread_lock=True, **settings
-        )
-    except OSError as error:
-        raise UserError(f"cannot listen at {options.host}:{options.port}: choose another --port") from error
-    print(f"the page is at {url} (stop it with Ctrl-C)", flush=True)
-    page.block_thread()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
+    with tempfile.TemporaryDirectory(prefix="languagebind-app-") as folder:
+        # Before Gradio is imported: no analytics, and a folder for uploads that nobody else uses
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": os.path.join(folder, "uploads")}
+        page, settings = make_page(sources, options, Path(folder) / "examples")
+        try:
+            _, url, _ = page.launch(
+                server_name=options.host, server_port=options.port, auth=users, prevent_thread_lock=True, **settings
+            )
+        except OSError as error:
+            raise UserError(f"cannot listen at {options.host}:{options.port}: choose another --port") from error
+        print(f"the page is at {url} (stop it with Ctrl-C)", flush=True)
+        page.block_thread()
 
 
-def make_page(sources: Sequence[str], options: AppOptions) -> tuple[Any, dict[str, Any]]:
-    """Return the page of some models, and the settings of its server."""
+def make_page(sources: Sequence[str], options: AppOptions, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the page of some models, and the settings of its server. Examples are rendered into `folder`."""
     from . import page
+    from .examples import knows_world, read_examples, world_examples
     from .functions import load_models
 
     models = load_models(sources, device=options.device)
+    examples, names = [], models.encoders.modalities
+    if options.examples:
+        examples = read_examples(options.examples, names)
+    elif all(map(knows_world, sources)):
+        examples = world_examples(folder, names)
     settings = {
         "max_file_size": f"{options.max_upload_mb}mb", "share": False, "run_history": False, "enable_monitoring": False,
         "footer_links": ["api"], "quiet": True, "css": page.CSS, "theme": page.THEME,
     }  # fmt: skip
-    return page.build(models), settings
+    return page.build(models, examples), settings
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import HTTPException
+from gradio import processing_utils, routes
 
 from ..config import UserError, first_line
 from ..modalities import DecodeError
@@ -65,8 +67,26 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def refuse_addresses() -> None:
+    """Keep Gradio's server from downloading what a request names: it reads uploads, and asks no other server."""
+
+    async def refuse_input(*_: Any, **__: Any) -> Any:
+        raise gr.Error("the server does not download files: upload them", print_exception=False)
+
+    async def refuse_file(*_: Any, **__: Any) -> Any:
+        raise HTTPException(403, "the server does not download files")
+
+    for module, name, refuse in (
+        (processing_utils, "async_ssrf_protected_download", refuse_input),
+        (routes, "secure_url_stream_response", refuse_file),
+    ):
+        getattr(module, name)  # an error if another version of Gradio has no such function
+        setattr(module, name, refuse)
+
+
 def build(models: do.Models, examples: Sequence[Any] = ()) -> gr.Blocks:
     """Return the page of some models. An example has `path`, `modality` and `texts`."""
+    refuse_addresses()
     with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.Markdown("# LanguageBind\nCompare files with texts, and with each other.")
         with gr.Tab("Similarity"):
