@@ -28,6 +28,7 @@ FLOORS = {
     "languagebind.eval.report": 7,
     "languagebind.partner": 7,
     "languagebind.generate": 7,
+    "languagebind.index": 7,
     "languagebind.app": 8,
     "training": 8,
     "scripts": 9,

@@ -8,7 +8,7 @@ import models or other modalities, and it imports its decoders only when it deco
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -67,6 +67,13 @@ class Modality(ABC):
     def load(self, value: Any) -> Any:
         """Return the raw signal of a path, http(s) address, bytes or in-memory value; for errors see `preprocess`."""
         return self.decode(fetch(value)) if is_source(value) else self.from_memory(value)
+
+    def windows(self, source: Any, seconds: float, first: int = 0) -> Iterator[tuple[float | None, float | None, Any]]:
+        """Yield the start and the end in seconds and the raw signal of each window of a file, from number `first` on.
+
+        Both are None for what is not cut: pictures, and clips of one window (see `spans`). For errors see `decode`.
+        """
+        yield None, None, self.load(source)
 
     def picture(self, raw: Any) -> tuple[Tensor, str]:
         """Return a picture of the raw signal, (3, H, W) bytes, and a caption that explains the colours or is empty.
@@ -129,6 +136,17 @@ def modality_name(modality: Modality) -> str:
 def with_options(modality: Modality, options: Mapping[str, Any]) -> Modality:
     """Return the modality with the values of those `options` that it has."""
     return replace(modality, **{name: value for name, value in options.items() if hasattr(modality, name)})
+
+
+def spans(length: float, window: float) -> list[tuple[float | None, float | None]]:
+    """Return the start and the end of each window of a clip in seconds, or one (None, None) if it is not cut.
+
+    What remains at the end is a window if it is at least half of one, or else joins the last. `window` 0 cuts nothing.
+    """
+    count = int(length / window + 0.5) if window else 1
+    if count < 2:
+        return [(None, None)]
+    return [(i * window, length if i == count - 1 else (i + 1) * window) for i in range(count)]
 
 
 def check_options(options: Any, *positive: str) -> None:

@@ -1,6 +1,7 @@
 """Audio, as three mel spectrograms from the start, middle and end of a clip."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import UserError
-from . import Modality, check_options, to_tensor
+from . import Modality, check_options, spans, to_tensor
 from ._audio_files import read_audio
 from ._containers import check_seconds
 from ._fbank import FRAME_MS, LOWEST, log_mel, split_frames
@@ -64,6 +65,11 @@ class Audio(Modality):
 
     def decode(self, source: Source) -> tuple[Tensor, int]:
         return self._checked(*read_audio(source, self.max_seconds), source)
+
+    def windows(self, source: Any, seconds: float, first: int = 0) -> Iterator[tuple[float | None, float | None, Any]]:
+        samples, rate = self.load(source)
+        for start, end in spans(samples.shape[1] / rate, seconds)[first:]:
+            yield start, end, (samples if end is None else samples[:, round(start * rate) : round(end * rate)], rate)
 
     def from_memory(self, value: Any) -> tuple[Tensor, int]:
         waveform, rate = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, None)

@@ -1,7 +1,7 @@
 """Video clips: frames spread evenly over the whole clip."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import at_least
-from . import check_options
+from . import check_options, spans
 from ._containers import Packets, check_seconds, open_stream, read_packets
 from ._images import ImageModality
 from ._pictures import to_bytes
 from ._sources import DecodeError, Source, read
 from ._video_backends import Choose, read_frames
+
+WINDOW_BYTES = 2**28  # of the frames that `windows` holds at once
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,26 @@ class Video(ImageModality):
             return first + (choose or partial(self.frame_indices, rate=packets.rate))(last - first).flatten()
 
         return read_frames(source, packets, indices, self.video_backend)
+
+    def windows(self, source: Any, seconds: float, first: int = 0) -> Iterator[tuple[float | None, float | None, Any]]:
+        packets = self._packets(source)
+        times = np.subtract(packets.times, packets.times[0])
+        cut = spans(times[-1] * len(times) / max(1, len(times) - 1), seconds)  # the last frame is shown, too
+        edges = np.array([*np.searchsorted(times, [start or 0.0 for start, _ in cut]), len(times)])
+        step = max(1, WINDOW_BYTES // (self.num_frames * math.prod(packets.shape) * 3))
+        for begin in range(first, len(cut), step):
+            sizes: list[int] = []
+
+            def choose(count: int, begin: int = begin, sizes: list[int] = sizes) -> np.ndarray:
+                bounds = edges[begin : begin + step + 1] * count // len(times)  # decoding may find another number
+                starts = bounds[:-1].clip(max=count - 1)  # and no frame may lie in a window: the next one is shown
+                chosen = [low + self.frame_indices(max(1, high - low), packets.rate)
+                          for low, high in zip(starts, bounds[1:], strict=True)]  # fmt: skip
+                sizes[:] = map(len, chosen)
+                return np.concatenate(chosen)
+
+            frames = read_frames(source, packets, choose, self.video_backend)
+            yield from ((*span, raw) for span, raw in zip(cut[begin:], frames.split(sizes), strict=False))
 
     def header_seconds(self, source: Source) -> float:
         """Return a video's length by its header. Raises `DecodeError` if it is not a video or exceeds the limits."""
