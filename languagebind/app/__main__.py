@@ -81,6 +81,7 @@ def make_page(sources: Sequence[str], options: AppOptions, folder: Path) -> tupl
     from . import page
     from .examples import knows_world, read_examples, world_examples
     from .functions import load_models
+    from ..index import Index
 
     models = load_models(sources, device=options.device)
     examples, names = [], models.encoders.modalities
@@ -90,9 +91,10 @@ def make_page(sources: Sequence[str], options: AppOptions, folder: Path) -> tupl
         examples = world_examples(folder, names)
     settings = {
         "max_file_size": f"{options.max_upload_mb}mb", "share": False, "run_history": False, "enable_monitoring": False,
-        "footer_links": ["api"], "quiet": True, "css": page.CSS, "theme": page.THEME,
+        "footer_links": ["api"], "quiet": True, **page.STYLE,
     }  # fmt: skip
-    return page.build(models, examples), settings
+    index = Index(options.index, models.encoders) if options.index else None
+    return page.build(models, examples, index), settings
 
 
 if __name__ == "__main__":

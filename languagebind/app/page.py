@@ -1,8 +1,9 @@
-"""The page: what Gradio shows, and the same functions as an API with names."""
+"""The page. Each of its functions is an endpoint with a name, too, for programs: see `gradio_client`."""
 
 import html
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -10,42 +11,59 @@ from typing import Any
 import gradio as gr
 from fastapi import HTTPException
 from gradio import processing_utils, routes
+from PIL import Image
 
 from ..config import UserError, first_line
+from ..index import Index, modality_of
 from ..modalities import DecodeError
 from . import functions as do
-from .drawing import data_uri
 
 log = logging.getLogger(__name__)
 
+STYLE = {"css_paths": Path(__file__).with_name("page.css"),
+         "theme": gr.themes.Default(font="system-ui", font_mono="monospace")}  # fmt: skip
 AT_ONCE = 1  # requests that decode and encode at the same time, which bounds the memory; others wait in the queue
-CSS = """
-.lb img {width: 100%; max-height: 20rem; object-fit: contain; image-rendering: pixelated; border-radius: 4px}
-.lb figcaption, .lb .note, .lb .text {overflow-wrap: anywhere}
-.lb figcaption {font-size: .8rem; opacity: .8; margin: .2rem 0 .6rem}
-.lb figure {margin: 0}
-.lb table {width: 100%; border-collapse: collapse; font-size: .9rem; margin: 0}
-.lb th, .lb td {padding: .25rem .4rem; border: 0; text-align: right; vertical-align: top; white-space: nowrap}
-.lb th:first-child, .lb td:first-child {text-align: left; white-space: normal; padding-left: 0}
-.lb td {border-top: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums}
-.lb .bar {height: 4px; margin-top: .2rem; border-radius: 2px; background: var(--color-accent); min-width: 1px}
-.lb .note {font-size: .85rem; margin-top: .6rem; padding: .4rem .6rem; border-left: 3px solid #d97706}
-"""
-THEME = gr.themes.Default(font="system-ui", font_mono="monospace")
+GUESS = "by name and content"
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
+LEVELS = "Colours fill the range of each pair of modalities, because their cosines differ in level. "
+APART = "Cells with – are empty: these encoders were trained with different text towers, so they share no space."
 
 
-def file_input(name: str) -> Any:
-    """Return the input for a file of a modality: Gradio's own for sounds, clips and pictures, where one can record."""
-    shown: dict[str, Any] = {"label": name.capitalize(), "elem_id": f"file-{name}"}
-    if name == "audio":
-        return gr.Audio(type="filepath", sources=["upload", "microphone"], **shown)
-    if name == "video":
-        return gr.Video(sources=["upload", "webcam"], height=240, **shown)
-    if name == "image":
-        picture = gr.Image(sources=["upload", "webcam", "clipboard"], **shown)
-        picture.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
-        return picture
-    return gr.File(height=140, **shown)
+def refuse_addresses() -> None:
+    """Keep Gradio's server from downloading what a request names: it reads uploads, and asks no other server."""
+
+    async def refuse_input(*_: Any, **__: Any) -> Any:
+        raise gr.Error("the server does not download files: upload them", print_exception=False)
+
+    async def refuse_file(*_: Any, **__: Any) -> Any:
+        raise HTTPException(403, "the server does not download files")
+
+    for module, name, refuse in (
+        (processing_utils, "async_ssrf_protected_download", refuse_input),
+        (routes, "secure_url_stream_response", refuse_file),
+    ):
+        getattr(module, name)  # an error if another version of Gradio has no such function
+        setattr(module, name, refuse)
+
+
+def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None = None) -> gr.Blocks:
+    """Return the page of some models. An example has `path`, `modality` and `texts`."""
+    refuse_addresses()
+    tabs: dict[str, Callable[[], None]] = {
+        "Similarity": partial(_similarity_tab, models, examples),
+        "Matrix": partial(_matrix_tab, models),
+        "Search": partial(_search_tab, index),
+        "Segmentation": partial(_segmentation_tab, models),
+        "Arithmetic": partial(_arithmetic_tab, models),
+    }
+    absent = {"Search"} * (not index) | {"Segmentation"} * (not do.segmentable(models.encoders))
+    with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
+        gr.Markdown(f"# LanguageBind\nCompare {', '.join(models.encoders.modalities)} and texts with each other.")
+        for name, fill in tabs.items():
+            if name not in absent:
+                with gr.Tab(name):
+                    fill()
+    return page.queue(max_size=64, default_concurrency_limit=AT_ONCE)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,100 +85,210 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def refuse_addresses() -> None:
-    """Keep Gradio's server from downloading what a request names: it reads uploads, and asks no other server."""
-
-    async def refuse_input(*_: Any, **__: Any) -> Any:
-        raise gr.Error("the server does not download files: upload them", print_exception=False)
-
-    async def refuse_file(*_: Any, **__: Any) -> Any:
-        raise HTTPException(403, "the server does not download files")
-
-    for module, name, refuse in (
-        (processing_utils, "async_ssrf_protected_download", refuse_input),
-        (routes, "secure_url_stream_response", refuse_file),
-    ):
-        getattr(module, name)  # an error if another version of Gradio has no such function
-        setattr(module, name, refuse)
+def offer(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> Any:
+    """Run a function of the page and of the API, in the one queue of all functions that decode and encode."""
+    return trigger(told(function), inputs, outputs, api_name=name, concurrency_limit=AT_ONCE, concurrency_id="encoders")
 
 
-def build(models: do.Models, examples: Sequence[Any] = ()) -> gr.Blocks:
-    """Return the page of some models. An example has `path`, `modality` and `texts`."""
-    refuse_addresses()
-    with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
-        gr.Markdown("# LanguageBind\nCompare files with texts, and with each other.")
-        with gr.Tab("Similarity"):
-            _similarity_tab(models, examples)
-        _api(models)
-    return page.queue(max_size=64, default_concurrency_limit=AT_ONCE)
+def offer_data(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], draw: Callable) -> None:
+    """Offer a function whose result is JSON; the page shows the HTML that `draw` makes of it."""
+    data, shown = gr.JSON(visible=False), gr.HTML(elem_classes="lb", elem_id=name)
+    done = offer(name, trigger, function, inputs, data)
+    done.success(draw, data, shown, **PRIVATE)
+    done.failure(lambda: "", None, shown, **PRIVATE)
 
 
-def listen(listener: Any, function: Callable[..., Any], inputs: Any, outputs: Any, api_name: str = "") -> None:
-    """Run a function of the page in the one queue of all. With an `api_name`, it is public, as an API."""
-    listener(
-        told(function), inputs, outputs, api_name=api_name or None, api_visibility="public" if api_name else "private",
-        concurrency_limit=AT_ONCE, concurrency_id="encoders",
-    )  # fmt: skip
+def file_input(name: str) -> Any:
+    """Return the input for a file of a modality: for sounds, clips and pictures, that of Gradio which can record."""
+    shown: dict[str, Any] = {"label": name.capitalize(), "elem_id": f"file-{name}"}
+    if name == "audio":
+        return gr.Audio(type="filepath", sources=["upload", "microphone"], **shown)
+    if name == "video":
+        return gr.Video(sources=["upload", "webcam"], **shown)
+    if name == "image":
+        picture: Any = gr.Image(sources=["upload", "webcam", "clipboard"], **shown)
+        picture.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
+        return picture
+    return gr.File(height=140, **shown)
+
+
+def texts_input(examples: Sequence[Any] = ()) -> gr.Textbox:
+    texts = dict.fromkeys(text for example in examples for text in example.texts[:2])
+    return gr.Textbox("\n".join(texts), label="Texts, one a line", lines=4, max_lines=12)
+
+
+def any_file(names: Sequence[str]) -> tuple[gr.File, gr.Dropdown]:
+    """Return the inputs for a file of any of some modalities."""
+    choices = [GUESS, *((name.capitalize(), name) for name in names)]
+    return gr.File(label="File", height=140), gr.Dropdown(choices, value=GUESS, label="Modality of the file")
+
+
+def kind(file: str | None, modality: str | None, names: Sequence[str]) -> str:
+    """Return the modality that is chosen, or that reads the file. Raises `UserError` if there is none."""
+    if not file:
+        raise UserError("choose a file first")
+    found = modality_of(file, names) if modality in (GUESS, "", None) else modality
+    if not found or found not in names:
+        raise UserError(f"none of {', '.join(names)} reads {Path(file).name}: choose its modality")
+    return found
 
 
 def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
-    shown = dict.fromkeys(text for example in examples for text in example.texts[:2])
-    with gr.Row(equal_height=True):
-        texts = gr.Textbox("\n".join(shown), label="texts, one a line", lines=4, scale=4)
-        button = gr.Button("Compare", variant="primary", scale=1, min_width=120)
+    texts, button = texts_input(examples), gr.Button("Compare", variant="primary")
     with gr.Row():
         for name in models.encoders.modalities:
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=280):
                 file = file_input(name)
                 if own := [[str(x.path), "\n".join(x.texts)] for x in examples if x.modality == name]:
-                    names = [Path(path).stem for path, _ in own]
-                    gr.Examples(own, [file, texts], example_labels=names, label="examples", api_visibility="private")
-                result = gr.HTML(elem_classes="lb", elem_id=f"similarity-{name}")
-                listen(
-                    partial(gr.on, [file.change, button.click]), partial(_column, models, name), [file, texts], result
-                )
+                    labels = [Path(path).stem for path, _ in own]
+                    gr.Examples(own, [file, texts], example_labels=labels, label="Examples", api_visibility="private")
+                trigger = partial(gr.on, [file.change, button.click])
+                offer_data(f"similarity_{name}", trigger, _similarity(models, name), [file, texts], rated)
 
 
-def _column(models: do.Models, name: str, file: str | None, texts: str) -> str:
-    """Return what a column shows of a file: its picture and its texts, the best one first."""
-    if not file:
-        return ""
-    own = do.view(models.encoders, name, file)
-    found = do.rate(models, name, own.feature, do.lines(texts))
-    return shown_view(own) + rated(found)
+def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
+    def similarity(file: str | None, texts: str) -> dict[str, Any] | None:
+        """Compare a file with texts, one a line.
 
-
-def shown_view(own: do.View) -> str:
-    """Return the picture of a file, with what its colours mean below it."""
-    picture, meaning = data_uri(own.picture), html.escape(own.meaning)
-    return f'<figure><img src="{picture}" alt=""><figcaption>{meaning}</figcaption></figure>'
-
-
-def rated(found: dict[str, Any]) -> str:
-    """Return a table of the texts of `functions.rate`, the best one first, and the note."""
-    rows = sorted(zip(found["probabilities"], found["cosines"], found["texts"], strict=True), reverse=True)
-    body = "".join(
-        f'<tr><td class="text">{html.escape(text)}<div class="bar" style="width:{100 * share:.1f}%"></div></td>'
-        f"<td>{100 * share:.1f} %</td><td>{cosine:.3f}</td></tr>"
-        for share, cosine, text in rows
-    )
-    note = f'<div class="note">{html.escape(found["note"])}</div>' if found["note"] else ""
-    head = "<tr><th>text</th><th>probability</th><th>cosine</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{note}"
-
-
-def _api(models: do.Models) -> None:
-    """Add the functions for programs, which a page does not show: see `gradio_client`."""
-
-    def similarity(file: str, modality: str, texts: str) -> dict[str, Any]:
-        """Compare a file of a modality with texts, one a line.
-
-        Returns the texts, their probabilities (calibrated, they add up to 1) and cosines, and a note on how to read
-        them, which is empty if every text resembles a caption of the encoder's training.
+        Returns the texts with their probabilities, which are calibrated and add up to 1, and their cosines; a note on
+        how to read them, empty if each text resembles a caption of the encoder's training; and the file's picture with
+        the meaning of its colours. Pictures are data URIs.
         """
-        own = do.view(models.encoders, modality, file)
-        return do.rate(models, modality, own.feature, do.lines(texts))
+        if not file:
+            return None
+        own = do.view(models.encoders, name, file)
+        found = do.rate(models, name, own.feature, do.lines(texts))
+        return found | {"picture": do.data_uri(own.picture), "meaning": own.meaning}
 
-    with gr.Column(visible=False):
-        file, modality, texts = gr.File(label="file"), gr.Textbox(label="modality"), gr.Textbox(label="texts")
-        listen(gr.Button().click, similarity, [file, modality, texts], gr.JSON(), "similarity")
+    return similarity
+
+
+def rated(found: dict[str, Any] | None) -> str:
+    """Return the HTML of what `similarity` or `arithmetic` returned, the best text first."""
+    if not found:
+        return ""
+    rows = sorted(zip(found["probabilities"], found["cosines"], found["texts"], strict=True), reverse=True)
+    bar = '<div class="bar" style="width:{:.1%}"></div>'
+    cells = [(html.escape(text) + bar.format(share), f"{100 * share:.1f} %", f"{x:.3f}") for share, x, text in rows]
+    note = f'<div class="note">{html.escape(found["note"])}</div>' if found["note"] else ""
+    return figure(found) + table(("text", "probability", "cosine"), cells) + note
+
+
+def segmented(found: dict[str, Any]) -> str:
+    """Return the HTML of what `segment` returned, the largest share first."""
+    rows = sorted(zip(found["shares"], found["colours"], found["texts"], strict=True), reverse=True)
+    swatch = '<span class="swatch" style="background:{}"></span>'
+    cells = [(swatch.format(colour) + html.escape(text), f"{100 * share:.1f} %") for share, colour, text in rows]
+    return figure(found) + table(("text", "share of the picture"), cells)
+
+
+def hits(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the HTML of what `search` returned."""
+    parts = []
+    for name, own in found.items():
+        words = [(f"{hit['score']:.3f}", hit["path"], hit["when"]) for hit in own]
+        figures = [figure(hit | {"meaning": " · ".join(filter(None, each))}) for hit, each in zip(own, words, strict=True)]
+        parts.append(f'<h3>{name.capitalize()}</h3><div class="hits">{"".join(figures) or "nothing found"}</div>')
+    return "".join(parts)
+
+
+def figure(found: dict[str, Any]) -> str:
+    """Return a picture with a caption, or nothing if there is neither."""
+    picture, meaning = found.get("picture"), html.escape(found.get("meaning", ""))
+    image = f'<img src="{picture}" alt="">' if picture else ""
+    return f"<figure>{image}<figcaption>{meaning}</figcaption></figure>" if image or meaning else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+
+
+def _matrix_tab(models: do.Models) -> None:
+    names = models.encoders.modalities
+
+    def matrix(texts: str, *files: list[str] | None) -> tuple[Image.Image, str, str]:
+        """Compare all files and texts with each other, across modalities, too.
+
+        Returns a picture of the cosines, a CSV file of them, and how to read them. Cells of modalities whose text
+        towers differ are empty, because such encoders share no space.
+        """
+        chosen = [(name, file) for name, own in zip(names, files, strict=True) for file in own or ()]
+        picture, table, whole = do.matrix(models.encoders, chosen, do.lines(texts, least=0))
+        path = processing_utils.save_bytes_to_cache(table.encode(), "matrix.csv", sheet.GRADIO_CACHE)
+        return picture, path, LEVELS + APART * (not whole)
+
+    texts, button = texts_input(), gr.Button("Compare", variant="primary")
+    with gr.Row():
+        files = [gr.File(label=name.capitalize(), file_count="multiple", height=140, min_width=200) for name in names]
+    picture = gr.Image(label="Cosines", format="png", height=640, interactive=False)
+    meaning, sheet = gr.Markdown(), gr.File(label="CSV", height=80)
+    options = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names)
+    first, _ = inspect.signature(matrix).parameters.values()
+    matrix.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]  # names for the API
+    offer("matrix", button.click, matrix, [texts, *files], [picture, sheet, meaning])
+
+
+def _search_tab(index: Index) -> None:
+    names = index.encoders.modalities
+
+    def search(text: str, file: str | None, modality: str, weight: float, top: int) -> dict[str, list[dict[str, Any]]]:
+        """Search the index by a text, by a file, or by both, of which the text has a weight from 0 to 1.
+
+        Returns by modality the best files: path below the indexed folder, cosine, start and end in seconds within a
+        long sound or video, and a picture as a data URI.
+        """
+        which = kind(file, modality, names) if file else None
+        found = index.search(text, file, which, weight, top=min(int(top), do.MOST_TEXTS))
+        return {name: [do.shown_hit(index, hit) for hit in own] for name, own in found.items()}
+
+    with gr.Row():
+        with gr.Column():
+            text = gr.Textbox(label="Text")
+            weight = gr.Slider(0, 1, 0.5, label="Weight of the text, if there is a file, too")
+            top = gr.Number(8, label="Results of each modality", minimum=1, precision=0)
+        with gr.Column():
+            file, modality = any_file(names)
+    button = gr.Button("Search", variant="primary")
+    trigger = partial(gr.on, [button.click, text.submit])
+    offer_data("search", trigger, search, [text, file, modality, weight, top], hits)
+
+
+def _segmentation_tab(models: do.Models) -> None:
+    names = do.segmentable(models.encoders)
+
+    def segment(file: str | None, modality: str, texts: str) -> dict[str, Any]:
+        """Find the best of some texts, one a line, for each pixel of a picture.
+
+        Returns each text's colour and share of the picture; the picture with these colours over it; and as `classes`, a
+        PNG of the texts' numbers, from 0. Pictures are data URIs.
+        """
+        return do.segment(models.encoders, kind(file, modality, names), str(file), do.lines(texts))
+
+    with gr.Row():
+        with gr.Column():
+            file, modality = any_file(names)
+            texts, button = texts_input(), gr.Button("Segment", variant="primary")
+        with gr.Column():
+            offer_data("segment", button.click, segment, [file, modality, texts], segmented)
+
+
+def _arithmetic_tab(models: do.Models) -> None:
+    names = models.encoders.modalities
+
+    def arithmetic(file: str | None, modality: str, plus: str, minus: str, texts: str) -> dict[str, Any]:
+        """Add a text to a file, subtract another from it, and compare the sum with texts, one a line.
+
+        Features of unit norm are added, and the sum is scaled to unit norm. Returns the texts with their probabilities
+        and cosines, and a note on how to read them.
+        """
+        own = do.view(models.encoders, kind(file, modality, names), str(file))
+        return do.rate(models, own.modality, do.arithmetic(models.encoders, own, plus, minus), do.lines(texts))
+
+    with gr.Row():
+        with gr.Column():
+            file, modality = any_file(names)
+            plus, minus = gr.Textbox(label="Plus a text"), gr.Textbox(label="Minus a text")
+            texts, button = texts_input(), gr.Button("Calculate", variant="primary")
+        with gr.Column():
+            offer_data("arithmetic", button.click, arithmetic, [file, modality, plus, minus, texts], rated)
