@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_page(sources: Sequence[str], options: AppOptions, folder: Path) -> tuple[Any, dict[str, Any]]:
     """Return the page of some models, and the settings of its server. Examples are rendered into `folder`."""
+    from ..index import Index
     from . import page
     from .examples import knows_world, read_examples, world_examples
     from .functions import load_models
-    from ..index import Index
 
     models = load_models(sources, device=options.device)
     examples, names = [], models.encoders.modalities

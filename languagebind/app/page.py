@@ -3,7 +3,7 @@
 import html
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from fastapi import HTTPException
 from gradio import processing_utils, routes
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..config import UserError, first_line
@@ -20,8 +21,10 @@ from . import functions as do
 
 log = logging.getLogger(__name__)
 
-STYLE = {"css_paths": Path(__file__).with_name("page.css"),
-         "theme": gr.themes.Default(font="system-ui", font_mono="monospace")}  # fmt: skip
+TEMPLATES = Path(__file__).parent / "templates"
+STYLE = {"css_paths": TEMPLATES / "page.css", "theme": gr.themes.Default(font="system-ui", font_mono="monospace")}
+RESULTS: Any = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("results.html")
+DRAW = RESULTS.make_module({"zip": zip})  # functions from data to HTML
 AT_ONCE = 1  # requests that decode and encode at the same time, which bounds the memory; others wait in the queue
 GUESS = "by name and content"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
@@ -49,20 +52,20 @@ def refuse_addresses() -> None:
 def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None = None) -> gr.Blocks:
     """Return the page of some models. An example has `path`, `modality` and `texts`."""
     refuse_addresses()
-    tabs: dict[str, Callable[[], None]] = {
-        "Similarity": partial(_similarity_tab, models, examples),
-        "Matrix": partial(_matrix_tab, models),
-        "Search": partial(_search_tab, index),
-        "Segmentation": partial(_segmentation_tab, models),
-        "Arithmetic": partial(_arithmetic_tab, models),
-    }
-    absent = {"Search"} * (not index) | {"Segmentation"} * (not do.segmentable(models.encoders))
     with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# LanguageBind\nCompare {', '.join(models.encoders.modalities)} and texts with each other.")
-        for name, fill in tabs.items():
-            if name not in absent:
-                with gr.Tab(name):
-                    fill()
+        with gr.Tab("Similarity"):
+            _similarity_tab(models, examples)
+        with gr.Tab("Matrix"):
+            _matrix_tab(models)
+        if index:
+            with gr.Tab("Search"):
+                _search_tab(index)
+        if do.segmentable(models.encoders):
+            with gr.Tab("Segmentation"):
+                _segmentation_tab(models)
+        with gr.Tab("Arithmetic"):
+            _arithmetic_tab(models)
     return page.queue(max_size=64, default_concurrency_limit=AT_ONCE)
 
 
@@ -90,11 +93,11 @@ def offer(name: str, trigger: Any, function: Callable[..., Any], inputs: list[An
     return trigger(told(function), inputs, outputs, api_name=name, concurrency_limit=AT_ONCE, concurrency_id="encoders")
 
 
-def offer_data(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], draw: Callable) -> None:
-    """Offer a function whose result is JSON; the page shows the HTML that `draw` makes of it."""
+def offer_data(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], draw: str) -> None:
+    """Offer a function whose result is JSON; the page shows the HTML that a macro of the templates makes of it."""
     data, shown = gr.JSON(visible=False), gr.HTML(elem_classes="lb", elem_id=name)
     done = offer(name, trigger, function, inputs, data)
-    done.success(draw, data, shown, **PRIVATE)
+    done.success(lambda found: found and str(getattr(DRAW, draw)(found)), data, shown, **PRIVATE)
     done.failure(lambda: "", None, shown, **PRIVATE)
 
 
@@ -102,11 +105,11 @@ def file_input(name: str) -> Any:
     """Return the input for a file of a modality: for sounds, clips and pictures, that of Gradio which can record."""
     shown: dict[str, Any] = {"label": name.capitalize(), "elem_id": f"file-{name}"}
     if name == "audio":
-        return gr.Audio(type="filepath", sources=["upload", "microphone"], **shown)
+        return gr.Audio(type="filepath", sources=["upload", "microphone"], buttons=["download"], **shown)
     if name == "video":
-        return gr.Video(sources=["upload", "webcam"], **shown)
+        return gr.Video(sources=["upload", "webcam"], buttons=["download"], **shown)
     if name == "image":
-        picture: Any = gr.Image(sources=["upload", "webcam", "clipboard"], **shown)
+        picture: Any = gr.Image(sources=["upload", "webcam", "clipboard"], buttons=["fullscreen"], **shown)
         picture.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
         return picture
     return gr.File(height=140, **shown)
@@ -119,7 +122,7 @@ def texts_input(examples: Sequence[Any] = ()) -> gr.Textbox:
 
 def any_file(names: Sequence[str]) -> tuple[gr.File, gr.Dropdown]:
     """Return the inputs for a file of any of some modalities."""
-    choices = [GUESS, *((name.capitalize(), name) for name in names)]
+    choices: list[Any] = [GUESS, *((name.capitalize(), name) for name in names)]
     return gr.File(label="File", height=140), gr.Dropdown(choices, value=GUESS, label="Modality of the file")
 
 
@@ -143,7 +146,7 @@ def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
                     labels = [Path(path).stem for path, _ in own]
                     gr.Examples(own, [file, texts], example_labels=labels, label="Examples", api_visibility="private")
                 trigger = partial(gr.on, [file.change, button.click])
-                offer_data(f"similarity_{name}", trigger, _similarity(models, name), [file, texts], rated)
+                offer_data(f"similarity_{name}", trigger, _similarity(models, name), [file, texts], "rated")
 
 
 def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
@@ -163,47 +166,6 @@ def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
     return similarity
 
 
-def rated(found: dict[str, Any] | None) -> str:
-    """Return the HTML of what `similarity` or `arithmetic` returned, the best text first."""
-    if not found:
-        return ""
-    rows = sorted(zip(found["probabilities"], found["cosines"], found["texts"], strict=True), reverse=True)
-    bar = '<div class="bar" style="width:{:.1%}"></div>'
-    cells = [(html.escape(text) + bar.format(share), f"{100 * share:.1f} %", f"{x:.3f}") for share, x, text in rows]
-    note = f'<div class="note">{html.escape(found["note"])}</div>' if found["note"] else ""
-    return figure(found) + table(("text", "probability", "cosine"), cells) + note
-
-
-def segmented(found: dict[str, Any]) -> str:
-    """Return the HTML of what `segment` returned, the largest share first."""
-    rows = sorted(zip(found["shares"], found["colours"], found["texts"], strict=True), reverse=True)
-    swatch = '<span class="swatch" style="background:{}"></span>'
-    cells = [(swatch.format(colour) + html.escape(text), f"{100 * share:.1f} %") for share, colour, text in rows]
-    return figure(found) + table(("text", "share of the picture"), cells)
-
-
-def hits(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the HTML of what `search` returned."""
-    parts = []
-    for name, own in found.items():
-        words = [(f"{hit['score']:.3f}", hit["path"], hit["when"]) for hit in own]
-        figures = [figure(hit | {"meaning": " · ".join(filter(None, each))}) for hit, each in zip(own, words, strict=True)]
-        parts.append(f'<h3>{name.capitalize()}</h3><div class="hits">{"".join(figures) or "nothing found"}</div>')
-    return "".join(parts)
-
-
-def figure(found: dict[str, Any]) -> str:
-    """Return a picture with a caption, or nothing if there is neither."""
-    picture, meaning = found.get("picture"), html.escape(found.get("meaning", ""))
-    image = f'<img src="{picture}" alt="">' if picture else ""
-    return f"<figure>{image}<figcaption>{meaning}</figcaption></figure>" if image or meaning else ""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
-
-
 def _matrix_tab(models: do.Models) -> None:
     names = models.encoders.modalities
 
@@ -221,7 +183,8 @@ def _matrix_tab(models: do.Models) -> None:
     texts, button = texts_input(), gr.Button("Compare", variant="primary")
     with gr.Row():
         files = [gr.File(label=name.capitalize(), file_count="multiple", height=140, min_width=200) for name in names]
-    picture = gr.Image(label="Cosines", format="png", height=640, interactive=False)
+    buttons: Any = ["fullscreen", "download"]  # without Gradio's own, which would share it on the net
+    picture = gr.Image(label="Cosines", format="png", elem_id="matrix", buttons=buttons, interactive=False)
     meaning, sheet = gr.Markdown(), gr.File(label="CSV", height=80)
     options = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names)
     first, _ = inspect.signature(matrix).parameters.values()
@@ -235,7 +198,7 @@ def _search_tab(index: Index) -> None:
     def search(text: str, file: str | None, modality: str, weight: float, top: int) -> dict[str, list[dict[str, Any]]]:
         """Search the index by a text, by a file, or by both, of which the text has a weight from 0 to 1.
 
-        Returns by modality the best files: path below the indexed folder, cosine, start and end in seconds within a
+        Returns by modality the best files: the path below the indexed folder, cosine, start and end in seconds within a
         long sound or video, and a picture as a data URI.
         """
         which = kind(file, modality, names) if file else None
@@ -251,7 +214,7 @@ def _search_tab(index: Index) -> None:
             file, modality = any_file(names)
     button = gr.Button("Search", variant="primary")
     trigger = partial(gr.on, [button.click, text.submit])
-    offer_data("search", trigger, search, [text, file, modality, weight, top], hits)
+    offer_data("search", trigger, search, [text, file, modality, weight, top], "hits")
 
 
 def _segmentation_tab(models: do.Models) -> None:
@@ -270,7 +233,7 @@ def _segmentation_tab(models: do.Models) -> None:
             file, modality = any_file(names)
             texts, button = texts_input(), gr.Button("Segment", variant="primary")
         with gr.Column():
-            offer_data("segment", button.click, segment, [file, modality, texts], segmented)
+            offer_data("segment", button.click, segment, [file, modality, texts], "segmented")
 
 
 def _arithmetic_tab(models: do.Models) -> None:
@@ -291,4 +254,4 @@ def _arithmetic_tab(models: do.Models) -> None:
             plus, minus = gr.Textbox(label="Plus a text"), gr.Textbox(label="Minus a text")
             texts, button = texts_input(), gr.Button("Calculate", variant="primary")
         with gr.Column():
-            offer_data("arithmetic", button.click, arithmetic, [file, modality, plus, minus, texts], rated)
+            offer_data("arithmetic", button.click, arithmetic, [file, modality, plus, minus, texts], "rated")
