@@ -29,6 +29,7 @@ FLOORS = {
     "languagebind.partner": 7,
     "languagebind.generate": 7,
     "languagebind.index": 7,
+    "languagebind.indexing": 7,
     "languagebind.app": 8,
     "training": 8,
     "scripts": 9,
