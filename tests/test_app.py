@@ -179,7 +179,9 @@ def test_errors_are_sentences(server, media, damaged):
     depth = handle_file(media["depth"][0])
     assert "not a picture" in told("/similarity_depth", damaged, LINES)
     assert "not a picture" in told("/similarity_image", damaged, LINES)
-    assert "write texts" in told("/similarity_depth", depth, " \n")
+    assert "write texts" in told("/segment", depth, "depth", " \n")
+    assert "10000 characters" in told("/similarity_depth", depth, "a" * 10_001)
+    assert server.predict(depth, " \n", api_name="/similarity_depth").keys() == {"picture", "meaning"}
     assert "at most 100" in told("/similarity_depth", depth, "a\n" * 101)
     assert "two things" in told("/matrix", "one text")
     assert "choose a file" in told("/segment", None, page.GUESS, LINES)

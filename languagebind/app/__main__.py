@@ -32,7 +32,8 @@ class AppOptions:
     examples: Path | None = None
     """folder of examples: files of each modality in a folder of its name, with texts for them, one a line, in texts.txt
     (by default the demo's runs have examples of the sample world, and other models have none)"""
-    device: str = "cpu"
+    device: str | None = None
+    """PyTorch device; None: the first GPU, or else the CPU"""
     max_upload_mb: int = 200
     """largest file that is taken, in megabytes"""
 
@@ -78,12 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_page(sources: Sequence[str], options: AppOptions, folder: Path) -> tuple[Any, dict[str, Any]]:
     """Return the page of some models, and the settings of its server. Examples are rendered into `folder`."""
+    from ..distributed import own_device
     from ..index import Index
     from . import page
     from .examples import knows_world, read_examples, world_examples
     from .functions import load_models
 
-    models = load_models(sources, device=options.device)
+    models = load_models(sources, device=own_device(options.device))
     examples, names = [], models.encoders.modalities
     if options.examples:
         examples = read_examples(options.examples, names)

@@ -25,7 +25,7 @@ from ..index import Hit, Index
 from ..modalities import DecodeError
 from .drawing import data_uri, draw, draw_matrix
 
-MOST_TEXTS, MOST_FILES = 100, 24  # in one request
+MOST_TEXTS, MOST_FILES, MOST_LETTERS = 100, 24, 10_000  # in one request
 ALIKE = 0.95  # share of the pairs of training captions that a text and its nearest caption should exceed
 
 

@@ -75,6 +75,8 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any) -> Any:
         try:
+            if max((len(value) for value in args if isinstance(value, str)), default=0) > do.MOST_LETTERS:
+                raise UserError(f"a text has more than {do.MOST_LETTERS} characters: shorten it")
             return function(*args)
         except DecodeError as error:
             message = f"{Path(error.source).name}: {error.reason}"
@@ -154,13 +156,13 @@ def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
         """Compare a file with texts, one a line.
 
         Returns the texts with their probabilities, which are calibrated and add up to 1, and their cosines; a note on
-        how to read them, empty if each text resembles a caption of the encoder's training; and the file's picture with
-        the meaning of its colours. Pictures are data URIs.
+        how to read them, empty if each text resembles a caption of the encoder's training; and the file's picture, a
+        data URI, with the meaning of its colours.
         """
         if not file:
             return None
-        own = do.view(models.encoders, name, file)
-        found = do.rate(models, name, own.feature, do.lines(texts))
+        own, words = do.view(models.encoders, name, file), do.lines(texts, least=0)
+        found = do.rate(models, name, own.feature, words) if words else {}
         return found | {"picture": do.data_uri(own.picture), "meaning": own.meaning}
 
     return similarity
