@@ -74,7 +74,7 @@ def picture(uri):
 
 def test_every_function_has_a_name_and_an_explanation(server):
     found = server.view_api(return_format="dict", print_info=False)
-    names = {*(f"/similarity_{name}" for name in NAMES), "/matrix", "/search", "/segment", "/arithmetic"}
+    names = {*(f"/similarity_{name}" for name in NAMES), "/matrix", "/search", "/segment"}
     assert found["named_endpoints"].keys() == names
     assert not found["unnamed_endpoints"]
     assert all(len(each["description"]) > 60 for each in found["named_endpoints"].values())
@@ -133,16 +133,10 @@ def test_segmentation(server, encoders, media):
 
 def test_arithmetic(server, encoders, media):
     file = media["image"][0]
-    found = server.predict(handle_file(file), "image", "at night", "by day", LINES, api_name="/arithmetic")
-    x, (plus, minus), texts = (
-        encoders.encode(image=[file])[0],
-        encoders.encode(text=["at night", "by day"]),
-        encoders.encode(text=TEXTS),
-    )
-    total = x + plus - minus
-    np.testing.assert_allclose(found["cosines"], total / total.norm() @ texts.T, atol=2e-6)
-    plain = server.predict(handle_file(file), "image", "", "", LINES, api_name="/arithmetic")
-    np.testing.assert_allclose(plain["cosines"], x @ texts.T, atol=2e-6)
+    found = server.predict(handle_file(file), LINES, "at night", "by day", api_name="/similarity_image")
+    plus, minus, *texts = encoders.encode(text=["at night", "by day", *TEXTS])
+    total = encoders.encode(image=[file])[0] + plus - minus
+    np.testing.assert_allclose(found["cosines"], torch.stack(texts) @ total / total.norm(), atol=2e-6)
 
 
 def test_search_by_text_by_file_and_by_both(server, encoders, index, media):
@@ -177,15 +171,16 @@ def test_errors_are_sentences(server, media, damaged):
         return str(error.value)
 
     depth = handle_file(media["depth"][0])
-    assert "not a picture" in told("/similarity_depth", damaged, LINES)
+    assert told("/similarity_depth", damaged, LINES).startswith("a b.png: not a picture")
     assert "not a picture" in told("/similarity_image", damaged, LINES)
     assert "write texts" in told("/segment", depth, "depth", " \n")
     assert "10000 characters" in told("/similarity_depth", depth, "a" * 10_001)
     assert server.predict(depth, " \n", api_name="/similarity_depth").keys() == {"picture", "meaning"}
     assert "at most 100" in told("/similarity_depth", depth, "a\n" * 101)
     assert "two things" in told("/matrix", "one text")
-    assert "choose a file" in told("/segment", None, page.GUESS, LINES)
-    assert "choose its modality" in told("/segment", handle_file(media["audio"][0]), page.GUESS, LINES)
+    assert "choose a file" in told("/segment", None, "depth", LINES)
+    assert "not in the list" in told("/segment", depth, "audio", LINES)
+    assert "no model reads" in told("/search", "", handle_file(__file__))
     assert "search for" in told("/search", "", None)
 
 

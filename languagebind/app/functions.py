@@ -26,6 +26,7 @@ from ..modalities import DecodeError
 from .drawing import data_uri, draw, draw_matrix
 
 MOST_TEXTS, MOST_FILES, MOST_LETTERS = 100, 24, 10_000  # in one request
+SENSE = {"audio": "heard"}
 ALIKE = 0.95  # share of the pairs of training captions that a text and its nearest caption should exceed
 
 
@@ -91,12 +92,10 @@ def rate(models: Models, name: str, feature: Tensor, texts: Sequence[str]) -> di
 
 def note(models: Models, name: str, features: Tensor, texts: Sequence[str]) -> str:
     """Say how many texts are no more like any training caption than two training captions are like each other."""
-    known = models.captions.get(name)
-    if known is None:
-        sense = {"audio": "heard"}.get(name, "seen")
+    if (known := models.captions.get(name)) is None:
         return (
-            f"The captions that this encoder was trained with are not at hand, so the page cannot tell which texts it "
-            f"knows: probably those of what is {sense}. Probabilities add up to 100 %, even if no text is right."
+            f"This encoder's training captions are not at hand. It probably knows words for what is "
+            f"{SENSE.get(name, 'seen')}. Probabilities add up to 100 %, even if no text is right."
         )
     usual = (known * known.roll(len(known) // 2, 0)).sum(dim=1).quantile(ALIKE)
     nearest = (features @ known.T).amax(dim=1)
@@ -130,13 +129,6 @@ def matrix(encoders: Encoders, files: Sequence[tuple[str, str]], texts: Sequence
     return draw_matrix(edges, kinds, found), pd.DataFrame(found, names, names).to_csv(), not np.isnan(found).any()
 
 
-def segmentable(encoders: Encoders) -> list[str]:
-    """Return the modalities of pictures whose encoders have dense features."""
-    stills = [name for name, (_, kind) in encoders.encoders.items() if kind.input_shape[1] == 1]
-    pictures = [name for name in sorted(stills) if hasattr(encoders.encoders[name][1], "resize_mode")]
-    return [name for name in pictures if hasattr(encoders.model(name).vision_model, "feature_map")]
-
-
 def segment(encoders: Encoders, name: str, file: str, texts: Sequence[str]) -> dict[str, Any]:
     """Return the share of a picture for which each text is the best, its colour, and the map of the texts' numbers."""
     inputs: Any = {name: [file]}
@@ -154,8 +146,6 @@ def arithmetic(encoders: Encoders, own: View, plus: str, minus: str) -> Tensor:
     """Return the feature (D,) of a file plus that of a text minus that of another, with unit norm; either may be ""."""
     texts = {sign: text_features(encoders, [text], own.modality)[0] for sign, text in ((1, plus), (-1, minus)) if text}
     total = own.feature + sum(sign * feature for sign, feature in texts.items())
-    if total.norm() < 1e-3:
-        raise UserError("the sum is zero, which has no direction: choose other texts")
     return F.normalize(total, dim=-1)
 
 
@@ -164,13 +154,13 @@ def shown_hit(index: Index, hit: Hit) -> dict[str, Any]:
     modality: Any = index.encoders.encoders[hit.modality][1]
     picture, (path, _, score, start, end) = "", hit
     with suppress(DecodeError):  # the file may have gone since
-        if start is not None and end is not None and hasattr(modality, "read_part"):
+        if end is not None and hasattr(modality, "read_part"):
             raw = modality.read_part(path, start, end)
         else:
             raw = modality.load(path)
-            if start is not None and end is not None:
-                raw = raw[0][:, round(start * raw[1]) : round(end * raw[1])], raw[1]
+        if end is not None and isinstance(raw, tuple):  # a sound and its rate
+            raw = raw[0][:, round(start * raw[1]) : round(end * raw[1])], raw[1]
         picture = data_uri(draw(modality, raw, 240)[0])
-    when = "" if start is None else f"{start:g} to {end:g} s"
+    when = "" if end is None else f"{start:g} to {end:g} s"
     file = os.path.relpath(path, index.folder)  # no "path": Gradio would take that for a file to serve
     return {"file": file, "score": score, "start": start, "end": end, "when": when, "picture": picture}

@@ -3,6 +3,7 @@
 import html
 import inspect
 import logging
+import re
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import gradio as gr
 from fastapi import HTTPException
 from gradio import processing_utils, routes
+from gradio.utils import get_upload_folder
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..config import UserError, first_line
-from ..index import Index, modality_of
+from ..index import Index
 from ..modalities import DecodeError
 from . import functions as do
 
@@ -25,8 +27,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 STYLE = {"css_paths": TEMPLATES / "page.css", "theme": gr.themes.Default(font="system-ui", font_mono="monospace")}
 RESULTS: Any = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("results.html")
 DRAW = RESULTS.make_module({"zip": zip})  # functions from data to HTML
-AT_ONCE = 1  # requests that decode and encode at the same time, which bounds the memory; others wait in the queue
 GUESS = "by name and content"
+AT_ONCE = 1  # requests that decode and encode at the same time, which bounds the memory; others wait in the queue
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
 LEVELS = "Colours fill the range of each pair of modalities, because their cosines differ in level. "
 APART = "Cells with – are empty: these encoders were trained with different text towers, so they share no space."
@@ -61,11 +63,10 @@ def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None =
         if index:
             with gr.Tab("Search"):
                 _search_tab(index)
-        if do.segmentable(models.encoders):
+        kinds = models.encoders.encoders.items()
+        if stills := [name for name, (_, x) in kinds if hasattr(x, "resize_mode") and x.input_shape[1] == 1]:
             with gr.Tab("Segmentation"):
-                _segmentation_tab(models)
-        with gr.Tab("Arithmetic"):
-            _arithmetic_tab(models)
+                _segmentation_tab(models, stills)
     return page.queue(max_size=64, default_concurrency_limit=AT_ONCE)
 
 
@@ -78,13 +79,12 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             if max((len(value) for value in args if isinstance(value, str)), default=0) > do.MOST_LETTERS:
                 raise UserError(f"a text has more than {do.MOST_LETTERS} characters: shorten it")
             return function(*args)
-        except DecodeError as error:
-            message = f"{Path(error.source).name}: {error.reason}"
-        except UserError as error:
+        except (UserError, DecodeError) as error:
             message = first_line(error)
         except Exception as error:
             log.exception("a request failed")
             message = first_line(error) if isinstance(error, ValueError) else "the request failed; the log says why"
+        message = re.sub(re.escape(get_upload_folder()) + "/[^/]*/", "", message)  # files by their names alone
         raise gr.Error(html.escape(message), duration=20, print_exception=False)
 
     return call
@@ -122,24 +122,11 @@ def texts_input(examples: Sequence[Any] = ()) -> gr.Textbox:
     return gr.Textbox("\n".join(texts), label="Texts, one a line", lines=4, max_lines=12)
 
 
-def any_file(names: Sequence[str]) -> tuple[gr.File, gr.Dropdown]:
-    """Return the inputs for a file of any of some modalities."""
-    choices: list[Any] = [GUESS, *((name.capitalize(), name) for name in names)]
-    return gr.File(label="File", height=140), gr.Dropdown(choices, value=GUESS, label="Modality of the file")
-
-
-def kind(file: str | None, modality: str | None, names: Sequence[str]) -> str:
-    """Return the modality that is chosen, or that reads the file. Raises `UserError` if there is none."""
-    if not file:
-        raise UserError("choose a file first")
-    found = modality_of(file, names) if modality in (GUESS, "", None) else modality
-    if not found or found not in names:
-        raise UserError(f"none of {', '.join(names)} reads {Path(file).name}: choose its modality")
-    return found
-
-
 def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
-    texts, button = texts_input(examples), gr.Button("Compare", variant="primary")
+    texts = texts_input(examples)
+    with gr.Accordion("Arithmetic: add a text to each file, or subtract one", open=False), gr.Row():
+        plus, minus = gr.Textbox("", label="Plus"), gr.Textbox("", label="Minus")
+    button = gr.Button("Compare", variant="primary")
     with gr.Row():
         for name in models.encoders.modalities:
             with gr.Column(min_width=280):
@@ -147,13 +134,13 @@ def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
                 if own := [[str(x.path), "\n".join(x.texts)] for x in examples if x.modality == name]:
                     labels = [Path(path).stem for path, _ in own]
                     gr.Examples(own, [file, texts], example_labels=labels, label="Examples", api_visibility="private")
-                trigger = partial(gr.on, [file.change, button.click])
-                offer_data(f"similarity_{name}", trigger, _similarity(models, name), [file, texts], "rated")
+                trigger, inputs = partial(gr.on, [file.change, button.click]), [file, texts, plus, minus]
+                offer_data(f"similarity_{name}", trigger, _similarity(models, name), inputs, "rated")
 
 
 def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
-    def similarity(file: str | None, texts: str) -> dict[str, Any] | None:
-        """Compare a file with texts, one a line.
+    def similarity(file: str | None, texts: str, plus: str, minus: str) -> dict[str, Any] | None:
+        """Compare a file, plus a text, minus another (both may be empty), with texts, one a line.
 
         Returns the texts with their probabilities, which are calibrated and add up to 1, and their cosines; a note on
         how to read them, empty if each text resembles a caption of the encoder's training; and the file's picture, a
@@ -162,7 +149,7 @@ def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
         if not file:
             return None
         own, words = do.view(models.encoders, name, file), do.lines(texts, least=0)
-        found = do.rate(models, name, own.feature, words) if words else {}
+        found = do.rate(models, name, do.arithmetic(models.encoders, own, plus, minus), words) if words else {}
         return found | {"picture": do.data_uri(own.picture), "meaning": own.meaning}
 
     return similarity
@@ -195,65 +182,47 @@ def _matrix_tab(models: do.Models) -> None:
 
 
 def _search_tab(index: Index) -> None:
-    names = index.encoders.modalities
-
     def search(text: str, file: str | None, modality: str, weight: float, top: int) -> dict[str, list[dict[str, Any]]]:
         """Search the index by a text, by a file, or by both, of which the text has a weight from 0 to 1.
 
         Returns by modality the best files: the path below the indexed folder, cosine, start and end in seconds within a
         long sound or video, and a picture as a data URI.
         """
-        which = kind(file, modality, names) if file else None
-        found = index.search(text, file, which, weight, top=min(int(top), do.MOST_TEXTS))
+        kind = modality if modality in names else None
+        found = index.search(text, file, kind, weight, top=min(int(top), do.MOST_TEXTS))
         return {name: [do.shown_hit(index, hit) for hit in own] for name, own in found.items()}
 
+    names = index.encoders.modalities
     with gr.Row():
         with gr.Column():
             text = gr.Textbox(label="Text")
             weight = gr.Slider(0, 1, 0.5, label="Weight of the text, if there is a file, too")
             top = gr.Number(8, label="Results of each modality", minimum=1, precision=0)
         with gr.Column():
-            file, modality = any_file(names)
+            file = gr.File(label="File", height=140)
+            modality = gr.Radio(
+                ["by name and content", *names], value="by name and content", label="Modality of the file"
+            )
     button = gr.Button("Search", variant="primary")
     trigger = partial(gr.on, [button.click, text.submit])
     offer_data("search", trigger, search, [text, file, modality, weight, top], "hits")
 
 
-def _segmentation_tab(models: do.Models) -> None:
-    names = do.segmentable(models.encoders)
-
+def _segmentation_tab(models: do.Models, names: list[str]) -> None:
     def segment(file: str | None, modality: str, texts: str) -> dict[str, Any]:
         """Find the best of some texts, one a line, for each pixel of a picture.
 
         Returns each text's colour and share of the picture; the picture with these colours over it; and as `classes`, a
         PNG of the texts' numbers, from 0. Pictures are data URIs.
         """
-        return do.segment(models.encoders, kind(file, modality, names), str(file), do.lines(texts))
+        if not file:
+            raise UserError("choose a file first")
+        return do.segment(models.encoders, modality, file, do.lines(texts))
 
     with gr.Row():
         with gr.Column():
-            file, modality = any_file(names)
+            file = gr.File(label="File", height=140)
+            modality = gr.Radio(names, value=names[0], label="Modality of the file")
             texts, button = texts_input(), gr.Button("Segment", variant="primary")
         with gr.Column():
             offer_data("segment", button.click, segment, [file, modality, texts], "segmented")
-
-
-def _arithmetic_tab(models: do.Models) -> None:
-    names = models.encoders.modalities
-
-    def arithmetic(file: str | None, modality: str, plus: str, minus: str, texts: str) -> dict[str, Any]:
-        """Add a text to a file, subtract another from it, and compare the sum with texts, one a line.
-
-        Features of unit norm are added, and the sum is scaled to unit norm. Returns the texts with their probabilities
-        and cosines, and a note on how to read them.
-        """
-        own = do.view(models.encoders, kind(file, modality, names), str(file))
-        return do.rate(models, own.modality, do.arithmetic(models.encoders, own, plus, minus), do.lines(texts))
-
-    with gr.Row():
-        with gr.Column():
-            file, modality = any_file(names)
-            plus, minus = gr.Textbox(label="Plus a text"), gr.Textbox(label="Minus a text")
-            texts, button = texts_input(), gr.Button("Calculate", variant="primary")
-        with gr.Column():
-            offer_data("arithmetic", button.click, arithmetic, [file, modality, plus, minus, texts], "rated")
