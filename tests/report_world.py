@@ -195,12 +195,17 @@ class Page(html.parser.HTMLParser):
         return {row[0]: row[1:] for row in rows if len(row) > 1}
 
 
-def chromium(*flags: str, page: Path, profile: Path) -> tuple[str, str]:
-    """What the browser prints and what it logs, its pages' consoles included."""
+def browser_program() -> str:
+    """The path of the browser; skips without one."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium is installed: the page is not tried in a browser")
-    command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+    return program
+
+
+def chromium(*flags: str, page: Path, profile: Path) -> tuple[str, str]:
+    """What the browser prints and what it logs, its pages' consoles included."""
+    command = [browser_program(), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
                f"--user-data-dir={profile}", *flags, page.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
