@@ -20,10 +20,11 @@ COMMANDS = {
     "embed-text": ("data.embed_text", "write the text features of captions beside the shards"),
     "embed-anchor": ("partner", "write a partner's features of another modality beside the shards"),
     "export": ("hub.export", "write a checkpoint in the published layout, or for ONNX and torch.export"),
+    "index": ("index", "index a folder of media, and search it by text or by a file"),
     "app": ("app.__main__", "open a page on which files are compared with texts and with each other"),
     "configs": ("configs", "list the recipes, models, datasets and comparisons that flags take by name"),
 }
-EXTRAS = ("app",)  # commands with an extra of their own
+EXTRAS = {"app": "app", "index": "app"}  # of commands with packages of their own
 USAGE = "usage: languagebind COMMAND [--help] ..., or languagebind --version\n\n"
 USAGE += "".join(f"  {command:14}{about}\n" for command, (_, about) in COMMANDS.items())
 USAGE += "\nTo train, run `python -m training.main`; under torchrun it uses several GPUs."
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         try:
             return importlib.import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
         except ModuleNotFoundError as error:
-            extra = name if name in EXTRAS else "eval"
+            extra = EXTRAS.get(name, "eval")
             raise UserError(f"{name} needs the package {error.name}: pip install 'languagebind[{extra}]'") from error
     if name not in ("-h", "--help", "--version"):
         raise UserError(f"no command {name!r}: choose from {', '.join(COMMANDS)}")

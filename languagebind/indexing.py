@@ -1,6 +1,6 @@
 """Make the index that `languagebind.index` searches: a folder with what is in files, in `index.sqlite`, and what that
-depends on, in `index.json`. A killed run continues where features were last committed, about a second before. A FAISS
-index for each modality is written when all files are done.
+depends on, in `index.json`. A killed run continues where features were last committed, two seconds before or so. A
+FAISS index for each modality is written when all files are done.
 """
 
 import json
@@ -50,7 +50,7 @@ ENDINGS = {
     for name in modality_names()
 }
 WORDS = {"infrared": "infrared|thermal", "depth": "depth"}  # in names of files and folders
-FLAT = 100_000  # vectors that FAISS compares one by one
+FLAT = 50_000  # vectors that FAISS compares one by one
 INTERVAL = 0.1 if sys.stderr.isatty() else 30  # seconds between reports of progress
 PAGE = 10_000  # rows of the database that are held at once
 WINDOWS = 64  # of a task; the rest of a longer file is for a later task, which opens it again
@@ -128,7 +128,6 @@ def make_index(options: IndexOptions) -> str:
 class _Update:
     def __init__(self, db: sqlite3.Connection, options: IndexOptions):
         self.db, self.options, self.folder = db, options, os.path.abspath(options.folder)
-        self.encoders: Any = None
         self.one_encodes = Lock()
 
     def run(self) -> str:
@@ -142,7 +141,7 @@ class _Update:
         new, gone = self._list()
         left = new or db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()[0]
         if changed := left or any(before.get(key) != used[key] for key in used):
-            self.encoders = load_encoders(used, options.device)
+            self.encoders: Any = load_encoders(used, options.device)
             now |= facts_of(self.encoders)
             check(output, before, now)
             if used["max_seconds"] != before.get("max_seconds"):  # files that were too long may be read now
@@ -162,7 +161,7 @@ class _Update:
 
     def _list(self) -> tuple[int, int]:
         """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
-        (db := self.db).executemany("INSERT INTO listing VALUES (?, ?, ?)", _listing(self.folder))
+        (db := self.db).executemany("INSERT INTO listing VALUES (?, ?, ?)", _listing(self.folder, self.options.output))
         if not db.execute("SELECT count(*) FROM listing").fetchone()[0]:  # such as a disk that is not mounted
             raise UserError(f"{self.folder} has no files")
         same = "listing.path = files.path AND listing.size = files.size AND listing.mtime = files.mtime"
@@ -205,7 +204,7 @@ class _Update:
                             db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
                             db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
                             db.executemany("DELETE FROM windows WHERE file = ?", [end[1:] for end in ends if end[0]])
-                            if time.monotonic() > committed + 1:
+                            if time.monotonic() > committed + 2:
                                 db.commit()
                                 committed = time.monotonic()
                             bar.update(len(ends))
@@ -244,11 +243,12 @@ class _Update:
         return spans, inputs, ends
 
 
-def _listing(folder: str) -> Iterator[tuple[bytes, int, int]]:
+def _listing(folder: str, output: Path) -> Iterator[tuple[bytes, int, int]]:
     for path in files_below(Path(folder)):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
             status = os.stat(path)
-            yield os.fsencode(os.path.relpath(path, folder)), status.st_size, status.st_mtime_ns
+            if not path.is_relative_to(output.absolute()):
+                yield os.fsencode(os.path.relpath(path, folder)), status.st_size, status.st_mtime_ns
 
 
 def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ import faiss
 import numpy as np
 import pytest
 import soundfile
-from helpers import depth_png, give_own_text_tower, start, wait_for
+from helpers import ROOT, depth_png, give_own_text_tower, start, wait_for
 from PIL import Image
 
 import languagebind
@@ -238,13 +239,14 @@ def test_changes_and_damage(depths, toys, encoders):
         update(depths, ())
 
 
-def test_without_changes_no_model_is_loaded(depths, toys):
-    model = shutil.copytree(toys / "depth", depths.parent / "model")
-    update(depths, (str(model),))
+@pytest.mark.parametrize("place", ["..", "."])
+def test_without_changes_no_model_is_loaded(depths, toys, place):
+    model, output = shutil.copytree(toys / "depth", depths.parent / "model"), depths / place / "x.index"
+    assert "12 files new or changed" in make_index(IndexOptions(depths, output, (str(model),)))
     model.rename(depths.parent / "moved")
-    assert "0 files new or changed" in update(depths, (str(model),))
+    assert "0 files new or changed" in make_index(IndexOptions(depths, output, (str(model),)))
     with pytest.raises(UserError):
-        Index(depths.parent / "x.index")
+        Index(output)
 
 
 def test_other_models_and_options_are_refused(depths, toys):
@@ -376,6 +378,18 @@ def test_an_index_of_many_is_written_in_lists(depths, toys, monkeypatch):
     assert (vectors.nlist, vectors.nprobe, vectors.ntotal) == (105, 6, 700)
     hit = Index(depths.parent / "x.index").search(file=depths / "05.png", top=1)["depth"][0]
     assert hit.score == pytest.approx(1, abs=1e-5)
+
+
+def test_the_examples_of_the_search_page_run(tmp_path, toys, files, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("models").symlink_to(toys)
+    Path("samples").mkdir()
+    shutil.copy(files["image"][0], "samples/a.jpg")
+    shutil.copy(files["depth"][0], "samples/a.depth.png")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "search.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(example, "docs/search.md", "exec"), names)
+    assert [hit.path for hit in names["like"]["image"]] == [str(tmp_path / "samples" / "a.jpg")]
 
 
 def test_the_command(index, media, capsys, models):
