@@ -122,6 +122,10 @@ def texts_input(examples: Sequence[Any] = ()) -> gr.Textbox:
     return gr.Textbox("\n".join(texts), label="Texts, one a line", lines=4, max_lines=12)
 
 
+def modality_input(names: Sequence[str]) -> gr.Radio:
+    return gr.Radio([(name.capitalize(), name) for name in names], value=names[0], label="Modality of the file")
+
+
 def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
     texts = texts_input(examples)
     with gr.Accordion("Arithmetic: add a text to each file, or subtract one", open=False), gr.Row():
@@ -222,7 +226,7 @@ def _segmentation_tab(models: do.Models, names: list[str]) -> None:
     with gr.Row():
         with gr.Column():
             file = gr.File(label="File", height=140)
-            modality = gr.Radio(names, value=names[0], label="Modality of the file")
+            modality = modality_input(names)
             texts, button = texts_input(), gr.Button("Segment", variant="primary")
         with gr.Column():
             offer_data("segment", button.click, segment, [file, modality, texts], "segmented")
