@@ -66,7 +66,7 @@ class SearchOptions:
 class Index:
     """An index of a folder, opened for searching. Several threads may search it.
 
-    `encoders` are the models that made it; by default they are loaded from where they were. Raises `UserError` if the
+    `encoders` have the models that made it; by default these are loaded from where they were. Raises `UserError` if the
     index is missing or was never completed, or the models have other weights.
     """
 
@@ -76,7 +76,7 @@ class Index:
             raise UserError(f"{path} is not a complete index: run languagebind index FOLDER --output {path} to its end")
         self.folder = facts["folder"]
         self.encoders = encoders or load_encoders(facts, device)
-        check(self.path, facts, facts_of(self.encoders))
+        check(self.path, facts, facts_of(self.encoders, facts["modalities"]))
         vectors = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
         self._vectors = {name: index for name, index in vectors.items() if index.ntotal}
         self.modalities = [*self._vectors]  # that have files in the index

@@ -38,8 +38,7 @@ CREATE TABLE IF NOT EXISTS files (  -- a row for each modality that reads the fi
 CREATE INDEX IF NOT EXISTS paths ON files (path);
 CREATE INDEX IF NOT EXISTS not_done ON files (modality, id) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS windows (  -- no id is used twice, because a FAISS index may still have the old one
-    id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER REFERENCES files ON DELETE CASCADE,
-    start REAL, end REAL, features BLOB);
+    id INTEGER PRIMARY KEY AUTOINCREMENT, file REFERENCES files ON DELETE CASCADE, start REAL, end REAL, features BLOB);
 CREATE INDEX IF NOT EXISTS windows_of_file ON windows (file);
 PRAGMA foreign_keys = ON;
 CREATE TEMP TABLE listing (path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER) WITHOUT ROWID;
@@ -141,8 +140,8 @@ class _Update:
         new, gone = self._list()
         left = new or db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()[0]
         if changed := left or any(before.get(key) != used[key] for key in used):
-            self.encoders: Any = load_encoders(used, options.device)
-            now |= facts_of(self.encoders)
+            self.encoders = load_encoders(used, options.device)
+            now |= facts_of(self.encoders, self.encoders.modalities)
             check(output, before, now)
             if used["max_seconds"] != before.get("max_seconds"):  # files that were too long may be read now
                 db.execute("UPDATE files SET done = 0, failure = NULL WHERE failure NOTNULL")
@@ -161,7 +160,8 @@ class _Update:
 
     def _list(self) -> tuple[int, int]:
         """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
-        (db := self.db).executemany("INSERT INTO listing VALUES (?, ?, ?)", _listing(self.folder, self.options.output))
+        rows = _listing(self.folder, os.path.abspath(self.options.output))
+        (db := self.db).executemany("INSERT INTO listing VALUES (?, ?, ?)", rows)
         if not db.execute("SELECT count(*) FROM listing").fetchone()[0]:  # such as a disk that is not mounted
             raise UserError(f"{self.folder} has no files")
         same = "listing.path = files.path AND listing.size = files.size AND listing.mtime = files.mtime"
@@ -174,8 +174,8 @@ class _Update:
     def _assign(self) -> None:
         """Decide which modalities read the files in the table `listing`."""
         names, patterns = self.encoders.modalities, [each.partition("=") for each in self.options.pattern]
-        if wrong := ["".join(each) for each in patterns if each[0] not in names or not each[2]]:
-            raise UserError(f"--pattern {wrong[0]}: write MODALITY=PATTERN with one of {', '.join(names)}")
+        for wrong in (each for each in patterns if each[0] not in names or not each[2]):
+            raise UserError(f"--pattern {''.join(wrong)}: write MODALITY=PATTERN with one of {', '.join(names)}")
 
         def rows() -> Iterator[tuple[Any, ...]]:
             for path, size, mtime in self.db.execute("SELECT path, size, mtime FROM listing"):
@@ -243,11 +243,11 @@ class _Update:
         return spans, inputs, ends
 
 
-def _listing(folder: str, output: Path) -> Iterator[tuple[bytes, int, int]]:
+def _listing(folder: str, output: str) -> Iterator[tuple[bytes, int, int]]:
     for path in files_below(Path(folder)):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
             status = os.stat(path)
-            if not path.is_relative_to(output.absolute()):
+            if not path.is_relative_to(output):
                 yield os.fsencode(os.path.relpath(path, folder)), status.st_size, status.st_mtime_ns
 
 
@@ -297,16 +297,17 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def load_encoders(facts: dict[str, Any], device: str | None) -> Encoders:
     """Load the models that the facts of an index name."""
-    limits = {name: facts[name] for name in ["max_seconds"] if facts[name]}
+    limits = {"max_seconds": facts["max_seconds"]} if facts["max_seconds"] else {}
     return load(*facts["model"], device=own_device(device), **limits)
 
 
-def facts_of(encoders: Encoders) -> dict[str, Any]:
-    """Return what an index depends on in models: the weights, and the options that change the inputs."""
-    found: dict[str, Any] = {"modalities": encoders.modalities}
-    for name, (model, modality) in encoders.encoders.items():
-        found[f"weights of {name}"] = weights_digest(model)[:16]
-        found |= {f"{name}'s {key}": value for key, value in to_dict(modality).items() if key not in UNUSED}
+def facts_of(encoders: Encoders, names: Sequence[str]) -> dict[str, Any]:
+    """Return what an index of some modalities depends on: the weights, and the options that change the inputs."""
+    found: dict[str, Any] = {"modalities": [name for name in encoders.modalities if name in names]}
+    for name in found["modalities"]:
+        found[f"weights of {name}"] = weights_digest(encoders.model(name))[:16]
+        options = to_dict(encoders.encoders[name][1])
+        found |= {f"{name}'s {key}": value for key, value in options.items() if key not in UNUSED}
     return found
 
 
@@ -314,8 +315,7 @@ def check(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `UserError` if an index was made with other facts. A fact that is newer than the index is not compared."""
     if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
         was, found = before[changed[0]], now[changed[0]]
-        advice = "use the same again, or make another index, with another --output"
-        raise UserError(f"{path} was made with {changed[0]} {was}, not {found}: {advice}")
+        raise UserError(f"{path} was made with {changed[0]} {was}, not {found}: use the same, or another --output")
 
 
 def _report(db: sqlite3.Connection) -> str:

@@ -264,7 +264,10 @@ def test_other_models_and_options_are_refused(depths, toys):
     next(other.model("depth").vision_model.parameters()).data[0] += 1
     with pytest.raises(UserError, match="was made with weights of depth"):
         Index(output, other)
-    assert Index(output, languagebind.load(toys / "depth")).modalities == ["depth"]
+    more = Index(output, languagebind.load(toys / "depth", toys / "image"))
+    assert more.modalities == ["depth"]
+    with pytest.raises(UserError, match="was made with modalities"):
+        Index(output, languagebind.load(toys / "image"))
 
 
 def test_patterns_and_limits(tmp_path, toys, files):
