@@ -131,6 +131,12 @@ def test_segmentation(server, encoders, media):
     assert len(set(found["colours"])) == 3
 
 
+def test_segmentation_has_a_limit(encoders, media, monkeypatch):
+    monkeypatch.setattr(functions, "MOST_SCORES", 3 * 80 * 60 - 1)
+    with pytest.raises(languagebind.config.UserError, match="3 texts are too many for 80 x 60 pixels"):
+        functions.segment(encoders, "depth", media["depth"][0], TEXTS)
+
+
 def test_arithmetic(server, encoders, media):
     file = media["image"][0]
     found = server.predict(handle_file(file), LINES, "at night", "by day", api_name="/similarity_image")

@@ -26,6 +26,7 @@ from ..modalities import DecodeError
 from .drawing import data_uri, draw, draw_matrix
 
 MOST_TEXTS, MOST_FILES, MOST_LETTERS = 100, 24, 10_000  # in one request
+MOST_SCORES = 2**28  # of the texts for each pixel, 4 bytes each
 SENSE = {"audio": "heard"}
 ALIKE = 0.95  # share of the pairs of training captions that a text and its nearest caption should exceed
 
@@ -132,6 +133,11 @@ def matrix(encoders: Encoders, files: Sequence[tuple[str, str]], texts: Sequence
 def segment(encoders: Encoders, name: str, file: str, texts: Sequence[str]) -> dict[str, Any]:
     """Return the share of a picture for which each text is the best, its colour, and the map of the texts' numbers."""
     inputs: Any = {name: [file]}
+    height, width = encoders.encoders[name][1].load(file).shape[-2:]
+    if height * width * len(texts) > MOST_SCORES:
+        raise UserError(
+            f"{len(texts)} texts are too many for {width} x {height} pixels: give fewer, or a smaller picture"
+        )
     classes = encoders.segment(texts, **inputs)[0].cpu().numpy()
     return {
         "texts": [*texts],

@@ -85,7 +85,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             log.exception("a request failed")
             message = first_line(error) if isinstance(error, ValueError) else "the request failed; the log says why"
         message = re.sub(re.escape(get_upload_folder()) + "/[^/]*/", "", message)  # files by their names alone
-        raise gr.Error(html.escape(message), duration=20, print_exception=False)
+        raise gr.Error(html.escape(message, quote=False), duration=20, print_exception=False)
 
     return call
 
