@@ -103,8 +103,8 @@ def note(models: Models, name: str, features: Tensor, texts: Sequence[str]) -> s
     strange, row = int((nearest < usual).sum()), int(nearest.argmin())
     return "" if not strange else (
         f"{strange} of {len(texts)} texts resemble no caption of this encoder's training, so their figures say little. "
-        f"To “{texts[row]}”, the nearest of {len(known)} captions has cosine {nearest[row]:.2f}; of these captions, "
-        f"{1 - ALIKE:.0%} of all pairs have more than {usual:.2f}."
+        f"To “{texts[row]}”, the nearest of {len(known)} captions has cosine {nearest[row]:.2f}, while "
+        f"{1 - ALIKE:.0%} of the pairs of these captions have more than {usual:.2f}."
     )  # fmt: skip
 
 
@@ -119,10 +119,11 @@ def matrix(encoders: Encoders, files: Sequence[tuple[str, str]], texts: Sequence
         raise UserError(f"give two things to compare or more, with at most {MOST_FILES} files")
     views: list[Any] = [view(encoders, name, file) for name, file in files]
     towers, found = [id(encoders.model(name).text_model) for name, _ in files], np.full((size, size), np.nan)
+    by_modality = {name: text_features(encoders, texts, name) for name in dict(files)}
     for row, own in enumerate(views):
         alike = [column for column in range(count) if towers[column] == towers[row]]
         found[row, alike] = [float(own.feature @ views[column].feature) for column in alike]
-        found[row, count:] = (text_features(encoders, texts, own.modality) @ own.feature).cpu()
+        found[row, count:] = (by_modality[own.modality] @ own.feature).cpu()
     features = text_features(encoders, texts, None)
     found[count:, :count], found[count:, count:] = found[:count, count:].T, (features @ features.T).cpu()
     kinds, edges = [name for name, _ in files] + ["text"] * len(texts), [own.picture for own in views] + [*texts]
