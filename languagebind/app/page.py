@@ -204,9 +204,7 @@ def _search_tab(index: Index) -> None:
             top = gr.Number(8, label="Results of each modality", minimum=1, precision=0)
         with gr.Column():
             file = gr.File(label="File", height=140)
-            modality = gr.Radio(
-                ["by name and content", *names], value="by name and content", label="Modality of the file"
-            )
+            modality = modality_input([GUESS, *names])
     button = gr.Button("Search", variant="primary")
     trigger = partial(gr.on, [button.click, text.submit])
     offer_data("search", trigger, search, [text, file, modality, weight, top], "hits")
