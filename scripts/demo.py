@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_report(results, options.output, world)
     print(score_table(results))
     print(f"{time.perf_counter() - begin:.0f} s; {options.output}/results.json and report.png")
+    runs = " ".join(os.path.relpath(options.output / name) for name in sorted(options.modality))
+    print(f"To try the models on a page in your browser: {os.path.relpath(sys.executable)} -m languagebind.app {runs}")
 
 
 def make_world(options: DemoOptions) -> Path:

@@ -2,6 +2,8 @@
 
 import http.server
 import io
+import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from app_server import MODELS, PageServer
-from helpers import call
+from helpers import ROOT, call
 from PIL import Image
 from report_world import browser_program
 
@@ -139,6 +141,14 @@ def test_in_the_dark_texts_are_light(visit, media):
         assert brightness(selector, "color") > 120, selector
 
 
+def test_the_page_says_how_large_files_may_be(visit, tmp_path):
+    page = visit()
+    assert f"Files may have {LIMIT} MB" in page.inner_text("body")
+    (tmp_path / "room.png").write_bytes(bytes(LIMIT * 2**20 + 1))
+    page.set_input_files("#file-depth input[type=file]", tmp_path / "room.png")
+    assert "exceed" in page.locator(".toast-body").inner_text()
+
+
 def test_a_damaged_file_is_a_sentence_on_the_page(visit, tmp_path):
     page = visit()
     page.get_by_label("Texts, one a line").first.fill("a room")
@@ -191,7 +201,7 @@ def test_an_upload_stays_in_the_servers_own_folder_and_can_be_fetched(client, se
     assert Path(path).is_relative_to(server.uploads)
     assert Path(path).name == "room.png"
     assert client.get(f"/gradio_api/file={path}").content == media["depth"].read_bytes()
-    assert '"cosines"' in ask(client, "similarity_depth", file_data(path), "a room")
+    assert '"cosines"' in ask(client, "similarity_depth", file_data(path), "a room", "", "")
 
 
 def test_an_upload_above_the_limit_is_refused(client, server):
@@ -216,7 +226,7 @@ def test_other_files_cannot_be_fetched(client, server, address):
 
 def test_other_files_cannot_be_compared(client, server, media):
     for path in (media["depth"], media["depth"].as_uri(), f"{server.uploads}/../../../..{media['depth']}"):
-        answer = ask(client, "similarity_depth", file_data(path), "a room")
+        answer = ask(client, "similarity_depth", file_data(path), "a room", "", "")
         assert answer.startswith("event: error")
         assert '"cosines"' not in answer
 
@@ -225,12 +235,24 @@ def test_other_files_cannot_be_compared(client, server, media):
 def test_the_server_asks_no_other_server(client, other, host):
     address = f"{host or other[0]}/room.png"
     for name in MODELS:
-        assert "does not download files" in ask(client, f"similarity_{name}", file_data(address), "a room")
+        assert "does not download files" in ask(client, f"similarity_{name}", file_data(address), "a room", "", "")
         for value in (file_data("room.png", url=address), file_data("", url=address), address):
-            assert ask(client, f"similarity_{name}", value, "a room").startswith("event: error")
+            assert ask(client, f"similarity_{name}", value, "a room", "", "").startswith("event: error")
     assert client.get(f"/gradio_api/file={address}").status_code == 403
     assert client.get(f"/gradio_api/proxy={address}").status_code in (400, 403)
     assert not other[1]
+
+
+def test_the_examples_of_the_document_run(server, media, tmp_path, monkeypatch):
+    (tmp_path / "samples").mkdir()
+    for name, target in {"depth": "a.depth.png", "audio": "a.wav"}.items():
+        shutil.copy(media[name], tmp_path / "samples" / target)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "app.md").read_text(), re.DOTALL):
+        exec(compile(example.replace("http://127.0.0.1:7860", server.address), "docs/app.md", "exec"), names)
+    assert names["found"]["texts"] == ["a ball", "a room"]
+    assert set(names["hits"]) == set(MODELS)
 
 
 def test_what_gradio_offers_beside_the_page_is_off(client, server):

@@ -96,7 +96,8 @@ def make_page(sources: Sequence[str], options: AppOptions, folder: Path) -> tupl
         "footer_links": ["api"], "quiet": True, **page.STYLE,
     }  # fmt: skip
     index = Index(options.index, models.encoders) if options.index else None
-    return page.build(models, examples, index), settings
+    note = f"Files may have {options.max_upload_mb} MB; they are deleted within 70 minutes."
+    return page.build(models, examples, index, note), settings
 
 
 if __name__ == "__main__":

@@ -51,11 +51,13 @@ def refuse_addresses() -> None:
         setattr(module, name, refuse)
 
 
-def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None = None) -> gr.Blocks:
-    """Return the page of some models. An example has `path`, `modality` and `texts`."""
+def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None = None, note: str = "") -> gr.Blocks:
+    """Return the page of some models, with a note at its top. An example has `path`, `modality` and `texts`."""
     refuse_addresses()
     with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"# LanguageBind\nCompare {', '.join(models.encoders.modalities)} and texts with each other.")
+        gr.Markdown(
+            f"# LanguageBind\nCompare {', '.join(models.encoders.modalities)} and texts with each other. {note}"
+        )
         with gr.Tab("Similarity"):
             _similarity_tab(models, examples)
         with gr.Tab("Matrix"):
