@@ -273,8 +273,8 @@ def new_vectors(count: int, size: int) -> Any:
     """Return an empty FAISS index of inner products for `count` vectors of `size` numbers: flat, or IVF for many."""
     if count <= FLAT:
         return faiss.index_factory(size, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
-    # FAISS's guidelines: 4 to 16 times the root of the number of vectors. A sixteenth of these lists is searched, which
-    # is much, because queries of another modality than the vectors lie beside them.
+    # FAISS's wiki, Guidelines to choose an index: 4 to 16 times the root of the number of vectors. A sixteenth of them
+    # is searched, which is much, because queries of another modality than the vectors lie beside them.
     index: Any = faiss.index_factory(size, f"IVF{int(4 * count**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
     index.nprobe = index.nlist // 16
     return index
