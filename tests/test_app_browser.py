@@ -16,6 +16,9 @@ from PIL import Image
 from report_world import browser_program
 
 import languagebind
+from languagebind.app import functions
+from languagebind.app.__main__ import read_users
+from languagebind.app.page import build
 from languagebind.index import Index
 
 TEXTS = ["a dog barks", "a room with a sofa", "<b>rain</b>"]
@@ -261,3 +264,21 @@ def test_what_gradio_offers_beside_the_page_is_off(client, server):
     assert client.get("/config").json()["analytics_enabled"] is False
     with pytest.raises(httpx.ConnectError):  # this machine has the whole of 127.0.0.0/8
         httpx.get(server.address.replace("127.0.0.1", "127.0.0.2"))
+
+
+def test_with_users_everything_but_the_login_is_closed(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    (tmp_path / "users").write_text("ann:a secret\n\nbob:b:c\n")
+    built = build(functions.Models(languagebind.load(toys / "depth")))
+    built.launch(auth=read_users(tmp_path / "users"), prevent_thread_lock=True, quiet=True)
+    with httpx.Client(base_url=built.local_url) as client:
+        (tmp_path / "uploads").mkdir(exist_ok=True)
+        (tmp_path / "uploads" / "a.png").write_bytes(b"a")
+        file = f"/gradio_api/file={tmp_path / 'uploads' / 'a.png'}"
+        calls = "/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/call/similarity_depth"
+        assert [client.get(address).status_code for address in ("/config", file, "/gradio_api/info")] == [401] * 3
+        assert [client.post(address, json={"data": []}).status_code for address in calls] == [401] * 3
+        assert client.post("/login", data={"username": "ann", "password": "b:c"}).status_code == 400
+        assert client.post("/login", data={"username": "bob", "password": "b:c"}).is_success
+        assert client.get(file).content == b"a"
+    built.close()
