@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from app_server import MODELS, PageServer
-from helpers import ROOT, call
+from helpers import ROOT
 from PIL import Image
 from report_world import browser_program
 
@@ -19,7 +19,7 @@ import languagebind
 from languagebind.app import functions
 from languagebind.app.__main__ import read_users
 from languagebind.app.page import build
-from languagebind.index import Index
+from languagebind.index import Index, IndexOptions, make_index
 
 TEXTS = ["a dog barks", "a room with a sofa", "<b>rain</b>"]
 LIMIT = 2  # megabytes
@@ -35,7 +35,7 @@ def media(files):
 def media_index(toys, media, tmp_path_factory):
     folder = tmp_path_factory.mktemp("index")
     models = [str(toys / model) for model in MODELS.values()]
-    call("-m", "languagebind.index", str(media["audio"].parent), "--model", *models, f"--output={folder}")
+    make_index(IndexOptions(media["audio"].parent, folder, tuple(models)))
     return folder
 
 
