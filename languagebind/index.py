@@ -74,7 +74,7 @@ class Index:
         self.path, facts = Path(path), read_facts(Path(path))
         if facts.get("current") is None:
             raise UserError(f"{path} is not a complete index: run languagebind index FOLDER --output {path} to its end")
-        self.folder = facts["folder"]
+        self.folder, self.window = facts["folder"], facts["window"]
         self.encoders = encoders or load_encoders(facts, device)
         check(self.path, facts, facts_of(self.encoders, facts["modalities"]))
         vectors = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}

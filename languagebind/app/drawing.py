@@ -4,19 +4,20 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from ..modalities import Modality
-from ..modalities._pictures import coloured
 
-LARGEST = 640  # longer side of a picture on the page, in pixels
-CELL, GAP, FONT = 96, 4, ImageFont.load_default(14)  # of the matrix; sides in pixels
+LARGEST, LONGEST = 640, 6000  # sides of a picture on the page and of the matrix, in pixels
 
 
 def draw(modality: Modality, raw: Any, side: int = LARGEST) -> tuple[Image.Image, str]:
@@ -44,31 +45,28 @@ def draw_matrix(edges: Sequence[Image.Image | str], kinds: Sequence[str], cosine
     Colours fill the range of each pair of `kinds`, because cosines of different modalities differ in level. The
     diagonal and what is not known are grey.
     """
-    step, shown = CELL + GAP, np.where(np.eye(len(kinds), dtype=bool), np.nan, cosines)
-    for a, b in {(a, b) for a in kinds for b in kinds}:
-        block = np.ix_([kind == a for kind in kinds], [kind == b for kind in kinds])
+    size, shown = len(edges), np.where(np.eye(len(edges), dtype=bool), np.nan, cosines)
+    for pair in product({*kinds}, repeat=2):
+        block = np.ix_(*(np.equal(kinds, kind) for kind in pair))
         if not np.isnan(shown[block]).all():
             low, high = np.nanmin(shown[block]), np.nanmax(shown[block])
             shown[block] = (shown[block] - low) / (high - low) if high > low else shown[block] * 0 + 0.5
-    colours = coloured(torch.from_numpy(shown).nan_to_num()).permute(1, 2, 0).numpy()
-    colours = np.where(np.isnan(shown)[..., None], 224, colours)
-    sheet = Image.new("RGB", ((len(edges) + 1) * step,) * 2, "white")
-    brush = ImageDraw.Draw(sheet)
-    for number, edge in enumerate(edges, 1):
-        sheet.paste(_tile(edge), (0, number * step))
-        sheet.paste(_tile(edge), (number * step, 0))
-    for row, column in np.ndindex(cosines.shape):
-        (top, left), fill = ((row + 1) * step, (column + 1) * step), tuple(colours[row, column].tolist())
-        text = "–" if np.isnan(cosines[row, column]) else f"{cosines[row, column]:.2f}"
-        brush.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill)
-        ink = "black" if sum(fill) > 330 else "white"
-        brush.text((left + CELL / 2, top + CELL / 2), text, ink, FONT, anchor="mm")
-    return sheet
-
-
-def _tile(edge: Image.Image | str) -> Image.Image:
-    if not isinstance(edge, str):
-        return ImageOps.pad(edge.convert("RGB"), (CELL, CELL), color="white")
-    tile, lines = Image.new("RGB", (CELL, CELL), "white"), textwrap.wrap(edge, 12, max_lines=5, placeholder=" …")
-    ImageDraw.Draw(tile).multiline_text((CELL / 2, CELL / 2), "\n".join(lines), "black", FONT, "mm", align="center")
-    return tile
+    canvas: Any = FigureCanvasAgg(Figure(figsize=(size + 1, size + 1), dpi=min(100, LONGEST // (size + 1))))
+    axes = canvas.figure.add_axes((0, 0, 1, 1))
+    colours, style = colormaps["viridis"].with_extremes(bad="0.88"), {"ha": "center", "va": "center", "fontsize": 9}
+    places = np.arange(size + 1) - 0.5
+    axes.pcolormesh(places, places, shown, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=3)
+    for (row, column), cosine in np.ndenumerate(cosines):
+        text, ink = "–" if np.isnan(cosine) else f"{cosine:.2f}", "white" if shown[row, column] < 0.5 else "black"
+        axes.text(column, row, text, color=ink, **style)
+    for place, edge in enumerate(edges):
+        for x, y in ((-1, place), (place, -1)):
+            if isinstance(edge, str):
+                axes.text(x, y, textwrap.fill(edge, 12, max_lines=5, placeholder=" …"), parse_math=False, **style)
+            else:
+                tile = ImageOps.pad(edge.convert("RGB"), (96, 96), color="white")
+                axes.imshow(tile, extent=(x - 0.48, x + 0.48, y + 0.48, y - 0.48))
+    axes.axis((-1.5, size - 0.5, size - 0.5, -1.5))
+    axes.axis("off")
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

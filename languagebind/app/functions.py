@@ -20,14 +20,13 @@ from ..config import UserError, load_yaml
 from ..data.feature_store import FeatureStore
 from ..data.shards import expand_shards
 from ..eval.report.examples import PALETTE, over
-from ..hub.encoders import Encoders, load
+from ..hub.encoders import TEXT, Encoders, load
 from ..index import Hit, Index
 from ..modalities import DecodeError
 from .drawing import data_uri, draw, draw_matrix
 
 MOST_TEXTS, MOST_FILES, MOST_LETTERS = 100, 24, 10_000  # in one request
 MOST_SCORES = 2**28  # of the texts for each pixel, 4 bytes each
-SENSE = {"audio": "heard"}
 ALIKE = 0.95  # share of the pairs of training captions that a text and its nearest caption should exceed
 
 
@@ -58,26 +57,17 @@ def lines(texts: str, least: int = 1) -> list[str]:
     return found
 
 
-class View(NamedTuple):
-    """A file as its encoder sees it."""
-
-    modality: str
-    feature: Tensor  # (D,), unit norm
-    picture: Image.Image
-    meaning: str  # of the colours
-
-
 @torch.no_grad()
-def view(encoders: Encoders, name: str, file: str) -> View:
-    """Decode a file once, and return its feature and its picture. Raises `DecodeError` if it cannot be used."""
+def view(encoders: Encoders, name: str, file: str) -> tuple[Tensor, Image.Image, str]:
+    """Decode a file once, and return its feature (D,) with unit norm, its picture, and what its colours mean."""
     model, modality = encoders.model(name), encoders.encoders[name][1]
     raw = modality.load(file)
     x = model.project(modality.transform(raw)[None].to(model.logit_scale.device)).float()
-    return View(name, F.normalize(x[0], dim=-1), *draw(modality, raw))
+    return F.normalize(x[0], dim=-1), *draw(modality, raw)
 
 
-def text_features(encoders: Encoders, texts: Sequence[str], of: str | None) -> Tensor:
-    """Return the features (N, D) of texts by the tower of a modality, or by the one that most modalities share."""
+def text_features(encoders: Encoders, texts: Sequence[str], of: str) -> Tensor:
+    """Return the features (N, D) of texts by the tower of a modality, or for `text` the one that most of them share."""
     found: Any = encoders.encode(text=texts, of=of)
     return found
 
@@ -86,9 +76,8 @@ def rate(models: Models, name: str, feature: Tensor, texts: Sequence[str]) -> di
     """Compare the feature (D,) of a modality with texts; `note` says how to read the figures, if that needs saying."""
     features = text_features(models.encoders, texts, name)
     cosines, scaled = (models.encoders.similarity(feature[None], features, scale)[0] for scale in (None, name))
-    figures = {"probabilities": scaled.softmax(dim=0), "cosines": cosines}
-    rounded = {key: [round(x, 6) for x in value.tolist()] for key, value in figures.items()}
-    return {"modality": name, "texts": [*texts], **rounded, "note": note(models, name, features.cpu(), texts)}
+    figures = {"probabilities": scaled.softmax(dim=0).tolist(), "cosines": cosines.tolist()}
+    return {"modality": name, "texts": [*texts], **figures, "note": note(models, name, features.cpu(), texts)}
 
 
 def note(models: Models, name: str, features: Tensor, texts: Sequence[str]) -> str:
@@ -96,7 +85,7 @@ def note(models: Models, name: str, features: Tensor, texts: Sequence[str]) -> s
     if (known := models.captions.get(name)) is None:
         return (
             f"This encoder's training captions are not at hand. It probably knows words for what is "
-            f"{SENSE.get(name, 'seen')}. Probabilities add up to 100 %, even if no text is right."
+            f"{'heard' if name == 'audio' else 'seen'}. Probabilities add up to 100 %, even if no text is right."
         )
     usual = (known * known.roll(len(known) // 2, 0)).sum(dim=1).quantile(ALIKE)
     nearest = (features @ known.T).amax(dim=1)
@@ -117,56 +106,49 @@ def matrix(encoders: Encoders, files: Sequence[tuple[str, str]], texts: Sequence
     count, size = len(files), len(files) + len(texts)
     if size < 2 or count > MOST_FILES:
         raise UserError(f"give two things to compare or more, with at most {MOST_FILES} files")
-    views: list[Any] = [view(encoders, name, file) for name, file in files]
-    towers, found = [id(encoders.model(name).text_model) for name, _ in files], np.full((size, size), np.nan)
-    by_modality = {name: text_features(encoders, texts, name) for name in dict(files)}
-    for row, own in enumerate(views):
-        alike = [column for column in range(count) if towers[column] == towers[row]]
-        found[row, alike] = [float(own.feature @ views[column].feature) for column in alike]
-        found[row, count:] = (by_modality[own.modality] @ own.feature).cpu()
-    features = text_features(encoders, texts, None)
-    found[count:, :count], found[count:, count:] = found[:count, count:].T, (features @ features.T).cpu()
-    kinds, edges = [name for name, _ in files] + ["text"] * len(texts), [own.picture for own in views] + [*texts]
-    names = [f"{kind}: {x}" for kind, x in zip(kinds, [*(Path(file).name for _, file in files), *texts], strict=True)]
-    return draw_matrix(edges, kinds, found), pd.DataFrame(found, names, names).to_csv(), not np.isnan(found).any()
+    views, found = [view(encoders, name, file) for name, file in files], np.full((size, size), np.nan)
+    things = [(name, Path(file).name) for name, file in files] + [(TEXT, text) for text in texts]
+    kinds, names = [kind for kind, _ in things], [": ".join(thing) for thing in things]
+    towers = {name: id(encoders.model(name).text_model) for name in (*dict(files), TEXT)}
+    for name in towers:  # the last is what encodes texts for each other
+        rows = [row for row, kind in enumerate(kinds) if kind == TEXT or towers[kind] == towers[name]]
+        x = torch.cat([*(views[row][0][None] for row in rows if row < count), text_features(encoders, texts, name)])
+        found[np.ix_(rows, rows)] = (x @ x.T).cpu()
+    drawn = draw_matrix([*(picture for _, picture, _ in views), *texts], kinds, found)
+    return drawn, pd.DataFrame(found, names, names).to_csv(), not np.isnan(found).any()
 
 
 def segment(encoders: Encoders, name: str, file: str, texts: Sequence[str]) -> dict[str, Any]:
     """Return the share of a picture for which each text is the best, its colour, and the map of the texts' numbers."""
-    inputs: Any = {name: [file]}
-    height, width = encoders.encoders[name][1].load(file).shape[-2:]
+    modality, inputs = encoders.encoders[name][1], dict[str, Any]({name: [file]})
+    height, width = (raw := modality.load(file)).shape[-2:]
     if height * width * len(texts) > MOST_SCORES:
-        raise UserError(
-            f"{len(texts)} texts are too many for {width} x {height} pixels: give fewer, or a smaller picture"
-        )
+        raise UserError(f"{len(texts)} texts are too many for {width} x {height} pixels: give fewer of either")
     classes = encoders.segment(texts, **inputs)[0].cpu().numpy()
     return {
         "texts": [*texts],
         "shares": (np.bincount(classes.ravel(), minlength=len(texts)) / classes.size).round(6).tolist(),
         "colours": [to_hex(PALETTE(number + 1)) for number in range(len(texts))],
-        "picture": data_uri(over(view(encoders, name, file).picture, classes + 1)),
+        "picture": data_uri(over(draw(modality, raw)[0], classes + 1)),
         "classes": data_uri(Image.fromarray(classes.astype(np.uint8)), lossless=True),
     }
 
 
-def arithmetic(encoders: Encoders, own: View, plus: str, minus: str) -> Tensor:
+def arithmetic(encoders: Encoders, name: str, x: Tensor, plus: str, minus: str) -> Tensor:
     """Return the feature (D,) of a file plus that of a text minus that of another, with unit norm; either may be ""."""
-    texts = {sign: text_features(encoders, [text], own.modality)[0] for sign, text in ((1, plus), (-1, minus)) if text}
-    total = own.feature + sum(sign * feature for sign, feature in texts.items())
-    return F.normalize(total, dim=-1)
+    terms = [sign * text_features(encoders, [text], name)[0] for sign, text in ((1, plus), (-1, minus)) if text]
+    return F.normalize(sum(terms, x), dim=-1)
 
 
 def shown_hit(index: Index, hit: Hit) -> dict[str, Any]:
     """Return what a search found: its file below the indexed folder, and a small picture if that can be read."""
     modality: Any = index.encoders.encoders[hit.modality][1]
     picture, (path, _, score, start, end) = "", hit
-    with suppress(DecodeError):  # the file may have gone since
-        if end is not None and hasattr(modality, "read_part"):
-            raw = modality.read_part(path, start, end)
+    with suppress(DecodeError, StopIteration):  # the file may have gone or changed since
+        if hasattr(modality, "read_part"):  # without what precedes it
+            raw = modality.read_part(path, start or 0, end)
         else:
-            raw = modality.load(path)
-        if end is not None and isinstance(raw, tuple):  # a sound and its rate
-            raw = raw[0][:, round(start * raw[1]) : round(end * raw[1])], raw[1]
+            _, _, raw = next(modality.windows(path, index.window, round((start or 0) / (index.window or 1))))
         picture = data_uri(draw(modality, raw, 240)[0])
     when = "" if end is None else f"{start:g} to {end:g} s"
     file = os.path.relpath(path, index.folder)  # no "path": Gradio would take that for a file to serve

@@ -4,14 +4,14 @@ import html
 import inspect
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import HTTPException
-from gradio import processing_utils, routes
+import safehttpx
+from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
@@ -24,11 +24,11 @@ from . import functions as do
 log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
-STYLE = {"css_paths": TEMPLATES / "page.css", "theme": gr.themes.Default(font="system-ui", font_mono="monospace")}
-RESULTS: Any = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("results.html")
-DRAW = RESULTS.make_module({"zip": zip})  # functions from data to HTML
+THEME = gr.themes.Default(font="system-ui", font_mono="monospace")
+STYLE: Any = {"css_paths": TEMPLATES / "page.css", "theme": THEME}
+FILES = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+DRAW = FILES.get_template("results.html").make_module({"zip": zip})  # functions from data to HTML
 GUESS = "by name and content"
-AT_ONCE = 1  # requests that decode and encode at the same time, which bounds the memory; others wait in the queue
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
 LEVELS = "Colours fill the range of each pair of modalities, because their cosines differ in level. "
 APART = "Cells with – are empty: these encoders were trained with different text towers, so they share no space."
@@ -37,27 +37,20 @@ APART = "Cells with – are empty: these encoders were trained with different te
 def refuse_addresses() -> None:
     """Keep Gradio's server from downloading what a request names: it reads uploads, and asks no other server."""
 
-    async def refuse_input(*_: Any, **__: Any) -> Any:
+    async def refuse(*_: Any) -> Any:
         raise gr.Error("the server does not download files: upload them", print_exception=False)
 
-    async def refuse_file(*_: Any, **__: Any) -> Any:
-        raise HTTPException(403, "the server does not download files")
-
-    for module, name, refuse in (
-        (processing_utils, "async_ssrf_protected_download", refuse_input),
-        (routes, "secure_url_stream_response", refuse_file),
-    ):
+    for module, name in ((processing_utils, "async_ssrf_protected_get"), (safehttpx, "async_validate_url")):
         getattr(module, name)  # an error if another version of Gradio has no such function
         setattr(module, name, refuse)
 
 
-def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None = None, note: str = "") -> gr.Blocks:
-    """Return the page of some models, with a note at its top. An example has `path`, `modality` and `texts`."""
+def build(models: do.Models, examples: Mapping[str, Any] = {}, index: Index | None = None, note: str = "") -> gr.Blocks:
+    """Return the page of some models, with a note at its top. Examples have the names of their classes."""
     refuse_addresses()
     with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
-        gr.Markdown(
-            f"# LanguageBind\nCompare {', '.join(models.encoders.modalities)} and texts with each other. {note}"
-        )
+        names = ", ".join(models.encoders.modalities)
+        gr.Markdown(f"# LanguageBind\nCompare {names} and texts with each other. {note}")
         with gr.Tab("Similarity"):
             _similarity_tab(models, examples)
         with gr.Tab("Matrix"):
@@ -69,7 +62,7 @@ def build(models: do.Models, examples: Sequence[Any] = (), index: Index | None =
         if stills := [name for name, (_, x) in kinds if hasattr(x, "resize_mode") and x.input_shape[1] == 1]:
             with gr.Tab("Segmentation"):
                 _segmentation_tab(models, stills)
-    return page.queue(max_size=64, default_concurrency_limit=AT_ONCE)
+    return page.queue(max_size=64)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,10 +74,9 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             if max((len(value) for value in args if isinstance(value, str)), default=0) > do.MOST_LETTERS:
                 raise UserError(f"a text has more than {do.MOST_LETTERS} characters: shorten it")
             return function(*args)
-        except (UserError, DecodeError) as error:
-            message = first_line(error)
         except Exception as error:
-            log.exception("a request failed")
+            if not isinstance(error, (UserError, DecodeError)):
+                log.exception("a request failed")
             message = first_line(error) if isinstance(error, ValueError) else "the request failed; the log says why"
         message = re.sub(re.escape(get_upload_folder()) + "/[^/]*/", "", message)  # files by their names alone
         raise gr.Error(html.escape(message, quote=False), duration=20, print_exception=False)
@@ -93,8 +85,8 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def offer(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> Any:
-    """Run a function of the page and of the API, in the one queue of all functions that decode and encode."""
-    return trigger(told(function), inputs, outputs, api_name=name, concurrency_limit=AT_ONCE, concurrency_id="encoders")
+    """Run a function of the page and of the API. One at a time decodes and encodes, which bounds the memory."""
+    return trigger(told(function), inputs, outputs, api_name=name, concurrency_limit=1, concurrency_id="encoders")
 
 
 def offer_data(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], draw: str) -> None:
@@ -107,20 +99,15 @@ def offer_data(name: str, trigger: Any, function: Callable[..., Any], inputs: li
 
 def file_input(name: str) -> Any:
     """Return the input for a file of a modality: for sounds, clips and pictures, that of Gradio which can record."""
-    shown: dict[str, Any] = {"label": name.capitalize(), "elem_id": f"file-{name}"}
-    if name == "audio":
-        return gr.Audio(type="filepath", sources=["upload", "microphone"], buttons=["download"], **shown)
-    if name == "video":
-        return gr.Video(sources=["upload", "webcam"], buttons=["download"], **shown)
-    if name == "image":
-        picture: Any = gr.Image(sources=["upload", "webcam", "clipboard"], buttons=["fullscreen"], **shown)
-        picture.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
-        return picture
-    return gr.File(height=140, **shown)
+    shown: Any = {"label": name.capitalize(), "elem_id": f"file-{name}"}
+    if name not in ("audio", "image", "video"):
+        return gr.File(height=140, **shown)
+    recorder = getattr(gr, name.capitalize())(buttons=["fullscreen" if name == "image" else "download"], **shown)
+    recorder.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
+    return recorder
 
 
-def texts_input(examples: Sequence[Any] = ()) -> gr.Textbox:
-    texts = dict.fromkeys(text for example in examples for text in example.texts[:2])
+def texts_input(texts: Iterable[str] = ()) -> gr.Textbox:
     return gr.Textbox("\n".join(texts), label="Texts, one a line", lines=4, max_lines=12)
 
 
@@ -128,8 +115,8 @@ def modality_input(names: Sequence[str]) -> gr.Radio:
     return gr.Radio([(name.capitalize(), name) for name in names], value=names[0], label="Modality of the file")
 
 
-def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
-    texts = texts_input(examples)
+def _similarity_tab(models: do.Models, examples: Mapping[str, list[Path]]) -> None:
+    texts = texts_input(path.stem for own in examples.values() for path in own[:2])
     with gr.Accordion("Arithmetic: add a text to each file, or subtract one", open=False), gr.Row():
         plus, minus = gr.Textbox("", label="Plus"), gr.Textbox("", label="Minus")
     button = gr.Button("Compare", variant="primary")
@@ -137,9 +124,10 @@ def _similarity_tab(models: do.Models, examples: Sequence[Any]) -> None:
         for name in models.encoders.modalities:
             with gr.Column(min_width=280):
                 file = file_input(name)
-                if own := [[str(x.path), "\n".join(x.texts)] for x in examples if x.modality == name]:
-                    labels = [Path(path).stem for path, _ in own]
-                    gr.Examples(own, [file, texts], example_labels=labels, label="Examples", api_visibility="private")
+                if own := examples.get(name):
+                    labels = [path.stem for path in own]
+                    rows = [[str(path), "\n".join(labels)] for path in own]
+                    gr.Examples(rows, [file, texts], example_labels=labels, label="Examples", api_visibility="private")
                 trigger, inputs = partial(gr.on, [file.change, button.click]), [file, texts, plus, minus]
                 offer_data(f"similarity_{name}", trigger, _similarity(models, name), inputs, "rated")
 
@@ -154,9 +142,9 @@ def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
         """
         if not file:
             return None
-        own, words = do.view(models.encoders, name, file), do.lines(texts, least=0)
-        found = do.rate(models, name, do.arithmetic(models.encoders, own, plus, minus), words) if words else {}
-        return found | {"picture": do.data_uri(own.picture), "meaning": own.meaning}
+        (x, picture, meaning), words = do.view(models.encoders, name, file), do.lines(texts, least=0)
+        found = do.rate(models, name, do.arithmetic(models.encoders, name, x, plus, minus), words) if words else {}
+        return found | {"picture": do.data_uri(picture), "meaning": meaning}
 
     return similarity
 
@@ -178,8 +166,9 @@ def _matrix_tab(models: do.Models) -> None:
     texts, button = texts_input(), gr.Button("Compare", variant="primary")
     with gr.Row():
         files = [gr.File(label=name.capitalize(), file_count="multiple", height=140, min_width=200) for name in names]
-    buttons: Any = ["fullscreen", "download"]  # without Gradio's own, which would share it on the net
-    picture = gr.Image(label="Cosines", format="png", elem_id="matrix", buttons=buttons, interactive=False)
+    # Without Gradio's own buttons, one of which would share the picture on the net
+    shown: Any = {"label": "Cosines", "elem_id": "matrix", "buttons": ["fullscreen", "download"]}
+    picture = gr.Image(format="png", interactive=False, **shown)
     meaning, sheet = gr.Markdown(), gr.File(label="CSV", height=80)
     options = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names)
     first, _ = inspect.signature(matrix).parameters.values()
