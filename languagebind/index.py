@@ -8,7 +8,6 @@ in level, so each modality has a ranking of its own.
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,6 @@ from .indexing import IndexOptions, check, connect, facts_of, load_encoders, mak
 from .modalities import DecodeError
 
 __all__ = ["Hit", "Index", "IndexOptions", "make_index", "modality_of"]
-log = logging.getLogger(__name__)
 
 
 class Hit(NamedTuple):
@@ -51,8 +49,6 @@ class SearchOptions:
     """words to search for"""
     file: Path | None = None
     """file to search for, of any modality of the index"""
-    file_modality: str | None = None
-    """modality that reads --file; None: as in indexing"""
     weight: float = 0.5
     """share of the text in a search by text and file, from 0 to 1"""
     modality: tuple[str, ...] = ()
@@ -77,9 +73,8 @@ class Index:
         self.folder, self.window = facts["folder"], facts["window"]
         self.encoders = encoders or load_encoders(facts, device)
         check(self.path, facts, facts_of(self.encoders, facts["modalities"]))
-        vectors = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
-        self._vectors = {name: index for name, index in vectors.items() if index.ntotal}
-        self.modalities = [*self._vectors]  # that have files in the index
+        self._vectors = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
+        self.modalities = [name for name, index in self._vectors.items() if index.ntotal]  # that have files
 
     def search(
         self, text: str = "", file: Any = None, modality_of_file: str | None = None, weight: float = 0.5,
@@ -96,10 +91,8 @@ class Index:
         if not 0 <= weight <= 1 or not (text.strip() or file is not None):
             raise UserError("search for a text, a file, or both, with a weight from 0 to 1")
         encoders, names = self.encoders, [*(modalities or self.modalities)]
-        if unknown := [name for name in names if name not in self._vectors]:
-            raise UserError(
-                f"{self.path} has no files of {unknown[0]}, only of {', '.join(self.modalities) or 'nothing'}"
-            )
+        if unknown := [name for name in names if name not in self.modalities]:
+            raise UserError(f"{self.path} has no files of {unknown[0]}, only of {', '.join(self.modalities)}")
         towers = {name: encoders.model(name).text_model for name in encoders.modalities}
         by_file: Any = None
         if file is not None:
@@ -109,8 +102,6 @@ class Index:
             apart = [name for name in names if towers[name] is not towers[kind]]
             if apart and (modalities or apart == names):
                 raise UserError(f"{kind} and {apart[0]} have different text towers, so they cannot be compared")
-            if apart:
-                log.warning("not searched, because their text towers are not that of %s: %s", kind, ", ".join(apart))
             names = [name for name in names if name not in apart]
             by_file = encoders.encode(to="numpy", **{kind: [file]})  # type: ignore[arg-type]  # the name of a modality
         queries: dict[int, Any] = {}  # texts are encoded once for each tower
@@ -136,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make an index, or search one if the first word is `search`."""
     words = sys.argv[1:] if argv is None else [*argv]
     if words[:1] != ["search"]:
-        print(make_index(parse(IndexOptions, gather_flags(words, "--model", "--pattern"), "languagebind index")))
+        print(make_index(parse(IndexOptions, gather_flags(words, "--model"), "languagebind index")))
         return
     options = parse(SearchOptions, gather_flags(words[1:], "--modality"), "languagebind index search")
-    text, file, kind = " ".join(options.text), options.file, options.file_modality
+    text, file = " ".join(options.text), options.file
     try:
-        found = Index(options.index).search(text, file, kind, options.weight, options.modality, options.top)
+        found = Index(options.index).search(text, file, None, options.weight, options.modality, options.top)
     except DecodeError as error:
         raise UserError(str(error)) from error
     if options.json:

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
+from itertools import islice
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -25,17 +26,16 @@ import tyro
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .config import UserError, at_least, first_line, to_dict
+from .config import UserError, at_least, to_dict
 from .distributed import own_device
 from .eval.cache import weights_digest
-from .files import files_below, locked, printable, temporary_name, write_atomic
+from .files import atomic_file, files_below, locked, printable, write_atomic
 from .hub.encoders import Encoders, load
 from .modalities import UNUSED, DecodeError, Modality, modality_class, modality_names
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (  -- a row for each modality that reads the file, or one with NULL
     id INTEGER PRIMARY KEY, path BLOB, size INTEGER, mtime INTEGER, modality TEXT, done INTEGER, failure TEXT);
-CREATE INDEX IF NOT EXISTS paths ON files (path);
 CREATE INDEX IF NOT EXISTS not_done ON files (modality, id) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS windows (  -- no id is used twice, because a FAISS index may still have the old one
     id INTEGER PRIMARY KEY AUTOINCREMENT, file REFERENCES files ON DELETE CASCADE, start REAL, end REAL, features BLOB);
@@ -43,16 +43,11 @@ CREATE INDEX IF NOT EXISTS windows_of_file ON windows (file);
 PRAGMA foreign_keys = ON;
 CREATE TEMP TABLE listing (path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER) WITHOUT ROWID;
 """
-FRAMES = ("jpg", "jpeg", "png")  # of a video: they are indexed as pictures
-ENDINGS = {
-    name: tuple(f".{each}" for each in modality_class(name).extensions if name != "video" or each not in FRAMES)
-    for name in modality_names()
-}
+ENDINGS = {name: tuple(f".{each}" for each in modality_class(name).extensions) for name in modality_names()}
+ENDINGS["video"] = tuple(each for each in ENDINGS["video"] if each not in ENDINGS["image"])  # its frames are pictures
 WORDS = {"infrared": "infrared|thermal", "depth": "depth"}  # in names of files and folders
 FLAT = 50_000  # vectors that FAISS compares one by one
-INTERVAL = 0.1 if sys.stderr.isatty() else 30  # seconds between reports of progress
 PAGE = 10_000  # rows of the database that are held at once
-WINDOWS = 64  # of a task; the rest of a longer file is for a later task, which opens it again
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,6 @@ class IndexOptions:
     """runs, checkpoints, published models or hub ids, one for each modality; (): those that made the index"""
     window: float = 10.0
     """seconds of each window of a long sound or video; a rest below half of that joins the last; 0: do not cut"""
-    pattern: tuple[str, ...] = ()
-    """which modality reads which files, such as infrared=thermal/*.png; the first that fits decides"""
     max_seconds: float | None = None
     """longest sound or video; None: as in training, usually 10 minutes of sound and an hour of video"""
     batch_size: int = 16
@@ -116,7 +109,6 @@ def make_index(options: IndexOptions) -> str:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         with locked(options.output / ".lock"), closing(connect(options.output)) as db:
-            db.executescript(SCHEMA)
             return _Update(db, options).run()
     except BlockingIOError as error:
         raise UserError(f"another process writes {options.output}: wait for its end") from error
@@ -126,121 +118,101 @@ def make_index(options: IndexOptions) -> str:
 
 class _Update:
     def __init__(self, db: sqlite3.Connection, options: IndexOptions):
+        db.executescript(SCHEMA)
         self.db, self.options, self.folder = db, options, os.path.abspath(options.folder)
         self.one_encodes = Lock()
 
     def run(self) -> str:
         db, output, options, before = self.db, self.options.output, self.options, read_facts(self.options.output)
-        now: dict[str, Any] = {"folder": self.folder, "window": options.window, "pattern": [*options.pattern]}
+        now: dict[str, Any] = {"folder": self.folder, "window": options.window, "max_seconds": options.max_seconds}
         check(output, before, now)
-        sources = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model]
-        used = {"model": sources or before.get("model"), "max_seconds": options.max_seconds}
-        if not used["model"]:
+        model = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model] or before.get("model")
+        if not model:
             raise UserError(f"{output} has no models yet: name them with --model")
         new, gone = self._list()
-        left = new or db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()[0]
-        if changed := left or any(before.get(key) != used[key] for key in used):
-            self.encoders = load_encoders(used, options.device)
+        if new or gone or not before.get("current") or before["model"] != model:
+            self.encoders = load_encoders(now | {"model": model}, options.device)
             now |= facts_of(self.encoders, self.encoders.modalities)
             check(output, before, now)
-            if used["max_seconds"] != before.get("max_seconds"):  # files that were too long may be read now
-                db.execute("UPDATE files SET done = 0, failure = NULL WHERE failure NOTNULL")
             self._assign()
-        if changed or gone or not before.get("current"):
             # None until the index can be searched, and then whether its vectors are those of the database
-            facts = before | now | used | {"current": before.get("current") and False}
+            facts = now | {"model": model, "current": before.get("current") and False}
             write_atomic(output / "index.json", json.dumps(facts).encode())
             db.commit()
-            if changed:
-                self._encode()
-            for name in facts["modalities"]:
+            self._encode()
+            for name in self.encoders.modalities:
                 _write_vectors(db, name, output / f"{name}.faiss")
             write_atomic(output / "index.json", json.dumps(facts | {"current": True}).encode())
         return f"{new} files new or changed, {gone} removed or changed\n{_report(db)}"
 
     def _list(self) -> tuple[int, int]:
         """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
-        rows = _listing(self.folder, os.path.abspath(self.options.output))
-        (db := self.db).executemany("INSERT INTO listing VALUES (?, ?, ?)", rows)
-        if not db.execute("SELECT count(*) FROM listing").fetchone()[0]:  # such as a disk that is not mounted
+        db, rows = self.db, _listing(self.folder, os.path.abspath(self.options.output))
+        found = db.executemany("INSERT INTO listing VALUES (?, ?, ?)", rows).rowcount
+        if found < 1:  # such as a disk that is not mounted
             raise UserError(f"{self.folder} has no files")
-        same = "listing.path = files.path AND listing.size = files.size AND listing.mtime = files.mtime"
-        other = f"FROM files WHERE NOT EXISTS (SELECT * FROM listing WHERE {same})"
+        other = "FROM files WHERE (path, size, mtime) NOT IN listing"
         (gone,) = db.execute(f"SELECT count(DISTINCT path) {other}").fetchone()
         db.execute(f"DELETE {other}")
-        db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)")
-        return db.execute("SELECT count(*) FROM listing").fetchone()[0], gone
+        return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone
 
     def _assign(self) -> None:
-        """Decide which modalities read the files in the table `listing`."""
-        names, patterns = self.encoders.modalities, [each.partition("=") for each in self.options.pattern]
-        for wrong in (each for each in patterns if each[0] not in names or not each[2]):
-            raise UserError(f"--pattern {''.join(wrong)}: write MODALITY=PATTERN with one of {', '.join(names)}")
-
-        def rows() -> Iterator[tuple[Any, ...]]:
-            for path, size, mtime in self.db.execute("SELECT path, size, mtime FROM listing"):
-                place = os.fsdecode(path)
-                fit = (name for name, _, each in patterns if PurePath(place).match(each))
-                name = next(fit, None) or modality_of(os.path.join(self.folder, place), names)
-                for each in [name, *["audio"] * (name == "video" and "audio" in names)]:  # and the sound of a video
-                    yield path, size, mtime, each, each is None
-
-        self.db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows())
+        """Decide which modalities read the files in the table `listing`. The sound of a video is read, too."""
+        names = self.encoders.modalities
+        for row in self.db.execute("SELECT path, size, mtime FROM listing"):
+            name = modality_of(os.path.join(self.folder, os.fsdecode(row[0])), names)
+            own = [name, "audio"] if name == "video" and "audio" in names else [name]
+            rows = ((*row, each, each is None) for each in own)
+            self.db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows)
 
     def _encode(self) -> None:
-        """Encode all files that are not done. What a task leaves is in a later page."""
-        db, workers, committed = self.db, self.options.workers, time.monotonic()
-        known, left = "SELECT count(*) FROM windows WHERE file = files.id", "FROM files WHERE NOT done"
-        select = f"SELECT id, path, ({known}) {left} AND modality = ? ORDER BY id LIMIT {PAGE}"
-        bar = tqdm(total=db.execute(f"SELECT count(*) {left}").fetchone()[0], unit=" files", mininterval=INTERVAL)
-        with bar, ThreadPoolExecutor(workers) as pool:
-            for name in self.encoders.modalities:
+        """Encode all files that are not done."""
+        db, committed, options = self.db, 0.0, self.options
+        (total,) = db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()
+        select = f"SELECT id, path FROM files WHERE NOT done AND modality = ? ORDER BY id LIMIT {PAGE}"
+        bar = tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
+        with bar, ThreadPoolExecutor(options.workers) as pool:
+            for name, (_, modality) in self.encoders.encoders.items():
+                size = 1 if hasattr(modality, "max_seconds") else options.batch_size  # of a task, which a kill may lose
                 while page := db.execute(select, (name,)).fetchall():
-                    size = min(self.options.batch_size, -(-len(page) // workers))
                     tasks = (page[i : i + size] for i in range(0, len(page), size))
-                    results: Any = pool.map(partial(self._encode_files, name), tasks)
-                    with closing(results):  # an interrupted run drops the tasks that wait
-                        for windows, ends in results:
-                            db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
-                            db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
-                            db.executemany("DELETE FROM windows WHERE file = ?", [end[1:] for end in ends if end[0]])
-                            if time.monotonic() > committed + 2:
-                                db.commit()
-                                committed = time.monotonic()
-                            bar.update(len(ends))
+                    for windows, ends in pool.map(partial(self._encode_files, name), tasks):
+                        db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
+                        db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
+                        bar.update(len(ends))
+                        if time.monotonic() > committed + 2:
+                            db.commit()
+                            committed = time.monotonic()
         db.commit()
 
     @torch.no_grad()
-    def _encode_files(self, name: str, rows: Sequence[tuple[int, bytes, int]]) -> tuple[list[Any], list[Any]]:
+    def _encode_files(self, name: str, rows: Sequence[tuple[int, bytes]]) -> tuple[list[Any], list[Any]]:
         """Return the windows of files of a modality (id, start, end, features), and each file's end (failure, id)."""
-        (model, modality), size, windows = self.encoders.encoders[name], self.options.batch_size, list[Any]()
-        spans, inputs, ends = self._read(modality, rows)
-        for batch in (slice(i, i + size) for i in range(0, len(inputs), size)):
+        (model, modality), windows, failures = self.encoders.encoders[name], list[Any](), dict[int, str]()
+        read = self._read(modality, rows, failures)
+        while batch := [*islice(read, self.options.batch_size)]:
+            *spans, inputs = zip(*batch, strict=True)
             with self.one_encodes:
-                x = model.project(torch.stack(inputs[batch]).to(model.logit_scale.device)).float()
-            features = F.normalize(x, dim=-1).cpu().numpy()
-            windows += [(*span, row.tobytes()) for span, row in zip(spans[batch], features, strict=True)]
-        return windows, ends
+                x = model.project(torch.stack(inputs).to(model.logit_scale.device)).float()
+            windows += zip(*spans, map(np.ndarray.tobytes, F.normalize(x, dim=-1).cpu().numpy()), strict=True)
+        done = [(failures.get(number), number) for number, _ in rows]
+        return [window for window in windows if window[0] not in failures], done
 
-    def _read(self, modality: Modality, rows: Sequence[tuple[int, bytes, int]]) -> tuple[list[Any], ...]:
-        """Return the windows of files (id, start, end), their inputs, and the ends of files."""
-        spans, inputs, ends = list[Any](), list[Any](), list[Any]()
-        for number, path, known in rows:
-            source, failure = os.path.join(self.folder, os.fsdecode(path)), None
+    def _read(
+        self, modality: Modality, rows: Sequence[tuple[int, bytes]], failures: dict[int, str]
+    ) -> Iterator[tuple[int, float | None, float | None, torch.Tensor]]:
+        """Yield the windows of files (id, start, end, input). Add why files fail to `failures`."""
+        for number, path in rows:
+            source = os.path.join(self.folder, os.fsdecode(path))
             try:
-                for start, end, raw in modality.windows(source, self.options.window, known):
-                    if len(inputs) == WINDOWS:
-                        return spans, inputs, ends
-                    inputs.append(modality.transform(raw))
-                    spans.append((number, start, end))
+                for start, end, raw in modality.windows(source, self.options.window):
+                    yield number, start, end, modality.transform(raw)
             except DecodeError as error:
-                silent = error.reason == "no audio stream" and source.lower().endswith(ENDINGS["video"])
-                failure = None if silent else error.reason
+                if error.reason != "no audio stream" or not source.lower().endswith(ENDINGS["video"]):
+                    failures[number] = error.reason
             except Exception as error:
                 error.add_note(f"while reading {source}")
                 raise
-            ends.append((failure, number))
-        return spans, inputs, ends
 
 
 def _listing(folder: str, output: str) -> Iterator[tuple[bytes, int, int]]:
@@ -255,28 +227,31 @@ def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:
     """Write the FAISS index of a modality's features."""
     source = "FROM windows CROSS JOIN files ON files.id = file WHERE modality = ?"  # in the order of the windows
     count, size = db.execute(f"SELECT count(*), max(length(features)) {source}", (name,)).fetchone()
-    index = new_vectors(count, (size or 4) // 4)
+    index = new_vectors(count, (size or 4) // 4, path)
     if not index.is_trained:  # FAISS wants at least 39 vectors for each list
         every = max(1, count // (50 * index.nlist))
         index.train(_matrix(db.execute(f"SELECT features {source} AND windows.id % ? = 0", (name, every)).fetchall()))
     pages = db.execute(f"SELECT features, windows.id {source} ORDER BY windows.id", (name,))
     while page := pages.fetchmany(PAGE):
         index.add_with_ids(_matrix(page), np.array([row[1] for row in page]))
-    try:
-        faiss.write_index(index, str(temporary_name(path)))
-    except RuntimeError as error:
-        raise UserError(f"cannot write {path}: {first_line(error)}") from error
-    temporary_name(path).replace(path)
+    with atomic_file(path) as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
-def new_vectors(count: int, size: int) -> Any:
-    """Return an empty FAISS index of inner products for `count` vectors of `size` numbers: flat, or IVF for many."""
+def new_vectors(count: int, size: int, before: Path) -> Any:
+    """Return an empty FAISS index of inner products for `count` vectors of `size` numbers: flat, or IVF for many.
+
+    IVF's lists are those of the file `before` if they were made for half to twice as many vectors.
+    """
     if count <= FLAT:
         return faiss.index_factory(size, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
     # FAISS's wiki, Guidelines to choose an index: 4 to 16 times the root of the number of vectors. A sixteenth of them
     # is searched, which is much, because queries of another modality than the vectors lie beside them.
     index: Any = faiss.index_factory(size, f"IVF{int(4 * count**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
     index.nprobe = index.nlist // 16
+    old: Any = faiss.read_index(str(before)) if before.exists() else None
+    if index.nlist**2 / 2 <= getattr(old, "nlist", 0) ** 2 <= index.nlist**2 * 2:
+        (index := old).reset()
     return index
 
 
@@ -319,12 +294,11 @@ def check(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _report(db: sqlite3.Connection) -> str:
-    """Return lines that say what is in an index, and the commonest reasons why files failed."""
-    counts, failed = "modality, count(DISTINCT files.id), count(windows.id)", "FROM files WHERE failure NOTNULL"
-    rows = db.execute(f"SELECT {counts} FROM files JOIN windows ON file = files.id GROUP BY modality")
-    lines = [f"{name}: {files} files, {windows} windows" for name, files, windows in rows] or ["no file is indexed"]
-    unread, failures = db.execute("SELECT count(*) - count(modality), count(failure) FROM files").fetchone()
-    lines.append(f"{unread} that no model reads, {failures} failed{', as index.sqlite lists:' if failures else ''}")
-    reasons = f"SELECT failure, count(*), min(path) {failed} GROUP BY failure ORDER BY 2 DESC LIMIT 5"
-    lines += [f"  {why}: {n}, such as {printable(os.fsdecode(path))}" for why, n, path in db.execute(reasons)]
+    """Return lines that say what is in an index, and the commonest reasons why files are not."""
+    counts, reason = "count(DISTINCT files.id), count(windows.id)", "coalesce(failure, 'no model reads it')"
+    rows = db.execute(f"SELECT modality, {counts} FROM files JOIN windows ON file = files.id GROUP BY modality")
+    lines = [f"{name}: {files} files, {windows} windows" for name, files, windows in rows]
+    select = f"SELECT count(*), min(path), {reason} FROM files WHERE failure NOTNULL OR modality ISNULL"
+    rows = db.execute(f"{select} GROUP BY 3 ORDER BY 1 DESC LIMIT 9")
+    lines += [f"{n} not indexed, such as {printable(os.fsdecode(path))}: {why}" for n, path, why in rows]
     return "\n".join(lines)

@@ -158,8 +158,6 @@ def test_windows_of_a_video_show_the_frames_of_their_times(tmp_path, monkeypatch
     ends = [(0, 24), (25, 49), (50, 84)]
     expected = [np.linspace(*end, 8, dtype=int).tolist() for end in ends]
     assert [clips.numbers(raw) for *_, raw in found] == expected
-    later = [clips.numbers(raw) for *_, raw in Video(video_backend=backend).windows(path, 1, first=1)]
-    assert later == expected[1:]
     ((start, end, raw),) = Video(video_backend=backend).windows(path, 10)
     assert (start, end, clips.numbers(raw)) == (None, None, np.linspace(0, 84, 8, dtype=int).tolist())
 
@@ -178,8 +176,8 @@ def test_spans():
     assert spans(15, 10) == [(0, 10), (10, 15)]
     assert spans(24.9, 10) == [(0, 10), (10, 24.9)]
     waveform = np.zeros(16000 * 25, np.float32)
-    cut = [*Audio().windows((waveform, 16000), 10, first=1)]
-    assert [(start, end, raw[0].shape[1]) for start, end, raw in cut] == [(10, 20, 160000), (20, 25, 80000)]
+    cut = [*Audio().windows((waveform, 16000), 10)]
+    assert [(*span, raw[0].shape[1]) for *span, raw in cut] == [(0, 10, 160000), (10, 20, 160000), (20, 25, 80000)]
 
 
 @pytest.mark.parametrize(("path", "names", "expected"), [
@@ -210,8 +208,7 @@ def test_changes_and_damage(depths, toys, encoders):
     report = update(depths, model)
     assert "12 files new or changed, 0 removed or changed" in report
     assert "depth: 11 files, 11 windows" in report
-    assert "1 failed" in report
-    assert "the file is empty: 1, such as 11.png" in report
+    assert "1 not indexed, such as 11.png: the file is empty" in report
     first = dict(rows(depths.parent / "x.index", "SELECT path, id FROM files"))
 
     (depths / "11.png").write_bytes(depth_png(1, np.random.default_rng(1)))
@@ -222,7 +219,7 @@ def test_changes_and_damage(depths, toys, encoders):
     report = update(depths, ())
     assert "3 files new or changed, 3 removed or changed" in report
     assert "depth: 12 files, 12 windows" in report
-    assert " 0 failed" in report
+    assert "not indexed" not in report
     second = dict(rows(depths.parent / "x.index", "SELECT path, id FROM files"))
     assert {path for path in first if second.get(path) == first[path]} == {
         f"{i:02d}.png".encode() for i in range(2, 11)
@@ -256,6 +253,8 @@ def test_other_models_and_options_are_refused(depths, toys):
     update(depths, model)
     with pytest.raises(UserError, match=r"was made with window 10.0, not 5"):
         update(depths, model, window=5)
+    with pytest.raises(UserError, match=r"was made with max_seconds None, not 5"):
+        update(depths, model, max_seconds=5)
     with pytest.raises(UserError, match="was made with folder"):
         make_index(IndexOptions(depths.parent, output, model))
     with pytest.raises(UserError, match=r"was made with modalities \['depth'\], not \['image'\]"):
@@ -270,19 +269,15 @@ def test_other_models_and_options_are_refused(depths, toys):
         Index(output, languagebind.load(toys / "image"))
 
 
-def test_patterns_and_limits(tmp_path, toys, files):
+def test_limits_are_those_of_the_index(tmp_path, toys, files):
     folder = tmp_path / "media"
     folder.mkdir()
-    shutil.copy(files["image"][0], folder / "x.jpg")
     shutil.copy(files["audio"][0], folder / "x.wav")
-    models = tuple(str(toys / name) for name in ("audio", "image", "thermal"))
-    assert "exceed --max-seconds 1" in update(folder, models, pattern=("infrared=*.jpg",), max_seconds=1)
-    report = update(folder, models, pattern=("infrared=*.jpg",))
-    assert "audio: 1 files" in report
-    assert "infrared: 1 files" in report
-    for number, wrong in enumerate(("depth=*.png", "*.png", "image=")):
-        with pytest.raises(UserError, match="write MODALITY=PATTERN with one of audio, image, infrared"):
-            make_index(IndexOptions(folder, tmp_path / f"{number}.index", models, pattern=(wrong,)))
+    shutil.copy(files["image"][0], folder / "x.jpg")
+    models = tuple(str(toys / name) for name in ("audio", "image"))
+    report = update(folder, models, max_seconds=1)
+    assert re.search("1 not indexed, such as x.wav: .* exceed --max-seconds 1", report)
+    assert Index(tmp_path / "x.index").encoders.encoders["audio"][1].max_seconds == 1
 
 
 def test_two_processes_take_turns(depths, toys):
@@ -319,14 +314,12 @@ def test_a_killed_run_continues(depths, toys):
     assert len({hit.path for hit in found}) == 600
 
 
-def test_a_file_continues_where_it_was_left(depths, toys, monkeypatch):
-    """A task takes few windows of a long file, so that a kill loses seconds."""
-    monkeypatch.setattr(indexing, "WINDOWS", 3)
+def test_a_file_has_more_windows_than_a_batch(depths, toys):
     folder = depths.parent / "sounds"
     folder.mkdir()
     for i in range(3):
         soundfile.write(folder / f"{i}.wav", np.random.default_rng(i).normal(size=8 * 16000) / 10, 16000)
-    report = update(folder, (str(toys / "audio"),), window=1)
+    report = update(folder, (str(toys / "audio"),), window=1, batch_size=3)
     assert "audio: 3 files, 24 windows" in report
     found = Index(depths.parent / "x.index").search("noise", top=100)["audio"]
     expected = [(str(folder / f"{i}.wav"), k, k + 1) for i in range(3) for k in range(8)]
@@ -358,7 +351,7 @@ def test_faiss_finds_what_numpy_finds(monkeypatch, count):
     centres = rng.normal(size=(200, 32))
     x = (centres[rng.integers(200, size=count)] + rng.normal(size=(count, 32)) / 2).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    index, ids = indexing.new_vectors(count, 32), np.arange(count) * 3 + 7
+    index, ids = indexing.new_vectors(count, 32, Path("none")), np.arange(count) * 3 + 7
     assert index.is_trained == (count < 5000)
     index.train(x)
     index.add_with_ids(x, ids)
@@ -380,6 +373,12 @@ def test_an_index_of_many_is_written_in_lists(depths, toys, monkeypatch):
     assert (vectors.nlist, vectors.nprobe, vectors.ntotal) == (105, 6, 700)
     hit = Index(depths.parent / "x.index").search(file=depths / "05.png", top=1)["depth"][0]
     assert hit.score == pytest.approx(1, abs=1e-5)
+    for left, lists in (500, 105), (300, 69):  # they are kept until there are twice or half as many
+        for i in range(left, 700):
+            (depths / f"{i}.png").unlink(missing_ok=True)
+        update(depths, ())
+        vectors = faiss.read_index(str(depths.parent / "x.index" / "depth.faiss"))
+        assert (vectors.nlist, vectors.nprobe, vectors.ntotal) == (lists, lists // 16, left)
 
 
 def test_the_examples_of_the_search_page_run(tmp_path, toys, files, monkeypatch):

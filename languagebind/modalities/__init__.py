@@ -68,8 +68,8 @@ class Modality(ABC):
         """Return the raw signal of a path, http(s) address, bytes or in-memory value; for errors see `preprocess`."""
         return self.decode(fetch(value)) if is_source(value) else self.from_memory(value)
 
-    def windows(self, source: Any, seconds: float, first: int = 0) -> Iterator[tuple[float | None, float | None, Any]]:
-        """Yield the start and the end in seconds and the raw signal of each window of a file, from number `first` on.
+    def windows(self, source: Any, seconds: float) -> Iterator[tuple[float | None, float | None, Any]]:
+        """Yield the start and the end in seconds and the raw signal of each window of a file.
 
         Both are None for what is not cut: pictures, and clips of one window (see `spans`). For errors see `decode`.
         """

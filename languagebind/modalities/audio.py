@@ -66,9 +66,9 @@ class Audio(Modality):
     def decode(self, source: Source) -> tuple[Tensor, int]:
         return self._checked(*read_audio(source, self.max_seconds), source)
 
-    def windows(self, source: Any, seconds: float, first: int = 0) -> Iterator[tuple[float | None, float | None, Any]]:
+    def windows(self, source: Any, seconds: float) -> Iterator[tuple[float | None, float | None, Any]]:
         samples, rate = self.load(source)
-        for start, end in spans(samples.shape[1] / rate, seconds)[first:]:
+        for start, end in spans(samples.shape[1] / rate, seconds):
             yield start, end, (samples if end is None else samples[:, round(start * rate) : round(end * rate)], rate)
 
     def from_memory(self, value: Any) -> tuple[Tensor, int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -89,25 +90,20 @@ class Video(ImageModality):
 
         return read_frames(source, packets, indices, self.video_backend)
 
-    def windows(self, source: Any, seconds: float, first: int = 0) -> Iterator[tuple[float | None, float | None, Any]]:
+    def windows(self, source: Any, seconds: float) -> Iterator[tuple[float | None, float | None, Any]]:
         packets = self._packets(source)
-        times = np.subtract(packets.times, packets.times[0])
-        cut = spans(times[-1] * len(times) / max(1, len(times) - 1), seconds)  # the last frame is shown, too
-        edges = np.array([*np.searchsorted(times, [start or 0.0 for start, _ in cut]), len(times)])
+        times, number = np.subtract(packets.times, packets.times[0]), len(packets.times)
+        cut = spans(times[-1] * number / max(1, number - 1), seconds)  # the last frame is shown, too
+        starts = np.searchsorted(times, [start or 0.0 for start, _ in cut]).clip(max=number - 1)
+        picked = [low + self.frame_indices(max(1, high - low), packets.rate)  # if none lies there, the next one
+                  for low, high in pairwise([*starts, number])]  # fmt: skip
         step = max(1, WINDOW_BYTES // (self.num_frames * math.prod(packets.shape) * 3))
-        for begin in range(first, len(cut), step):
-            sizes: list[int] = []
-
-            def choose(count: int, begin: int = begin, sizes: list[int] = sizes) -> np.ndarray:
-                bounds = edges[begin : begin + step + 1] * count // len(times)  # decoding may find another number
-                starts = bounds[:-1].clip(max=count - 1)  # and no frame may lie in a window: the next one is shown
-                chosen = [low + self.frame_indices(max(1, high - low), packets.rate)
-                          for low, high in zip(starts, bounds[1:], strict=True)]  # fmt: skip
-                sizes[:] = map(len, chosen)
-                return np.concatenate(chosen)
-
-            frames = read_frames(source, packets, choose, self.video_backend)
-            yield from ((*span, raw) for span, raw in zip(cut[begin:], frames.split(sizes), strict=False))
+        for begin in range(0, len(cut), step):
+            some = picked[begin : begin + step]
+            # Decoding may find another number of frames
+            choose = partial(lambda indices, count: indices * count // number, np.concatenate(some))
+            frames = read_frames(source, packets, choose, self.video_backend).split([*map(len, some)])
+            yield from ((*span, raw) for span, raw in zip(cut[begin:], frames, strict=False))
 
     def header_seconds(self, source: Source) -> float:
         """Return a video's length by its header. Raises `DecodeError` if it is not a video or exceeds the limits."""
