@@ -7,8 +7,8 @@ Run the first command again to continue after a stop, or when files have changed
 in level, so each modality has a ranking of its own.
 """
 
-import json
 import os
+import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -21,9 +21,10 @@ import numpy as np
 import tyro
 
 from .config import UserError, at_least, gather_flags, parse, run
+from .distributed import own_device
 from .files import printable
-from .hub.encoders import Encoders
-from .indexing import IndexOptions, check, connect, facts_of, load_encoders, make_index, modality_of, read_facts
+from .hub.encoders import Encoders, load
+from .indexing import DATABASE, IndexOptions, check, facts_of, make_index, modality_of, read_facts
 from .modalities import DecodeError
 
 __all__ = ["Hit", "Index", "IndexOptions", "make_index", "modality_of"]
@@ -55,8 +56,6 @@ class SearchOptions:
     """modalities to search; (): all that can be compared"""
     top: int = 10
     """results of each modality"""
-    json: bool = False
-    """print JSON"""
 
 
 class Index:
@@ -71,7 +70,7 @@ class Index:
         if facts.get("current") is None:
             raise UserError(f"{path} is not a complete index: run languagebind index FOLDER --output {path} to its end")
         self.folder, self.window = facts["folder"], facts["window"]
-        self.encoders = encoders or load_encoders(facts, device)
+        self.encoders = encoders or load(*facts["model"], device=own_device(device), **facts["limits"])
         check(self.path, facts, facts_of(self.encoders, facts["modalities"]))
         self._vectors = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
         self.modalities = [name for name, index in self._vectors.items() if index.ntotal]  # that have files
@@ -117,7 +116,7 @@ class Index:
     def _hits(self, name: str, query: np.ndarray, top: int) -> list[Hit]:
         scores, ids = (x[0].tolist() for x in self._vectors[name].search(query, top))
         select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file WHERE windows.id IN"
-        with closing(connect(self.path)) as db:
+        with closing(sqlite3.connect(self.path / DATABASE, timeout=60)) as db:
             rows = {row[0]: row[1:] for row in db.execute(f"{select} ({','.join('?' * len(ids))})", ids)}
         found = ((score, *rows[i]) for score, i in zip(scores, ids, strict=True) if i in rows)  # not removed since
         return [Hit(os.path.join(self.folder, os.fsdecode(path)), name, score, *span) for score, path, *span in found]
@@ -135,9 +134,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = Index(options.index).search(text, file, None, options.weight, options.modality, options.top)
     except DecodeError as error:
         raise UserError(str(error)) from error
-    if options.json:
-        print(json.dumps({name: [hit._asdict() for hit in hits] for name, hits in found.items()}, indent=1))
-        return
     for name, hits in found.items():
         print(f"{name}:" if hits else f"{name}: nothing")
         for hit in hits:

@@ -32,6 +32,7 @@ from .eval.cache import weights_digest
 from .files import atomic_file, files_below, locked, printable, write_atomic
 from .hub.encoders import Encoders, load
 from .modalities import UNUSED, DecodeError, Modality, modality_class, modality_names
+from .model import DualEncoder
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (  -- a row for each modality that reads the file, or one with NULL
@@ -45,9 +46,11 @@ CREATE TEMP TABLE listing (path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER) W
 """
 ENDINGS = {name: tuple(f".{each}" for each in modality_class(name).extensions) for name in modality_names()}
 ENDINGS["video"] = tuple(each for each in ENDINGS["video"] if each not in ENDINGS["image"])  # its frames are pictures
-WORDS = {"infrared": "infrared|thermal", "depth": "depth"}  # in names of files and folders
 FLAT = 50_000  # vectors that FAISS compares one by one
+DATABASE = "index.sqlite"
 PAGE = 10_000  # rows of the database that are held at once
+ONE_ENCODES = Lock()
+Rows = Sequence[tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class IndexOptions:
 def modality_of(path: str | os.PathLike, names: Iterable[str]) -> str | None:
     """Return which of the modalities `names` reads a file, by its extension, or None.
 
-    Where several read the extension, the word infrared, thermal or depth in the file's name, else in its folder's, else
-    in that folder's folder's decides. Without it, 16-bit PNGs of one channel and TIFFs are depth, or else infrared, and
+    Where several read the extension, the last word infrared, thermal or depth in the names of the file, its folder and
+    that folder's folder decides. Without it, 16-bit PNGs of one channel and TIFFs are depth, or else infrared, and
     others are images, or else infrared. Without a model for video, audio reads its sound.
     """
     path, names = Path(path), [*names]
@@ -88,15 +91,14 @@ def modality_of(path: str | os.PathLike, names: Iterable[str]) -> str | None:
     found = [name for name in names if name in fits]
     if len(found) < 2:
         return found[0] if found else "audio" if "video" in fits and "audio" in names else None
-    for part in reversed(path.absolute().parts[-3:]):
-        if named := [name for name in found if name in WORDS and re.search(WORDS[name], part, re.IGNORECASE)]:
-            return named[0]
+    words = re.findall("depth|infrared|thermal", "/".join(path.absolute().parts[-3:]).lower())
+    named = [word.replace("thermal", "infrared") for word in reversed(words)]
     head = b""
     with suppress(OSError), open(path, "rb") as file:
         head = file.read(26)
     wide = head[24:] == b"\x10\0" or "image" not in fits  # PNG's number of bits and kind of colour
     order = ("depth", "infrared", "image") if wide else ("image", "infrared", "depth")
-    return next((name for name in order if name in found), found[0])
+    return next((name for name in (*named, *order) if name in found), found[0])
 
 
 def make_index(options: IndexOptions) -> str:
@@ -108,119 +110,116 @@ def make_index(options: IndexOptions) -> str:
         raise UserError(f"{options.folder} is not a folder")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        with locked(options.output / ".lock"), closing(connect(options.output)) as db:
-            return _Update(db, options).run()
+        with locked(options.output / ".lock"), closing(sqlite3.connect(options.output / DATABASE, timeout=60)) as db:
+            db.executescript(SCHEMA)
+            return _update(db, options)
     except BlockingIOError as error:
         raise UserError(f"another process writes {options.output}: wait for its end") from error
     except (OSError, sqlite3.OperationalError) as error:
         raise UserError(f"cannot write {options.output}: {error}") from error
 
 
-class _Update:
-    def __init__(self, db: sqlite3.Connection, options: IndexOptions):
-        db.executescript(SCHEMA)
-        self.db, self.options, self.folder = db, options, os.path.abspath(options.folder)
-        self.one_encodes = Lock()
-
-    def run(self) -> str:
-        db, output, options, before = self.db, self.options.output, self.options, read_facts(self.options.output)
-        now: dict[str, Any] = {"folder": self.folder, "window": options.window, "max_seconds": options.max_seconds}
+def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
+    output, before = options.output, read_facts(options.output)
+    limits: Any = {"max_seconds": options.max_seconds} if options.max_seconds else {}
+    now = {"folder": os.path.abspath(options.folder), "window": options.window, "limits": limits}
+    check(output, before, now)
+    model = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model] or before.get("model")
+    if not model:
+        raise UserError(f"{output} has no models yet: name them with --model")
+    new, gone = _list(db, options)
+    if new or gone or not before.get("current") or before["model"] != model:
+        encoders = load(*model, device=own_device(options.device), **limits)
+        now |= facts_of(encoders, encoders.modalities)
         check(output, before, now)
-        model = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model] or before.get("model")
-        if not model:
-            raise UserError(f"{output} has no models yet: name them with --model")
-        new, gone = self._list()
-        if new or gone or not before.get("current") or before["model"] != model:
-            self.encoders = load_encoders(now | {"model": model}, options.device)
-            now |= facts_of(self.encoders, self.encoders.modalities)
-            check(output, before, now)
-            self._assign()
-            # None until the index can be searched, and then whether its vectors are those of the database
-            facts = now | {"model": model, "current": before.get("current") and False}
-            write_atomic(output / "index.json", json.dumps(facts).encode())
-            db.commit()
-            self._encode()
-            for name in self.encoders.modalities:
-                _write_vectors(db, name, output / f"{name}.faiss")
-            write_atomic(output / "index.json", json.dumps(facts | {"current": True}).encode())
-        return f"{new} files new or changed, {gone} removed or changed\n{_report(db)}"
-
-    def _list(self) -> tuple[int, int]:
-        """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
-        db, rows = self.db, _listing(self.folder, os.path.abspath(self.options.output))
-        found = db.executemany("INSERT INTO listing VALUES (?, ?, ?)", rows).rowcount
-        if found < 1:  # such as a disk that is not mounted
-            raise UserError(f"{self.folder} has no files")
-        other = "FROM files WHERE (path, size, mtime) NOT IN listing"
-        (gone,) = db.execute(f"SELECT count(DISTINCT path) {other}").fetchone()
-        db.execute(f"DELETE {other}")
-        return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone
-
-    def _assign(self) -> None:
-        """Decide which modalities read the files in the table `listing`. The sound of a video is read, too."""
-        names = self.encoders.modalities
-        for row in self.db.execute("SELECT path, size, mtime FROM listing"):
-            name = modality_of(os.path.join(self.folder, os.fsdecode(row[0])), names)
-            own = [name, "audio"] if name == "video" and "audio" in names else [name]
-            rows = ((*row, each, each is None) for each in own)
-            self.db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows)
-
-    def _encode(self) -> None:
-        """Encode all files that are not done."""
-        db, committed, options = self.db, 0.0, self.options
-        (total,) = db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()
-        select = f"SELECT id, path FROM files WHERE NOT done AND modality = ? ORDER BY id LIMIT {PAGE}"
-        bar = tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
-        with bar, ThreadPoolExecutor(options.workers) as pool:
-            for name, (_, modality) in self.encoders.encoders.items():
-                size = 1 if hasattr(modality, "max_seconds") else options.batch_size  # of a task, which a kill may lose
-                while page := db.execute(select, (name,)).fetchall():
-                    tasks = (page[i : i + size] for i in range(0, len(page), size))
-                    for windows, ends in pool.map(partial(self._encode_files, name), tasks):
-                        db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
-                        db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
-                        bar.update(len(ends))
-                        if time.monotonic() > committed + 2:
-                            db.commit()
-                            committed = time.monotonic()
+        _assign(db, options, encoders.modalities)
+        # None until the index can be searched, and then whether its vectors are those of the database
+        facts = now | {"model": model, "current": before.get("current") and False}
+        write_atomic(output / "index.json", json.dumps(facts).encode())
         db.commit()
-
-    @torch.no_grad()
-    def _encode_files(self, name: str, rows: Sequence[tuple[int, bytes]]) -> tuple[list[Any], list[Any]]:
-        """Return the windows of files of a modality (id, start, end, features), and each file's end (failure, id)."""
-        (model, modality), windows, failures = self.encoders.encoders[name], list[Any](), dict[int, str]()
-        read = self._read(modality, rows, failures)
-        while batch := [*islice(read, self.options.batch_size)]:
-            *spans, inputs = zip(*batch, strict=True)
-            with self.one_encodes:
-                x = model.project(torch.stack(inputs).to(model.logit_scale.device)).float()
-            windows += zip(*spans, map(np.ndarray.tobytes, F.normalize(x, dim=-1).cpu().numpy()), strict=True)
-        done = [(failures.get(number), number) for number, _ in rows]
-        return [window for window in windows if window[0] not in failures], done
-
-    def _read(
-        self, modality: Modality, rows: Sequence[tuple[int, bytes]], failures: dict[int, str]
-    ) -> Iterator[tuple[int, float | None, float | None, torch.Tensor]]:
-        """Yield the windows of files (id, start, end, input). Add why files fail to `failures`."""
-        for number, path in rows:
-            source = os.path.join(self.folder, os.fsdecode(path))
-            try:
-                for start, end, raw in modality.windows(source, self.options.window):
-                    yield number, start, end, modality.transform(raw)
-            except DecodeError as error:
-                if error.reason != "no audio stream" or not source.lower().endswith(ENDINGS["video"]):
-                    failures[number] = error.reason
-            except Exception as error:
-                error.add_note(f"while reading {source}")
-                raise
+        _encode(db, options, encoders)
+        for name in encoders.modalities:
+            _write_vectors(db, name, output / f"{name}.faiss")
+        write_atomic(output / "index.json", json.dumps(facts | {"current": True}).encode())
+    return f"{new} files new or changed, {gone} removed or changed\n{_report(db)}"
 
 
-def _listing(folder: str, output: str) -> Iterator[tuple[bytes, int, int]]:
-    for path in files_below(Path(folder)):
+def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int]:
+    """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
+    found = db.executemany("INSERT INTO listing VALUES (?, ?, ?)", _listing(options)).rowcount
+    if found < 1:  # such as a disk that is not mounted
+        raise UserError(f"{options.folder} has no files")
+    other = "FROM files WHERE (path, size, mtime) NOT IN listing"
+    (gone,) = db.execute(f"SELECT count(DISTINCT path) {other}").fetchone()
+    db.execute(f"DELETE {other}")
+    return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone
+
+
+def _listing(options: IndexOptions) -> Iterator[tuple[bytes, int, int]]:
+    output = os.path.abspath(options.output)
+    for path in files_below(options.folder):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
             status = os.stat(path)
-            if not path.is_relative_to(output):
-                yield os.fsencode(os.path.relpath(path, folder)), status.st_size, status.st_mtime_ns
+            if not Path(os.path.abspath(path)).is_relative_to(output):
+                yield os.fsencode(path.relative_to(options.folder)), status.st_size, status.st_mtime_ns
+
+
+def _assign(db: sqlite3.Connection, options: IndexOptions, names: list[str]) -> None:
+    """Decide which modalities read the files in the table `listing`. The sound of a video is read, too."""
+    for row in db.execute("SELECT path, size, mtime FROM listing"):
+        name = modality_of(options.folder / os.fsdecode(row[0]), names)
+        own = [name, "audio"] if name == "video" and "audio" in names else [name]
+        rows = ((*row, each, each is None) for each in own)
+        db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -> None:
+    """Encode all files that are not done. A kill loses two seconds and the tasks that are under way."""
+    committed, (total,) = 0.0, db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()
+    select = f"SELECT id, path FROM files WHERE NOT done AND modality = ? ORDER BY id LIMIT {PAGE}"
+    bar = tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
+    with bar, ThreadPoolExecutor(options.workers) as pool:
+        for name, encoder in encoders.encoders.items():
+            size = 1 if hasattr(encoder[1], "max_seconds") else options.batch_size  # files of a task
+            while page := db.execute(select, (name,)).fetchall():
+                tasks = (page[i : i + size] for i in range(0, len(page), size))
+                for windows, ends in pool.map(partial(_encode_files, options, *encoder), tasks):
+                    db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
+                    db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
+                    bar.update(len(ends))
+                    if time.monotonic() > committed + 2:
+                        db.commit()
+                        committed = time.monotonic()
+    db.commit()
+
+
+@torch.no_grad()
+def _encode_files(options: IndexOptions, model: DualEncoder, modality: Modality, rows: Rows) -> tuple[Rows, Rows]:
+    """Return the windows of files (id, start, end, features), and each file's end (failure, id)."""
+    windows, failures = list[Any](), dict[int, str]()
+    read = _read(options, modality, rows, failures)
+    while batch := [*islice(read, options.batch_size)]:
+        *spans, inputs = zip(*batch, strict=True)
+        with ONE_ENCODES:
+            x = model.project(torch.stack(inputs).to(model.logit_scale.device)).float()
+        windows += zip(*spans, map(np.ndarray.tobytes, F.normalize(x, dim=-1).cpu().numpy()), strict=True)
+    done = [(failures.get(number), number) for number, _ in rows]
+    return [window for window in windows if window[0] not in failures], done
+
+
+def _read(options: IndexOptions, modality: Modality, rows: Rows, failures: dict[int, str]) -> Iterator[tuple[Any, ...]]:
+    """Yield the windows of files (id, start, end, input). Add why files fail to `failures`."""
+    for number, path in rows:
+        source = options.folder / os.fsdecode(path)
+        try:
+            for start, end, raw in modality.windows(source, options.window):
+                yield number, start, end, modality.transform(raw)
+        except DecodeError as error:
+            if error.reason != "no audio stream" or not source.name.lower().endswith(ENDINGS["video"]):
+                failures[number] = error.reason
+        except Exception as error:
+            error.add_note(f"while reading {source}")
+            raise
 
 
 def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:
@@ -255,13 +254,8 @@ def new_vectors(count: int, size: int, before: Path) -> Any:
     return index
 
 
-def _matrix(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
+def _matrix(rows: Rows) -> np.ndarray:
     return np.frombuffer(b"".join(row[0] for row in rows), np.float32).reshape(len(rows), -1)
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """Open the database of an index."""
-    return sqlite3.connect(path / "index.sqlite", timeout=60)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -270,19 +264,13 @@ def read_facts(path: Path) -> dict[str, Any]:
     return json.loads(file.read_bytes()) if file.exists() else {}
 
 
-def load_encoders(facts: dict[str, Any], device: str | None) -> Encoders:
-    """Load the models that the facts of an index name."""
-    limits = {"max_seconds": facts["max_seconds"]} if facts["max_seconds"] else {}
-    return load(*facts["model"], device=own_device(device), **limits)
-
-
 def facts_of(encoders: Encoders, names: Sequence[str]) -> dict[str, Any]:
     """Return what an index of some modalities depends on: the weights, and the options that change the inputs."""
     found: dict[str, Any] = {"modalities": [name for name in encoders.modalities if name in names]}
     for name in found["modalities"]:
+        options = to_dict(encoders.encoders[name][1]).items()
+        found |= {f"{name}'s {key}": value for key, value in options if key not in UNUSED}
         found[f"weights of {name}"] = weights_digest(encoders.model(name))[:16]
-        options = to_dict(encoders.encoders[name][1])
-        found |= {f"{name}'s {key}": value for key, value in options.items() if key not in UNUSED}
     return found
 
 
