@@ -148,7 +148,7 @@ def shown_hit(index: Index, hit: Hit) -> dict[str, Any]:
         if hasattr(modality, "read_part"):  # without what precedes it
             raw = modality.read_part(path, start or 0, end)
         else:
-            _, _, raw = next(modality.windows(path, index.window, round((start or 0) / (index.window or 1))))
+            raw = next(raw for begin, _, raw in modality.windows(path, index.window) if begin == start)
         picture = data_uri(draw(modality, raw, 240)[0])
     when = "" if end is None else f"{start:g} to {end:g} s"
     file = os.path.relpath(path, index.folder)  # no "path": Gradio would take that for a file to serve
