@@ -47,7 +47,7 @@ def draw_matrix(edges: Sequence[Image.Image | str], kinds: Sequence[str], cosine
     """
     size, shown = len(edges), np.where(np.eye(len(edges), dtype=bool), np.nan, cosines)
     for pair in product({*kinds}, repeat=2):
-        block = np.ix_(*(np.equal(kinds, kind) for kind in pair))
+        block = np.ix_(*(np.array(kinds) == kind for kind in pair))
         if not np.isnan(shown[block]).all():
             low, high = np.nanmin(shown[block]), np.nanmax(shown[block])
             shown[block] = (shown[block] - low) / (high - low) if high > low else shown[block] * 0 + 0.5

@@ -83,10 +83,8 @@ def rate(models: Models, name: str, feature: Tensor, texts: Sequence[str]) -> di
 def note(models: Models, name: str, features: Tensor, texts: Sequence[str]) -> str:
     """Say how many texts are no more like any training caption than two training captions are like each other."""
     if (known := models.captions.get(name)) is None:
-        return (
-            f"This encoder's training captions are not at hand. It probably knows words for what is "
-            f"{'heard' if name == 'audio' else 'seen'}. Probabilities add up to 100 %, even if no text is right."
-        )
+        sense = "heard" if name == "audio" else "seen"
+        return f"Training captions are not at hand: use words for what is {sense}. Shares add up to 100 % in any case."
     usual = (known * known.roll(len(known) // 2, 0)).sum(dim=1).quantile(ALIKE)
     nearest = (features @ known.T).amax(dim=1)
     strange, row = int((nearest < usual).sum()), int(nearest.argmin())

@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any) -> Any:
         try:
-            if max((len(value) for value in args if isinstance(value, str)), default=0) > do.MOST_LETTERS:
+            if any(isinstance(value, str) and len(value) > do.MOST_LETTERS for value in args):
                 raise UserError(f"a text has more than {do.MOST_LETTERS} characters: shorten it")
             return function(*args)
         except Exception as error:
@@ -84,15 +84,15 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def offer(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> Any:
+def offer(name: str, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any) -> Any:
     """Run a function of the page and of the API. One at a time decodes and encodes, which bounds the memory."""
-    return trigger(told(function), inputs, outputs, api_name=name, concurrency_limit=1, concurrency_id="encoders")
+    return gr.on(triggers, told(function), inputs, outputs, api_name=name, concurrency_limit=1, concurrency_id="models")
 
 
-def offer_data(name: str, trigger: Any, function: Callable[..., Any], inputs: list[Any], draw: str) -> None:
+def offer_data(name: str, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], draw: str) -> None:
     """Offer a function whose result is JSON; the page shows the HTML that a macro of the templates makes of it."""
     data, shown = gr.JSON(visible=False), gr.HTML(elem_classes="lb", elem_id=name)
-    done = offer(name, trigger, function, inputs, data)
+    done = offer(name, triggers, function, inputs, data)
     done.success(lambda found: found and str(getattr(DRAW, draw)(found)), data, shown, **PRIVATE)
     done.failure(lambda: "", None, shown, **PRIVATE)
 
@@ -128,8 +128,8 @@ def _similarity_tab(models: do.Models, examples: Mapping[str, list[Path]]) -> No
                     labels = [path.stem for path in own]
                     rows = [[str(path), "\n".join(labels)] for path in own]
                     gr.Examples(rows, [file, texts], example_labels=labels, label="Examples", api_visibility="private")
-                trigger, inputs = partial(gr.on, [file.change, button.click]), [file, texts, plus, minus]
-                offer_data(f"similarity_{name}", trigger, _similarity(models, name), inputs, "rated")
+                triggers, inputs = [file.change, button.click], [file, texts, plus, minus]
+                offer_data(f"similarity_{name}", triggers, _similarity(models, name), inputs, "rated")
 
 
 def _similarity(models: do.Models, name: str) -> Callable[..., Any]:
@@ -166,14 +166,13 @@ def _matrix_tab(models: do.Models) -> None:
     texts, button = texts_input(), gr.Button("Compare", variant="primary")
     with gr.Row():
         files = [gr.File(label=name.capitalize(), file_count="multiple", height=140, min_width=200) for name in names]
-    # Without Gradio's own buttons, one of which would share the picture on the net
-    shown: Any = {"label": "Cosines", "elem_id": "matrix", "buttons": ["fullscreen", "download"]}
-    picture = gr.Image(format="png", interactive=False, **shown)
+    buttons: Any = ["fullscreen", "download"]  # without Gradio's own, which would share it on the net
+    picture = gr.Image(label="Cosines", format="png", elem_id="matrix", buttons=buttons, interactive=False)
     meaning, sheet = gr.Markdown(), gr.File(label="CSV", height=80)
     options = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names)
     first, _ = inspect.signature(matrix).parameters.values()
     matrix.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]  # names for the API
-    offer("matrix", button.click, matrix, [texts, *files], [picture, sheet, meaning])
+    offer("matrix", [button.click], matrix, [texts, *files], [picture, sheet, meaning])
 
 
 def _search_tab(index: Index) -> None:
@@ -183,7 +182,7 @@ def _search_tab(index: Index) -> None:
         Returns by modality the best files: the path below the indexed folder, cosine, start and end in seconds within a
         long sound or video, and a picture as a data URI.
         """
-        kind = modality if modality in names else None
+        kind = None if modality == GUESS else modality
         found = index.search(text, file, kind, weight, top=min(int(top), do.MOST_TEXTS))
         return {name: [do.shown_hit(index, hit) for hit in own] for name, own in found.items()}
 
@@ -197,8 +196,7 @@ def _search_tab(index: Index) -> None:
             file = gr.File(label="File", height=140)
             modality = modality_input([GUESS, *names])
     button = gr.Button("Search", variant="primary")
-    trigger = partial(gr.on, [button.click, text.submit])
-    offer_data("search", trigger, search, [text, file, modality, weight, top], "hits")
+    offer_data("search", [button.click, text.submit], search, [text, file, modality, weight, top], "hits")
 
 
 def _segmentation_tab(models: do.Models, names: list[str]) -> None:
@@ -218,4 +216,4 @@ def _segmentation_tab(models: do.Models, names: list[str]) -> None:
             modality = modality_input(names)
             texts, button = texts_input(), gr.Button("Segment", variant="primary")
         with gr.Column():
-            offer_data("segment", button.click, segment, [file, modality, texts], "segmented")
+            offer_data("segment", [button.click], segment, [file, modality, texts], "segmented")
