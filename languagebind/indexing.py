@@ -1,6 +1,5 @@
 """Make the index that `languagebind.index` searches: a folder with what is in files, in `index.sqlite`, and what that
-depends on, in `index.json`. A killed run continues where features were last committed, two seconds before or so. A
-FAISS index for each modality is written when all files are done.
+depends on, in `index.json`. A FAISS index for each modality is written when all files are done.
 """
 
 import json
@@ -37,7 +36,6 @@ from .model import DualEncoder
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (  -- a row for each modality that reads the file, or one with NULL
     id INTEGER PRIMARY KEY, path BLOB, size INTEGER, mtime INTEGER, modality TEXT, done INTEGER, failure TEXT);
-CREATE INDEX IF NOT EXISTS not_done ON files (modality, id) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS windows (  -- no id is used twice, because a FAISS index may still have the old one
     id INTEGER PRIMARY KEY AUTOINCREMENT, file REFERENCES files ON DELETE CASCADE, start REAL, end REAL, features BLOB);
 CREATE INDEX IF NOT EXISTS windows_of_file ON windows (file);
@@ -132,7 +130,11 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
         encoders = load(*model, device=own_device(options.device), **limits)
         now |= facts_of(encoders, encoders.modalities)
         check(output, before, now)
-        _assign(db, options, encoders.modalities)
+        for row in db.execute("SELECT path, size, mtime FROM listing"):
+            name = modality_of(options.folder / os.fsdecode(row[0]), encoders.modalities)
+            sound = ["audio"] if name == "video" and "audio" in encoders.modalities else []
+            rows = ((*row, each, each is None) for each in (name, *sound))
+            db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows)
         # None until the index can be searched, and then whether its vectors are those of the database
         facts = now | {"model": model, "current": before.get("current") and False}
         write_atomic(output / "index.json", json.dumps(facts).encode())
@@ -146,31 +148,19 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
 
 def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int]:
     """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
-    found = db.executemany("INSERT INTO listing VALUES (?, ?, ?)", _listing(options)).rowcount
-    if found < 1:  # such as a disk that is not mounted
-        raise UserError(f"{options.folder} has no files")
-    other = "FROM files WHERE (path, size, mtime) NOT IN listing"
-    (gone,) = db.execute(f"SELECT count(DISTINCT path) {other}").fetchone()
-    db.execute(f"DELETE {other}")
-    return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone
-
-
-def _listing(options: IndexOptions) -> Iterator[tuple[bytes, int, int]]:
     output = os.path.abspath(options.output)
     for path in files_below(options.folder):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
-            status = os.stat(path)
+            status, name = os.stat(path), os.fsencode(path.relative_to(options.folder))
             if not Path(os.path.abspath(path)).is_relative_to(output):
-                yield os.fsencode(path.relative_to(options.folder)), status.st_size, status.st_mtime_ns
-
-
-def _assign(db: sqlite3.Connection, options: IndexOptions, names: list[str]) -> None:
-    """Decide which modalities read the files in the table `listing`. The sound of a video is read, too."""
-    for row in db.execute("SELECT path, size, mtime FROM listing"):
-        name = modality_of(options.folder / os.fsdecode(row[0]), names)
-        own = [name, "audio"] if name == "video" and "audio" in names else [name]
-        rows = ((*row, each, each is None) for each in own)
-        db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows)
+                db.execute("INSERT INTO listing VALUES (?, ?, ?)", (name, status.st_size, status.st_mtime_ns))
+    other = "FROM files WHERE (path, size, mtime) NOT IN listing"
+    counts = f"SELECT (SELECT count(*) FROM listing), count(DISTINCT path) {other}"
+    found, gone = db.execute(counts).fetchone()
+    if not found:  # such as a disk that is not mounted
+        raise UserError(f"{options.folder} has no files")
+    db.execute(f"DELETE {other}")
+    return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone
 
 
 def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -> None:
@@ -197,29 +187,28 @@ def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -
 def _encode_files(options: IndexOptions, model: DualEncoder, modality: Modality, rows: Rows) -> tuple[Rows, Rows]:
     """Return the windows of files (id, start, end, features), and each file's end (failure, id)."""
     windows, failures = list[Any](), dict[int, str]()
-    read = _read(options, modality, rows, failures)
-    while batch := [*islice(read, options.batch_size)]:
-        *spans, inputs = zip(*batch, strict=True)
+
+    def read() -> Iterator[tuple[Any, ...]]:
+        for number, path in rows:
+            source = options.folder / os.fsdecode(path)
+            try:
+                for start, end, raw in modality.windows(source, options.window):
+                    yield number, start, end, modality.transform(raw)
+            except DecodeError as error:
+                if error.reason != "no audio stream" or not source.name.lower().endswith(ENDINGS["video"]):
+                    failures[number] = error.reason
+            except Exception as error:
+                error.add_note(f"while reading {source}")
+                raise
+
+    inputs = read()
+    while batch := [*islice(inputs, options.batch_size)]:
+        *spans, tensors = zip(*batch, strict=True)
         with ONE_ENCODES:
-            x = model.project(torch.stack(inputs).to(model.logit_scale.device)).float()
+            x = model.project(torch.stack(tensors).to(model.logit_scale.device)).float()
         windows += zip(*spans, map(np.ndarray.tobytes, F.normalize(x, dim=-1).cpu().numpy()), strict=True)
     done = [(failures.get(number), number) for number, _ in rows]
     return [window for window in windows if window[0] not in failures], done
-
-
-def _read(options: IndexOptions, modality: Modality, rows: Rows, failures: dict[int, str]) -> Iterator[tuple[Any, ...]]:
-    """Yield the windows of files (id, start, end, input). Add why files fail to `failures`."""
-    for number, path in rows:
-        source = options.folder / os.fsdecode(path)
-        try:
-            for start, end, raw in modality.windows(source, options.window):
-                yield number, start, end, modality.transform(raw)
-        except DecodeError as error:
-            if error.reason != "no audio stream" or not source.name.lower().endswith(ENDINGS["video"]):
-                failures[number] = error.reason
-        except Exception as error:
-            error.add_note(f"while reading {source}")
-            raise
 
 
 def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:
