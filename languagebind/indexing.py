@@ -155,8 +155,7 @@ def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int]:
             if not Path(os.path.abspath(path)).is_relative_to(output):
                 db.execute("INSERT INTO listing VALUES (?, ?, ?)", (name, status.st_size, status.st_mtime_ns))
     other = "FROM files WHERE (path, size, mtime) NOT IN listing"
-    counts = f"SELECT (SELECT count(*) FROM listing), count(DISTINCT path) {other}"
-    found, gone = db.execute(counts).fetchone()
+    found, gone = db.execute(f"SELECT (SELECT count(*) FROM listing), count(DISTINCT path) {other}").fetchone()
     if not found:  # such as a disk that is not mounted
         raise UserError(f"{options.folder} has no files")
     db.execute(f"DELETE {other}")
