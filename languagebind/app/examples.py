@@ -8,7 +8,7 @@ from ..data.world.make import RENDERERS
 from ..data.world.scenes import draw_scenes, scene_files
 from ..data.world.words import class_name
 
-DRAWN = 500  # scenes to choose from: far more than the values of an attribute
+DRAWN = 211  # scenes to choose from; with so many, all values of both attributes of a modality occur
 SIZE = 96  # pixels, as in training
 
 

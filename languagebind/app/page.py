@@ -100,11 +100,15 @@ def offer_data(name: str, triggers: list[Any], function: Callable[..., Any], inp
 def file_input(name: str) -> Any:
     """Return the input for a file of a modality: for sounds, clips and pictures, that of Gradio which can record."""
     shown: Any = {"label": name.capitalize(), "elem_id": f"file-{name}"}
-    if name not in ("audio", "image", "video"):
-        return gr.File(height=140, **shown)
-    recorder = getattr(gr, name.capitalize())(buttons=["fullscreen" if name == "image" else "download"], **shown)
-    recorder.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
-    return recorder
+    if name == "audio":
+        return gr.Audio(type="filepath", buttons=["download"], **shown)
+    if name == "video":
+        return gr.Video(buttons=["download"], **shown)
+    if name == "image":
+        picture: Any = gr.Image(buttons=["fullscreen"], **shown)
+        picture.preprocess = lambda payload: payload and payload.path  # the file as it is, however damaged
+        return picture
+    return gr.File(height=140, **shown)
 
 
 def texts_input(texts: Iterable[str] = ()) -> gr.Textbox:
