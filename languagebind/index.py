@@ -7,6 +7,7 @@ Run the first command again to continue after a stop, or when files have changed
 in level, so each modality has a ranking of its own.
 """
 
+import json
 import os
 import sqlite3
 import sys
@@ -114,10 +115,14 @@ class Index:
         return found
 
     def _hits(self, name: str, query: np.ndarray, top: int) -> list[Hit]:
-        scores, ids = (x[0].tolist() for x in self._vectors[name].search(query, top))
-        select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file WHERE windows.id IN"
+        scores, ids = (x[0].tolist() for x in self._vectors[name].search(query, min(top, self._vectors[name].ntotal)))
+        select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file"
+        these = "WHERE windows.id IN (SELECT value FROM json_each(?))"
         with closing(sqlite3.connect(self.path / DATABASE, timeout=60)) as db:
-            rows = {row[0]: row[1:] for row in db.execute(f"{select} ({','.join('?' * len(ids))})", ids)}
+            rows = {
+                row[0]: row[1:]
+                for row in db.execute(f"{select} IN (SELECT value FROM json_each(?))", [json.dumps(ids)])
+            }
         found = ((score, *rows[i]) for score, i in zip(scores, ids, strict=True) if i in rows)  # not removed since
         return [Hit(os.path.join(self.folder, os.fsdecode(path)), name, score, *span) for score, path, *span in found]
 

@@ -114,7 +114,7 @@ def make_index(options: IndexOptions) -> str:
     except BlockingIOError as error:
         raise UserError(f"another process writes {options.output}: wait for its end") from error
     except (OSError, sqlite3.OperationalError) as error:
-        raise UserError(f"cannot write {options.output}: {error}") from error
+        raise UserError(f"cannot make {options.output}: {error}") from error
 
 
 def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
@@ -126,7 +126,8 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
     if not model:
         raise UserError(f"{output} has no models yet: name them with --model")
     new, gone = _list(db, options)
-    if new or gone or not before.get("current") or before["model"] != model:
+    whole = before.get("current") and all((output / f"{name}.faiss").exists() for name in before["modalities"])
+    if new or gone or not whole or before["model"] != model:
         encoders = load(*model, device=own_device(options.device), **limits)
         now |= facts_of(encoders, encoders.modalities)
         check(output, before, now)

@@ -19,6 +19,7 @@ from PIL import Image
 
 import languagebind
 from languagebind import indexing
+from languagebind.app import functions as do
 from languagebind.config import UserError
 from languagebind.index import Index, IndexOptions, main, make_index, modality_of
 from languagebind.modalities import spans, video
@@ -101,7 +102,7 @@ def test_each_file_is_encoded_by_its_modality(index, media, encoders):
 
 
 def test_scores_are_cosines(index, encoders):
-    found = index.search("a bell", top=100)
+    found = index.search("a bell", top=10**12)
     assert sorted(found) == index.modalities == list(ALL)
     for name, hits in found.items():
         select = f"SELECT features FROM windows JOIN files ON files.id = file WHERE modality = '{name}'"
@@ -226,6 +227,12 @@ def test_changes_and_damage(depths, toys, encoders):
     found = Index(depths.parent / "x.index").search(file=depths / "02.png", top=100)["depth"]
     assert {hit.path for hit in found[:2]} == {str(depths / "02.png"), str(depths / "more" / "new\udce9.png")}
     assert len(found) == 12
+
+    (depths.parent / "x.index" / "depth.faiss").unlink()
+    assert "0 files new or changed" in update(depths, ())
+    again = Index(depths.parent / "x.index")
+    assert again.search(file=depths / "02.png", top=100)["depth"] == found
+    assert [do.shown_hit(again, hit)["file"] for hit in found if "new" in hit.path] == ["more/new\\udce9.png"]
 
     for path in depths.glob("*.png"):
         path.unlink()

@@ -20,6 +20,7 @@ from ..config import UserError, load_yaml
 from ..data.feature_store import FeatureStore
 from ..data.shards import expand_shards
 from ..eval.report.examples import PALETTE, over
+from ..files import printable
 from ..hub.encoders import TEXT, Encoders, load
 from ..index import Hit, Index
 from ..modalities import DecodeError
@@ -149,5 +150,5 @@ def shown_hit(index: Index, hit: Hit) -> dict[str, Any]:
             raw = next(raw for begin, _, raw in modality.windows(path, index.window) if begin == start)
         picture = data_uri(draw(modality, raw, 240)[0])
     when = "" if end is None else f"{start:g} to {end:g} s"
-    file = os.path.relpath(path, index.folder)  # no "path": Gradio would take that for a file to serve
+    file = printable(os.path.relpath(path, index.folder))  # no "path": Gradio would take that for a file to serve
     return {"file": file, "score": score, "start": start, "end": end, "when": when, "picture": picture}
