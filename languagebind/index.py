@@ -119,10 +119,7 @@ class Index:
         select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file"
         these = "WHERE windows.id IN (SELECT value FROM json_each(?))"
         with closing(sqlite3.connect(self.path / DATABASE, timeout=60)) as db:
-            rows = {
-                row[0]: row[1:]
-                for row in db.execute(f"{select} IN (SELECT value FROM json_each(?))", [json.dumps(ids)])
-            }
+            rows = {row[0]: row[1:] for row in db.execute(f"{select} {these}", [json.dumps(ids)])}
         found = ((score, *rows[i]) for score, i in zip(scores, ids, strict=True) if i in rows)  # not removed since
         return [Hit(os.path.join(self.folder, os.fsdecode(path)), name, score, *span) for score, path, *span in found]
 
