@@ -104,6 +104,25 @@ def test_a_file_of_each_modality_is_compared_with_texts(visit, media, toys):
         assert picture.evaluate("image => image.complete && image.naturalWidth") > 0
 
 
+def test_an_example_of_each_modality_of_the_demo_is_picked(browser, toys, media, tmp_path):
+    from languagebind.app import functions, page
+
+    examples = {name: [tmp_path / f"one of {name}{path.suffix}"] for name, path in media.items()}
+    del examples["image"]  # the demo has none
+    for name, (path,) in examples.items():
+        shutil.copy(media[name], path)
+    models = functions.load_models([str(toys / model) for model in MODELS.values()])
+    built = page.build(models, examples)
+    _, url, _ = built.launch(prevent_thread_lock=True, quiet=True, **page.STYLE)
+    shown = browser.new_page()
+    shown.goto(url)
+    for name in examples:
+        shown.get_by_role("button", name=f"one of {name}", exact=True).click()
+        shown.wait_for_selector(f"#similarity_{name} td")
+    shown.close()
+    built.close()
+
+
 def test_the_index_is_searched_by_text(visit, toys, media_index):
     page = visit()
     page.get_by_role("tab", name="Search").click()
