@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export VENV="${VENV:-.venv}"
 bash scripts/setup.sh
-"$VENV/bin/python" -m pytest -q -m slow tests/test_{partner,joint,engines,faults,benchmark}.py "$@"
+"$VENV/bin/python" -m pytest -q -m slow tests/test_{partner,joint,engines,faults,accumulation,benchmark}.py "$@"

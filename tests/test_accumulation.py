@@ -163,7 +163,7 @@ def test_some_blocks_may_be_recomputed(depth_shards, tmp_path, blocks):
         torch.testing.assert_close(gradients(tmp_path, "again")[key], value, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("what", ["encoder", "step"])
+@pytest.mark.parametrize("what", [pytest.param("encoder", marks=pytest.mark.slow), "step"])
 def test_a_compiled_run_has_the_losses_of_a_plain_one(depth_shards, tmp_path, what):
     flags = [*BASE, "--train-num-samples=16"]
     main(train_flags(depth_shards, tmp_path, *flags, "--name=plain"))
