@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -165,6 +165,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 def digest(value: Any) -> str:
     """Return the SHA-256 of a plain value's JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def refuse_changes(what: object, before: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
+    """Raise `UserError` if something was made with other facts than now. Facts that `before` lacks are not compared."""
+    if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
+        raise UserError(f"{what} was made with {changed[0]} {before[changed[0]]}, not {now[changed[0]]}: {advice}")
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

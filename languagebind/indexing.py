@@ -25,7 +25,7 @@ import tyro
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .config import UserError, at_least, to_dict
+from .config import UserError, at_least, refuse_changes, to_dict
 from .distributed import own_device
 from .eval.cache import weights_digest
 from .files import atomic_file, files_below, locked, printable, write_atomic
@@ -49,6 +49,7 @@ DATABASE = "index.sqlite"
 PAGE = 10_000  # rows of the database that are held at once
 ONE_ENCODES = Lock()
 Rows = Sequence[tuple[Any, ...]]
+check = partial(refuse_changes, advice="use the same, or another --output")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def modality_of(path: str | os.PathLike, names: Iterable[str]) -> str | None:
 def make_index(options: IndexOptions) -> str:
     """Make the index of a folder, or bring it up to date. Return what is in it, and why files failed, as text.
 
-    Raises `UserError` if the index was made of something else, another process writes it, or the folder has no files.
+    Raises `UserError` if the index was made with other facts, another process writes it, or the folder is empty.
     """
     if not options.folder.is_dir():
         raise UserError(f"{options.folder} is not a folder")
@@ -164,7 +165,7 @@ def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int]:
 
 
 def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -> None:
-    """Encode all files that are not done. A kill loses two seconds and the tasks that are under way."""
+    """Encode all files that are not done. A kill loses two seconds, the tasks under way, and those done behind them."""
     committed, (total,) = 0.0, db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()
     select = f"SELECT id, path FROM files WHERE NOT done AND modality = ? ORDER BY id LIMIT {PAGE}"
     bar = tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -261,13 +262,6 @@ def facts_of(encoders: Encoders, names: Sequence[str]) -> dict[str, Any]:
         found |= {f"{name}'s {key}": value for key, value in options if key not in UNUSED}
         found[f"weights of {name}"] = weights_digest(encoders.model(name))[:16]
     return found
-
-
-def check(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `UserError` if an index was made with other facts. A fact that is newer than the index is not compared."""
-    if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
-        was, found = before[changed[0]], now[changed[0]]
-        raise UserError(f"{path} was made with {changed[0]} {was}, not {found}: use the same, or another --output")
 
 
 def _report(db: sqlite3.Connection) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..config import UserError, at_least
+from ..config import UserError, at_least, refuse_changes
 from ..data.tally import Tally, count
 from ..data.vidal import read_annotation
 from ..distributed import fail_together, gather_objects, joined, on_main
@@ -116,9 +116,7 @@ def _prepare(share: "Share", stack: ExitStack) -> tuple[int, int]:
         raise UserError(f"another process makes {step.name} in {options.root}: wait for its end") from error
     path, now = folder / "record.json", json.loads(json.dumps(step.record(), default=str))
     before = json.loads(path.read_bytes()) if path.exists() else now
-    if changed := [key for key in now if before.get(key, now[key]) != now[key]]:  # a record begins with the model
-        key, advice = changed[0], f"keep it, or remove {folder} and its results to start again"
-        raise UserError(f"{step.name} was made with {key} {before[key]}, not {now[key]}: {advice}")
+    refuse_changes(step.name, before, now, f"keep it, or remove {folder} and its results to start again")
     write_atomic(path, json.dumps(before | now, indent=1).encode() + b"\n")
     merge(options.annotation, sorted(folder.glob("*.jsonl")))  # of killed runs
     skipped = Counter(step.skips(fields) for _, fields in read_annotation(options.annotation))
