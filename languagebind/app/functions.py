@@ -82,7 +82,7 @@ def rate(models: Models, name: str, feature: Tensor, texts: Sequence[str]) -> di
 
 
 def note(models: Models, name: str, features: Tensor, texts: Sequence[str]) -> str:
-    """Say how many texts are no more like any training caption than two training captions are like each other."""
+    """Say how many texts are unlike all training captions: less alike than the most similar pairs of captions are."""
     if (known := models.captions.get(name)) is None:
         sense = "heard" if name == "audio" else "seen"
         return f"Training captions are not at hand: use words for what is {sense}. Shares add up to 100 % in any case."
@@ -108,9 +108,9 @@ def matrix(encoders: Encoders, files: Sequence[tuple[str, str]], texts: Sequence
     views, found = [view(encoders, name, file) for name, file in files], np.full((size, size), np.nan)
     things = [(name, Path(file).name) for name, file in files] + [(TEXT, text) for text in texts]
     kinds, names = [kind for kind, _ in things], [": ".join(thing) for thing in things]
-    towers = {name: id(encoders.model(name).text_model) for name in (*dict(files), TEXT)}
-    for name in towers:  # the last is what encodes texts for each other
-        rows = [row for row, kind in enumerate(kinds) if kind == TEXT or towers[kind] == towers[name]]
+    towers = {name: id(encoders.model(name).text_model) for name in (TEXT, *dict(files))}
+    for tower, name in reversed({tower: name for name, tower in towers.items()}.items()):  # that of TEXT comes last
+        rows = [row for row, kind in enumerate(kinds) if kind == TEXT or towers[kind] == tower]
         x = torch.cat([*(views[row][0][None] for row in rows if row < count), text_features(encoders, texts, name)])
         found[np.ix_(rows, rows)] = (x @ x.T).cpu()
     drawn = draw_matrix([*(picture for _, picture, _ in views), *texts], kinds, found)
