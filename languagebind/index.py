@@ -84,8 +84,8 @@ class Index:
 
         `file` is what `Encoders.encode` takes; `modality_of_file` is by default that of `modality_of`. The query for
         both is the sum of their unit features, with the `weight` of the text from 0 to 1. By default, all modalities
-        are searched, but with a file only those that share the text tower of its modality. Raises `UserError` if there
-        is no query, or a modality is not in the index or cannot be compared with the file.
+        are searched, but with a file only those that share the text tower of its modality. Raises `UserError` without
+        a query, for a modality that the index lacks, and for one that cannot be compared with the file.
         """
         at_least(1, top=top)
         if not 0 <= weight <= 1 or not (text.strip() or file is not None):

@@ -36,7 +36,7 @@ class AppOptions:
 
 
 def read_users(path: Path) -> list[tuple[str, str]]:
-    """Return the names and passwords in a file. Raises `UserError` if a line has no colon, or there is none."""
+    """Return the names and passwords in a file. Raises `UserError` if it has no lines or wrong ones."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     users = [line.partition(":")[::2] for line in text.splitlines() if line.strip()]
     if not users or not all(user and password for user, password in users):

@@ -41,7 +41,7 @@ def refuse_addresses() -> None:
         raise gr.Error("the server does not download files: upload them", print_exception=False)
 
     for module, name in ((processing_utils, "async_ssrf_protected_get"), (safehttpx, "async_validate_url")):
-        getattr(module, name)  # an error if another version of Gradio has no such function
+        getattr(module, name)  # raises AttributeError if this version of Gradio lacks the function
         setattr(module, name, refuse)
 
 
