@@ -9,7 +9,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,22 +167,30 @@ def twice(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def files_below(
+    folder: Path, unreadable: Callable[[OSError], None] | None = None, above: tuple[str, ...] = ()
+) -> Iterator[Path]:
     """Yield every file below a folder, sorted by name, with a folder's own files before its subfolders.
 
     Links are followed, except a link to a folder that contains it, which would never end. Hidden files and folders are
-    skipped. `above` holds the real paths of the parent folders.
+    skipped, and so are folders that cannot be listed, if `unreadable` takes the error. `above` holds the real paths of
+    the parent folders.
     """
     real = os.path.realpath(folder)
     if any(os.path.commonpath([real, known]) == real for known in above):
         return
-    with os.scandir(folder) as listing:
-        shown = [entry for entry in listing if not entry.name.startswith(".")]
+    try:
+        with os.scandir(folder) as listing:
+            shown = [entry for entry in listing if not entry.name.startswith(".")]
+    except OSError as error:
+        if unreadable is None:
+            raise
+        return unreadable(error)
     # os.path.isdir, because entry.is_dir() raises for a link to itself.
     entries = sorted((os.path.isdir(entry) if entry.is_symlink() else entry.is_dir(), entry.name) for entry in shown)
     for is_folder, name in entries:
         if is_folder:
-            yield from files_below(folder / name, (*above, real))
+            yield from files_below(folder / name, unreadable, (*above, real))
         else:
             yield folder / name
 

@@ -21,11 +21,11 @@ import faiss
 import numpy as np
 import tyro
 
-from .config import UserError, at_least, gather_flags, parse, run
+from .config import UserError, at_least, gather_flags, parse, refuse_changes, run
 from .distributed import own_device
 from .files import printable
 from .hub.encoders import Encoders, load
-from .indexing import DATABASE, IndexOptions, check, facts_of, make_index, modality_of, read_facts
+from .indexing import DATABASE, IndexOptions, facts_of, make_index, modality_of, read_facts
 from .modalities import DecodeError
 
 __all__ = ["Hit", "Index", "IndexOptions", "make_index", "modality_of"]
@@ -70,11 +70,27 @@ class Index:
         self.path, facts = Path(path), read_facts(Path(path))
         if facts.get("current") is None:
             raise UserError(f"{path} is not a complete index: run languagebind index FOLDER --output {path} to its end")
-        self.folder, self.window = facts["folder"], facts["window"]
-        self.encoders = encoders or load(*facts["model"], device=own_device(device), **facts["limits"])
-        check(self.path, facts, facts_of(self.encoders, facts["modalities"]))
-        self._vectors = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
-        self.modalities = [name for name, index in self._vectors.items() if index.ntotal]  # that have files
+        self.folder, self.window, self.limits = facts["folder"], facts["window"], facts["limits"]
+        self.encoders = encoders or load(*facts["model"], device=own_device(device), **self.limits)
+        self._database = f"{(self.path / DATABASE).absolute().as_uri()}?mode=rw"  # which does not create it
+        self._facts, self._read = facts_of(self.encoders, facts["modalities"]), 0
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Read the vectors, if the index was brought up to date since they were read."""
+        written = os.stat(self.path / "index.json").st_mtime_ns
+        if written != self._read:
+            refuse_changes(self.path, read_facts(self.path), self._facts, "use the models that made it")
+            self._vectors = {name: self._vectors_of(name) for name in self._facts["modalities"]}
+            self.modalities = [name for name, index in self._vectors.items() if index.ntotal]  # that have files
+            self._read = written
+
+    def _vectors_of(self, name: str) -> Any:
+        file = self.path / f"{name}.faiss"
+        try:
+            return faiss.read_index(str(file))
+        except RuntimeError as error:
+            raise UserError(f"{file} is missing or damaged: delete it, and run languagebind index again") from error
 
     def search(
         self, text: str = "", file: Any = None, modality_of_file: str | None = None, weight: float = 0.5,
@@ -87,6 +103,7 @@ class Index:
         are searched, but with a file only those that share the text tower of its modality. Raises `UserError` without
         a query, for a modality that the index lacks, and for one that cannot be compared with the file.
         """
+        self._refresh()
         at_least(1, top=top)
         if not 0 <= weight <= 1 or not (text.strip() or file is not None):
             raise UserError("search for a text, a file, or both, with a weight from 0 to 1")
@@ -118,7 +135,7 @@ class Index:
         scores, ids = (x[0].tolist() for x in self._vectors[name].search(query, min(top, self._vectors[name].ntotal)))
         select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file"
         these = "WHERE windows.id IN (SELECT value FROM json_each(?))"
-        with closing(sqlite3.connect(self.path / DATABASE, timeout=60)) as db:
+        with closing(sqlite3.connect(self._database, uri=True, timeout=60)) as db:
             rows = {row[0]: row[1:] for row in db.execute(f"{select} {these}", [json.dumps(ids)])}
         found = ((score, *rows[i]) for score, i in zip(scores, ids, strict=True) if i in rows)  # not removed since
         return [Hit(os.path.join(self.folder, os.fsdecode(path)), name, score, *span) for score, path, *span in found]

@@ -9,8 +9,8 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from .config import UserError, at_least, refuse_changes, to_dict
 from .distributed import own_device
 from .eval.cache import weights_digest
-from .files import atomic_file, files_below, locked, printable, write_atomic
+from .files import atomic_file, files_below, locked, parse_json, printable, write_atomic
 from .hub.encoders import Encoders, load
 from .modalities import UNUSED, DecodeError, Modality, modality_class, modality_names
 from .model import DualEncoder
@@ -75,6 +75,7 @@ class IndexOptions:
 
     def __post_init__(self):
         at_least(0, window=self.window)
+        at_least(0.1, max_seconds=self.max_seconds)
         at_least(1, batch_size=self.batch_size, workers=self.workers)
 
 
@@ -107,6 +108,8 @@ def make_index(options: IndexOptions) -> str:
     """
     if not options.folder.is_dir():
         raise UserError(f"{options.folder} is not a folder")
+    if options.output.resolve() == options.folder.resolve():
+        raise UserError("--output is the folder of the media: choose another")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         with locked(options.output / ".lock"), closing(sqlite3.connect(options.output / DATABASE, timeout=60)) as db:
@@ -114,19 +117,19 @@ def make_index(options: IndexOptions) -> str:
             return _update(db, options)
     except BlockingIOError as error:
         raise UserError(f"another process writes {options.output}: wait for its end") from error
-    except (OSError, sqlite3.OperationalError) as error:
+    except (OSError, sqlite3.DatabaseError) as error:
         raise UserError(f"cannot make {options.output}: {error}") from error
 
 
 def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
     output, before = options.output, read_facts(options.output)
-    limits: Any = {"max_seconds": options.max_seconds} if options.max_seconds else {}
+    limits: Any = {} if options.max_seconds is None else {"max_seconds": options.max_seconds}
     now = {"folder": os.path.abspath(options.folder), "window": options.window, "limits": limits}
     check(output, before, now)
     model = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model] or before.get("model")
     if not model:
         raise UserError(f"{output} has no models yet: name them with --model")
-    new, gone = _list(db, options)
+    new, gone, closed = _list(db, options)
     whole = before.get("current") and all((output / f"{name}.faiss").exists() for name in before["modalities"])
     if new or gone or not whole or before["model"] != model:
         encoders = load(*model, device=own_device(options.device), **limits)
@@ -145,13 +148,19 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
         for name in encoders.modalities:
             _write_vectors(db, name, output / f"{name}.faiss")
         write_atomic(output / "index.json", json.dumps(facts | {"current": True}).encode())
-    return f"{new} files new or changed, {gone} removed or changed\n{_report(db)}"
+    lines = [f"{new} files new or changed, {gone} removed or changed", *_report(db)]
+    if closed:
+        lines.append(f"{len(closed)} folders cannot be listed, such as {printable(closed[0])}")
+    return "\n".join(lines)
 
 
-def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int]:
-    """Forget changed and removed files; put new and changed ones into the table `listing`. Return the numbers."""
-    output = os.path.abspath(options.output)
-    for path in files_below(options.folder):
+def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int, list[str]]:
+    """Forget changed and removed files; put new and changed ones into the table `listing`.
+
+    Return the number of new and changed ones, that of changed and removed ones, and the folders that cannot be listed.
+    """
+    output, closed = os.path.abspath(options.output), list[str]()
+    for path in files_below(options.folder, lambda error: closed.append(error.filename)):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
             status, name = os.stat(path), os.fsencode(path.relative_to(options.folder))
             if not Path(os.path.abspath(path)).is_relative_to(output):
@@ -161,27 +170,29 @@ def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int]:
     if not found:  # such as a disk that is not mounted
         raise UserError(f"{options.folder} has no files")
     db.execute(f"DELETE {other}")
-    return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone
+    return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone, closed
 
 
 def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -> None:
-    """Encode all files that are not done. A kill loses two seconds, the tasks under way, and those done behind them."""
+    """Encode all files that are not done. A kill loses the last two seconds and the tasks under way."""
     committed, (total,) = 0.0, db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()
     select = f"SELECT id, path FROM files WHERE NOT done AND modality = ? ORDER BY id LIMIT {PAGE}"
     bar = tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
-    with bar, ThreadPoolExecutor(options.workers) as pool:
+    with bar, ThreadPoolExecutor(options.workers) as pool, ExitStack() as end:
+        end.callback(db.commit)
+        end.callback(pool.shutdown, cancel_futures=True)  # after an exception, only what is under way ends
         for name, encoder in encoders.encoders.items():
             size = 1 if hasattr(encoder[1], "max_seconds") else options.batch_size  # files of a task
             while page := db.execute(select, (name,)).fetchall():
                 tasks = (page[i : i + size] for i in range(0, len(page), size))
-                for windows, ends in pool.map(partial(_encode_files, options, *encoder), tasks):
+                for task in as_completed(pool.submit(_encode_files, options, *encoder, rows) for rows in tasks):
+                    windows, ends = task.result()
                     db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
                     db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
                     bar.update(len(ends))
                     if time.monotonic() > committed + 2:
                         db.commit()
                         committed = time.monotonic()
-    db.commit()
 
 
 @torch.no_grad()
@@ -251,7 +262,10 @@ def _matrix(rows: Rows) -> np.ndarray:
 def read_facts(path: Path) -> dict[str, Any]:
     """Return what an index depends on, or nothing for a new one."""
     file = path / "index.json"
-    return json.loads(file.read_bytes()) if file.exists() else {}
+    try:
+        return parse_json(file.read_bytes()) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): delete {path}, and index the folder again") from error
 
 
 def facts_of(encoders: Encoders, names: Sequence[str]) -> dict[str, Any]:
@@ -264,12 +278,11 @@ def facts_of(encoders: Encoders, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _report(db: sqlite3.Connection) -> str:
+def _report(db: sqlite3.Connection) -> list[str]:
     """Return lines that say what is in an index, and the commonest reasons why files are not."""
     counts, reason = "count(DISTINCT files.id), count(windows.id)", "coalesce(failure, 'no model reads it')"
     rows = db.execute(f"SELECT modality, {counts} FROM files JOIN windows ON file = files.id GROUP BY modality")
     lines = [f"{name}: {files} files, {windows} windows" for name, files, windows in rows]
-    select = f"SELECT count(*), min(path), {reason} FROM files WHERE failure NOTNULL OR modality ISNULL"
+    select = f"SELECT count(DISTINCT path), min(path), {reason} FROM files WHERE failure NOTNULL OR modality ISNULL"
     rows = db.execute(f"{select} GROUP BY 3 ORDER BY 1 DESC LIMIT 9")
-    lines += [f"{n} not indexed, such as {printable(os.fsdecode(path))}: {why}" for n, path, why in rows]
-    return "\n".join(lines)
+    return lines + [f"{n} not indexed, such as {printable(os.fsdecode(path))}: {why}" for n, path, why in rows]

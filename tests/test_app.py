@@ -169,9 +169,9 @@ def damaged(tmp_path):
 
 
 def test_errors_are_sentences(server, media, damaged):
-    def told(name, *inputs):
+    def told(name, *inputs, **more):
         with pytest.raises(AppError) as error:
-            server.predict(*inputs, api_name=name)
+            server.predict(*inputs, api_name=name, **more)
         assert "/tmp" not in str(error.value)
         assert "Traceback" not in str(error.value)
         return str(error.value)
@@ -187,7 +187,7 @@ def test_errors_are_sentences(server, media, damaged):
     assert "choose a file" in told("/segment", None, "depth", LINES)
     assert "not in the list" in told("/segment", depth, "audio", LINES)
     assert "no model reads" in told("/search", "", handle_file(__file__))
-    assert "search for" in told("/search", "", None)
+    assert "search for" in told("/search", None, None, top=None)
 
 
 def test_an_exception_that_nobody_expects_is_logged(server, media, monkeypatch, caplog):
@@ -202,7 +202,7 @@ def test_an_exception_that_nobody_expects_is_logged(server, media, monkeypatch, 
 
 
 def test_texts_unlike_all_training_captions_are_pointed_out(encoders, tmp_path, monkeypatch):
-    shards, run = write_shards(tmp_path / "shards", [40]), tmp_path / "run"
+    shards, run = write_shards(tmp_path / "world-1-96-0-depth" / "shards", [40]), tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(f"modality: depth\ndata:\n  train_data: {shards}\n  caption_source: raw\n")
     write_text_features(
@@ -210,7 +210,7 @@ def test_texts_unlike_all_training_captions_are_pointed_out(encoders, tmp_path, 
     )
     monkeypatch.setattr(functions, "load", lambda *sources: encoders)
     models = functions.load_models([str(run), "LanguageBind/LanguageBind_Image"])
-    assert models.captions.keys() == {"depth"}
+    assert models.captions.keys() == {*models.of_world} == {"depth"}
     assert models.captions["depth"].shape == (len(CAPTIONS), 16)
     x = encoders.encode(text=CAPTIONS[:1])[0]
     assert functions.rate(models, "depth", x, CAPTIONS)["note"] == ""

@@ -17,8 +17,9 @@ from report_world import browser_program
 
 import languagebind
 from languagebind.app import functions
-from languagebind.app.__main__ import read_users
+from languagebind.app.__main__ import main, read_users
 from languagebind.app.page import build
+from languagebind.config import UserError
 from languagebind.index import Index, IndexOptions, make_index
 
 TEXTS = ["a dog barks", "a room with a sofa", "<b>rain</b>"]
@@ -108,7 +109,6 @@ def test_an_example_of_each_modality_of_the_demo_is_picked(browser, toys, media,
     from languagebind.app import functions, page
 
     examples = {name: [tmp_path / f"one of {name}{path.suffix}"] for name, path in media.items()}
-    del examples["image"]  # the demo has none
     for name, (path,) in examples.items():
         shutil.copy(media[name], path)
     models = functions.load_models([str(toys / model) for model in MODELS.values()])
@@ -301,3 +301,19 @@ def test_with_users_everything_but_the_login_is_closed(toys, tmp_path, monkeypat
         assert client.post("/login", data={"username": "bob", "password": "b:c"}).is_success
         assert client.get(file).content == b"a"
     built.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--host", "nonsense.invalid"], "choose another --host"),
+        (["--host", "::1"], "choose another --host"),
+        (["--port", "70000"], "or --port"),
+        (["--port", "0"], "at least 1"),
+        (["--max-upload-mb", "-1"], "at least 1"),
+    ],
+)
+def test_a_wrong_address_or_limit_is_refused_before_models_are_read(words, told, capsys):
+    with pytest.raises((UserError, SystemExit)) as error:  # SystemExit: the parser has printed the message
+        main(["model", *words])
+    assert told in f"{error.value} {capsys.readouterr().err}"

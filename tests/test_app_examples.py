@@ -4,7 +4,7 @@ import pytest
 from helpers import ROOT
 
 import languagebind
-from languagebind.app.examples import knows_world, world_examples
+from languagebind.app.examples import world_examples
 from languagebind.data.world.scenes import CLASS_ATTRIBUTES, draw_scenes, seen_pairs
 from languagebind.data.world.words import class_name
 from languagebind.modalities import modality_class
@@ -33,14 +33,6 @@ def test_examples_are_files_of_their_modality_and_of_scenes_in_no_split(examples
         assert all(modality.preprocess(path).shape == modality.input_shape for path in own)
     splits = {scene.seed for split in ("train", "test", "unseen") for scene in draw_scenes(split, 2000, seed=0)}
     assert splits.isdisjoint(scene.seed for scene in draw_scenes("examples", 500, seed=0))
-
-
-def test_the_runs_that_trained_on_the_world_are_known(tmp_path):
-    assert not knows_world(tmp_path)
-    assert not knows_world("LanguageBind_Depth")
-    for data, known in {"data/demo/world-2000-512-0-depth/shards/depth": True, "shards/depth": False}.items():
-        (tmp_path / "config.yaml").write_text(f"data:\n  train_data: {data}\n")
-        assert knows_world(tmp_path) is known
 
 
 @pytest.mark.slow

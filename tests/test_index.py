@@ -210,6 +210,7 @@ def test_changes_and_damage(depths, toys, encoders):
     assert "depth: 11 files, 11 windows" in report
     assert "1 not indexed, such as 11.png: the file is empty" in report
     first = dict(rows(depths.parent / "x.index", "SELECT path, id FROM files"))
+    opened = Index(depths.parent / "x.index")
 
     (depths / "11.png").write_bytes(depth_png(1, np.random.default_rng(1)))
     (depths / "00.png").write_bytes(depth_png(2, np.random.default_rng(2)))
@@ -225,6 +226,9 @@ def test_changes_and_damage(depths, toys, encoders):
         f"{i:02d}.png".encode() for i in range(2, 11)
     }
     found = Index(depths.parent / "x.index").search(file=depths / "02.png", top=100)["depth"]
+    assert {hit.path for hit in opened.search(file=depths / "02.png", top=2)["depth"]} == {
+        hit.path for hit in found[:2]
+    }
     assert {hit.path for hit in found[:2]} == {str(depths / "02.png"), str(depths / "more" / "new\udce9.png")}
     assert len(found) == 12
 
@@ -233,6 +237,10 @@ def test_changes_and_damage(depths, toys, encoders):
     again = Index(depths.parent / "x.index")
     assert again.search(file=depths / "02.png", top=100)["depth"] == found
     assert [do.shown_hit(again, hit)["file"] for hit in found if "new" in hit.path] == ["more/new\\udce9.png"]
+
+    (depths.parent / "x.index" / "depth.faiss").write_bytes(b"IxM2")
+    with pytest.raises(UserError, match=r"depth\.faiss is missing or damaged: delete it"):
+        Index(depths.parent / "x.index")
 
     for path in depths.glob("*.png"):
         path.unlink()
@@ -257,6 +265,8 @@ def test_other_models_and_options_are_refused(depths, toys):
     with pytest.raises(UserError, match="name them with --model"):
         update(depths, ())
     update(depths, model)
+    with pytest.raises(UserError, match="is the folder of the media"):
+        make_index(IndexOptions(depths, depths / "x" / "..", model))
     with pytest.raises(UserError, match=r"was made with window 10.0, not 5"):
         update(depths, model, window=5)
     with pytest.raises(UserError, match=r"was made with limits \{\}, not \{'max_seconds': 5\}"):
@@ -284,6 +294,21 @@ def test_limits_are_those_of_the_index(tmp_path, toys, files):
     report = update(folder, models, max_seconds=1)
     assert re.search("1 not indexed, such as x.wav: .* exceed --max-seconds 1", report)
     assert Index(tmp_path / "x.index").encoders.encoders["audio"][1].max_seconds == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_named(depths, toys, monkeypatch):
+    (depths / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder):  # root may list every folder, so that no mode of a file would do
+        if Path(folder).name == "lost+found":
+            raise PermissionError(13, "Permission denied", os.fspath(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = update(depths, (str(toys / "depth"),))
+    assert "depth: 12 files, 12 windows" in report
+    assert f"1 folders cannot be listed, such as {depths / 'lost+found'}" in report
 
 
 def test_two_processes_take_turns(depths, toys):

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from ..config import UserError, parse, run
+from ..config import UserError, at_least, parse, run
+from ..files import text_lines
 
 DEMO = Path("logs/demo")
 
@@ -34,11 +36,14 @@ class AppOptions:
     max_upload_mb: int = 200
     """largest file that is taken, in megabytes"""
 
+    def __post_init__(self):
+        at_least(1, port=self.port, max_upload_mb=self.max_upload_mb)
+
 
 def read_users(path: Path) -> list[tuple[str, str]]:
     """Return the names and passwords in a file. Raises `UserError` if it has no lines or wrong ones."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    users = [line.partition(":")[::2] for line in text.splitlines() if line.strip()]
+    lines = text_lines(path.read_bytes()) if path.is_file() else []
+    users = [line.partition(":")[::2] for line in lines if line]
     if not users or not all(user and password for user, password in users):
         raise UserError(f"--auth {path} should be a file of lines USER:PASSWORD")
     return users
@@ -52,30 +57,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = options.models or sorted(str(path.parent) for path in DEMO.glob("*/checkpoints"))
     if not sources:
         raise UserError(f"there are no runs below {DEMO}: run bash scripts/demo.sh, or name models")
+    try:
+        socket.create_server((options.host, options.port)).close()
+    except (OSError, OverflowError) as error:
+        message = f"cannot listen at {options.host}:{options.port} ({error}): choose another --host or --port"
+        raise UserError(message) from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="languagebind-app-") as folder:
         # Before Gradio is imported: no analytics, and a folder for uploads that nobody else uses
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": os.path.join(folder, "uploads")}
         from ..distributed import own_device
         from ..index import Index
-        from .examples import knows_world, world_examples
+        from .examples import world_examples
         from .functions import load_models
         from .page import STYLE, build
 
         models = load_models(sources, device=own_device(options.device))
-        known = models.encoders.modalities if all(map(knows_world, sources)) else ()
-        examples = world_examples(Path(folder) / "examples", known)
+        examples = world_examples(Path(folder) / "examples", models.of_world)
         index = Index(options.index, models.encoders) if options.index else None
         most = f"{options.max_upload_mb} MB"
         page = build(models, examples, index, f"Files may have {most}; they are deleted within 70 minutes.")
-        try:
-            _, url, _ = page.launch(
-                server_name=options.host, server_port=options.port, auth=users, max_file_size=most,
-                share=False, run_history=False, enable_monitoring=False, footer_links=["api"], quiet=True,
-                prevent_thread_lock=True, **STYLE,
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"cannot listen at {options.host}:{options.port}: choose another --port") from error
+        _, url, _ = page.launch(
+            server_name=options.host, server_port=options.port, auth=users, max_file_size=most,
+            share=False, run_history=False, enable_monitoring=False, footer_links=["api"], quiet=True,
+            prevent_thread_lock=True, **STYLE,
+        )  # fmt: skip
         print(f"the page is at {url} (stop it with Ctrl-C)", flush=True)
         page.block_thread()
 

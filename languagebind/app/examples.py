@@ -3,20 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config import load_yaml
 from ..data.world.make import RENDERERS
 from ..data.world.scenes import draw_scenes, scene_files
 from ..data.world.words import class_name
 
 DRAWN = 211  # scenes to choose from; with so many, all values of both attributes of a modality occur
 SIZE = 96  # pixels, as in training
-
-
-def knows_world(source: str | Path) -> bool:
-    """Tell whether a source is the folder of a run that trained on the sample world, as the demo's runs are."""
-    config = Path(source) / "config.yaml"
-    values = load_yaml(config) if config.is_file() else {}
-    return "/world-" in str(values.get("data", {}).get("train_data", ""))
 
 
 def world_examples(folder: Path, modalities: Iterable[str]) -> dict[str, list[Path]]:

@@ -1,7 +1,7 @@
 """What the page and its API compute: from encoders, files and texts to plain values. Nothing here keeps a state."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from ..eval.report.examples import PALETTE, over
 from ..files import printable
 from ..hub.encoders import TEXT, Encoders, load
 from ..index import Hit, Index
-from ..modalities import DecodeError
+from ..modalities import DecodeError, with_options
 from .drawing import data_uri, draw, draw_matrix
 
 MOST_TEXTS, MOST_FILES, MOST_LETTERS = 100, 24, 10_000  # in one request
@@ -32,22 +32,25 @@ ALIKE = 0.95  # share of the pairs of training captions that a text and its near
 
 
 class Models(NamedTuple):
-    """The encoders of the page, and by modality the features (N, D) of training captions that are at hand."""
+    """The encoders of the page, and what is known of their training."""
 
     encoders: Encoders
-    captions: Mapping[str, Tensor] = {}
+    captions: Mapping[str, Tensor] = {}  # by modality, the features (N, D) of training captions that are at hand
+    of_world: Collection[str] = ()  # modalities whose runs trained on the sample world, as the demo's do
 
 
 def load_models(sources: Sequence[str], **options: Any) -> Models:
     """Load encoders, and for runs whose shards have text features beside them, those of the first shard."""
-    encoders, captions = load(*sources, **options), {}
+    encoders, captions, of_world = load(*sources, **options), {}, list[str]()
     for run in map(Path, sources):
         with suppress(UserError, OSError, LookupError, TypeError, SafetensorError):
             config = load_yaml((run if run.is_dir() else run.parent.parent) / "config.yaml")
-            name, shards = config["modality"].rpartition(".")[2], expand_shards(config["data"]["train_data"])
+            name, place = config["modality"].rpartition(".")[2], config["data"]["train_data"]
+            of_world += [name] * ("/world-" in place)
+            shards = expand_shards(place)
             store = FeatureStore(encoders.model(name).text_fingerprint())
             captions[name] = F.normalize(load_file(store.path(shards[0]))["features"].float(), dim=-1)
-    return Models(encoders, captions)
+    return Models(encoders, captions, of_world)
 
 
 def lines(texts: str, least: int = 1) -> list[str]:
@@ -141,7 +144,7 @@ def arithmetic(encoders: Encoders, name: str, x: Tensor, plus: str, minus: str) 
 
 def shown_hit(index: Index, hit: Hit) -> dict[str, Any]:
     """Return what a search found: its file below the indexed folder, and a small picture if that can be read."""
-    modality: Any = index.encoders.encoders[hit.modality][1]
+    modality: Any = with_options(index.encoders.encoders[hit.modality][1], index.limits)
     picture, (path, _, score, start, end) = "", hit
     with suppress(DecodeError, StopIteration):  # the file may have gone or changed since
         if hasattr(modality, "read_part"):  # without what precedes it
