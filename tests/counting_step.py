@@ -32,7 +32,7 @@ class Count(Step):
     def is_done(self, entry: Entry) -> bool:
         return "mplug" in entry.fields
 
-    def one(self, entry: Entry) -> Made:
+    def make(self, entry: Entry) -> Made:
         time.sleep(self.seconds)
         return Made(texts={"mplug": f"{time.time():.3f} {peak():.0f}"})
 

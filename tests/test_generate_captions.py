@@ -20,7 +20,8 @@ from languagebind.config import UserError
 from languagebind.data.making import main as make_shards
 from languagebind.data.vidal import read_annotation
 from languagebind.generate.__main__ import main
-from languagebind.generate.chat import ChatOptions, Unanswered, ask
+from languagebind.generate.chat import ChatOptions, ask
+from languagebind.generate.steps import Unmade
 
 PROMPTS = ChatOptions(model="m").prompts
 FRAMES = "clips_resize256_skip15/clip{}_resize256_folder"
@@ -279,7 +280,7 @@ def test_a_better_second_answer_is_taken(answer):
     if answer in GOOD:
         assert ask(model, "What?") == GOOD[answer]
     else:
-        with pytest.raises(Unanswered, match=BAD[answer]):
+        with pytest.raises(Unmade, match=BAD[answer]):
             ask(model, "What?")
     assert asked == [(0, 0.0), (1, 0.7), (2, 0.7)][: 2 if answer in GOOD else 3]
 

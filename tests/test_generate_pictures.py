@@ -23,7 +23,7 @@ from languagebind.data.making import main as make_shards
 from languagebind.generate.__main__ import main
 from languagebind.generate.depth import Depth, DepthOptions
 from languagebind.generate.infrared import Infrared, InfraredOptions
-from languagebind.generate.steps import Entry
+from languagebind.generate.steps import Entry, Unmade
 from languagebind.modalities.depth import Depth as DepthModality
 
 SIZES = {"wide": (96, 64), "tall": (64, 112), "small": (80, 48)}  # width and height
@@ -171,7 +171,8 @@ def test_unknown_depth_is_0_and_far_depth_is_clipped(models, root):
         found, _ = step.pictures(Entry("wide", {}), frames)
         assert found[0, 0].tolist() == [[0, 0, 0, 0, 0, 0, 1235, 9900, *far]]
     step.estimate = lambda frames, size: torch.tensor([1.0] * 7 + [torch.nan]).view(8, 1, 1).expand(8, 1, 4)
-    assert step.pictures(Entry("wide", {}), frames).reason == "no depth"
+    with pytest.raises(Unmade, match="no depth"):
+        step.pictures(Entry("wide", {}), frames)
 
 
 def test_models_without_metres_are_refused_before_any_work(root, tmp_path):

@@ -289,7 +289,7 @@ def test_a_wrong_root_can_be_corrected(pictures, capsys):
     assert "sub/a.png: No such file" in capsys.readouterr().out
     assert [path.name for path in (pictures / "out").iterdir()] == ["report.json"]
     assert pack(pictures, table)["samples"] == 1
-    with pytest.raises(UserError, match=r"was made with root .*; use --overwrite to start again"):
+    with pytest.raises(UserError, match=r"was made with root .*: use --overwrite to start again"):
         pack(pictures, table, root=pictures / "sub")
 
 

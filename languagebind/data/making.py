@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..config import UserError, expand_config, parse, to_dict
+from ..config import UserError, expand_config, parse, refuse_changes, to_dict
 from ..files import as_on_disk, printable, write_atomic
 from ..modalities import modality_class
 from ..parallel import Engine, run_in_order
@@ -76,10 +76,11 @@ def make_shards(samples: Iterable[Sample], source: dict[str, Any], options: Make
     """
     _prepare(options, source)
     states = []
+    tasks = ((options.output / f"{number:05d}.tar", own) for number, own in enumerate(_cut(samples, options)))
     # Outside a terminal, print the progress only every 30 seconds.
     with tqdm(unit=" samples", unit_scale=True, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         make = partial(partial, _make_shard, options.packing)
-        for state in run_in_order(make, Plan(samples, options), options.workers, options.engine):
+        for state in run_in_order(make, tasks, options.workers, options.engine):
             states.append(state)
             bar.update(state["shard"]["samples"])
     unexpected = {path.name for path in options.output.glob("*.tar")} - {state["shard"]["name"] for state in states}
@@ -111,10 +112,7 @@ def _prepare(options: MakeOptions, source: dict[str, Any]) -> None:
     record = state_folder / "options.json"
     # An option that is newer than the record had its default value.
     before = to_dict(PackOptions()) | json.loads(record.read_bytes()) if record.exists() else fixed
-    changed = [key for key in sorted(before.keys() | fixed.keys()) if before.get(key) != fixed.get(key)]
-    if changed:
-        was, now = before.get(changed[0]), fixed.get(changed[0])
-        raise UserError(f"{options.output} was made with {changed[0]} {was}, not {now}; use --overwrite to start again")
+    refuse_changes(options.output, dict.fromkeys(fixed) | before, fixed, "use --overwrite to start again")
     write_atomic(record, json.dumps(fixed).encode())
 
 
@@ -122,18 +120,6 @@ def _clear(output: Path) -> None:
     shutil.rmtree(output / STATE_FOLDER, ignore_errors=True)
     for path in [*output.glob("*.tar"), output / INDEX_NAME]:
         path.unlink(missing_ok=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The path and the entries of each shard."""
-
-    samples: Iterable[Sample]
-    options: MakeOptions
-
-    def __iter__(self) -> Iterator[tuple[Path, Entries]]:
-        for number, entries in enumerate(_cut(self.samples, self.options)):
-            yield self.options.output / f"{number:05d}.tar", entries
 
 
 def _cut(samples: Iterable[Sample], options: MakeOptions) -> Iterator[Entries]:
@@ -224,22 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shares = parse_shares(config.making.split)
     parts = assign(config.source.samples(), shares) if shares else {}
     for part in shares or [""]:
-        samples = Part(config.source, parts, part)
+        samples = (x for x in config.source.samples() if not part or parts[x.group or x.id] == part)
         print(f"{part}: " if part else "", end="")
         print_report(make_shards(samples, facts, replace(config.making, output=config.making.output / part)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The samples of one part of a source, or all."""
-
-    source: Any
-    parts: Mapping[str, str]  # of each group
-    name: str
-
-    def __iter__(self) -> Iterator[Sample]:
-        samples = self.source.samples()
-        return (each for each in samples if not self.name or self.parts[each.group or each.id] == self.name)
 
 
 def parse_shares(split: Sequence[str]) -> dict[str, float]:

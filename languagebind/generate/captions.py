@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from ..config import UserError, digest
 from ..data.vidal import clean_captions, clean_title, texts_of
 from ..modalities import DecodeError
-from .chat import ChatOptions, Endpoint, Local, Message, Unanswered, ask
-from .steps import VIDEO, Entry, Failed, Made, Step
+from .chat import ChatOptions, Endpoint, Local, Message, ask
+from .steps import VIDEO, Entry, Made, Step, Unmade
 
 
 class TextStep(Step):
@@ -32,17 +32,14 @@ class TextStep(Step):
     def is_done(self, entry: Entry) -> bool:
         return not self._lacking(entry)
 
-    def one(self, entry: Entry) -> Made | Failed:
-        try:
-            messages = self.messages(entry)
-            texts = {field: [ask(self.model, each) for each in messages[field]] for field in self._lacking(entry)}
-        except Unanswered as error:
-            return Failed(*error.args)
+    def make(self, entry: Entry) -> Made:
+        messages = self.messages(entry)
+        texts = {field: [ask(self.model, each) for each in messages[field]] for field in self._lacking(entry)}
         return Made(texts={field: found if len(found) > 1 else found[0] for field, found in texts.items()})
 
     @abstractmethod
     def messages(self, entry: Entry) -> dict[str, list[Message]]:
-        """Return the messages that ask for each field. Raises `Unanswered` if the entry lacks what they need."""
+        """Return the messages that ask for each field. Raises `Unmade` if the entry lacks what they need."""
 
     def _lacking(self, entry: Entry) -> list[str]:
         usable = clean_captions({field: entry.fields.get(field) for field in self.fields})
@@ -68,7 +65,7 @@ class Captions(TextStep):
         try:
             VIDEO.decode(frames)
         except DecodeError as error:
-            raise Unanswered("no readable frames", f"{error}; generate frames makes them") from error
+            raise Unmade("no readable frames", f"{error}; generate frames makes them") from error
         data = [base64.b64encode(path.read_bytes()).decode() for path in frames]
         pictures = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{each}"}} for each in data]
         frame, clip = ({"type": "text", "text": prompt.safe_substitute()} for prompt in self.prompts.values())
@@ -85,7 +82,7 @@ class Polish(TextStep):
     def messages(self, entry: Entry) -> dict[str, list[Message]]:
         known = clean_captions({field: entry.fields.get(field) for field in ("raw", *Captions.fields)})
         if not known.keys() >= set(Captions.fields):
-            raise Unanswered("no captions", f"{entry.id} lacks ofa or mplug: run generate captions first")
+            raise Unmade("no captions", f"{entry.id} lacks ofa or mplug: run generate captions first")
         title, *captions = ("\n".join(texts_of(known.get(field))) for field in ("raw", *Captions.fields))
         words = dict(zip(self.words, [clean_title(title) or "(none)", *captions], strict=True))
         return {field: [prompt.safe_substitute(words)] for field, prompt in self.prompts.items()}

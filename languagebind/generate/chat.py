@@ -14,7 +14,8 @@ import torch
 from ..config import UserError, at_least, first_line
 from ..data.vidal import LONGEST, caption_fault
 from ..distributed import own_device
-from .models import HubModel
+from .models import HubModel, package
+from .steps import Unmade
 
 Message = str | list[dict[str, Any]]  # its content in OpenAI's format: a text, or a list of pictures and texts
 Answer = tuple[str, bool]  # a text, and whether it was cut off
@@ -53,12 +54,8 @@ class ChatOptions:
             raise UserError("pass --endpoint URL and --api-model NAME, or --model NAME alone")
 
 
-class Unanswered(Exception):
-    """No answer can be used. Holds the reason and details."""
-
-
 def ask(model: "Endpoint | Local", message: Message) -> str:
-    """Return an answer, without thoughts and enclosing quotation marks. Raises `Unanswered` if none can be used."""
+    """Return an answer, without thoughts and enclosing quotation marks. Raises `Unmade` if none can be used."""
     chat = [{"role": "user", "content": message}]
     for seed, temperature in enumerate(TEMPERATURES):
         answer, cut = model(chat, seed, temperature)
@@ -67,25 +64,19 @@ def ask(model: "Endpoint | Local", message: Message) -> str:
         fault = "too long" if cut else "empty answer" if caption_fault(text) else "refusal" if REFUSED(text) else None
         if fault is None:
             return text
-    raise Unanswered(fault, repr(text[:80]))
+    raise Unmade(fault, repr(text[:80]))
 
 
 class Endpoint:
     """An OpenAI-compatible server, for several threads. Raises `UserError` if it is away or refuses every request."""
 
     def __init__(self, options: ChatOptions):
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError("--endpoint needs the package openai: pip install 'languagebind[generate]'") from error
+        openai = package("openai", "--endpoint")
         self.options, self.at_once, self.openai = options, options.concurrency, openai
         self.lock, self.turn = threading.Lock(), 0.0  # of the next request
         key = os.environ.get("OPENAI_API_KEY") or "no-key"
         patience: dict[str, Any] = {"timeout": options.timeout, "max_retries": options.tries - 1}
         self.client: Any = openai.OpenAI(base_url=options.endpoint, api_key=key, **patience)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.options,)  # a lock and a client cannot be pickled
 
     def record(self) -> dict[str, Any]:
         return {"model": self.options.api_model}  # wherever the server is
@@ -105,9 +96,9 @@ class Endpoint:
             away = type(error) is self.openai.APIConnectionError  # and not a timeout, which is a subclass
             if away or getattr(error, "status_code", None) in (401, 403, 404):
                 raise UserError(f"cannot use --endpoint ({said}): check it, --api-model and OPENAI_API_KEY") from None
-            raise Unanswered("no answer", said) from None
+            raise Unmade("no answer", said) from None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Unanswered("no answer", f"not a chat completion: {first_line(error)}") from error
+            raise Unmade("no answer", f"not a chat completion: {first_line(error)}") from error
 
 
 class Local(HubModel):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import UserError
 from ..distributed import own_device
 from .models import ONE_CALL, FrameStep, HubModel
-from .steps import Entry, Failed
+from .steps import Entry, Unmade
 
 METRIC = ("glpn", "zoedepth", "depth_pro")  # and depth_anything, if its config says so
 SIDE = 256  # pixels, of VIDAL-10M's depth maps
@@ -51,14 +51,14 @@ class Depth(FrameStep):
     def record(self) -> dict[str, Any]:
         return self.model.record() | {"size": self.options.size, "half": self.options.half}
 
-    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]] | Failed:
+    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         sides = list(frames.shape[-2:])
         size = [SIDE * side // min(sides) for side in sides] if self.options.size == "original" else sides
         with ONE_CALL:
             depth = self.estimate(frames, size)
         known = depth.isfinite() & (depth > 0)
         if not known.flatten(1).any(1).all():
-            return Failed("no depth", f"{entry.id}: the model's output for a frame has no finite number above 0")
+            raise Unmade("no depth", f"{entry.id}: the model's output for a frame has no finite number above 0")
         millimetres = torch.where(known, depth, 0).mul(1000).round().clamp(max=LIMITS[self.options.size])
         return millimetres[:, None].to(torch.uint16), ()
 

@@ -4,7 +4,6 @@ Measures are kept as fields, and the marks depend on them and the options alone.
 """
 
 import html
-import importlib
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from ..eval.cache import weights_digest
 from ..hub.encoders import load
 from ..modalities._containers import read_packets
 from .annotation import write_entries
-from .models import HubModel
+from .models import HubModel, package
 from .runners import FOLDER
 from .steps import VIDEO, Entry, FileStep, Made
 
@@ -276,11 +275,3 @@ def code_of(entry: Entry) -> np.ndarray | None:
     if sum(text[k : k + 16] != BLANK for k in range(0, len(text), 16)) < NUM_FRAMES // 2:
         return None
     return np.packbits(np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[ORDER])
-
-
-def package(name: str) -> Any:
-    """Import an optional package."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"this filter needs {name}: pip install 'languagebind[generate]'") from error

@@ -17,7 +17,7 @@ from ..eval.cache import weights_digest
 from ..eval.models import call_named, callable_parts
 from ..weights import read_file
 from .models import ONE_CALL, FrameStep
-from .steps import Entry, Failed
+from .steps import Entry, Unmade
 
 CONTRACT = "pictures (B, 3, H, W) in 0..1 to (B, 1 or 3, H, W)"
 ALIKE = 0.98  # absolute correlation with the luminance of its frames from which a clip gets a note
@@ -52,11 +52,11 @@ class Infrared(FrameStep):
         weights = file_sha256(facts["model"]) if facts["model"].endswith(".pt2") else weights_digest(model)
         return facts | {"weights_sha256": weights, "torch": torch.__version__}
 
-    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]] | Failed:
+    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         made = self.translate(frames, seed=int(digest(entry.id)[:12], 16))
         low, high = made.aminmax()  # of the clip, so that a temperature keeps its brightness; models differ in range
         if not -torch.inf < low < high < torch.inf:
-            return Failed("no picture", f"{entry.id}: the model's output is NaN, infinite or the same everywhere")
+            raise Unmade("no picture", f"{entry.id}: the model's output is NaN, infinite or the same everywhere")
         made = (made - low).mul(255 / (high - low)).round().to(torch.uint8)
         made = F.interpolate(made, frames.shape[-2:], mode="bicubic", antialias=True)
         greys = [rgb_to_grayscale(clip[..., ::4, ::4].double()) for clip in (frames, made)]  # one pixel in 16 is enough

@@ -1,6 +1,7 @@
 """What the steps with a model share: models of transformers with their records, and pictures made from frames."""
 
 from abc import abstractmethod
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,7 @@ from ..config import UserError
 from ..data.shards import file_sha256
 from ..files import parse_json
 from ..hub.files import find_file, pin, weight_files
-from .steps import VIDEO, Entry, Failed, FileStep, Made
+from .steps import VIDEO, Entry, FileStep, Made, Unmade
 
 ONE_CALL = Lock()  # held while a model is loaded or called
 
@@ -51,25 +52,31 @@ class HubModel:
         return model, reader.from_pretrained(self.found, **self.hub)
 
 
+def package(name: str, user: str = "this filter") -> Any:
+    """Import an optional package."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"{user} needs {name}: pip install 'languagebind[generate]'") from error
+
+
 class FrameStep(FileStep):
     """A step that makes a picture of each frame. The frames of an entry are one batch of the model."""
 
     source, at_once = "frames", 3  # one is read and one is encoded while the model has one
 
     @abstractmethod
-    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]] | Failed:
+    def pictures(self, entry: Entry, frames: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         """Return pictures (T, 1 or 3, H, W) in bytes or uint16, and notes, for frames (T, 3, H, W) in bytes."""
 
     def results(self, entry: Entry) -> list[Path]:
         return [entry.places(self.root, self.name)[0][0].parent]
 
-    def make(self, entry: Entry) -> Made | Failed:
+    def make(self, entry: Entry) -> Made:
         sources, targets = entry.places(self.root, "video")[1], entry.places(self.root, self.name)[0]
         if not sources[0].parent.is_dir():
-            return Failed("no frames", f"{sources[0].parent} does not exist: run generate frames first")
-        made = self.pictures(entry, VIDEO.decode(sources))
-        if isinstance(made, Failed):
-            return made
-        arrays = np.ascontiguousarray(made[0].permute(0, 2, 3, 1).numpy()[..., ::-1])  # OpenCV writes BGR
+            raise Unmade("no frames", f"{sources[0].parent} does not exist: run generate frames first")
+        made, notes = self.pictures(entry, VIDEO.decode(sources))
+        arrays = np.ascontiguousarray(made.permute(0, 2, 3, 1).numpy()[..., ::-1])  # OpenCV writes BGR
         files = {path.name: cv2.imencode(path.suffix, x)[1].tobytes() for path, x in zip(targets, arrays, strict=True)}
-        return Made({targets[0].parent: files}, notes=made[1])
+        return Made({targets[0].parent: files}, notes=notes)

@@ -53,10 +53,15 @@ class Failed:
     detail: str
 
 
+class Unmade(Exception):
+    """Nothing can be made for an entry. Holds the reason and details."""
+
+
 class Step(ABC):
     """One step, built once in each worker. A call changes nothing and does not depend on other calls."""
 
     name: ClassVar[str]
+    source: ClassVar[str] = "video"  # what it reads
     at_once = 1  # entries that a worker makes at the same time
 
     @abstractmethod
@@ -72,8 +77,17 @@ class Step(ABC):
         return LEFT_OUT in fields
 
     @abstractmethod
+    def make(self, entry: Entry) -> Made:
+        """Return what is made for one entry. Raises `Unmade`, or `DecodeError` if the source cannot be read."""
+
     def one(self, entry: Entry) -> Made | Failed:
-        """Return what is made for one entry."""
+        """Return what is made for one entry, or why nothing is."""
+        try:
+            return self.make(entry)
+        except Unmade as error:
+            return Failed(*error.args)
+        except DecodeError as error:
+            return Failed(f"unreadable {self.source}", f"{entry.id}: {error}")
 
     def __call__(self, entries: Sequence[Entry]) -> Iterator[Made | Failed]:
         """Yield what is made for each entry, in order; meanwhile, the next ones are made."""
@@ -88,8 +102,6 @@ class Step(ABC):
 class FileStep(Step):
     """A step that makes files."""
 
-    source: ClassVar[str] = "video"  # what it reads
-
     def __init__(self, root: Path, options: Any):
         self.root, self.options = root, options
 
@@ -97,21 +109,11 @@ class FileStep(Step):
     def results(self, entry: Entry) -> list[Path]:
         """Return the files and folders of an entry that the step makes."""
 
-    @abstractmethod
-    def make(self, entry: Entry) -> Made | Failed:
-        """Return them with their contents. Raises `DecodeError` if the source cannot be read."""
-
     def record(self) -> dict[str, Any]:
         return to_dict(self.options)
 
     def is_done(self, entry: Entry) -> bool:
         return all(path.exists() for path in self.results(entry))
-
-    def one(self, entry: Entry) -> Made | Failed:
-        try:
-            return self.make(entry)
-        except DecodeError as error:
-            return Failed(f"unreadable {self.source}", f"{entry.id}: {error}")
 
 
 def write(made: Made) -> None:
