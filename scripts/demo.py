@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from demo_report import draw_report
 
 from languagebind.config import UserError, parse, run
@@ -103,14 +104,12 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
 
 def score_table(results: dict[str, Any]) -> str:
     """Return a table of the scores in percent, each with chance in brackets."""
-    columns = ["test top-1", "unseen top-1", "generalised top-1", "reworded top-1", "text-to-modality R@1"]
-    rows = [["(chance)", *columns, "seconds"]]
+    rows = pd.DataFrame(columns=[*(f"{split} top-1" for split in SPLITS), "text-to-modality R@1", "seconds"])
     for name, scores in results.items():
         cells = [(scores[split]["top1"], scores[split]["chance"]) for split in SPLITS]
         cells.append((scores["test"]["R@1"], scores["test"]["R@1_chance"]))
-        rows.append([name, *(f"{100 * x:.1f} ({100 * chance:.1f})" for x, chance in cells), f"{scores['seconds']:.0f}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+        rows.loc[name] = [*(f"{100 * x:.1f} ({100 * chance:.1f})" for x, chance in cells), f"{scores['seconds']:.0f}"]
+    return rows.rename_axis(columns="(chance)").to_string()
 
 
 def call(*command: str | Path, **flags: object) -> None:

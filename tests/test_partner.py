@@ -20,6 +20,7 @@ from training.batch import DataConfig, Plan
 from training.main import main
 from training.worker import ShardBatches
 
+EMBED = ("-m", "languagebind", "embed-anchor")
 FRAMES = 3
 CPU = torch.device("cpu")
 SIGLIP = ["--loss=siglip", "--init-logit-bias=-10", "--init-temperature=0.1"]
@@ -42,7 +43,7 @@ def partner(pairs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def embedded(pairs, partner):
     """The same shards, with the partner's features beside them."""
-    output = call("scripts/embed_anchor.py", f"--train-data={pairs}", f"--anchor={partner}", "--batch-size=3")
+    output = call(*EMBED, f"--train-data={pairs}", f"--anchor={partner}", "--batch-size=3")
     assert "16 inputs of 2 shards, infrared partner" in output
     return pairs
 
@@ -83,7 +84,7 @@ def test_features_are_those_of_the_encoder(embedded, partner):
 def test_a_second_run_writes_what_is_missing_and_ranks_share_the_shards(partner, tmp_path):
     shards = write_pairs(tmp_path, [3, 3, 3], FRAMES, change={"s1_0": {"1.infrared.jpg": b"\xff\xd8\xff broken"}})
     flags = [f"--train-data={shards}", f"--anchor={partner}"]
-    output = call_ranks(2, "scripts/embed_anchor.py", *flags)
+    output = call_ranks(2, *EMBED, *flags)
     assert "4 inputs of 1 shards" in output
     assert "0 cannot be read" in output
     assert "of 2 shards" in output
@@ -91,7 +92,7 @@ def test_a_second_run_writes_what_is_missing_and_ranks_share_the_shards(partner,
     assert [len(load_file(path)["features"]) for path in files] == [3, 4, 3]
     assert int((load_file(files[1])["features"] == 0).all(dim=1).sum()) == 1
     files[0].unlink()
-    assert "3 inputs of 1 shards" in (output := call("-m", "languagebind", "embed-anchor", *flags))
+    assert "3 inputs of 1 shards" in (output := call(*EMBED, *flags))
     assert "2 shards were complete" in output
 
 
@@ -100,7 +101,7 @@ def test_an_open_clip_tower_is_a_partner(clip_folder, tmp_path):
     shards = write_pairs(tmp_path / "shards", [8], change=pictures)
     tower = [f"--text-tower=local-dir:{clip_folder}", f"--anchor=open_clip:local-dir:{clip_folder}"]
     live = train(shards, tmp_path, "live", *tower)
-    call("scripts/embed_anchor.py", f"--train-data={shards}", tower[1])
+    call(*EMBED, f"--train-data={shards}", tower[1])
     cached = train(shards, tmp_path, "cached", *tower, "--anchor-features=cached")
     assert cached == pytest.approx(live, abs=2e-3)
     assert cached != live
@@ -233,7 +234,7 @@ def test_the_partner_reads_the_moment_of_the_trained_modality(stored, partner, t
     own = load_partner(PartnerConfig(str(partner)), CPU)
     frames = [own.modality.preprocess(picture(80 * (k + 1))) for k in range(FRAMES)]
     if stored:
-        call("scripts/embed_anchor.py", f"--train-data={shards}", f"--anchor={partner}")
+        call(*EMBED, f"--train-data={shards}", f"--anchor={partner}")
         frames = list(own.encode(torch.stack(frames), "fp32").half())
         own = own.ready("auto", list(map(str, shards.glob("*.tar"))), 384)
         assert own.stored
@@ -262,7 +263,7 @@ def test_where_the_trained_modality_reads_the_whole_the_caption_decides(partner,
 def test_samples_that_the_partner_cannot_read_are_skipped_alike(partner, tmp_path):
     bad = {"s0_1": {"infrared.jpg": b"\xff\xd8\xff broken"}, "s1_2": {"infrared.jpg": b""}}
     shards = write_pairs(tmp_path / "shards", [12, 12], change=bad)
-    output = call("scripts/embed_anchor.py", f"--train-data={shards}", f"--anchor={partner}")
+    output = call(*EMBED, f"--train-data={shards}", f"--anchor={partner}")
     assert "23 inputs of 2 shards" in output
     assert "1 cannot be read" in output
     flags = [f"--anchor={partner}", "--max-bad-share=0.2"]
@@ -290,5 +291,5 @@ def test_what_cannot_be_a_partner_is_refused(embedded, partner, clip_folder, dep
             shards=copy)  # fmt: skip
     (copy / "00000.infrared-ffffffffffff.safetensors").write_bytes(b"")
     refused("belongs to another partner than this run's", f"--anchor={partner}", shards=copy)
-    output = call("scripts/embed_anchor.py", f"--train-data={depth_shards}", f"--anchor={partner}", status=2)
+    output = call(*EMBED, f"--train-data={depth_shards}", f"--anchor={partner}", status=2)
     assert "has no member named infrared" in output

@@ -1,7 +1,5 @@
 """Pictures for the page: what an encoder sees of a file, and the matrix of similarities."""
 
-import base64
-import io
 import textwrap
 from collections.abc import Sequence
 from itertools import product
@@ -31,13 +29,6 @@ def draw(modality: Modality, raw: Any, side: int = LARGEST) -> tuple[Image.Image
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     picture.thumbnail((side, side))
     return picture, meaning
-
-
-def data_uri(picture: Image.Image, lossless: bool = False) -> str:
-    """Return a picture as a data URI, so that no file of it has to be served."""
-    file, kind = io.BytesIO(), "png" if lossless or max(picture.size) <= 256 else "jpeg"
-    picture.save(file, kind, quality=90)
-    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def draw_matrix(edges: Sequence[Image.Image | str], kinds: Sequence[str], cosines: np.ndarray) -> Image.Image:

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from ..config import UserError, load_yaml
 from ..data.feature_store import FeatureStore
 from ..data.shards import expand_shards
-from ..eval.report.examples import PALETTE, over
+from ..eval.report.examples import PALETTE, data_uri, over
 from ..files import printable
 from ..hub.encoders import TEXT, Encoders, load
 from ..index import Hit, Index
 from ..modalities import DecodeError, with_options
-from .drawing import data_uri, draw, draw_matrix
+from .drawing import draw, draw_matrix
 
 MOST_TEXTS, MOST_FILES, MOST_LETTERS = 100, 24, 10_000  # in one request
 MOST_SCORES = 2**28  # of the texts for each pixel, 4 bytes each
@@ -132,7 +132,7 @@ def segment(encoders: Encoders, name: str, file: str, texts: Sequence[str]) -> d
         "shares": (np.bincount(classes.ravel(), minlength=len(texts)) / classes.size).round(6).tolist(),
         "colours": [to_hex(PALETTE(number + 1)) for number in range(len(texts))],
         "picture": data_uri(over(draw(modality, raw)[0], classes + 1)),
-        "classes": data_uri(Image.fromarray(classes.astype(np.uint8)), lossless=True),
+        "classes": data_uri(Image.fromarray(classes.astype(np.uint8)), "png"),
     }
 
 

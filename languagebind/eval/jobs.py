@@ -16,7 +16,7 @@ from .command import CommandOptions, check_output
 from .data.datasets import DatasetConfig, load_dataset_config, load_folder
 from .data.samples import check_data
 from .data.shards import list_shards
-from .data.validation import validate
+from .data.validation import refuse, validate
 from .evaluate import ListedDataset, list_dataset
 from .models import checkpoint_of, split_name
 from .results import Result, read_result, result_path
@@ -95,8 +95,7 @@ def select_models(options: EvalOptions) -> list[tuple[str, str]]:
             options.export_format == "parquet" and find_spec("pyarrow") is None
         ),
     }
-    if fault := next((fault for fault, found in faults.items() if found), None):
-        raise UserError(fault)
+    refuse(faults)
     return [split_name(spec) for spec in options.model or [str(options.checkpoint)]]
 
 
@@ -142,7 +141,8 @@ def plan_jobs(models: Sequence[tuple[str, str]], datasets: Sequence[DatasetConfi
     """Return a job for every model on every dataset. Raises `UserError` if an output file exists or is unusable."""
     jobs, folder = [], options.export_features
     for (name, spec), dataset in product(models, datasets):
-        path = result_path(options.output, dataset.result_name, name)
+        suffix = "" if dataset.protocol == "ours" else f"_{dataset.protocol}"
+        path = result_path(options.output, dataset.name + suffix, name)
         export = folder / f"{path.stem}.{options.export_format}" if folder else None
         jobs.append(Job(name, spec, dataset, path, export, _asked(spec, dataset, options)))
     exports = [job.export for job in jobs if job.export]

@@ -150,11 +150,6 @@ class DatasetConfig:
         refuse(mistakes)
         return self
 
-    @property
-    def result_name(self) -> str:
-        """The start of a result's file name, which differs between protocols."""
-        return self.name if self.protocol == "ours" else f"{self.name}_{self.protocol}"
-
 
 def load_dataset_config(path: str | Path, data_root: Path | None = None, prepared: bool = True) -> DatasetConfig:
     """Return the dataset of a YAML file, or of a name such as nyu_v2. `data` is below `data_root` or the file's folder.

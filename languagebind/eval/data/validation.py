@@ -52,9 +52,9 @@ def must_be(test: Callable[[Any], Any], expected: str) -> AfterValidator:
 
 
 def refuse(mistakes: Mapping[str, Any]) -> None:
-    """Raise `ValueError` with the messages whose values are true, if there are any."""
+    """Raise `UserError` with the messages whose values are true, if there are any."""
     if found := [message for message, wrong in mistakes.items() if wrong]:
-        raise ValueError("; ".join(found))
+        raise UserError("; ".join(found))
 
 
 def validate(kind: type[T], values: Any, where: str, context: Any = None) -> T:

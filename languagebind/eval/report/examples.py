@@ -19,7 +19,7 @@ from ..data.shards import Member
 from ..results import Result
 
 SIDE = 240  # longer side in pixels
-MAX_BYTES = 15_000
+LONGEST = 20_000  # letters of a picture in the page, for 15,000 bytes
 OPACITY = 0.65  # of classes over a picture
 # Classes in sequence differ in hue; those of similar hues, in saturation and brightness
 TONES = ((1.0, 0.95), (0.4, 1.0), (1.0, 0.6), (0.55, 0.75), (0.8, 0.45))
@@ -98,15 +98,18 @@ def draw(modality: Modality | str, key: str, places: Sequence[Any], classes: np.
     except (UserError, ImportError) as error:  # No decoder is installed
         return Picture("", f"The file cannot be decoded here: {error}")
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    return Picture(data_uri(picture), meaning) if classes is None else Picture(data_uri(over(picture, classes)), "")
-
-
-def data_uri(picture: Image.Image) -> str:
-    """Return a data URI with a picture, which this makes smaller, as a JPEG of at most `MAX_BYTES`."""
+    if classes is not None:
+        picture, meaning = over(picture, classes), ""
     picture.thumbnail((SIDE, SIDE))
     for quality in (85, 70, 50, 30, 15):
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        if file.tell() <= MAX_BYTES:
+        uri = data_uri(picture, "jpeg", quality)
+        if len(uri) <= LONGEST:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return Picture(uri, meaning)
+
+
+def data_uri(picture: Image.Image, kind: str = "", quality: int = 90) -> str:
+    """Return a picture as a data URI, so that no file of it has to be served: by default, a small one as a PNG."""
+    file, kind = io.BytesIO(), kind or ("png" if max(picture.size) <= 256 else "jpeg")
+    picture.save(file, kind, quality=quality)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
