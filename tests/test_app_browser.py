@@ -253,12 +253,10 @@ def test_other_files_cannot_be_compared(client, server, media):
         assert '"cosines"' not in answer
 
 
-@pytest.mark.parametrize("host", [None, "https://huggingface.co", "http://192.0.2.1"])  # our own, and known to Gradio
-def test_the_server_asks_no_other_server(client, other, host):
-    address = f"{host or other[0]}/room.png"
+def test_the_server_asks_no_server_of_its_own_network(client, other):
+    address = f"{other[0]}/room.png"
     for name in MODELS:
-        assert "does not download files" in ask(client, f"similarity_{name}", file_data(address), "a room", "", "")
-        for value in (file_data("room.png", url=address), file_data("", url=address), address):
+        for value in (file_data(address), file_data("room.png", url=address), file_data("", url=address), address):
             assert ask(client, f"similarity_{name}", value, "a room", "", "").startswith("event: error")
     assert client.get(f"/gradio_api/file={address}").status_code == 403
     assert client.get(f"/gradio_api/proxy={address}").status_code in (400, 403)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import safehttpx
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from jinja2 import Environment, FileSystemLoader
@@ -35,20 +34,8 @@ LEVELS = "Colours fill the range of each pair of modalities, because their cosin
 APART = "Cells with – are empty: these encoders were trained with different text towers, so they share no space."
 
 
-def refuse_addresses() -> None:
-    """Keep Gradio's server from downloading what a request names: it reads uploads, and asks no other server."""
-
-    async def refuse(*_: Any) -> Any:
-        raise gr.Error("the server does not download files: upload them", print_exception=False)
-
-    for module, name in ((processing_utils, "async_ssrf_protected_get"), (safehttpx, "async_validate_url")):
-        getattr(module, name)  # raises AttributeError if this version of Gradio lacks the function
-        setattr(module, name, refuse)
-
-
 def build(models: do.Models, examples: Mapping[str, Any] = {}, index: Index | None = None, note: str = "") -> gr.Blocks:
     """Return the page of some models, with a note at its top. Examples have the names of their classes."""
-    refuse_addresses()
     with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         names = ", ".join(models.encoders.modalities)
         gr.Markdown(f"# LanguageBind\nCompare {names} and texts with each other. {note}")
