@@ -64,21 +64,18 @@ class OpenClipText(nn.Module):
         return self.tower(input_ids)
 
 
-def build_text(config: TextConfig) -> TextSide:
-    """Return the pretrained tower, its projection and the size D of the shared space, or raise `UserError`."""
+def build_text(config: TextConfig, pretrained: bool = True) -> TextSide:
+    """Return the pretrained tower, its projection and the size D of the shared space, or raise `UserError`.
+
+    Without `pretrained`, the weights of CLIP's tower are random, for a checkpoint that holds them.
+    """
     if folder := _sentence_encoder_folder(config):
         return _sentence_encoder(folder, text_tokens(config))
-    if config.file:
+    if config.file or not pretrained:
         sizes, size = clip_text_sizes(config)
         if sizes is not None:
-            return _clip_text(config, sizes, size, read_state(config.file))
+            return _clip_text(config, sizes, size, read_state(str(config.file)) if pretrained else None)
     return open_clip_text(_open_clip_model(config), config)
-
-
-def untrained_text(config: TextConfig) -> TextSide:
-    """Return the text side without its weights, for a checkpoint that holds them; if it is not CLIP's, with them."""
-    sizes, size = clip_text_sizes(config)
-    return build_text(config) if sizes is None else _clip_text(config, sizes, size)
 
 
 def open_clip_text(model: Any, config: TextConfig) -> TextSide:

@@ -15,7 +15,7 @@ from ..lora import merge_lora
 from ..modalities import Modality, modality_class, with_options
 from ..model import TEXT_PREFIXES, DualEncoder, InitConfig, ModelConfig, build_model, text_state
 from ..remote import is_url, open_url
-from ..text import TextConfig, build_text, text_tokens, untrained_text
+from ..text import TextConfig, build_text, text_tokens
 from ..timm_tower import tower_options
 from ..vit import EncoderConfig
 from ..weights import WeightsError, interpolate_frames, load_strict, published_names, unreadable
@@ -61,7 +61,7 @@ def build_checkpoint(
     encoder = replace(config.encoder, grad_checkpointing=False, patch_dropout=0.0)
     trained_text = any(key.startswith(TEXT_PREFIXES) for key in checkpoint["model"])
     shared = None if like is None else (like.text_model, like.text_projection, like.embed_dim)
-    text = untrained_text(config.text) if trained_text else shared or build_text(config.text)
+    text = shared if shared and not trained_text else build_text(config.text, pretrained=not trained_text)
     model = DualEncoder(modality.input_shape, encoder, text, config.init.init_logit_bias)
     if not trained_text and model.text_fingerprint() != checkpoint["text_fingerprint"]:
         tower = "the one loaded before" if like is not None else f"the current {config.text.text_tower}"

@@ -28,6 +28,7 @@ class OpenClipInterface(nn.Module):
         super().__init__()
         self.model = model
         self.modality = modality
+        setattr(self, f"encode_{modality_name(modality)}", self.encode)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -46,12 +47,6 @@ class OpenClipInterface(nn.Module):
     def forward(self, inputs: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the unit-norm features of inputs and texts, and exp(logit_scale)."""
         return self.encode(inputs, True), self.encode_text(text, True), self.logit_scale.exp()
-
-    def __getattr__(self, name: str) -> Any:
-        modality = self.__dict__.get("modality")
-        if modality is not None and name == f"encode_{modality_name(modality)}":
-            return self.encode
-        return super().__getattr__(name)
 
 
 def create_model_and_transforms(
