@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ..config import UserError
 from ..model import same_text
 from .config import CONFIGS, LanguageBindConfig, read_pretrained
-from .files import ORGANISATION
 from .processing import PROCESSORS
 from .published import MODELS, LanguageBindModel, build_published
 from .state import OriginalState
@@ -91,11 +90,7 @@ def _sources(clip_type: Mapping[str, str | Path] | Iterable[str]) -> dict[str, s
     given = dict(clip_type) if isinstance(clip_type, Mapping) else dict.fromkeys(clip_type)
     if unknown := [name for name in given if name not in CONFIGS]:
         raise UserError(f"unknown modality {unknown[0]!r}, expected one of {', '.join(CONFIGS)}")
-    sources = {name: str(source or DEFAULTS[name]) for name, source in given.items()}
-    return {  # the original code accepts only names without the organisation
-        name: source if "/" in source or Path(source).exists() else f"{ORGANISATION}/{source}"
-        for name, source in sources.items()
-    }
+    return {name: str(source or DEFAULTS[name]) for name, source in given.items()}
 
 
 def _check_text(models: Mapping[str, LanguageBindModel]) -> None:

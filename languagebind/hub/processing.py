@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, CLIPTokenizer
 
+from ..clip_text import CONTEXT_LENGTH
 from ..config import UserError, first_line
 from ..modalities import Modality
 from ..modalities._images import MEAN, STD
@@ -22,7 +23,6 @@ from .checkpoint import checkpoint_tokens, is_training_checkpoint
 from .config import CONFIGS, KIND_OF, LanguageBindConfig, LanguageBindTextConfig, modality_of, read_config, subclasses
 from .files import HUB_OPTIONS, find_file, pin
 
-CONTEXT_LENGTH = 77
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 LOCK = threading.RLock()  # each call changes the tokenizer's padding and truncation
 

@@ -66,7 +66,8 @@ def load_and_transform_image(image_path: Any, transform: Callable) -> Any:
     return transform(IMAGE.open_picture(fetch(image_path)) if is_source(image_path) else image_path)
 
 
-load_and_transform_thermal = load_and_transform_image
+def load_and_transform_thermal(thermal_path: Any, transform: Callable) -> Any:
+    return load_and_transform_image(thermal_path, transform)
 
 
 def load_and_transform_depth(depth_path: Any, transform: Callable) -> Any:
