@@ -63,19 +63,17 @@ def draw_similarity(figure: SubFigure, name: str, output: Path, world: Path) -> 
 
     grid = figure.add_gridspec(2, SAMPLES + 1, height_ratios=(1, 5), width_ratios=[1] * SAMPLES + [0.2])
     heat, bar = figure.add_subplot(grid[1, :SAMPLES]), figure.add_subplot(grid[1, SAMPLES])
-    pictures = [figure.add_subplot(grid[0, column]) for column in range(SAMPLES)]
-    for axes, path in zip(pictures, paths, strict=True):
+    for column, path in enumerate(paths):
+        axes = figure.add_subplot(grid[0, column])
         axes.imshow(modality.picture(modality.load(path))[0].permute(1, 2, 0), aspect="equal")
         axes.axis("off")
     shown = heat.imshow(similarity, cmap="viridis", aspect="auto")
     heat.set(xticks=[], xlabel=f"{name} samples, each of the class in its row")
     heat.set_yticks(range(SAMPLES), texts)
-    for row in range(SAMPLES):
-        for column in range(SAMPLES):
-            value = similarity[row, column]
-            weight = "bold" if similarity[:, column].argmax() == row else None
-            colour = "black" if value > similarity.mean() else "white"
-            heat.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, weight=weight)
+    for (row, column), value in np.ndenumerate(similarity):
+        weight = "bold" if similarity[:, column].argmax() == row else None
+        colour = "black" if value > similarity.mean() else "white"
+        heat.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, weight=weight)
     figure.colorbar(shown, cax=bar, label="cosine")
     figure.suptitle(f"Similarity of test samples and class prompts: {name} (bold: the best text of each sample)")
 

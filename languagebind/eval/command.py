@@ -19,8 +19,7 @@ from .results import Result, results_table, write_result
 
 log = logging.getLogger(__name__)
 
-Options = TypeVar("Options")
-M = TypeVar("M")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class CommandOptions:
     encode: EncodeOptions = field(default_factory=EncodeOptions)
 
 
-def parse_command(cls: type[Options], argv: Sequence[str] | None, command: str, *lists: str) -> Options:
+def parse_command(cls: type[T], argv: Sequence[str] | None, command: str, *lists: str) -> T:
     """Return the options of a command from its flags, and set up logging. Flags in `lists` may be repeated."""
     words = gather_flags(sys.argv[1:] if argv is None else argv, *lists)
     options = parse(cls, words, prog=f"languagebind {command}", description=cls.__doc__)
@@ -58,8 +57,8 @@ def check_output(paths: Sequence[Path], overwrite: bool) -> None:
 
 def evaluate_each(
     options: CommandOptions,
-    load: Callable[[torch.device], M],
-    jobs: Sequence[tuple[Path, Callable[[M, EncodeOptions], Result]]],
+    load: Callable[[torch.device], T],
+    jobs: Sequence[tuple[Path, Callable[[T, EncodeOptions], Result]]],
 ) -> None:
     """Load the models once, run each job with them, write its result to its path, and print a table."""
     check_output([path for path, _ in jobs], options.overwrite)

@@ -2,9 +2,6 @@
 
 Most modalities were trained with text only, never with each other; a result says which pairs were. A query or gallery
 may also fuse several modalities of each sample. `data/pairing.py` describes the YAML file.
-
-Texts are encoded with the text tower of the modality that they are compared with. If they are compared with a fusion of
-modalities whose towers differ, each modality is compared with the features that its own tower gives the texts.
 """
 
 from collections.abc import Mapping, Sequence

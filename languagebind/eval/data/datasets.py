@@ -33,7 +33,7 @@ METRICS = {
     "segmentation": ("mIoU", "pixel_accuracy", "pointing"),
     "retrieval": tuple(f"{direction}/{name}" for direction in DIRECTIONS for name in _RANKS),
 }
-NOT_FRACTIONS = ("median_rank", "mean_rank", "d_prime")
+NOT_FRACTIONS = ("_rank", "d_prime", "threshold")  # endings of metrics
 SHARDS = "nshards.txt"  # in CLIP_benchmark's folders
 NAME = re.compile(r"[\w.-]{1,100}")  # short, because a result's file name also holds the model's name
 SHOWN_ENTRIES = 8  # entries of a folder that a message lists
@@ -72,7 +72,7 @@ def _resolve(data: str, info: ValidationInfo) -> str:
 
 
 def _are_fractions(values: Mapping[str, float]) -> bool:
-    return all(0 <= value <= 1 or key.rpartition("/")[2] in NOT_FRACTIONS for key, value in values.items())
+    return all(0 <= value <= 1 or key.endswith(NOT_FRACTIONS) for key, value in values.items())
 
 
 NotEmpty = Field(min_length=1)

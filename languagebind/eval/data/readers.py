@@ -247,8 +247,7 @@ def choose_protocol(
     """Return our protocol, or a dataset's `paper` protocol. Raises `UserError` if the rules do not fit the modality."""
     rules = paper if name == "paper" and paper else Paper()
     inputs = rules.get("inputs", "modality")
-    usual, values = type(modality), vars(modality)
-    own = [name for name in PREPROCESSING if name in values and values[name] != getattr(usual, name)]
+    own = [key for key in PREPROCESSING if getattr(modality, key, None) != getattr(type(modality), key, None)]
     if own and inputs != "modality":
         raise UserError(f"the paper's protocol reads pictures as CLIP does, but this model sets {own[0]}: use ours")
     reader = VideoReader(modality, clip) if clip else Reader(modality)

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ..data.datasets import DatasetConfig, load_dataset_config
+from ..data.datasets import NOT_FRACTIONS, DatasetConfig, load_dataset_config
 from ..data.pairing import PairsConfig, load_pairs_config
 from ..results import COMPARED, Result, ceiling_note, model_name, shown_metrics
 from ..score.statistics import interval
@@ -25,7 +25,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 # Headline metrics of datasets whose config names none: the first of these that the results have
 HEADLINES = ("top1", "mAP", "mIoU", "text_to_modality/R@1", "query_to_gallery/R@1")
-NOT_SHARES = ("_rank", "d_prime", "threshold")  # endings of the names of metrics that are not fractions
 SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 50
 
 
@@ -106,7 +105,7 @@ def figure(value: float | None, metric: str = "") -> str:
     """Return the text of a value: fractions in percent, other metrics unchanged."""
     if value is None:
         return "not finite"
-    share = not metric.endswith(NOT_SHARES)
+    share = not metric.endswith(NOT_FRACTIONS)
     return (f"{100 * value:.1f}" if share else f"{value:.5g}" if value < 1e4 else f"{value:.0f}").replace("inf", "∞")
 
 

@@ -1,11 +1,6 @@
 """A logistic regression (L-BFGS, L2) on the unit-norm features of one encoder, as in CLIP's paper (section A.3).
 
-The inverse penalty C is chosen on a held-out part of the training data, never on the test data. The probe is then
-fitted to all the training data. The search for C starts on the grid 1e-6, 1e-4, ... 1e6 and refines the best value in
-steps of 1, 1/2, 1/4 and 1/8 of a decade. Of equally good values the smallest wins, as it gives the simplest probe.
-
-The held-out part is a fifth of each class. A class with one sample has no held-out part. With k shots, the probe is
-fitted to k samples per class, and C is chosen on min(k, 4) other samples, as in CoOp (Zhou et al., 2022).
+docs/evaluation_pairs.md describes how the inverse penalty C is chosen, for few shots as in CoOp (Zhou et al., 2022).
 """
 
 import logging
@@ -95,7 +90,7 @@ def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
         best = max(sorted(tried), key=score)
         near = [float(f"{best * 10**shift:.6g}") for shift in (-step, step)]
         tried |= {c for c in near if WIDEST[0] <= c <= WIDEST[-1]}
-    return max(sorted(tried), key=score)
+    return max(sorted(tried), key=score)  # of equals the smallest, as it gives the simplest probe
 
 
 def logistic_regression() -> type:

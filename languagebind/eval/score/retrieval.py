@@ -1,9 +1,8 @@
 """Retrieval in both directions: from captions to samples, and from samples to captions.
 
-A caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for the other
-sample. No model can tell such copies apart, so the protocol records their number and the highest possible recall. With
-`relevant: caption`, a caption is relevant to every sample that has it. Under CLIP4Clip's protocol, a sample's captions
-are one item of the gallery, with the score of the best.
+By default, a caption is relevant to its own sample only. If two samples share a caption, each copy counts as wrong for
+the other sample. No model can tell such copies apart, so the protocol records their number and the highest possible
+recall.
 """
 
 from collections import Counter, defaultdict
@@ -52,13 +51,11 @@ class Captioned:
         text = rows.cpu().numpy() if self.twins else captions  # of each caption; by default, each has its own
         of_captions, of_samples = (csr_array((text >= 0, (text, items))) for items in (captions, owners))
         if name == "text_to_modality":
-            sides = of_captions.T.tocsr(), of_samples
-            return Direction(self._of_samples, len(rows), len(features), *sides, rows.device)
+            return Direction(self._of_samples, len(rows), len(features), of_captions.T.tocsr(), of_samples, rows.device)
         if self.by_sample:
             each = eye_array(len(features), format="csr", dtype=bool)
             return Direction(self._of_best_captions, len(features), len(features), each, each, rows.device)
-        sides = of_samples.T.tocsr(), of_captions
-        return Direction(self._of_captions, len(features), len(rows), *sides, rows.device)
+        return Direction(self._of_captions, len(features), len(rows), of_samples.T.tocsr(), of_captions, rows.device)
 
     def scores(self, queries: Tensor, gallery: Tensor, from_text: bool = True) -> Tensor:
         """Return the scores (q, g) of features of texts with those of samples, or the other way round."""

@@ -172,6 +172,5 @@ def _intervals(values: dict[str, np.ndarray], shares: Container[str], count: int
 
 def _ends(values: np.ndarray) -> list[float]:
     """Return the ends of the interval: of 1000 values, the 26th from the bottom and the 26th from the top."""
-    left_out = round(len(values) * (1 - CONFIDENCE) / 2)
-    ordered = np.sort(values)
-    return [float(ordered[left_out]), float(ordered[-1 - left_out])]
+    tail = (1 - CONFIDENCE) / 2
+    return [float(np.quantile(values, tail, method="higher")), float(np.quantile(values, 1 - tail, method="lower"))]
