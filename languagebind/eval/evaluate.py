@@ -12,7 +12,6 @@ import torch
 from ..config import UserError, digest, to_dict
 from ..distributed import rank
 from ..modalities import DecodeError, Modality, modality_name
-from ..text import Tokenizer
 from .data.datasets import DatasetConfig, naming
 from .data.readers import EvalProtocol, Reader, choose_protocol, clip4clip_protocol
 from .data.samples import Sample, class_names, count_missing, digest_of_samples, read_samples, warn_of_count
@@ -140,11 +139,10 @@ def _check_support(encoder: FeatureEncoder, dataset: DatasetConfig, dual_softmax
     unknown = cached and not getattr(model, "known", True)
     own_rule = type(reader) is not Reader or reader.clip is not None
     padded = getattr(reader.modality, "frames_per_second", 0) and getattr(model, "temporal_head", None) is None
-    tokenizer = getattr(getattr(model, "text_model", None), "tokenizer", None)
     faults = {
         "short clips are padded, which needs a model with a temporal head (clip4clip:FILE or --temporal-head)": padded,
         "this protocol cuts texts, which this model's text tower does not support": (
-            encoder.protocol.words and not (isinstance(tokenizer, Tokenizer) and tokenizer.cut)
+            encoder.protocol.words and not (encoder.tokenizer and encoder.tokenizer.cut)
         ),
         "a model that scores pairs is for retrieval by cosine alone, without export or dual softmax": (
             encoder.pairs and (dataset.task != "retrieval" or not unit or dual_softmax or export)

@@ -76,6 +76,8 @@ class FeatureEncoder:
         self.device = model.logit_scale.device if options.device is None else torch.device(options.device)
         head = getattr(model, "temporal_head", None)
         self.pairs = head if isinstance(head, PairHead) else None  # its features have any norm: of frames, and of texts
+        tokenizer = getattr(getattr(model, "text_model", None), "tokenizer", None)
+        self.tokenizer: Any = tokenizer if isinstance(tokenizer, Tokenizer) else None  # None: another library's
         folder = options.feature_cache
         self.cache = FeatureCache(Path(folder) / name, model, protocol, options.precision) if folder else None
 
@@ -135,9 +137,8 @@ class FeatureEncoder:
         rows: dict[str, int] = {}
         positions = [rows.setdefault(text, len(rows)) for text in texts]
         distinct = list(rows)
-        tokenizer: Any = getattr(getattr(self.model, "text_model", None), "tokenizer", None)
         raw, words = not self.protocol.unit or self.pairs, self.protocol.words
-        if not rank() and isinstance(tokenizer, Tokenizer) and (cut := tokenizer.count_cut(distinct, words)):
+        if not rank() and self.tokenizer and (cut := self.tokenizer.count_cut(distinct, words)):
             log.warning("%d of %d texts have more tokens than are read, and are cut", cut, len(distinct))
         encode = self.model.project_text if raw else self.model.encode_text
         parts: dict[int, Tensor] = {}
@@ -145,7 +146,7 @@ class FeatureEncoder:
             here = distinct[batch[0] : batch[-1] + 1]
             found = self.cache.get(["text", *here]) if self.cache else None
             if found is None:
-                tokens = self.model.tokenize(here) if words is None else tokenizer(here, words)
+                tokens = self.model.tokenize(here) if words is None else self.tokenizer(here, words)
                 found = self._run(encode, tokens)
                 if self.cache:
                     self.cache.put(["text", *here], found)

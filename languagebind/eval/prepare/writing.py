@@ -43,11 +43,10 @@ class Listing:
             count = f"{len(self.missing)} of {len(self.rows)} files are not below {source}"
             raise UserError(f"{name}: {count}: {first}; --skip-missing leaves these rows out and lists them")
         found = {"samples": len(self.rows), "captions": count_captions(self.rows.values()), "classes": len(self.labels)}
-        wrong = [f"{found[key]} {key}, expected {count}" for key, count in expect.items() if found[key] != count]
-        self.unexpected = wrong
-        if (wrong and strict) or not self.rows:
+        self.unexpected = [f"{found[key]} {key}, expected {x}" for key, x in expect.items() if found[key] != x]
+        if (self.unexpected and strict) or not self.rows:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items()) or "nothing"
-            reason = f"{'; '.join(wrong) or 'no samples'}: {source} is incomplete or from another release"
+            reason = f"{'; '.join(self.unexpected) or 'no samples'}: {source} is incomplete or from another release"
             advice = "to use a subset, write a config with its own `name` and `expect`"
             raise UserError(f"{name}: {reason} (left out or changed: {counts}); {advice}")
         if unknown := [label for label in self.labels if label not in classes]:
