@@ -29,7 +29,6 @@ _HOME = {
     "list_pretrained": "hub.factory",
     "contrastive_loss": "loss",
     "load": "hub.encoders",
-    "load_checkpoint": "hub.checkpoint",
     "load_model": "hub.encoders",
     "modality_class": "modalities",
     "modality_names": "modalities",

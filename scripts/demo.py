@@ -77,15 +77,17 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     """Pack shards, embed captions, train and evaluate, and return the modality's entry in results.json."""
     begin, run_folder = time.perf_counter(), options.output / name
     train, shards, anchor = world / "train", world / "shards" / name, {}
-    scripts, source = ROOT / "scripts", {"annotation": train / "vidal.json", "root": train}
+    source = {"annotation": train / "vidal.json", "root": train}
     members = [name, PARTNER] if name == TRAINED and PARTNER in options.modality else [name]
-    call(scripts / "make_shards.py", "vidal", "--modality", *members, **source, output=shards, samples_per_shard=250)
-    call(scripts / "embed_text.py", config=CONFIGS / f"{name}.yaml", train_data=shards, precision="amp_bf16")
+    packing = "vidal", "--modality", *members
+    call("-m", "languagebind", "make-shards", *packing, **source, output=shards, samples_per_shard=250)
+    recipe = CONFIGS / f"{name}.yaml"
+    call("-m", "languagebind", "embed-text", config=recipe, train_data=shards, precision="amp_bf16")
     if len(members) > 1:
         anchor = {"anchor": options.output / PARTNER}
         call("-m", "languagebind", "embed-anchor", train_data=shards, **anchor)
     shutil.rmtree(run_folder, ignore_errors=True)
-    call("-m", "training.main", config=CONFIGS / f"{name}.yaml", train_data=shards, logs=options.output, name=name,
+    call("-m", "training.main", config=recipe, train_data=shards, logs=options.output, name=name,
          seed=options.seed, **anchor)  # fmt: skip
     checkpoint = max((run_folder / "checkpoints").glob("step_*.pt"))
     configs = [f"--config={world / 'eval' / f'{name}_{split}.yaml'}" for split in (*SPLITS, "retrieval")]
@@ -112,9 +114,9 @@ def score_table(results: dict[str, Any]) -> str:
     return rows.rename_axis(columns="(chance)").to_string()
 
 
-def call(*command: str | Path, **flags: object) -> None:
+def call(*command: str, **flags: object) -> None:
     """Run a Python command of this repository with `--key=value` flags, and show its output."""
-    words = [sys.executable, *map(str, command), *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items())]
+    words = [sys.executable, *command, *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items())]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     status = subprocess.run(words, cwd=ROOT, env=environment).returncode
     if status:

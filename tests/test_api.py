@@ -3,7 +3,6 @@
 import http.server
 import json
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 import languagebind
 from languagebind import DecodeError, LanguageBindDepth, UserError, load
 from languagebind.hub.config import to_config, to_published
+from languagebind.hub.export import main as export
 from languagebind.hub.processing import PROCESSORS
 from languagebind.hub.published import build_published
 from languagebind.modalities.infrared import Infrared
@@ -261,9 +261,8 @@ def test_runs_and_published_checkpoints_with_their_own_text_towers(own_text, tra
     first, second = (load(a, b) for a, b in ((run, other), (other, run)))
     for name in ("depth", "infrared"):
         assert torch.equal(first.encode(text=TEXTS, of=name), second.encode(text=TEXTS, of=name))
-    for open_one in (languagebind.load_checkpoint, languagebind.load_model):
-        with pytest.raises(UserError, match="differs from the one loaded before"):
-            open_one(run, like=first.encoders["infrared"][0])
+    with pytest.raises(UserError, match="differs from the one loaded before"):
+        languagebind.load_model(run, like=first.encoders["infrared"][0])
     with pytest.raises(UserError, match="differs from the one loaded before"):
         languagebind.load_model(toys / "image", like=encoders.encoders["audio"][0])
     shared, _ = languagebind.load_model(toys / "image", like=encoders.encoders["video"][0])
@@ -378,7 +377,6 @@ def test_the_range_of_infrared_is_exported(bounds, tmp_path):
 def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, files, tmp_path):
     tower = f"--text-tower=local-dir:{clip_folder}"
     main([*train_flags(depth_shards, tmp_path, "--name=run", tower, f"--tuning={tuning}"), "--workers=0"])
-    export = runpy.run_path(str(ROOT / "scripts" / "export.py"))["main"]
     export([f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'mine'}"])
     own, exported = load(tmp_path / "run"), load(tmp_path / "mine")
     direct = LanguageBindDepth.from_pretrained(tmp_path / "run")
@@ -404,7 +402,7 @@ def test_a_trained_checkpoint_is_exported(tuning, depth_shards, clip_folder, fil
     main([*train_flags(depth_shards, tmp_path, "--name=sun", tower, "--sun-rgbd"), "--workers=0"])
     with pytest.raises(UserError, match="cannot store sun_rgbd=True of depth"):
         LanguageBindDepth.from_pretrained(tmp_path / "sun")
-    model, modality = languagebind.load_checkpoint(tmp_path / "run")
+    model, modality = languagebind.load_model(tmp_path / "run")
     known = to_published(model, modality)[0]  # with the tower that was built
     assert languagebind.LanguageBindDepthConfig.from_pretrained(tmp_path / "run").to_dict() == known.to_dict()
     model.trained_with = ("text", "infrared")
@@ -423,7 +421,8 @@ def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_pa
     for tuning in ("lora", "full"):
         flags = [f"--text-tower=local-dir:{clip_folder}", f"--tuning={tuning}", f"--name={tuning}", "--workers=0"]
         main(train_flags(depth_shards, tmp_path, *flags))
-    call("scripts/export.py", f"--checkpoint={tmp_path / 'lora'}", f"--output={tmp_path / 'mine'}", "--adapter")
+    command = "-m", "languagebind", "export", "--adapter"
+    call(*command, f"--checkpoint={tmp_path / 'lora'}", f"--output={tmp_path / 'mine'}")
     base = LanguageBindDepth.from_pretrained(tmp_path / "mine")
     x = PROCESSORS["depth"](base.config)(files["depth"])["pixel_values"]
     with torch.no_grad():
@@ -432,9 +431,7 @@ def test_adapters_are_exported_for_peft(depth_shards, clip_folder, files, tmp_pa
         expected = LanguageBindDepth.from_pretrained(tmp_path / "lora").get_image_features(x)
     close(found, expected)
     assert (bare - expected).abs().max() > 1e-4
-    message = call(
-        "scripts/export.py", f"--checkpoint={tmp_path / 'full'}", f"--output={tmp_path / 'no'}", "--adapter", status=2
-    )
+    message = call(*command, f"--checkpoint={tmp_path / 'full'}", f"--output={tmp_path / 'no'}", status=2)
     assert "needs a checkpoint with LoRA adapters" in message
 
 

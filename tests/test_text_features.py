@@ -20,12 +20,16 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
+def embed(*flags, status=0):
+    return call("-m", "languagebind", "embed-text", *flags, status=status)
+
+
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
     """Shards with the features of all their captions."""
     folder = write_shards(tmp_path_factory.mktemp("embedded"), [24, 24, 24])
     flags = ["--caption-source=mix", f"--text-tower={MINILM}", "--batch-size=3"]
-    output = call("scripts/embed_text.py", f"--train-data={folder}", *flags)
+    output = embed(f"--train-data={folder}", *flags)
     assert f"{3 * len(CAPTIONS)} captions of 3 shards" in output
     return folder
 
@@ -66,7 +70,7 @@ def test_only_what_is_missing_is_written_again(embedded, tower, tmp_path):
     paths[1].unlink()
     before = [paths[i].stat().st_mtime_ns for i in (0, 2)]
     flags = [f"--train-data={folder}", f"--text-tower={MINILM}"]
-    output = call("scripts/embed_text.py", *flags)
+    output = embed(*flags)
     assert f"{len(CAPTIONS)} captions of 1 shards" in output
     assert "; 2 shards were complete" in output
     assert [paths[i].stat().st_mtime_ns for i in (0, 2)] == before
@@ -127,7 +131,7 @@ def test_without_features_auto_is_live_and_cached_is_refused(tmp_path):
 
 
 def test_streams_have_no_place_for_features():
-    assert "features cannot be written beside" in call("scripts/embed_text.py", "--train-data=pipe:cat a.tar", status=2)
+    assert "features cannot be written beside" in embed("--train-data=pipe:cat a.tar", status=2)
 
 
 def test_a_recipe_names_the_captions_and_the_text_tower(tmp_path):
@@ -137,7 +141,7 @@ def test_a_recipe_names_the_captions_and_the_text_tower(tmp_path):
         f"modality: depth\nmodel: vit-tiny-demo\ndata:\n  caption_source: raw\n  batch_size: 9999\n"
         f"towers:\n  text_tower: {MINILM}\nlr: 1e-3\nreport_to: [tensorboard]\n"
     )
-    output = call("scripts/embed_text.py", f"--config={recipe}", f"--train-data={shards}")
+    output = embed(f"--config={recipe}", f"--train-data={shards}")
     assert "captions of 1 shards" in output
     text_store("cached", [str(shards / "00000.tar")], "raw", fingerprint(*build_text(TextConfig(MINILM))[:2]))
-    assert "no option 'lr'" in call("scripts/embed_text.py", "--lr=1", f"--train-data={shards}", status=2)
+    assert "no option 'lr'" in embed("--lr=1", f"--train-data={shards}", status=2)

@@ -29,8 +29,7 @@ from webdataset.tariterators import tarfile_samples
 import languagebind.modalities
 from languagebind.config import UserError, from_dict
 from languagebind.data.shards import ShardWriter, write_index
-from languagebind.hub.checkpoint import load_checkpoint
-from languagebind.hub.encoders import load
+from languagebind.hub.encoders import load, load_model
 from languagebind.hub.factory import create_model
 from languagebind.modalities import modality_class
 from languagebind.model import ModelConfig, build_model
@@ -92,7 +91,7 @@ def test_the_text_tower_is_bitwise_the_same_afterwards(run):
         *tower
     )  # each checkpoint is refused if the tower in use has another
     assert not any(key.startswith("text_") for key in saved["model"])
-    model, _ = load_checkpoint(run / "run/checkpoints/step_00000024.pt")
+    model, _ = load_model(run / "run/checkpoints/step_00000024.pt")
     for key, value in tower[0].state_dict().items():
         assert torch.equal(model.text_model.state_dict()[key], value)
     loaded = create_model(run / "run")
@@ -181,7 +180,7 @@ def test_lora_trains_saves_and_merges(depth_shards, tmp_path, monkeypatch):
     saved = checkpoint(tmp_path, "lora", 12)["model"]
     assert all(value.abs().sum() > 0 for key, value in saved.items() if "lora_B" in key)  # they start at zero
     path = tmp_path / "lora/checkpoints/step_00000012.pt"
-    model, modality = load_checkpoint(path)
+    model, modality = load_model(path)
     assert not any("lora" in key for key in model.state_dict())
 
     config = from_dict(ModelConfig, torch.load(path, weights_only=True)["config"]["model"])

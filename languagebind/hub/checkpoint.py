@@ -25,31 +25,15 @@ CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 PARTS = "modalities"  # key of the parts in the checkpoint of a run of several modalities
 
 
-def load_checkpoint(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    like: DualEncoder | None = None,
-    num_frames: int | None = None,
-    modality: str | None = None,
-) -> tuple[DualEncoder, Modality]:
-    """Return the model and the modality of a training checkpoint, in evaluation mode and with adapters merged.
-
-    If training kept a moving average of the weights, the model gets the average. `path` is a checkpoint file, its URL
-    (s3://...), or the folder of a run, whose last checkpoint is loaded; `modality` names one of a run of several. The
-    model shares the text tower of `like`, a loaded model with the same one. By default, clips have as many frames as in
-    training; for other `num_frames`, temporal embeddings are interpolated.
-
-    Raises `UserError` if the file does not exist or is not a checkpoint of this library. Raises `WeightsError` if the
-    text tower differs from the one used in training.
-    """
-    model, kind = build_checkpoint(read_checkpoint(path, modality), path, like, num_frames)
-    return model.to(device), kind
-
-
 def build_checkpoint(
     checkpoint: dict[str, Any], path: str | Path, like: DualEncoder | None, num_frames: int | None
 ) -> tuple[DualEncoder, Modality]:
-    """Return the model, on the CPU, and the modality of a checkpoint that `read_checkpoint` returned."""
+    """Return the model, on the CPU with adapters merged, and the modality of what `read_checkpoint` returned.
+
+    The model gets the moving average of the weights if training kept one, and shares the text tower of `like`. Temporal
+    embeddings are interpolated to `num_frames`; None: as in training. Raises `WeightsError` if the text tower differs
+    from the one used in training.
+    """
     config, modality = options_of(checkpoint, path)
     state = merge_lora(published_names(checkpoint["model"] | checkpoint.get("ema", {})), config.tuning.lora_alpha)
     if num_frames is not None and num_frames != modality.input_shape[1]:

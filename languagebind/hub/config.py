@@ -18,7 +18,7 @@ from ..text import ClipText, ClipTextConfig, clip_text_sizes
 from ..transformer import LAYER_NORM_EPS
 from ..vit import Activation, EncoderConfig
 from ..weights import State, interpolate_frames
-from .checkpoint import is_training_checkpoint, load_checkpoint, options_of, read_checkpoint
+from .checkpoint import build_checkpoint, is_training_checkpoint, options_of, read_checkpoint
 from .files import HUB_OPTIONS, pin, read_weights
 
 T = TypeVar("T")
@@ -253,7 +253,8 @@ def read_pretrained(
     """
     hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     if config is None and is_training_checkpoint(name, hub.get("subfolder")):
-        found, state = to_published(*load_checkpoint(name, num_frames=num_frames, modality=kind.modality_name))
+        checkpoint = read_checkpoint(name, kind.modality_name)
+        found, state = to_published(*build_checkpoint(checkpoint, name, None, num_frames))
         found.check(kind)
         return found, state, options
     name, hub = pin(name, **hub)
