@@ -135,8 +135,13 @@ class Index:
         scores, ids = (x[0].tolist() for x in self._vectors[name].search(query, min(top, self._vectors[name].ntotal)))
         select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file"
         these = "WHERE windows.id IN (SELECT value FROM json_each(?))"
-        with closing(sqlite3.connect(self._database, uri=True, timeout=60)) as db:
-            rows = {row[0]: row[1:] for row in db.execute(f"{select} {these}", [json.dumps(ids)])}
+        try:
+            with closing(sqlite3.connect(self._database, uri=True, timeout=60)) as db:
+                rows = {row[0]: row[1:] for row in db.execute(f"{select} {these}", [json.dumps(ids)])}
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{self.path / DATABASE}: {error}; if it stays so, delete {self.path}, and index the folder again"
+            ) from error
         found = ((score, *rows[i]) for score, i in zip(scores, ids, strict=True) if i in rows)  # not removed since
         return [Hit(os.path.join(self.folder, os.fsdecode(path)), name, score, *span) for score, path, *span in found]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import faiss
@@ -41,7 +41,9 @@ CREATE TABLE IF NOT EXISTS windows (  -- no id is used twice, because a FAISS in
 CREATE INDEX IF NOT EXISTS windows_of_file ON windows (file);
 PRAGMA foreign_keys = ON;
 CREATE TEMP TABLE listing (path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER) WITHOUT ROWID;
+CREATE TEMP TABLE fresh (path BLOB, size INTEGER, mtime INTEGER, modality TEXT, done INTEGER);
 """
+NEW, GONE = "(path, size, mtime) NOT IN (SELECT path, size, mtime FROM files)", "(path, size, mtime) NOT IN listing"
 ENDINGS = {name: tuple(f".{each}" for each in modality_class(name).extensions) for name in modality_names()}
 ENDINGS["video"] = tuple(each for each in ENDINGS["video"] if each not in ENDINGS["image"])  # its frames are pictures
 FLAT = 50_000  # vectors that FAISS compares one by one
@@ -94,8 +96,9 @@ def modality_of(path: str | os.PathLike, names: Iterable[str]) -> str | None:
     words = re.findall("depth|infrared|thermal", "/".join(path.absolute().parts[-3:]).lower())
     named = [word.replace("thermal", "infrared") for word in reversed(words)]
     head = b""
-    with suppress(OSError), open(path, "rb") as file:
-        head = file.read(26)
+    if path.is_file():  # not a pipe, which would wait for a writer
+        with suppress(OSError), open(path, "rb") as file:
+            head = file.read(26)
     wide = head[24:] == b"\x10\0" or "image" not in fits  # PNG's number of bits and kind of colour
     order = ("depth", "infrared", "image") if wide else ("image", "infrared", "depth")
     return next((name for name in (*named, *order) if name in found), found[0])
@@ -126,6 +129,8 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
     limits: Any = {} if options.max_seconds is None else {"max_seconds": options.max_seconds}
     now = {"folder": os.path.abspath(options.folder), "window": options.window, "limits": limits}
     check(output, before, now)
+    if not before and db.execute("SELECT 1 FROM files").fetchone():
+        raise UserError(f"{output / 'index.json'} is missing: delete {output}, and index the folder again")
     model = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model] or before.get("model")
     if not model:
         raise UserError(f"{output} has no models yet: name them with --model")
@@ -135,11 +140,13 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
         encoders = load(*model, device=own_device(options.device), **limits)
         now |= facts_of(encoders, encoders.modalities)
         check(output, before, now)
-        for row in db.execute("SELECT path, size, mtime FROM listing"):
+        for row in db.execute(f"SELECT * FROM listing WHERE {NEW}"):
             name = modality_of(options.folder / os.fsdecode(row[0]), encoders.modalities)
             sound = ["audio"] if name == "video" and "audio" in encoders.modalities else []
             rows = ((*row, each, each is None) for each in (name, *sound))
-            db.executemany("INSERT INTO files (path, size, mtime, modality, done) VALUES (?, ?, ?, ?, ?)", rows)
+            db.executemany("INSERT INTO fresh VALUES (?, ?, ?, ?, ?)", rows)
+        db.execute(f"DELETE FROM files WHERE {GONE}")  # only now, because it locks the database
+        db.execute("INSERT INTO files (path, size, mtime, modality, done) SELECT * FROM fresh")
         # None until the index can be searched, and then whether its vectors are those of the database
         facts = now | {"model": model, "current": before.get("current") and False}
         write_atomic(output / "index.json", json.dumps(facts).encode())
@@ -155,7 +162,7 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
 
 
 def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int, list[str]]:
-    """Forget changed and removed files; put new and changed ones into the table `listing`.
+    """Put all files into the table `listing`.
 
     Return the number of new and changed ones, that of changed and removed ones, and the folders that cannot be listed.
     """
@@ -165,27 +172,28 @@ def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int, list
             status, name = os.stat(path), os.fsencode(path.relative_to(options.folder))
             if not Path(os.path.abspath(path)).is_relative_to(output):
                 db.execute("INSERT INTO listing VALUES (?, ?, ?)", (name, status.st_size, status.st_mtime_ns))
-    other = "FROM files WHERE (path, size, mtime) NOT IN listing"
-    found, gone = db.execute(f"SELECT (SELECT count(*) FROM listing), count(DISTINCT path) {other}").fetchone()
+    (found,) = db.execute("SELECT count(*) FROM listing").fetchone()
     if not found:  # such as a disk that is not mounted
         raise UserError(f"{options.folder} has no files")
-    db.execute(f"DELETE {other}")
-    return found - db.execute("DELETE FROM listing WHERE path IN (SELECT path FROM files)").rowcount, gone, closed
+    (new,) = db.execute(f"SELECT count(*) FROM listing WHERE {NEW}").fetchone()
+    (gone,) = db.execute(f"SELECT count(DISTINCT path) FROM files WHERE {GONE}").fetchone()
+    return new, gone, closed
 
 
 def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -> None:
     """Encode all files that are not done. A kill loses the last two seconds and the tasks under way."""
     committed, (total,) = 0.0, db.execute("SELECT count(*) FROM files WHERE NOT done").fetchone()
     select = f"SELECT id, path FROM files WHERE NOT done AND modality = ? ORDER BY id LIMIT {PAGE}"
-    bar = tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
+    stop, bar = Event(), tqdm(total=total, unit=" files", mininterval=0.1 if sys.stderr.isatty() else 30)
     with bar, ThreadPoolExecutor(options.workers) as pool, ExitStack() as end:
         end.callback(db.commit)
-        end.callback(pool.shutdown, cancel_futures=True)  # after an exception, only what is under way ends
+        end.callback(pool.shutdown, cancel_futures=True)
+        end.callback(stop.set)  # after an exception, what is under way ends with its next window
         for name, encoder in encoders.encoders.items():
             size = 1 if hasattr(encoder[1], "max_seconds") else options.batch_size  # files of a task
             while page := db.execute(select, (name,)).fetchall():
                 tasks = (page[i : i + size] for i in range(0, len(page), size))
-                for task in as_completed(pool.submit(_encode_files, options, *encoder, rows) for rows in tasks):
+                for task in as_completed(pool.submit(_encode_files, options, stop, *encoder, rows) for rows in tasks):
                     windows, ends = task.result()
                     db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
                     db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
@@ -196,7 +204,9 @@ def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -
 
 
 @torch.no_grad()
-def _encode_files(options: IndexOptions, model: DualEncoder, modality: Modality, rows: Rows) -> tuple[Rows, Rows]:
+def _encode_files(
+    options: IndexOptions, stop: Event, model: DualEncoder, modality: Modality, rows: Rows
+) -> tuple[Rows, Rows]:
     """Return the windows of files (id, start, end, features), and each file's end (failure, id)."""
     windows, failures = list[Any](), dict[int, str]()
 
@@ -206,6 +216,8 @@ def _encode_files(options: IndexOptions, model: DualEncoder, modality: Modality,
             try:
                 for start, end, raw in modality.windows(source, options.window):
                     yield number, start, end, modality.transform(raw)
+                    if stop.is_set():
+                        return
             except DecodeError as error:
                 if error.reason != "no audio stream" or not source.name.lower().endswith(ENDINGS["video"]):
                     failures[number] = error.reason
@@ -249,7 +261,9 @@ def new_vectors(count: int, size: int, before: Path) -> Any:
     # is searched, which is much, because queries of another modality than the vectors lie beside them.
     index: Any = faiss.index_factory(size, f"IVF{int(4 * count**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
     index.nprobe = index.nlist // 16
-    old: Any = faiss.read_index(str(before)) if before.exists() else None
+    old: Any = None
+    with suppress(RuntimeError):  # there is none, or it is damaged
+        old = faiss.read_index(str(before))
     if index.nlist**2 / 2 <= getattr(old, "nlist", 0) ** 2 <= index.nlist**2 * 2:
         (index := old).reset()
     return index

@@ -311,6 +311,15 @@ def test_a_folder_that_cannot_be_listed_is_named(depths, toys, monkeypatch):
     assert f"1 folders cannot be listed, such as {depths / 'lost+found'}" in report
 
 
+def test_a_pipe_is_not_waited_for_and_lost_facts_are_noticed(depths, toys):
+    os.mkfifo(depths / "pipe.png")
+    models = str(toys / "depth"), str(toys / "thermal")
+    assert "1 not indexed, such as pipe.png: the path is not a file" in update(depths, models)
+    (depths.parent / "x.index" / "index.json").unlink()
+    with pytest.raises(UserError, match=r"index\.json is missing: delete"):
+        update(depths, models)
+
+
 def test_two_processes_take_turns(depths, toys):
     output = depths.parent / "x.index"
     output.mkdir()
