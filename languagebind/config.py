@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -171,6 +172,14 @@ def refuse_changes(what: object, before: Mapping[str, Any], now: Mapping[str, An
     """Raise `UserError` if something was made with other facts than now. Facts that `before` lacks are not compared."""
     if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
         raise UserError(f"{what} was made with {changed[0]} {before[changed[0]]}, not {now[changed[0]]}: {advice}")
+
+
+def package(name: str, user: str, install: str) -> Any:
+    """Import an optional package or a module of it. Raises `UserError` if what `user` needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{user} needs {name.partition('.')[0]}: pip install {install} ({error})") from error
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

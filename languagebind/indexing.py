@@ -162,10 +162,7 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
 
 
 def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int, list[str]]:
-    """Put all files into the table `listing`.
-
-    Return the number of new and changed ones, that of changed and removed ones, and the folders that cannot be listed.
-    """
+    """Put all files into `listing`. Return how many are new, how many are gone, and folders that cannot be listed."""
     output, closed = os.path.abspath(options.output), list[str]()
     for path in files_below(options.folder, lambda error: closed.append(error.filename)):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
@@ -239,7 +236,7 @@ def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:
     """Write the FAISS index of a modality's features."""
     source = "FROM windows CROSS JOIN files ON files.id = file WHERE modality = ?"  # in the order of the windows
     count, size = db.execute(f"SELECT count(*), max(length(features)) {source}", (name,)).fetchone()
-    index = new_vectors(count, (size or 4) // 4, path)
+    index = new_vectors(count, (size or 4) // 4)
     if not index.is_trained:  # FAISS wants at least 39 vectors for each list
         every = max(1, count // (50 * index.nlist))
         index.train(_matrix(db.execute(f"SELECT features {source} AND windows.id % ? = 0", (name, every)).fetchall()))
@@ -250,22 +247,14 @@ def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
-def new_vectors(count: int, size: int, before: Path) -> Any:
-    """Return an empty FAISS index of inner products for `count` vectors of `size` numbers: flat, or IVF for many.
-
-    IVF's lists are those of the file `before` if they were made for half to twice as many vectors.
-    """
+def new_vectors(count: int, size: int) -> Any:
+    """Return an empty FAISS index of inner products for `count` vectors of `size` numbers: flat, or IVF for many."""
     if count <= FLAT:
         return faiss.index_factory(size, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
     # FAISS's wiki, Guidelines to choose an index: 4 to 16 times the root of the number of vectors. A sixteenth of them
     # is searched, which is much, because queries of another modality than the vectors lie beside them.
     index: Any = faiss.index_factory(size, f"IVF{int(4 * count**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = index.nlist // 16
-    old: Any = None
-    with suppress(RuntimeError):  # there is none, or it is damaged
-        old = faiss.read_index(str(before))
-    if index.nlist**2 / 2 <= getattr(old, "nlist", 0) ** 2 <= index.nlist**2 * 2:
-        (index := old).reset()
+    index.nprobe, index.cp.niter = index.nlist // 16, 5  # more rounds of k-means find no more
     return index
 
 

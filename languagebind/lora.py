@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .config import UserError
+from .config import package
 
 
 def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
@@ -14,17 +14,13 @@ def inject_lora(encoder: nn.Module, rank: int, alpha: float, dropout: float) -> 
 
     The encoder, or its `Transformer`, is changed in place. The output of the adapters is scaled by alpha / rank.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError(f"LoRA tuning needs PEFT: pip install peft ({error})") from error
-
+    peft = package("peft", "LoRA tuning", "peft")
     temporal = any(name.endswith("temporal_attn") for name, _ in encoder.named_modules())
     attention = "temporal_attn" if temporal else r"(self_attn|blocks\.[\w.]+\.attn)"  # ours, or that of timm's models
     targets = rf".*\.{attention}\.(qkv|proj|[a-z]+_proj)"
     # PEFT annotates lora_alpha as int, but accepts any number.
     sizes: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
-    inject_adapter_in_model(LoraConfig(**sizes, target_modules=targets), encoder)
+    peft.inject_adapter_in_model(peft.LoraConfig(**sizes, target_modules=targets), encoder)
 
 
 def merge_lora(state: dict[str, Tensor], alpha: float, rank: int | None = None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
-from .config import UserError
+from .config import UserError, package
 
 Engine = Literal["processes", "ray"]
 Task = TypeVar("Task")
@@ -33,10 +33,9 @@ def run_in_order(
     `num_gpus` is for each of its actors. `start` is multiprocessing's start method.
     """
     if engine == "ray":
-        try:
-            from .ray_tasks import run_on_ray
-        except ImportError as error:
-            raise UserError("--engine ray needs Ray: pip install 'languagebind[ray]'") from error
+        package("ray", "--engine ray", "'languagebind[ray]'")
+        from .ray_tasks import run_on_ray
+
         yield from run_on_ray(make, tasks, max(1, workers), num_gpus)
     elif not workers:
         yield from map(make(), tasks)

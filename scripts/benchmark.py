@@ -9,7 +9,6 @@ prints a table; --output also writes it as JSON. NAME is one of
     loss      the contrastive loss on one of many ranks
     loader    batches from shards, and the memory of the loader's processes
     decode    decoding of files to tensors, with every decoder
-    import    `import languagebind`
     compare   training steps of the original code and of this library, in turn
 
 `model` and `loss` need only PyTorch. docs/performance.md explains the figures.
@@ -21,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BENCHMARKS = ("model", "loss", "loader", "decode", "import", "compare")
+BENCHMARKS = ("model", "loss", "loader", "decode", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -304,9 +304,9 @@ def test_with_users_everything_but_the_login_is_closed(toys, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--host", "nonsense.invalid"], "choose another --host"),
-        (["--host", "::1"], "choose another --host"),
-        (["--port", "70000"], "or --port"),
+        (["--host", "nonsense.invalid"], "choose others"),
+        (["--host", "::1"], "choose others"),
+        (["--port", "70000"], "choose others"),
         (["--port", "0"], "at least 1"),
         (["--max-upload-mb", "-1"], "at least 1"),
     ],

@@ -96,7 +96,7 @@ def test_model(tmp_path, alone):
 
 def test_model_with_adapters_says_that_it_needs_peft(tmp_path, alone):
     output = call("scripts/benchmark.py", "model", *TINY, "--tuning=lora", status=2, fresh=True)
-    assert output.splitlines()[-1].startswith("error: LoRA tuning needs PEFT: pip install peft")
+    assert output.splitlines()[-1].startswith("error: LoRA tuning needs peft: pip install peft")
 
 
 @pytest.mark.slow
@@ -159,13 +159,6 @@ def test_decode_of_what_has_one_decoder(tmp_path, files):
     (row,) = benchmark(tmp_path, "decode", "--modality=depth", "--rounds=1", "--files", *files["depth"])
     assert row["samples"] == len(files["depth"])
     assert row["sample_ms"] > 0
-
-
-def test_import(tmp_path):
-    statements = ["import languagebind", "import languagebind.loss"]
-    rows = benchmark(tmp_path, "import", "--rounds=1", "--statement", *statements)
-    assert [row["statement"] for row in rows] == statements
-    assert 0 < rows[0]["import_cpu_seconds"] < rows[1]["import_cpu_seconds"]
 
 
 def test_compare(tmp_path):

@@ -391,7 +391,7 @@ def test_faiss_finds_what_numpy_finds(monkeypatch, count):
     centres = rng.normal(size=(200, 32))
     x = (centres[rng.integers(200, size=count)] + rng.normal(size=(count, 32)) / 2).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    index, ids = indexing.new_vectors(count, 32, Path("none")), np.arange(count) * 3 + 7
+    index, ids = indexing.new_vectors(count, 32), np.arange(count) * 3 + 7
     assert index.is_trained == (count < 5000)
     index.train(x)
     index.add_with_ids(x, ids)
@@ -413,12 +413,6 @@ def test_an_index_of_many_is_written_in_lists(depths, toys, monkeypatch):
     assert (vectors.nlist, vectors.nprobe, vectors.ntotal) == (105, 6, 700)
     hit = Index(depths.parent / "x.index").search(file=depths / "05.png", top=1)["depth"][0]
     assert hit.score == pytest.approx(1, abs=1e-5)
-    for left, lists in (500, 105), (300, 69):  # they are kept until there are twice or half as many
-        for i in range(left, 700):
-            (depths / f"{i}.png").unlink(missing_ok=True)
-        update(depths, ())
-        vectors = faiss.read_index(str(depths.parent / "x.index" / "depth.faiss"))
-        assert (vectors.nlist, vectors.nprobe, vectors.ntotal) == (lists, lists // 16, left)
 
 
 def test_the_examples_of_the_search_page_run(tmp_path, toys, files, monkeypatch):

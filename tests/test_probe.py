@@ -193,4 +193,4 @@ def test_without_scikit_learn_the_extra_is_named(world, tmp_path):
     command = [sys.executable, "-c", code, *flags(world, tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "error: a probe needs scikit-learn: pip install 'languagebind[eval]'" in done.stderr
+    assert "error: a probe needs sklearn: pip install 'languagebind[eval]'" in done.stderr

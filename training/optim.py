@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from languagebind.config import UserError, at_least, first_line
+from languagebind.config import UserError, at_least, first_line, package
 from languagebind.distributed import Precision
 from languagebind.tuning import BLOCK, HEAD
 
@@ -82,11 +82,8 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(options, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     if config.optimizer == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise UserError("--optimizer adamw8bit needs the package bitsandbytes: pip install bitsandbytes") from error
-        return AdamW8bit(options, lr=config.lr, betas=betas, eps=config.eps)
+        optim = package("bitsandbytes.optim", "--optimizer adamw8bit", "bitsandbytes")
+        return optim.AdamW8bit(options, lr=config.lr, betas=betas, eps=config.eps)
     return _timm_optimizer(options, config)
 
 

@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         socket.create_server((options.host, options.port)).close()
     except (OSError, OverflowError) as error:
-        message = f"cannot listen at {options.host}:{options.port} ({error}): choose another --host or --port"
-        raise UserError(message) from error
+        raise UserError(f"cannot listen at {options.host}, port {options.port} ({error}): choose others") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="languagebind-app-") as folder:
         # Before Gradio is imported: no analytics, and a folder for uploads that nobody else uses

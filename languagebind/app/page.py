@@ -28,7 +28,6 @@ STYLE: Any = {"css_paths": TEMPLATES / "page.css", "theme": THEME}
 FILES = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
 DRAW = FILES.get_template("results.html").make_module({"zip": zip})  # functions from data to HTML
 GUESS = "by name and content"
-TOP = 8  # results of each modality
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False}
 LEVELS = "Colours fill the range of each pair of modalities, because their cosines differ in level. "
 APART = "Cells with – are empty: these encoders were trained with different text towers, so they share no space."
@@ -175,7 +174,7 @@ def _search_tab(index: Index) -> None:
         long sound or video, and a picture as a data URI.
         """
         kind = None if modality == GUESS else modality
-        found = index.search(text or "", file, kind, weight, top=min(int(top or TOP), do.MOST_TEXTS))
+        found = index.search(text or "", file, kind, weight, top=min(int(top or 8), do.MOST_TEXTS))
         return {name: [do.shown_hit(index, hit) for hit in own] for name, own in found.items()}
 
     names = index.encoders.modalities
@@ -183,7 +182,7 @@ def _search_tab(index: Index) -> None:
         with gr.Column():
             text = gr.Textbox(label="Text")
             weight = gr.Slider(0, 1, 0.5, label="Weight of the text, if there is a file, too")
-            top = gr.Number(TOP, label="Results of each modality", minimum=1, precision=0)
+            top = gr.Number(8, label="Results of each modality", minimum=1, precision=0)
         with gr.Column():
             file = gr.File(label="File", height=140)
             modality = modality_input([GUESS, *names])

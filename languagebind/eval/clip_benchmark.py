@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import UserError, run
+from ..config import UserError, package, run
 from ..modalities import DecodeError
 from .models import load_eval_model
 
@@ -61,10 +61,7 @@ def load_model(
 
 
 def main() -> None:
-    try:
-        from clip_benchmark import cli, models
-    except ImportError as error:
-        raise UserError(f"this needs CLIP_benchmark: pip install clip-benchmark ({error})") from error
+    cli, models = (package(f"clip_benchmark.{name}", "this", "clip-benchmark") for name in ("cli", "models"))
     models.TYPE2FUNC[MODEL_TYPE] = load_model
     models.MODEL_TYPES.append(MODEL_TYPE)
     cli.main()

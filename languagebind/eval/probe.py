@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import UserError, at_least, run, to_dict
+from ..config import UserError, at_least, package, run, to_dict
 from ..hub.checkpoint import checkpoint_name
 from ..modalities import Modality, modality_name
 from .cache import weights_digest
@@ -16,7 +16,7 @@ from .data.samples import check_data, class_names, digest_of_samples, read_sampl
 from .features import EncodeOptions, FeatureEncoder
 from .models import Model, checkpoint_of, load_eval_model
 from .results import Result, new_result, result_path
-from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, logistic_regression, probe
+from .score.linear import HELD_OUT, HELD_OUT_SHOTS, Labelled, check_shots, probe
 from .score.segmentation import POINTS, take_points
 from .score.zero_shot import label_targets, single_labels
 
@@ -102,7 +102,7 @@ def evaluate_probe(
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(ProbeOptions, argv, "probe")
-    logistic_regression()  # fail before encoding if scikit-learn is missing
+    package("sklearn", "a probe", "'languagebind[eval]'")  # fail before encoding if scikit-learn is missing
     dataset = load_dataset_config(options.config, options.data_root)
     wanted = "segmentation" if options.dense else "classification"
     if dataset.task != wanted:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ..config import UserError, at_least, first_line
+from ..config import UserError, at_least, first_line, package
 from ..data.vidal import LONGEST, caption_fault
 from ..distributed import own_device
-from .models import HubModel, package
+from .models import EXTRA, HubModel
 from .steps import Unmade
 
 Message = str | list[dict[str, Any]]  # its content in OpenAI's format: a text, or a list of pictures and texts
@@ -71,7 +71,7 @@ class Endpoint:
     """An OpenAI-compatible server, for several threads. Raises `UserError` if it is away or refuses every request."""
 
     def __init__(self, options: ChatOptions):
-        openai = package("openai", "--endpoint")
+        openai = package("openai", "--endpoint", EXTRA)
         self.options, self.at_once, self.openai = options, options.concurrency, openai
         self.lock, self.turn = threading.Lock(), 0.0  # of the next request
         key = os.environ.get("OPENAI_API_KEY") or "no-key"

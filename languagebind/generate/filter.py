@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..config import UserError, at_least
+from ..config import UserError, at_least, package
 from ..data.tables import VALUE, Format, read_records
 from ..data.tally import Tally, count
 from ..data.vidal import LEFT_OUT, MEASURED, NUM_FRAMES, SOURCE, read_annotation, texts_of
@@ -25,11 +25,12 @@ from ..eval.cache import weights_digest
 from ..hub.encoders import load
 from ..modalities._containers import read_packets
 from .annotation import write_entries
-from .models import HubModel, package
+from .models import EXTRA, HubModel
 from .runners import FOLDER
 from .steps import VIDEO, Entry, FileStep, Made
 
 PACKAGES = {"cuts": "scenedetect", "language": "py3langid", "hash": "imagehash"}  # of the measures
+needed = partial(package, user="this filter", install=EXTRA)
 SURE, UNSURE = 0.4, ("und", "zxx")  # probability that a title's language needs; codes of titles without a language
 FLAT, BLANK = 4, "0" * 16  # a frame is blank if its brightness (0..255) deviates less; the hash of blank frames
 PARTS = 25  # of a hash, each with a table in FAISS: if fewer bits of two hashes differ, they have one part in common
@@ -115,7 +116,7 @@ class Filter(FileStep):
     def record(self) -> dict[str, Any]:
         self._sets()  # finds mistakes in these now, not after hours of measuring
         used = {name: other for name, other in PACKAGES.items() if name in self.options.measures}
-        found: dict[str, Any] = {name: {other: package(other).__version__} for name, other in used.items()}
+        found: dict[str, Any] = {name: {other: needed(other).__version__} for name, other in used.items()}
         if self.safety:
             found[self.safety.name] = self.safety.record()
         if self.options.features:
@@ -193,14 +194,14 @@ class Filter(FileStep):
             times = np.array(read_packets(video, "video", math.inf).times)  # NaN where unknown; refuses damaged files
             if name == "seconds":
                 return round(float(np.nanmax(times) - np.nanmin(times)) * len(times) / max(1, len(times) - 1), 3)
-            own = package("scenedetect")
+            own = needed("scenedetect")
             scenes = own.detect(str(video), own.AdaptiveDetector(), start_in_scene=True, backend="pyav")
             return len(scenes) - 1
         frames = VIDEO.decode(entry.places(self.root, "video")[1])  # (T, 3, H, W)
         pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
         if name == "hash":
             blank = frames.float().mean(dim=1).std(dim=(1, 2)) < FLAT
-            hashes = map(package("imagehash").phash, pictures)
+            hashes = map(needed("imagehash").phash, pictures)
             return "".join(BLANK if flat else str(x) for flat, x in zip(blank, hashes, strict=True))
         found = [each for frame in self._classifier(pictures, top_k=len(self.labels)) for each in frame]
         return {x: round(max(each["score"] for each in found if each["label"] == x), 4) for x in self.labels}
@@ -224,12 +225,12 @@ class Filter(FileStep):
             return np.load(path) if (path := self.results(entry)[0]).exists() else None
 
         if (most := options.near_duplicates) is not None:
-            tables = package("faiss").IndexBinaryMultiHash(bits, PARTS, bits // PARTS)
+            tables = needed("faiss").IndexBinaryMultiHash(bits, PARTS, bits // PARTS)
             tables.nflip = most // PARTS
             spaces.append(Copies(code_of, tables, lambda distance: distance <= most, []))
         if options.features:
-            size, faiss = self._encoders.model(*self._encoders.modalities).embed_dim, package("faiss")
-            index = faiss.IndexHNSWFlat(size, 32)
+            size = self._encoders.model(*self._encoders.modalities).embed_dim
+            index = needed("faiss").IndexHNSWFlat(size, 32)
             index.hnsw.efSearch = 128
             spaces.append(Copies(vector, index, lambda squared: 1 - squared / 2 >= options.similar, []))
             for path in options.exclude_features:
@@ -243,7 +244,7 @@ class Filter(FileStep):
 
     @cached_property
     def _languages(self) -> Any:
-        own = package("py3langid").langid
+        own = needed("py3langid").langid
         return own.LanguageIdentifier.from_model_file(own.MODEL_FILE, norm_probs=True, min_confidence=SURE)
 
     @cached_property

@@ -1,7 +1,6 @@
 """What the steps with a model share: models of transformers with their records, and pictures made from frames."""
 
 from abc import abstractmethod
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -18,6 +17,7 @@ from ..files import parse_json
 from ..hub.files import find_file, pin, weight_files
 from .steps import VIDEO, Entry, FileStep, Made, Unmade
 
+EXTRA = "'languagebind[generate]'"  # of pip's packages
 ONE_CALL = Lock()  # held while a model is loaded or called
 
 
@@ -50,14 +50,6 @@ class HubModel:
             raise UserError(f"{self.name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
         model = model.requires_grad_(False).eval().to(device, dtype)
         return model, reader.from_pretrained(self.found, **self.hub)
-
-
-def package(name: str, user: str = "this filter") -> Any:
-    """Import an optional package."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(f"{user} needs {name}: pip install 'languagebind[generate]'") from error
 
 
 class FrameStep(FileStep):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from languagebind.config import UserError, first_line
+from languagebind.config import UserError, first_line, package
 from languagebind.configs import FOLDER, find
 from languagebind.model import DualEncoder
 
@@ -32,10 +32,7 @@ class DeepSpeed(Engine):
     def _distribute(self, optim: OptimConfig, config: EngineConfig) -> None:
         if self.process.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise UserError("--engine deepspeed needs the package deepspeed: pip install deepspeed") from error
+        deepspeed = package("deepspeed", "--engine deepspeed", "deepspeed")
         path = find(config.deepspeed_config or FOLDER / f"deepspeed/zero{config.zero_stage}.json", "deepspeed")
         options = read_options(path)
         self.stage = options["zero_optimization"]["stage"]

@@ -13,9 +13,8 @@ import tyro
 
 from ...config import UserError, run
 from ...configs import FOLDER
-from ...files import write_atomic
 from ..command import parse_command
-from ..results import Result, model_name, read_results, shown_metrics
+from ..results import Result, model_name, read_results, shown_metrics, write_output
 from ..score.statistics import interval
 from .page import make_page
 
@@ -43,17 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = config.output or config.results[0] / "report.html"
     if output.suffix != ".html":
         output = output.with_name(f"{output.name}.html")
-    texts = {output: make_page(results, config.configs), output.with_suffix(".csv"): to_csv(results)}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            if path.exists() and path.read_text("utf-8", "replace")[:MARK] != text[:MARK]:
-                raise UserError(f"{path} exists and is not a report: move it away, or choose another --output")
-        for path, text in texts.items():
-            write_atomic(path, text.encode("utf-8", "replace"))
-            log.info("wrote %s", path)
-    except OSError as error:
-        raise UserError(f"cannot write {output} and .csv: {error.strerror}: choose another --output") from error
+    texts = {output.with_suffix(".csv"): to_csv(results), output: make_page(results, config.configs)}
+    for path, text in texts.items():
+        if path.is_file() and path.read_text("utf-8", "replace")[:MARK] != text[:MARK]:
+            raise UserError(f"{path} exists and is not a report: move it away, or choose another --output")
+    for path, text in texts.items():
+        write_output(path, text.encode("utf-8", "replace"))
+        log.info("wrote %s", path)
 
 
 def to_csv(results: Sequence[Result]) -> str:

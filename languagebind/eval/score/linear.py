@@ -93,15 +93,6 @@ def choose_c(train: Labelled, fit: np.ndarray, held_out: np.ndarray) -> float:
     return max(sorted(tried), key=score)  # of equals the smallest, as it gives the simplest probe
 
 
-def logistic_regression() -> type:
-    """Return scikit-learn's `LogisticRegression`. Raises `UserError` if scikit-learn is not installed."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise UserError("a probe needs scikit-learn: pip install 'languagebind[eval]'") from error
-    return LogisticRegression
-
-
 def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the samples to fit to and of the held-out samples, both in order."""
     fit, held_out = [], []
@@ -115,11 +106,13 @@ def _split(labels: np.ndarray, shots: int | None, rng: np.random.Generator) -> t
 
 
 def _fitted(train: Labelled, rows: np.ndarray, strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
     with warnings.catch_warnings():
         # The first warning is expected with one shot. A C that needs more iterations is still judged by its score
         warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
         warnings.filterwarnings("ignore", "lbfgs failed to converge", UserWarning)
-        estimator = logistic_regression()(C=strength, max_iter=MAX_ITERATIONS)
+        estimator = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
         return estimator.fit(train.features[rows], train.labels[rows])
 
 
