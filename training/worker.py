@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from languagebind.config import UserError
 from languagebind.data.feature_store import FeatureStore
@@ -101,7 +101,7 @@ class WorkerStream:
         if self.config.negatives:
             text["negatives"] = texts[:, 1:]
         return Batch(
-            inputs=torch.stack([x.inputs for x in samples]),
+            inputs=default_collate([x.inputs for x in samples]),  # straight into memory shared with the trainer
             text=text,
             groups=None if self.config.positives == "pair" else torch.tensor([x.group for x in samples]),
             keys=[x.key for x in samples],

@@ -87,8 +87,8 @@ class ImageModality(Modality):
             x = x.float() / 65535
         elif x.is_floating_point():
             x = x.float()
-        unit = x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())  # NaN fails both
-        if x.dtype != torch.uint8 and not unit:
+        low, high = x.aminmax() if x.is_floating_point() else (-1, -1)  # both are NaN if a value is
+        if x.dtype != torch.uint8 and not (low >= 0 and high <= 1):
             raise DecodeError(source, f"expected 8- or 16-bit integers or finite floats in 0..1, got {x.dtype}")
         return x.expand(3, -1, -1)
 
@@ -161,18 +161,17 @@ class ImageModality(Modality):
         mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (self.image_mean, self.image_std))
         stay_bytes = self.fast_resize and rng is not None
         floats = torch.empty_like(frames[:1], dtype=torch.float32)
+        fitted = floats.new_empty(3, len(frames), rows, columns)
         # Frame by frame, so that a clip of large frames is never held as floats
-        fitted = []
-        for frame in frames.split(1):
+        for frame, out in zip(frames.split(1), fitted.unbind(1), strict=True):
             if frame.dtype == torch.uint8 and not stay_bytes:
                 frame = floats.copy_(frame).div_(255)  # in place, because new memory costs more than the division
             x = F.interpolate(frame, resized, mode=self.interpolation, antialias=self.antialias)
             x = x[0, :, top : top + rows, left : left + columns]
-            x = x.float() / 255 if x.dtype == torch.uint8 else x
+            x = x.float().div_(255) if x.dtype == torch.uint8 else x
             x = x.clamp_(0, 1) if self.antialias else x  # PIL's bytes do not overshoot at edges
-            fitted.append((x - mean).div_(std))  # a single channel becomes three
-        x = torch.stack(fitted, dim=1)  # (3, T, rows, columns)
-        return x.flip(-1) if flipped else x
+            torch.sub(x.flip(-1) if flipped else x, mean, out=out).div_(std)  # a single channel becomes three
+        return fitted
 
     def _crop_corner(self, room: tuple[int, int], rng: torch.Generator | None) -> tuple[int, int]:
         if rng is None or not self.random_crop:

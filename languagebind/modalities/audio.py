@@ -85,16 +85,15 @@ class Audio(Modality):
     def transform(self, raw: tuple[Tensor, int], rng: torch.Generator | None = None) -> Tensor:
         frames, length = self._frames(raw), self.target_length
         if len(frames) <= length:
-            mel = log_mel(frames, self.sample_rate, self.num_mel_bins)
-            crops = [mel.repeat(length // len(mel) + 1, 1)[:length]] * 3
+            mel = self._normalised(frames)
+            x = mel.repeat(1, length // len(frames) + 1)[:, :length].repeat(3, 1, 1)
         else:
             starts = torch.tensor(self._starts(len(frames) - length + 1, rng))
             # Compute each used frame once: crops skip most of a long clip and overlap in a short one
             used = (starts[:, None] + torch.arange(length)).unique()
-            mel = log_mel(frames[used], self.sample_rate, self.num_mel_bins)
-            crops = [mel[place : place + length] for place in torch.searchsorted(used, starts)]
-        x = torch.stack(crops).transpose(1, 2)  # (3, num_mel_bins, length)
-        return ((x - self.audio_mean) / (2 * self.audio_std))[:, None]
+            mel = self._normalised(frames[used])
+            x = torch.stack([mel[:, place : place + length] for place in torch.searchsorted(used, starts)])
+        return x[:, None]  # (3, 1, num_mel_bins, length)
 
     def picture(self, raw: tuple[Tensor, int]) -> tuple[Tensor, str]:
         """Draw the spectrogram of the whole clip, low frequencies at the bottom. Each column is a mean over frames."""
@@ -106,12 +105,17 @@ class Audio(Modality):
         seconds = raw[0].shape[1] / raw[1]
         return coloured(shown), f"{seconds:.1f} s, {bands}, log energy {low:.1f} (dark) to {high:.1f} (bright)"
 
+    def _normalised(self, frames: Tensor) -> Tensor:
+        """Return normalised log-mel values (num_mel_bins, frames) of frames (frames, window)."""
+        mel = log_mel(frames, self.sample_rate, self.num_mel_bins)
+        return mel.sub_(self.audio_mean).div_(2 * self.audio_std).T.contiguous()
+
     def _frames(self, raw: tuple[Tensor, int]) -> Tensor:
         """Resample, subtract the mean, reduce to one channel and split into 25 ms frames (frames, window)."""
         waveform = self._resample(*raw)
         # A float32 mean of a long clip would depend on the number of threads, which would show in quiet bands
         waveform = waveform - waveform.mean(dtype=torch.float64)
-        waveform = waveform.mean(dim=0) if self.channels == "mix" else waveform[0]
+        waveform = waveform.mean(dim=0) if self.channels == "mix" and len(waveform) > 1 else waveform[0]
         return split_frames(waveform, self.sample_rate)
 
     def _checked(self, x: Tensor, rate: int, source: Any) -> tuple[Tensor, int]:
@@ -124,7 +128,7 @@ class Audio(Modality):
         if x.shape[1] < FRAME_MS / 1000 * rate:
             raise DecodeError(source, f"{x.shape[1]} samples at {rate} Hz are shorter than one frame of 25 ms")
         check_seconds(source, x.shape[1] / rate, self.max_seconds)
-        if not bool(x.isfinite().all()):
+        if not all(bound.isfinite() for bound in x.aminmax()):  # both are NaN if a sample is
             raise DecodeError(source, "the samples contain NaN or infinity")
         return x.float(), int(rate)
 

@@ -48,9 +48,8 @@ class Depth(ImageModality):
         return super().decode(source)
 
     def transform(self, raw: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        depth = raw.clamp(min=0.01)
-        farthest = self.max_depth or depth.max()
-        return self.fit((depth.clamp(max=farthest) / farthest)[None, None], rng)
+        depth = raw.clamp(0.01, self.max_depth or None)
+        return self.fit(depth.div_(self.max_depth or depth.max())[None, None], rng)
 
     def picture(self, raw: Tensor) -> tuple[Tensor, str]:
         """Colour the map over its own range, up to `max_depth`; pixels without a measurement are black."""
@@ -84,7 +83,7 @@ class Depth(ImageModality):
         if self.sun_rgbd:
             depth = depth.long() & 0xFFFF
             depth = ((depth >> 3) | (depth << 13)) & 0xFFFF
-        return depth.float() / 1000
+        return depth.float().div_(1000)
 
     def _load_npy(self, source: Source) -> Tensor:
         file = io.BytesIO(read(source, 16 * self.max_pixels + 2**20))
