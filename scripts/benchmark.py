@@ -5,22 +5,22 @@
 
 prints a table; --output also writes it as JSON. NAME is one of
 
+    gpu       the next three on one GPU: bash scripts/benchmark_gpu.sh
     model     training steps of an encoder on random data
     loss      the contrastive loss on one of many ranks
+    fbank     the filter bank of audio on a device
     loader    batches from shards, and the memory of the loader's processes
     decode    decoding of files to tensors, with every decoder
     compare   training steps of the original code and of this library, in turn
 
-`model` and `loss` need only PyTorch. docs/performance.md explains the figures.
+`model`, `loss` and `fbank` need only PyTorch. docs/performance.md explains the figures.
 """
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BENCHMARKS = ("model", "loss", "loader", "decode", "compare")
+BENCHMARKS = ("gpu", "model", "loss", "fbank", "loader", "decode", "import", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,14 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not argv or argv[0] not in BENCHMARKS:
         print(__doc__)
         sys.exit(0 if argv in (["-h"], ["--help"]) else 2)
-    from scripts.benchmarks.rows import show
+    from scripts.benchmarks.rows import parse, show
 
-    benchmark = importlib.import_module(f"scripts.benchmarks.{argv[0]}_benchmark")
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f"benchmark.py {argv[0]}", description=benchmark.__doc__, formatter_class=style)
-    benchmark.add_options(parser.add_argument)
-    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
-    options = parser.parse_args(argv[1:])
+    benchmark, options = parse(argv[0], argv[1:])
     show(argv[0], argv, benchmark.measure(options), options.output)
 
 

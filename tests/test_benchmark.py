@@ -2,13 +2,21 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, call
+from packaging.requirements import Requirement
 
+from languagebind.config import UserError
 from languagebind.vit import EncoderConfig
+from scripts.benchmark import main
+from scripts.benchmarks import gpu_benchmark
 from scripts.benchmarks.loader_benchmark import memory_figures
 from scripts.benchmarks.model_benchmark import recipe_flops
 from scripts.benchmarks.rows import format_rows, spread
@@ -188,3 +196,51 @@ def test_table_aligns():
     assert lines[1].split() == ["a", "12.5", "3", "-"]
     assert spread([1.0]) == 0
     assert spread([1.0, 2.0, 3.0]) == 50
+
+
+def test_gpu_at_toy_size(tmp_path, capfd):
+    output = tmp_path / "figures.json"
+    main(["gpu", "--toy", f"--output={output}"])
+    rows = json.loads(output.read_text())["rows"]
+    assert list(dict.fromkeys(row["part"] for row in rows)) == [name for name, *_ in gpu_benchmark.PARTS]
+    assert all(row["step_ms"] > 0 for row in rows)
+    assert [row["engine"] for row in rows if row["part"] == "fsdp"] == ["fsdp"]
+    assert [row["inputs"] for row in rows if row["part"] == "copying"] == ["ahead", "host"]
+    for row in rows[:3]:
+        assert 0 < sum(kernel["share_percent"] for kernel in row["kernels"]) <= 100
+    printed = capfd.readouterr()
+    assert "aten::mm" in printed.out
+    assert "part full, batch_size 2" in printed.err  # when it is measured, before the tables
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(0, "not done after 0 seconds"), (60, "--device tpu cannot")])
+def test_a_part_that_fails_is_reported_and_the_others_go_on(seconds, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_benchmark, "PARTS", (("lost", seconds, "fbank"), ("loss", 60, "loss")))
+    monkeypatch.setitem(gpu_benchmark.TOY, "fbank", "--device tpu")
+    output = tmp_path / "figures.json"
+    with pytest.raises(UserError, match="not all could be measured: lost"):
+        main(["gpu", "--toy", f"--output={output}"])
+    lost, loss = json.loads(output.read_text())["rows"]
+    assert reason in lost["error"]
+    assert loss["ranks"] == 4
+
+
+@pytest.mark.slow
+def test_gpu_needs_five_packages(tmp_path):
+    queue, needed, folder = ["torch", "torchvision", "transformers", "timm", "peft"], set(), tmp_path / "packages"
+    folder.mkdir()
+    while queue:
+        needed.add(name := queue.pop())
+        with suppress(metadata.PackageNotFoundError):  # of other systems
+            for first in {file.parts[0] for file in metadata.files(name) or []} - {".."}:
+                if not (folder / first).exists():
+                    (folder / first).symlink_to(Path(torch.__file__).parent.parent / first)
+            wanted = map(Requirement, metadata.requires(name) or [])
+            queue += {x.name for x in wanted if not x.marker or x.marker.evaluate({"extra": ""})} - needed
+    assert not {"open_clip", "webdataset", "tyro", "av", "torchaudio"} & {path.name for path in folder.iterdir()}
+    environment = {**os.environ, "PYTHON": sys._base_executable, "PYTHONPATH": str(folder)}
+    command = ["bash", "scripts/benchmark_gpu.sh", str(tmp_path / "found"), "--toy"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert len(json.loads((tmp_path / "found/figures.json").read_text())["rows"]) >= len(gpu_benchmark.PARTS)
+    assert (tmp_path / "found/report.txt").read_text() == done.stdout

@@ -7,6 +7,8 @@ samples or uncounted shards, a worker may run out; it then repeats its share, so
 A sample that cannot be used is skipped, counted, and replaced by the next one.
 """
 
+from __future__ import annotations
+
 import atexit
 import os
 import signal
@@ -14,15 +16,16 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from languagebind.config import UserError
 
-from .batch import Batch
-from .worker import ShardBatches
+if TYPE_CHECKING:  # copying needs only PyTorch, no data readers
+    from .batch import Batch
+    from .worker import ShardBatches
 
 
 def train_batches(batches: ShardBatches) -> Generator[Batch]:
@@ -57,7 +60,8 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
     if device.type != "cuda":
         yield from batches
         return
-    copying, ahead = torch.cuda.Stream(device), deque[tuple[Batch, torch.cuda.Event]]()
+    copying = torch.cuda.Stream(device)
+    ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in batches:
         with torch.cuda.stream(copying):
             ahead.append((batch.to(device), copying.record_event()))

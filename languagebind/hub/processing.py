@@ -6,7 +6,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import numpy as np
 import torch
 from PIL import Image
@@ -69,6 +68,8 @@ class LanguageBindTokenizer(CLIPTokenizer):
 
 
 def _mend(text: Any) -> Any:
+    import ftfy
+
     if text is None or isinstance(text, str):
         return text and ftfy.fix_text(text)
     if not isinstance(text, (list, tuple)):

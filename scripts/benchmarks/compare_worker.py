@@ -84,8 +84,9 @@ class Ours:
         encoder = EncoderConfig(**sizes, mlp_dim=4 * case["width"], temporal_attention=case["case"] == "video")
         text = {key.removeprefix("text_"): case[key] for key in ("text_width", "text_depth", "text_num_heads")}
         tower = ClipTextConfig(**text, mlp_dim=4 * case["text_width"])
-        recipe = {"tuning": "lora", "torchcompile": "no", "device": "cpu", "encoder": encoder, "tower": tower}
-        self.state = model_benchmark.build_state(Namespace(**case, **recipe), case["input_shape"], case["embed_dim"])
+        recipe = {"tuning": "lora", "engine": "ddp", "torchcompile": "no", "device": "cpu"}
+        options = Namespace(**case, **recipe, encoder=encoder, tower=tower)
+        self.state = model_benchmark.build_state(options, case["input_shape"], case["embed_dim"])
         weights = torch.load(WEIGHTS, mmap=True)
         for key, parameter in self.state.engine.model.named_parameters():
             parameter.data.copy_(weights[key])

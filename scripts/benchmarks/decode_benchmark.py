@@ -4,7 +4,7 @@ For clips, the table has a row per decoder (or its error), and a row for the sam
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def add_options(add: Callable[..., object]) -> None:
     add("--rounds", type=int, default=3, help="timed passes over the files, after a warm-up pass")
 
 
-def measure(options: argparse.Namespace) -> list[Row]:
+def measure(options: argparse.Namespace) -> Iterator[Row]:
     clips = hasattr(modality_class(options.modality), "video_backend")
     options.decoder = [*BACKENDS, "packed"] if clips else [options.modality]
     return measure_rows(options, ["decoder"], measure_row)

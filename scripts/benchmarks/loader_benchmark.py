@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 
@@ -32,7 +32,7 @@ def add_options(add: Callable[..., object]) -> None:
     add("training", nargs="+", metavar="-- FLAG", help="training's flags, after `--`")
 
 
-def measure(options: argparse.Namespace) -> list[Row]:
+def measure(options: argparse.Namespace) -> Iterator[Row]:
     options.config = parse_args(options.training)
     options.workers = options.workers or [options.config.data.workers]
     return measure_rows(options, ["workers", "step_seconds"], measure_row)

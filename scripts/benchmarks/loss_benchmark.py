@@ -6,7 +6,7 @@ the benchmark measures the computation and the memory of one rank, but not the c
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -23,16 +23,16 @@ def add_options(add: Callable[..., object]) -> None:
     add("--local-batch", type=int, nargs="+", default=[512], help="samples per rank, one row per value")
     add("--global-batch", type=int, nargs="+", default=[4096], help="samples on all ranks, one row per value")
     add("--embed-dim", type=int, default=768)
-    add("--chunk-size", type=int, nargs="+", default=[0, 128], help="rows scored at a time (0: all), one row per value")
+    add("--chunk-size", type=int, nargs="+", default=[0, 128], help="rows scored at once, one row per value (0: auto)")
     add("--steps", type=int, default=5)
     add("--device", choices=("cuda", "cpu"))
 
 
-def measure(options: argparse.Namespace) -> list[Row]:
+def measure(options: argparse.Namespace) -> Iterator[Row]:
     for local, total in itertools.product(options.local_batch, options.global_batch):
         if total % local:
             raise UserError(f"--global-batch {total} is not a multiple of --local-batch {local}")
-    return measure_rows(options, ["local_batch", "global_batch", "chunk_size"], measure_row)
+    return measure_rows(options, ["local_batch", "global_batch", "chunk_size"], measure_row, "forkserver")
 
 
 def measure_row(options: argparse.Namespace) -> Row:

@@ -1,25 +1,31 @@
 """Measure training steps of an encoder on random data: forward pass, loss, backward pass and optimizer.
 
-The table has a row per combination of --batch-size and --num-frames. Each row is measured in its own process.
+The table has a row per combination of --batch-size, --num-frames, --torchcompile and --inputs. Each row is measured in
+its own process.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from languagebind.configs import find
-from languagebind.distributed import Precision, init_process
+from languagebind.distributed import Precision, close_process, init_process
 from languagebind.model import DualEncoder
 from languagebind.text import ClipText, ClipTextConfig
+from languagebind.timm_tower import TIMM
 from languagebind.tuning import TuningConfig, apply_tuning
 from languagebind.vit import EncoderConfig
-from training.engines.base import Engine, EngineConfig
+from training.engines import EngineConfig, make_engine
+from training.loader import copied_ahead
 from training.optim import OptimConfig
 from training.train import train_step
 
@@ -33,7 +39,7 @@ PEAK_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989
 
 
 def add_options(add: Callable[..., object]) -> None:
-    add("--model", default="vit-l-14", help="name of a model in configs/model (default %(default)s)")
+    add("--model", default="vit-l-14", help="a model in configs/model, or timm/NAME (default %(default)s)")
     add("--input-shape", default="3,1,224,224", help="shape C,T,H,W (default %(default)s)")
     add("--num-frames", type=int, nargs="+", help="frames T instead of the shape's, one row per value")
     add("--batch-size", type=int, nargs="+", default=[8], help="samples per step, one row per value")
@@ -42,24 +48,30 @@ def add_options(add: Callable[..., object]) -> None:
     add("--patch-dropout", type=float, default=0.0)
     add("--grad-checkpointing", action="store_true")
     add("--precision", choices=get_args(Precision), default="amp_bf16")
-    add("--torchcompile", choices=("no", "encoder", "step"), default="no", help="part to compile, as in training")
+    compiled = ("no", "encoder", "step")
+    add("--torchcompile", choices=compiled, nargs="+", default=["no"], help="as in training, one row per value")
+    add("--engine", choices=("ddp", "fsdp"), default="ddp", help="as in training, on one rank")
+    where = "inputs are on the device, or in pinned memory and copied during the step before (ahead) or in the step"
+    add("--inputs", choices=("device", "ahead", "host"), nargs="+", default=["device"], help=where)
     add("--text", choices=("cached", "live"), default="cached", help="features in the batch, or a text tower that runs")
     add("--text-width", type=int, default=768, help="width of the text tower of 12 blocks (default: ViT-L/14's)")
     add("--steps", type=int, default=10, help="timed steps")
     add("--warmup-steps", type=int, default=3, help="steps before the timed ones")
     add("--device", choices=("cuda", "cpu"))
+    add("--kernels", type=int, default=0, help="also list as many kernels, by share of a step's time")
     add("--peak-tflops", type=float, help="dense bfloat16 peak of the device, for the MFU (default: as listed)")
 
 
-def measure(options: argparse.Namespace) -> list[Row]:
+def measure(options: argparse.Namespace) -> Iterator[Row]:
     options.input_shape = tuple(map(int, options.input_shape.split(",")))
     options.num_frames = options.num_frames or [options.input_shape[1]]
-    names = ("temporal_attention", "patch_dropout", "grad_checkpointing")
-    options.encoder = EncoderConfig(**read_sizes(options.model), **{name: getattr(options, name) for name in names})
+    chosen = ("temporal_attention", "patch_dropout", "grad_checkpointing")
+    options.encoder = EncoderConfig(**read_sizes(options.model), **{name: getattr(options, name) for name in chosen})
     width = options.text_width
     tower = ClipTextConfig(width=width, num_heads=max(1, width // 64), mlp_dim=4 * width)
     options.tower = tower if options.text == "live" else None
-    return measure_rows(options, ["batch_size", "num_frames"], measure_row)
+    names = ["batch_size", "num_frames", "torchcompile", "inputs"]
+    return measure_rows(options, names, measure_row, start_method="forkserver")
 
 
 def measure_row(options: argparse.Namespace) -> Row:
@@ -69,30 +81,75 @@ def measure_row(options: argparse.Namespace) -> Row:
     flops = recipe_flops(shape, options.encoder, options.tuning, EMBED_DIM, tower)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = options.peak_tflops or next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu), None)
+    if options.engine == "fsdp":
+        dist.init_process_group("nccl" if gpu else "gloo", rank=0, world_size=1, store=dist.HashStore())
     state = build_state(options, shape, EMBED_DIM)
-    inputs, text = torch.randn(size, *shape, device=device), {"features": torch.randn(size, EMBED_DIM, device=device)}
+    inputs, text = torch.randn(size, *shape), {"features": torch.randn(size, EMBED_DIM, device=device)}
+    inputs = inputs.to(device) if options.inputs == "device" else inputs.pin_memory() if gpu else inputs
     if tower:
         ids = torch.randint(tower.vocab_size, (size, tower.context_length), device=device)
         text = {"input_ids": ids, "caption": torch.arange(size, device=device)}
-    figures = measure_steps(lambda: take_step(state, inputs, text), device, options.steps, options.warmup_steps)
+    batches: Iterator[Any] = itertools.repeat(HostBatch(inputs=inputs, text=text))
+    if options.inputs == "ahead":
+        batches = copied_ahead(batches, device)
+
+    def step() -> float:
+        batch = next(batches)
+        return take_step(state, batch.inputs, batch.text)
+
+    figures = measure_steps(step, device, options.steps, options.warmup_steps)
     rate = size / figures["step_ms"] * 1e3
-    return {
-        **{name: getattr(options, name) for name in ("tuning", "precision", "text", "patch_dropout")},
+    row = {
+        **{name: getattr(options, name) for name in ("tuning", "precision", "engine", "text", "patch_dropout")},
         "samples_per_second": rate,
         **figures,
         "sample_gflop": flops["step"] / 1e9,
         "forward_gflop": flops["forward"] / 1e9,
         "mfu_percent": rate * flops["step"] / (peak * 1e10) if peak else None,
     }
+    if options.kernels:
+        row |= list_kernels(step, options.kernels, figures["step_ms"])
+    close_process()
+    return row
+
+
+class HostBatch(SimpleNamespace):
+    """The part of a `Batch` that `copied_ahead` uses. The class itself needs more packages than PyTorch."""
+
+    def to(self, device: torch.device) -> "HostBatch":
+        return HostBatch(inputs=self.inputs.to(device, non_blocking=True), text=self.text)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.inputs]
+
+
+def list_kernels(step: Callable[[], object], count: int, step_ms: float) -> Row:
+    """Return the kernels, or on a CPU the operators, that take most of a step's time, and how busy the device was."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as profiler:
+        step()
+    times = {}
+    for event in profiler.key_averages():
+        if len(activities) == 1:
+            times[event.key] = event.self_cpu_time_total
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            times[event.key] = event.self_device_time_total
+    total = sum(times.values())
+    longest = sorted(times, key=times.__getitem__, reverse=True)[:count]
+    kernels = [{"share_percent": 100 * times[name] / total, "kernel": name[:100]} for name in longest]
+    return {"busy_percent": total / step_ms / 10, "kernels": kernels}
 
 
 def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> Any:
     """Return the part of a `TrainState` that `train_step` uses. The class itself needs more packages than PyTorch."""
     torch.manual_seed(0)
-    model = DualEncoder(shape, options.encoder, build_towers(options.tower, embed_dim))
-    apply_tuning(model, TuningConfig(tuning=options.tuning))
-    optim, config = OptimConfig(precision=options.precision, lr=1e-5), EngineConfig(torchcompile=options.torchcompile)
-    engine = Engine(model.train(), optim, init_process(options.device), config)
+    process = init_process(options.device)
+    with torch.device(process.device):  # drawing the weights takes seconds on a CPU
+        model = DualEncoder(shape, options.encoder, build_towers(options.tower, embed_dim))
+        apply_tuning(model, TuningConfig(tuning=options.tuning))
+    optim = OptimConfig(precision=options.precision, lr=1e-5)
+    config = EngineConfig(engine=options.engine, torchcompile=options.torchcompile)
+    engine = make_engine(model.train(), optim, process, config)
     return SimpleNamespace(engine=engine, ema=None, partner=None, step=0)
 
 
@@ -104,6 +161,8 @@ def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:
 
 def read_sizes(name: str) -> dict[str, Any]:
     """Return the sizes of a model in configs/model. Parse without PyYAML, since PyTorch may be the only package."""
+    if name.startswith(TIMM):
+        return {"timm_model": name.removeprefix(TIMM)}
     lines = find(name, "model").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(": ") for line in lines)
     return {key: int(value) if value.isdecimal() else value for key, value in pairs}
