@@ -18,7 +18,7 @@ if [ ! -d "$world" ]; then
     "$python" -m languagebind make-shards vidal --annotation "$world.new/train/vidal.json" --root "$world.new/train" \
         --modality "$@" --samples-per-shard 250 --output "$world.new/shards"
     for name; do
-        "$python" -m languagebind embed-text --train-data "$world.new/shards" --config "demo/$name" --precision amp_bf16
+        "$python" -m languagebind embed-text --train-data "$world.new/shards" --config "demo/$name"
     done
     mv "$world.new" "$world"
 fi

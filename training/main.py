@@ -49,6 +49,7 @@ from .joint import LiveEncoder, find_partner, mixture_of, parse_runs
 from .loader import train_batches
 from .logger import log_to_file
 from .params import TrainConfig
+from .precision import settle_precision
 from .preflight import check_data, check_disk, checkpoint_size, shards_digest
 from .remote_sync import RemoteSync
 from .run import Run, Runs, interrupts
@@ -150,6 +151,7 @@ class Facts(NamedTuple):
 
 def start(facts: Facts, process: Process, folder: Path, saved: Saved | None, first: TrainState | None) -> Run:
     """Return a run at its first step, or at that after a `saved` checkpoint, with the text tower of the `first` run."""
+    facts = facts._replace(config=settle_precision(facts.config, process, saved[1] if saved else None))
     config, shards, partner = facts.config, facts.shards, facts.partner
     model, data, optim, tune_text = new_model(config), config.data, config.optim, config.model.tuning.tune_text
     fingerprint, total_steps = model.text_fingerprint(), facts.steps_per_epoch * optim.epochs

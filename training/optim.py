@@ -53,8 +53,9 @@ class OptimConfig:
     """softmax over the batch (clip), or sigmoid per pair (siglip, with --init-logit-bias -10 --init-temperature 0.1)"""
     matryoshka: tuple[int, ...] = ()
     """numbers of leading dimensions whose losses are averaged, such as 768 512 256 128; the largest is all of them"""
-    precision: Precision = "amp_bf16"
-    """autocast to bfloat16 (amp_bf16), autocast to float16 with loss scaling (amp), or no autocast (fp32)"""
+    precision: Literal["auto", Precision] = "auto"
+    """autocast to bfloat16 (amp_bf16), autocast to float16 with loss scaling (amp), or no autocast (fp32);
+    auto: amp_bf16 on GPUs that have bfloat16 and on CPUs where it is faster, else fp32"""
 
     def __post_init__(self):
         at_least(1, epochs=self.epochs, accum_freq=self.accum_freq)

@@ -62,8 +62,8 @@ def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> T
     """Update the weights with one batch, or with micro-batches as one; return the mean loss over ranks."""
     engine, partner = state.engine, state.partner
     device = engine.process.device
-    anchors = [partner.encode(cast(Tensor, x.anchor).to(device), optim.precision) for x in batches if partner]
-    targets = _targets(engine.model, batches, optim.precision, device)
+    anchors = [partner.encode(cast(Tensor, x.anchor).to(device), engine.side.precision) for x in batches if partner]
+    targets = _targets(engine.model, batches, engine.side.precision, device)
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""

@@ -84,6 +84,8 @@ class Engine:
     def __init__(self, model: DualEncoder, optim: OptimConfig, process: Process, config: EngineConfig):
         self.model, self.process = model.to(process.device), process
         self.max_norm = math.inf if optim.grad_clip_norm is None else optim.grad_clip_norm
+        if optim.precision == "auto":
+            raise ValueError("the precision is still auto: settle_precision chooses one")
         self.side = TrainedSide(model, optim.precision)
         scalars = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
         self.scalars = {name: x for name, x in scalars.items() if x is not None and x.requires_grad}

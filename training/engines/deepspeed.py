@@ -40,7 +40,7 @@ class DeepSpeed(Engine):
         if self.stage == 3:  # all ranks must call a sharded module together, but evaluation does not
             text = [] if self.model.trains_text else [self.model.text_model, self.model.text_projection]
             self.replica = copy.deepcopy(self.model, {id(module): module for module in text})
-            TrainedSide(self.replica, optim.precision).cpu()  # uses no device memory before evaluation
+            TrainedSide(self.replica, self.side.precision).cpu()  # uses no device memory before evaluation
         options |= {
             "train_micro_batch_size_per_gpu": 1,  # required but unused: the loader decides
             "gradient_accumulation_steps": 1,
