@@ -8,9 +8,9 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from posixpath import join as join  # of URLs, too
 from typing import IO, Any
@@ -87,7 +87,12 @@ def folder_sizes(url: str) -> dict[str, int]:
     return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in entries if entry["type"] == "file"}
 
 
-def file_size(url: str | os.PathLike) -> int | None:
+def file_sizes(names: Iterable[str | os.PathLike]) -> Iterator[int | None]:
+    """Yield what `file_size` returns of each file. Folders of URLs are listed once."""
+    return map(partial(file_size, sizes_in=cache(folder_sizes)), names)
+
+
+def file_size(url: str | os.PathLike, sizes_in: Callable[[str], Mapping[str, int]] = folder_sizes) -> int | None:
     """Return the size of a file (a path or URL) in bytes, or None if there is no such file."""
     if not is_url(url):
         return os.path.getsize(url) if os.path.isfile(url) else None
@@ -96,7 +101,7 @@ def file_size(url: str | os.PathLike) -> int | None:
     if url.startswith(("http://", "https://")):  # an HTTP listing does not give file sizes
         with reaching(url) as (fs, path):
             return fs.info(path)["size"] if fs.exists(path) else None
-    return folder_sizes(folder).get(name)
+    return sizes_in(folder).get(name)
 
 
 def find_files(url: str, suffix: str) -> list[str]:

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from helpers import CAPTIONS, MINILM, call, text_store, train_flags, write_shards
 from safetensors.torch import load_file
 
+from languagebind import remote
 from languagebind.config import UserError
 from languagebind.data.feature_store import FeatureStore, write_text_features
 from languagebind.text import TextConfig, build_text, encode_text, fingerprint
@@ -144,4 +146,16 @@ def test_a_recipe_names_the_captions_and_the_text_tower(tmp_path):
     output = embed(f"--config={recipe}", f"--train-data={shards}")
     assert "captions of 1 shards" in output
     text_store("cached", [str(shards / "00000.tar")], "raw", fingerprint(*build_text(TextConfig(MINILM))[:2]))
-    assert "no option 'lr'" in embed("--lr=1", f"--train-data={shards}", status=2)
+    assert "no option 'lr'" in call("scripts/embed_text.py", "--lr=1", f"--train-data={shards}", status=2)
+
+
+def test_folders_of_many_shards_are_listed_once(tmp_path, monkeypatch):
+    listed, glob, sizes = [], Path.glob, remote.folder_sizes
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: listed.append(folder) or glob(folder, pattern))
+    monkeypatch.setattr(remote, "folder_sizes", lambda url: listed.append(url) or sizes(url))
+    store, names = FeatureStore("f" * 64), [f"{number}.tar" for number in range(3)]
+    assert not store.serves("auto", [str(tmp_path / name) for name in names])
+    fsspec.filesystem("memory").pipe("/many/1.tar", b"1234")
+    assert list(remote.file_sizes([f"memory://many/{name}" for name in names])) == [None, 4, None]
+    assert not store.serves("auto", [f"memory://many/{name}" for name in names])
+    assert listed == [tmp_path, *["memory://many"] * 2]

@@ -10,7 +10,7 @@ from languagebind.data.shards import count_samples, expand_shards, indexed, spli
 from languagebind.data.vidal import NEGATIVES
 from languagebind.modalities import Modality
 from languagebind.model import DualEncoder
-from languagebind.remote import file_size
+from languagebind.remote import file_sizes
 
 from .batch import DataConfig, Plan
 from .worker import ShardBatches, WorkerStream
@@ -31,10 +31,11 @@ def check_data(
         advice = "make more shards, use fewer --workers, or draw shards with --dataset-resampled"
         raise UserError(f"{len(shards)} shards are too few for {needed}: {advice}")
     index = indexed(shards)
-    for shard, info in index.items():  # a tar file truncated between members looks complete
-        if info and not shard.startswith("pipe:") and (size := file_size(shard)) not in (None, info.bytes):
+    expected = {shard: info.bytes for shard, info in index.items() if info and not shard.startswith("pipe:")}
+    for (shard, size), found in zip(expected.items(), file_sizes(expected), strict=True):
+        if found not in (None, size):  # a tar file truncated between members looks complete
             advice = "check it with languagebind check-shards"
-            raise UserError(f"{shard} has {size} bytes, but its index.json says {info.bytes}: {advice}")
+            raise UserError(f"{shard} has {found} bytes, but its index.json says {size}: {advice}")
     named = [extension for extension in modality.extensions if "." in extension]  # of this modality alone
     held = sorted({name for info in index.values() if info for name in info.members} - {"json"})
     if held and named and not set(named) & set(held):

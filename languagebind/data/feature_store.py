@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ..config import UserError, first_line
 from ..files import write_atomic
-from ..remote import file_size, folder_sizes, is_url, local_copy, read_url
+from ..remote import file_sizes, folder_sizes, is_url, local_copy, read_url
 from .members import read_captions, stream_samples
 from .shards import expand_shards, split_shard
 from .vidal import MissingCaption, all_captions, source_names
@@ -85,8 +86,8 @@ class FeatureStore:
         if mode == "live":
             return False
         paths = {shard: self.path(shard) for shard in shards}
-        missing = [shard for shard, path in paths.items() if file_size(path) is None]
-        others = sorted({name for shard in missing for name in self._beside(shard)})
+        missing = [shard for shard, size in zip(paths, file_sizes(paths.values()), strict=True) if size is None]
+        others = self._beside(missing)
         if mode == "auto" and len(missing) == len(paths) and not others:
             return False
         owner, name, options = self._words
@@ -121,12 +122,16 @@ class FeatureStore:
             raise UserError(f"{path} belongs to {other}; delete it")
         return set(json.loads(metadata["sources"]))
 
-    def _beside(self, shard: str) -> list[str]:
-        """Return the names of a shard's feature files of this modality, from any encoder."""
-        folder, name = split_shard(shard)
-        start = f"{os.path.splitext(name)[0]}.{self.modality}-"
-        names = folder_sizes(folder) if is_url(shard) else (path.name for path in Path(folder).glob("*.safetensors"))
-        return [other for other in names if other.startswith(start)]
+    def _beside(self, shards: Iterable[str]) -> list[str]:
+        """Return the names of the shards' feature files of this modality, from any encoder."""
+        starts: dict[str, set[str]] = defaultdict(set)  # by folder, so that each is listed once
+        for folder, name in map(split_shard, shards):
+            starts[folder].add(f"{os.path.splitext(name)[0]}.{self.modality}")
+        found: list[str] = []
+        for folder, own in starts.items():
+            names = folder_sizes(folder) if is_url(folder) else [x.name for x in Path(folder).glob("*.safetensors")]
+            found += (name for name in names if name.rpartition("-")[0] in own)
+        return sorted(found)
 
 
 def write_text_features(
