@@ -9,6 +9,7 @@ prints a table; --output also writes it as JSON. NAME is one of
     model     training steps of an encoder on random data
     loss      the contrastive loss on one of many ranks
     fbank     the filter bank of audio on a device
+    scale     what grows with ranks, shards, captions and entries
     loader    batches from shards, and the memory of the loader's processes
     decode    decoding of files to tensors, with every decoder
     compare   training steps of the original code and of this library, in turn
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BENCHMARKS = ("gpu", "model", "loss", "fbank", "loader", "decode", "import", "compare")
+BENCHMARKS = ("gpu", "model", "loss", "fbank", "scale", "loader", "decode", "import", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
