@@ -32,7 +32,7 @@ from languagebind.data.feature_store import FeatureStore
 from languagebind.data.making import MakeOptions, _cut
 from languagebind.data.shards import ShardWriter, write_index
 from languagebind.data.sources import Jsonl, Vidal
-from languagebind.modalities.depth import Depth
+from languagebind.modalities import modality_class
 from training.batch import DataConfig, Plan
 from training.preflight import check_data
 from training.worker import ShardBatches
@@ -98,7 +98,7 @@ def measure_shards(options: argparse.Namespace) -> Row:
     """Start training on shards of one sample, each a link to the same file. Seconds of CPU time, with cached files."""
     count, folder, store = options.shards, options.work / str(options.shards), FeatureStore("0" * 64)
     folder.mkdir()
-    png = io.BytesIO()
+    png, depth = io.BytesIO(), modality_class("depth")()
     Image.fromarray(np.ones((8, 8), np.uint16)).save(png, "PNG")
     with ShardWriter(folder / "00000.tar") as writer:
         writer.add("a", {"depth.png": png.getvalue()}, {"id": "a", "captions": {"raw": "a wall"}})
@@ -107,14 +107,14 @@ def measure_shards(options: argparse.Namespace) -> Row:
     data = DataConfig(str(folder), caption_source="raw", batch_size=1, shuffle_buffer=0)
     for name in names[1:]:
         os.link(folder / names[0], folder / name)
-    (shards, _), row = check_data(data, Depth(), 1), {}
-    row["check_data_s"] = timed(lambda: check_data(data, Depth(), 1))[1]
+    (shards, _), row = check_data(data, depth, 1), {}
+    row["check_data_s"] = timed(lambda: check_data(data, depth, 1))[1]
     row["no_features_s"] = timed(lambda: store.serves("auto", shards, ["raw"]))[1]
     store.write(str(folder / names[0]), ["a wall"], torch.ones(1, options.embed_dim).half(), ["raw"])
     for name in names[1:]:
         os.link(store.path(str(folder / names[0])), store.path(str(folder / name)))
     row["features_s"] = timed(lambda: store.serves("cached", shards, ["raw"]))[1]
-    batches = ShardBatches(shards, Depth(), lambda texts: {}, data, Plan(0, 0, 1, count, count))
+    batches = ShardBatches(shards, depth, lambda texts: {}, data, Plan(0, 0, 1, count, count))
     return row | {"first_batch_s": timed(lambda: next(iter(batches)))[1]}
 
 
