@@ -12,7 +12,8 @@ prints a table; --output also writes it as JSON. NAME is one of
     scale     what grows with ranks, shards, captions and entries
     loader    batches from shards, and the memory of the loader's processes
     decode    decoding of files to tensors, with every decoder
-    compare   training steps of the original code and of this library, in turn
+    import    `import languagebind`
+    compare   training by the original code or by OpenCLIP's trainer and by this library, in turn
 
 `model`, `loss` and `fbank` need only PyTorch. docs/performance.md explains the figures.
 """

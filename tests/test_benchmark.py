@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ from scripts.benchmarks import gpu_benchmark
 from scripts.benchmarks.loader_benchmark import memory_figures
 from scripts.benchmarks.model_benchmark import recipe_flops
 from scripts.benchmarks.rows import format_rows, spread
+from scripts.benchmarks.trainers import RATIOS, watch
 
 TINY = ["--model=vit-tiny-demo", "--input-shape=3,1,32,32", "--steps=2", "--warmup-steps=1", "--device=cpu",
         "--peak-tflops=0.5"]  # fmt: skip
@@ -188,6 +190,61 @@ def test_compare(tmp_path):
 def test_compare_says_how_to_get_the_original(tmp_path):
     output = call("scripts/benchmark.py", "compare", "--original-python=/nothing", status=2)
     assert "scripts/setup_original.sh" in output
+
+
+def test_a_relative_path_to_an_interpreter_is_from_here(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho it runs >&2\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    relative = os.path.relpath(tmp_path / "python", ROOT)
+    output = call("scripts/benchmark.py", "compare", f"--original-python={relative}", status=2)
+    assert output.endswith("error: original, check:\nit runs\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+def test_compare_with_open_clip(tmp_path, precision):
+    python = Path(os.environ.get("OPEN_CLIP_PYTHON", ROOT / ".venv-open-clip" / "bin" / "python"))
+    if not python.is_file():
+        pytest.skip("no environment with OpenCLIP's trainer: scripts/setup_open_clip.sh makes one")
+    rows = benchmark(
+        tmp_path, "compare", "--with=open_clip", f"--open-clip-python={python}", f"--precision={precision}",
+        "--rounds=1", "--samples=16", "--batch-size=4", "--workers=1",
+    )  # fmt: skip
+    assert [row["trainer"] for row in rows] == ["OpenCLIP", "ours", "ours, cached text"]
+    assert {rows[0][f"{name}_ratio"] for name in RATIOS} == {1}
+    for row in rows:
+        assert row["samples_per_second"] > 0
+        assert 500 < row["step_pss_mib"] <= row["peak_pss_mib"]
+
+
+def test_compare_with_open_clip_needs_its_trainer_and_equal_steps(tmp_path):
+    command = ("scripts/benchmark.py", "compare", "--with=open_clip")
+    assert "scripts/setup_open_clip.sh" in call(*command, "--open-clip-python=/nothing", status=2)
+    output = call(*command, f"--open-clip-python={sys.executable}", "--samples=100", status=2)
+    assert "--samples 100 should be a multiple of 128" in output
+
+
+TRAINER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "held = b'x' * 80_000_000; input()"], stdin=subprocess.PIPE)
+for step in range(4):
+    time.sleep(0.5)
+    print(f"2026 | INFO | Train Epoch: 0 [8/32 (25%)] Data (t): 0.125 Batch (t): 0.500, 16.0/s, 16.0/s/gpu LR: 0.1",
+          flush=True)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_a_trainer_is_watched_from_outside(tmp_path):
+    options = Namespace(samples=32, batch_size=8, warmup_steps=1)
+    row = watch(tmp_path, "it", [sys.executable, "-c", TRAINER, "0"], options)
+    assert row["samples_per_second"] == pytest.approx(16, rel=0.3)
+    assert row["data_wait_percent"] == pytest.approx(25)
+    assert 0.5 <= row["first_step_seconds"] < 5
+    assert 80 < row["step_pss_mib"] <= row["peak_pss_mib"]
+    assert 0 <= row["sample_cpu_ms"] < 50
+    with pytest.raises(UserError, match="it: 4 steps, status 3"):
+        watch(tmp_path, "it", [sys.executable, "-c", TRAINER, "3"], options)
 
 
 def test_table_aligns():

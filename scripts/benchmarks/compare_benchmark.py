@@ -1,8 +1,13 @@
-"""Compare training steps of the original LanguageBind code and this library, on the same random weights and batch.
+"""Compare training with the original LanguageBind code, or with OpenCLIP's trainer.
+
+--with original, the default: training steps of both on the same random weights and batch.
 
 The recipe is LoRA training with a frozen text tower, as in the original. Each side pads captions as its tokenizer does:
 the original to 77 tokens, ours to the longest caption. First, the losses and gradients of both sides are compared
 without patch dropout. Then the variants take turns in new processes. The figures are medians over the rounds.
+
+--with open_clip: whole trainings by OpenCLIP's trainer and by ours, live and with cached text, on the same shards,
+model, batch and precision; see trainers.py. Memory is the largest sum of all processes' proportional set sizes (PSS).
 """
 
 import argparse
@@ -19,9 +24,10 @@ import torch
 
 from languagebind.config import UserError
 
+from . import trainers
 from .rows import Row
+from .trainers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 VARIANTS: dict[str, Row] = {
     "original": {"side": "original"},
     "ours": {"side": "ours", "precision": "fp32", "cached_text": False},
@@ -31,21 +37,29 @@ RATIOS = {"step_ratio": "step_ms", "step_cpu_ratio": "step_cpu_ms", "memory_rati
 TOLERANCE = 1e-3  # in float32: absolute for the loss, relative to the norm for a gradient
 SIZES = {
     "width": 384, "depth": 12, "num_heads": 6, "patch_size": 14, "num_frames": 8, "image_size": 224, "text_width": 512,
-    "text_depth": 12, "embed_dim": 512, "batch_size": 4, "rounds": 3, "steps": 3, "warmup_steps": 1,
+    "text_depth": 12, "embed_dim": 512, "rounds": 3, "steps": 3, "warmup_steps": 1,
 }  # fmt: skip
 
 
 def add_options(add: Callable[..., object]) -> None:
-    add("--original-python", type=Path, required=True, help="Python interpreter from scripts/setup_original.sh")
+    add("--with", dest="other", choices=("original", "open_clip"), default="original")
+    python = ROOT / ".venv-original/bin/python"
+    add("--original-python", type=Path, default=python, help="Python interpreter from scripts/setup_original.sh")
     add("--case", choices=("video", "audio"), default="video")
     for name, default in SIZES.items():
         add(f"--{name.replace('_', '-')}", type=int, default=default, help="(default %(default)s)")
+    add("--batch-size", type=int, help="(default 4; with open_clip 64)")
     add("--patch-dropout", type=float, default=0.5)
     add("--original-attention", choices=("eager", "sdpa"), default="eager", help="(default %(default)s)")
+    trainers.add_options(add)
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Return the figures of each variant, and their ratios to the original's figures."""
+    open_clip = options.other == "open_clip"
+    options.batch_size = options.batch_size or (64 if open_clip else 4)
+    if open_clip:
+        return trainers.measure(options)
     if not options.original_python.is_file():
         raise UserError(f"there is no interpreter at {options.original_python}; run scripts/setup_original.sh")
     with tempfile.TemporaryDirectory() as name:
@@ -80,12 +94,12 @@ def compare_gradients(options: argparse.Namespace, folder: Path) -> Row:
 def call(options: argparse.Namespace, folder: Path, action: str, variant: str) -> Row:
     """Run `compare_worker.py` in the variant's interpreter, and return the JSON in its last line of output."""
     print(f"{action}: {variant}", file=sys.stderr)
-    case = {key: value for key, value in vars(options).items() if key not in ("original_python", "output")}
+    case = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     clip = (3, options.num_frames, options.image_size, options.image_size)
     case |= {"input_shape": clip if options.case == "video" else (3, 1, 112, 1036), **VARIANTS[variant]}
     case |= {"text_num_heads": max(1, options.text_width // 64)} | ({"patch_dropout": 0.0} if action == "check" else {})
     original = variant == "original"
-    python = options.original_python if original else sys.executable
+    python = options.original_python.absolute() if original else sys.executable
     environment = {**os.environ, "PYTHONPATH": "" if original else str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [str(python), str(Path(__file__).with_name("compare_worker.py")), action, json.dumps(case)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)

@@ -69,10 +69,10 @@ def measure_row(options: argparse.Namespace) -> Row:
     }
 
 
-def read_memory() -> Row:
-    """Return the memory of this process and its descendants; `anonymous_mib` is neither file-backed nor shared."""
+def read_memory(main: psutil.Process | None = None) -> Row:
+    """Return the memory of this process or another and its descendants; `anonymous_mib` is not of files nor shared."""
     held = []
-    for process in (main := psutil.Process(), *main.children(recursive=True)):
+    for process in (main := main or psutil.Process(), *main.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):  # a worker that has just ended
             held.append(process.memory_full_info())
     anonymous = sum(info.rss - info.shared for info in held)
