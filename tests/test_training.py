@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import (
     CAPTIONS,
+    MINILM,
     ROOT,
     call,
     call_ranks,
@@ -32,14 +33,16 @@ from languagebind.data.shards import ShardWriter, write_index
 from languagebind.hub.encoders import load, load_model
 from languagebind.hub.factory import create_model
 from languagebind.modalities import modality_class
+from languagebind.modalities.audio import Audio
 from languagebind.model import ModelConfig, build_model
 from languagebind.text import TextConfig, build_text, fingerprint
 from languagebind.tuning import apply_tuning
 from training.batch import DataConfig
-from training.checkpoint import check_resumable
+from training.checkpoint import check_resumable, keep_resizing
 from training.joint import parse_runs
 from training.logger import LogConfig, Logger
 from training.main import main
+from training.params import parse_args
 from training.preflight import check_data
 
 
@@ -301,12 +304,25 @@ def test_a_checkpoint_without_a_newer_option_is_resumable(run):
         check_resumable(checkpoint, path, config, fingerprint)
 
 
+def test_training_resizes_bytes_but_runs_that_began_with_floats_keep_them():
+    for modality in ("image", "infrared", "video"):
+        flags = [f"--modality={modality}", "--encoder-pretrained=none", f"--text-tower={MINILM}"]
+        by_default, floats = (parse_args([*flags, *more]).inputs for more in ([], ["--no-fast-resize"]))
+        assert (by_default.fast_resize, floats.fast_resize) == (True, False)
+        assert not modality_class(modality)().fast_resize
+        for saved in ({"fast_resize": False}, {}):  # {}: as before this option existed
+            assert keep_resizing(by_default, {"config": {"inputs": saved}}) == floats
+    assert keep_resizing(Audio(), {"config": {"inputs": {}}}) == Audio()
+
+
 def test_a_resumed_run_takes_changed_options_and_says_what_is_no_longer_exact(run):
     resume, config = run / "run/checkpoints/step_00000015.pt", f"--config={run / 'run/config.yaml'}"
     flags = [config, f"--resume={resume}", "--log-every-n-steps=1"]
     changed = ["--lr=1e-5", "--lr-scheduler=const", "--workers=1", "--max-pixels=1000000"]
-    output = call("-m", "training.main", *flags, "--name=changed", *changed)
+    output = call("-m", "training.main", *flags, "--name=changed", "--no-fast-resize", *changed)
     assert "workers changed since" in output
+    assert "the run continues with --fast-resize, as it began" in output
+    assert "fast_resize: true" in (run / "changed/config.yaml").read_text()
     assert metrics(run, "changed")[0]["train/lr"] == pytest.approx(1e-5)
     for flag, message in {
         "--depth=3": "was trained with --depth 2, not 3",

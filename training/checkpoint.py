@@ -11,7 +11,7 @@ from languagebind import __version__
 from languagebind.config import UserError, at_least, to_dict
 from languagebind.distributed import gather_objects, world_size
 from languagebind.hub.checkpoint import options_of
-from languagebind.modalities import LIMITS
+from languagebind.modalities import LIMITS, Modality, with_options
 from languagebind.partner import Partner
 
 from .engines.base import Engine
@@ -110,6 +110,14 @@ def check_resumable(checkpoint: dict[str, Any], path: Path | str, config: dict[s
     for name, old in before.items():
         if old != (new := now.get(name)):
             raise UserError(f"{path} was trained with --{name.replace('_', '-')} {old}, not {new}: keep the old value")
+
+
+def keep_resizing(modality: Modality, checkpoint: dict[str, Any]) -> Modality:
+    """Return the modality with the `fast_resize` of a checkpoint: its run may have begun under another default."""
+    before = checkpoint["config"]["inputs"].get("fast_resize", False)
+    if getattr(modality, "fast_resize", before) != before:
+        log.info("the run continues %s --fast-resize, as it began", "with" if before else "without")
+    return with_options(modality, {"fast_resize": before})
 
 
 def _fixed_options(config: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from languagebind.tuning import apply_tuning
 from languagebind.weights import load_strict
 
 from .batch import Plan
-from .checkpoint import TrainState, check_resumable, restore
+from .checkpoint import TrainState, check_resumable, keep_resizing, restore
 from .checkpoint_files import set_aside_later
 from .engines import make_engine
 from .engines.ema import Ema
@@ -172,6 +172,7 @@ def start(facts: Facts, process: Process, folder: Path, saved: Saved | None, fir
     if saved:
         path, checkpoint = saved
         check_resumable(checkpoint, path, to_dict(config), fingerprint)
+        config = replace(config, inputs=keep_resizing(config.inputs, checkpoint))
         load_strict(model, text_state(model) | checkpoint["model"], f"the model of {path}")
     engine = make_engine(model, optim, process, config.engine)
     torch.manual_seed(config.seed + process.rank)  # each rank drops different patches

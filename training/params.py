@@ -104,7 +104,7 @@ def parse_args(argv: Sequence[str]) -> TrainConfig:
 
 
 def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
-    """Return the flags that the --encoder-tower of a command line sets: its sizes and its preprocessing."""
+    """Return the flags of sizes and preprocessing that --encoder-tower sets, and training's default of resizing."""
     names = ("--encoder-tower", "--encoder-pretrained", "--cache-dir")
     given = [take_flag(argv, name)[0][-1:] for name in names]
     tower, pretrained, folder = (None if value in ([], ["None"]) else value[0] for value in given)  # tyro writes None
@@ -112,5 +112,6 @@ def tower_flags(argv: Sequence[str], modality: type[Modality]) -> list[str]:
         raise UserError(f"--encoder-tower {tower} needs --encoder-pretrained: a tag, a file or none")
     encoder, inputs = tower_options(tower or "none", pretrained, folder)
     known = {option.name for option in fields(modality)}
+    inputs = {"fast_resize": True, **inputs}
     options = encoder | {name: value for name, value in inputs.items() if name in known}
     return [word for name, value in options.items() for word in as_flag(name, value)]

@@ -63,8 +63,8 @@ class ImageModality(Modality):
     random_crop: bool = False
     """Crop at a random place instead of the centre; training only."""
     fast_resize: bool = False
-    """Resize 8-bit pictures as bytes instead of floats; training only. Faster, but values are rounded, and clipped at
-    hard edges where cubic weights overshoot."""
+    """Resize 8-bit pictures as bytes instead of floats; in training only, where it is the default. Faster, but values
+    are rounded, and clipped at hard edges where cubic weights overshoot."""
 
     def __post_init__(self):
         check_options(self, "image_size", "max_pixels")
