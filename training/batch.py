@@ -57,6 +57,8 @@ class Plan:
     total_steps: int
     first_step: int = 0
     drawn: dict[int, int] = field(default_factory=dict)  # samples that each worker has drawn in the first step's epoch
+    # For each worker, `Batch.lengths` of that epoch so far; None: unknown, so that what was drawn is read again.
+    lengths: dict[int, dict[int, int]] | None = None
 
 
 class Skipped(NamedTuple):
@@ -82,6 +84,9 @@ class Batch:
     worker: int
     epoch: int
     drawn: int  # number of samples that the worker has drawn in this epoch
+    # Number of samples by part, numbered in the order of reading, for those parts that the worker has read since the
+    # previous batch and whose number of samples the index does not say
+    lengths: dict[int, int]
     anchor: torch.Tensor | None = None  # the partner's features (B, D) or inputs (B, C, T, H, W), if there is one
 
     def pin_memory(self) -> "Batch":

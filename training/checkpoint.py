@@ -72,6 +72,7 @@ class TrainState:
     step: int = 0  # number of optimizer steps taken
     skipped: int = 0  # number of samples that this rank has skipped
     drawn: dict[int, int] = field(default_factory=dict)  # samples that each of this rank's workers has drawn this epoch
+    lengths: dict[int, dict[int, int]] | None = field(default_factory=dict)  # see `Plan`
     rng: dict[str, Any] = field(default_factory=rng_state)  # random numbers of the next step
 
 
@@ -87,7 +88,7 @@ def checkpoint_content(state: TrainState, config: dict[str, Any]) -> dict[str, A
         "text_fingerprint": state.text_fingerprint,
         "partner": partner if partner and partner["weight"] else state.former or partner,
         "shards": state.shards_digest,
-        "ranks": gather_objects({"rng": state.rng, "drawn": dict(state.drawn), "skipped": state.skipped}),
+        "ranks": gather_objects({name: getattr(state, name) for name in ("rng", "drawn", "lengths", "skipped")}),
         "versions": {"languagebind": __version__} | {name: version(name) for name in PACKAGES},
     }
     if state.ema is not None:
@@ -164,6 +165,12 @@ def restore(path: Path | str, checkpoint: dict[str, Any], state: TrainState, con
         warn("%s changed since %s: the epoch restarts, so some samples come twice and others not at all", what, path)
         return
     state.drawn = dict(checkpoint["ranks"][rank]["drawn"])
+    state.lengths = checkpoint["ranks"][rank].get("lengths")
+    if state.lengths is None and state.drawn:
+        warn(
+            "%s is of an earlier version: the samples that this epoch has used are read once more, to pass over them",
+            path,
+        )
     state.rng = checkpoint["ranks"][rank]["rng"]
 
 

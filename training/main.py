@@ -183,7 +183,7 @@ def start(facts: Facts, process: Process, folder: Path, saved: Saved | None, fir
         log.info("resumed from %s at step %d of %d", path, state.step, total_steps)
     k = optim.accum_freq
     steps = (k * facts.steps_per_epoch, k * total_steps, k * state.step)
-    plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn))
+    plan = Plan(config.seed, process.rank, process.world_size, *steps, dict(state.drawn), state.lengths)
     tokenizer, reader = cast(Tokenizer, model.text_model.tokenizer), partner and replace(partner, model=None)
     batches = train_batches(ShardBatches(shards, config.inputs, tokenizer, data, plan, features, reader))
     return Run(config, folder, facts.val_datasets, state, batches, size)

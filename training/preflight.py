@@ -83,6 +83,6 @@ def _check_samples(shards: dict[str, int | None], modality: Modality, config: Da
     """Check that a sample can be used, to report a wrong folder or option before the workers start."""
     config = replace(config, shuffle_buffer=0, dataset_resampled=False, positives="pair")
     probe = ShardBatches(shards, modality, lambda texts: {}, config, Plan(0, 0, 1, 1, 1))
-    sample = next(WorkerStream(probe, epoch=0, worker=0, workers=1, drawn=0).samples)
+    sample = next(WorkerStream(probe, epoch=0, worker=0, workers=1, resumed=False).samples)
     if config.negatives and not any(sample.texts[1:]):
         log.warning("--negatives: the first sample, %s, has none; are they packed?", sample.key)

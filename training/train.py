@@ -51,8 +51,10 @@ def train(state: TrainState, batches: Iterator[Batch], config: TrainConfig, logg
         for batch in micro_batches:
             state.skipped += len(batch.skipped)
             state.drawn = {**state.drawn, batch.worker: batch.drawn}
+            known = state.lengths or {}
+            state.lengths = known | {batch.worker: known.get(batch.worker, {}) | batch.lengths}
         if state.step % state.steps_per_epoch == 0:
-            state.drawn = {}  # the workers start the next epoch
+            state.drawn, state.lengths = {}, {}  # the workers start the next epoch
         meter.update(micro_batches, loss)
         yield state.step
         meter.resumed = time.perf_counter()

@@ -16,7 +16,15 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from languagebind.config import UserError
 from languagebind.data.feature_store import FeatureStore
-from languagebind.data.members import choose_frame, dotted, held_members, media_sources, read_captions, stream_samples
+from languagebind.data.members import (
+    choose_frame,
+    dotted,
+    held_members,
+    media_sources,
+    pick_samples,
+    read_captions,
+    stream_samples,
+)
 from languagebind.data.shards import why_unreadable
 from languagebind.data.vidal import NEGATIVES, MissingCaption, all_captions, choose_caption
 from languagebind.files import decode_text
@@ -29,6 +37,15 @@ from .batch import Batch, DataConfig, Plan, Skipped
 HOPELESS = 100
 
 Part = tuple[str, int, int | None]  # shard, first sample, end (exclusive; None: all)
+
+
+class Unread(NamedTuple):
+    """Stands for a sample in the shuffle buffer while the order is only counted, because the samples were used."""
+
+    number: int  # of the part, among all that the worker reads in this epoch
+    place: int  # in the part
+    lap: int
+    part: Part
 
 
 class Prepared(NamedTuple):
@@ -62,8 +79,7 @@ class ShardBatches(IterableDataset):
         steps = range(first, plan.total_steps, workers)
         for epoch, steps_of_epoch in groupby(steps, key=lambda step: step // plan.steps_per_epoch):
             resumed = epoch == plan.first_step // plan.steps_per_epoch
-            drawn = plan.drawn.get(first % workers, 0) if resumed else 0
-            stream = WorkerStream(self, epoch, first % workers, workers, drawn)
+            stream = WorkerStream(self, epoch, first % workers, workers, resumed)
             try:
                 for _ in steps_of_epoch:
                     yield stream.next_batch()
@@ -73,23 +89,29 @@ class ShardBatches(IterableDataset):
 
 
 class WorkerStream:
-    """The samples of one worker in one epoch, without the first `drawn` ones, which it used before a resume."""
+    """The samples of one worker in one epoch, if it is `resumed` without those that the plan says were drawn."""
 
-    def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, drawn: int):
+    def __init__(self, dataset: ShardBatches, epoch: int, worker: int, workers: int, resumed: bool):
         self.modality, self.tokenizer, self.features = dataset.modality, dataset.tokenizer, dataset.features
         self.config, self.plan, self.shards = dataset.config, dataset.plan, dataset.shards
         self.partner = dataset.partner
         self.epoch, self.worker, self.workers = epoch, worker, workers
-        self.drawn = self.resumed_at = drawn
-        self.used = 0
+        self.drawn = self.resumed_at = self.plan.drawn.get(worker, 0) if resumed else 0
+        lengths = self.plan.lengths if resumed else None
+        self.passes = 0 if lengths is None else self.resumed_at  # samples that are passed over without reading
+        self.known = (lengths or {}).get(worker, {})
+        self.given = self.parts = self.used = 0  # in this process
+        self.lengths: dict[int, int] = {}
+        self.picked: dict[Unread, dict | Skipped] = {}
         self.reasons: Counter[str] = Counter()
         self.skipped: list[Skipped] = []
-        self.samples = self._usable(islice(self._draw(), drawn, None))
+        self.samples = self._usable(islice(self._draw(), self.resumed_at, None))
 
     def next_batch(self) -> Batch:
         """Return the next batch, with a record of the samples skipped before it."""
         samples = list(islice(self.samples, self.config.batch_size))
         skipped, self.skipped = self.skipped, []
+        lengths, self.lengths = self.lengths, {}
         if self.features is None:
             distinct = dict.fromkeys(text for x in samples for text in x.texts if text)
             number = {text: i for i, text in enumerate(distinct)}
@@ -110,6 +132,7 @@ class WorkerStream:
             worker=self.worker,
             epoch=self.epoch,
             drawn=self.drawn,
+            lengths=lengths,
             anchor=torch.stack([x.anchor for x in samples if x.anchor is not None]) if self.partner else None,
         )
 
@@ -152,36 +175,79 @@ class WorkerStream:
         return Prepared(key, x, texts, features, _group(sample, caption, self.config.positives), anchor)
 
     def _draw(self) -> Iterator[dict | Skipped]:
-        drawn = 0
         for lap in count():
-            used, first = self.used, drawn
+            used, first = self.used, self.given
             rng = random.Random(f"{self.plan.seed} {self.epoch} {self.plan.rank} {self.worker} {lap}")
-            for sample in _shuffled(self._read(lap, rng), self.config.shuffle_buffer, rng):
-                drawn += 1
-                yield sample
+            waiting: list[dict | Skipped | Unread] = []
+            for sample in _shuffled(self._read(lap, rng), waiting, self.config.shuffle_buffer, rng):
+                self.given += 1
+                if isinstance(sample, Unread) and self.given > self.passes:
+                    yield self._pick(sample, waiting)
+                else:
+                    yield sample
             # A lap that a resumed run skips, even in part, says nothing about the samples.
             if self.used == used and first >= self.resumed_at:
                 self._fail("not one sample can be used")
 
-    def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped]:
-        for shard, first, last in self._parts_of_lap(lap, rng):
-            errors: list[Exception] = []
+    def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped | Unread]:
+        """Yield the samples of a lap, as `Unread` while those that are given were used before a resume."""
+        for part in self._parts_of_lap(lap, rng):
+            shard, first, last = part
+            number, place = self.parts, 0
+            self.parts += 1
+            expected = self.shards[shard] if last is None else last - first
+            length = self.known.get(number, expected)
+            while self.given < self.passes and (length is None or place < length):
+                yield Unread(number, place, lap, part)
+                place += 1
+            if self.given < self.passes:  # the run before went on to the next part
+                continue
+            for sample in islice(self._read_part(lap, part), place, None):
+                place += 1
+                if expected is not None and place > expected:
+                    self.lengths[number] = place  # so far
+                yield sample
+            if place != expected:
+                self.lengths[number] = place
 
-            def note(error: Exception, errors: list[Exception] = errors) -> bool:
-                errors.append(error)
-                return True  # keep reading what is readable
+    def _read_part(self, lap: int, part: Part) -> Iterator[dict | Skipped]:
+        shard, first, last = part
+        errors: list[Exception] = []
 
-            others = self.partner.modality.extensions if self.partner else ()
-            samples, read = stream_samples(shard, note, {*self.modality.extensions, *others, "json", "txt"}), first
-            for sample in islice(samples, first, last):
-                read += 1
-                yield {**sample, "__lap__": lap}
-            lost = 0 if last is None else last - read
-            if errors:  # several layers of webdataset report the same fault
-                yield from [Skipped(shard, "", f"broken shard: {why_unreadable(shard, errors[0])}")] * max(1, lost)
-            elif lost or (last == self.shards[shard] and next(samples, None)):
-                reason = f"it has {'fewer' if lost else 'more'} samples than its index.json or sizes.json says"
-                yield from [Skipped(shard, "", f"{reason}: {self.shards[shard]}")] * max(1, lost)
+        def note(error: Exception) -> bool:
+            errors.append(error)
+            return True  # keep reading what is readable
+
+        samples, read = stream_samples(shard, note, self._extensions()), first
+        for sample in islice(samples, first, last):
+            read += 1
+            yield {**sample, "__lap__": lap}
+        lost = 0 if last is None else last - read
+        if errors:  # several layers of webdataset report the same fault
+            yield from [Skipped(shard, "", f"broken shard: {why_unreadable(shard, errors[0])}")] * max(1, lost)
+        elif lost or (last == self.shards[shard] and next(samples, None)):
+            reason = f"it has {'fewer' if lost else 'more'} samples than its index.json or sizes.json says"
+            yield from [Skipped(shard, "", f"{reason}: {self.shards[shard]}")] * max(1, lost)
+
+    def _pick(self, unread: Unread, waiting: list) -> dict | Skipped:
+        """Return a sample that was passed over and is needed now, and read those of its part that are waiting."""
+        if unread not in self.picked:
+            (shard, first, last), lap = unread.part, unread.lap
+            needed = {x.place: x for x in [unread, *waiting] if isinstance(x, Unread) and x.number == unread.number}
+            found: dict[int, dict | Skipped] = {}
+            with suppress(Exception):  # whatever is wrong with the shard is found again below
+                places = {first + place for place in needed if last is None or first + place < last}
+                samples = pick_samples(shard, places, self._extensions())
+                found = {place - first: {**sample, "__lap__": lap} for place, sample in samples}
+            if len(found) < len(needed):
+                whole = islice(self._read_part(lap, unread.part), max(needed) + 1)
+                found = {place: sample for place, sample in enumerate(whole) if place in needed}
+            self.picked |= {needed[place]: sample for place, sample in found.items()}
+        return self.picked.pop(unread)
+
+    def _extensions(self) -> set[str]:
+        others = self.partner.modality.extensions if self.partner else ()
+        return {*self.modality.extensions, *others, "json", "txt"}
 
     def _parts_of_lap(self, lap: int, rng: random.Random) -> Iterator[Part]:
         if self.config.dataset_resampled:
@@ -237,9 +303,8 @@ def _group(sample: dict[str, Any], caption: str, positives: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(shared.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
-    """Yield the samples, shuffled with a buffer of `size` samples."""
-    waiting: list = []
+def _shuffled(samples: Iterator, waiting: list, size: int, rng: random.Random) -> Iterator:
+    """Yield the samples, shuffled with the buffer `waiting` of `size` samples."""
     for sample in samples:
         if len(waiting) < size:
             waiting.append(sample)

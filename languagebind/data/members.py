@@ -8,8 +8,10 @@ with a dot, such as macOS's `._name`, belongs to no sample.
 import json
 import random
 import re
+import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from itertools import islice
+from typing import IO, Any, TypeVar, cast
 
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
@@ -37,10 +39,7 @@ def stream_samples(
     """
 
     def wanted(name: str) -> bool:
-        extension = _extension(name)
-        if extension is None or extensions is None:
-            return extension is not None
-        return member_extension(extension)[0] in extensions or bool(dotted([extension]))
+        return _is_wanted(name, extensions)
 
     if not is_url(shard):
         yield from tarfile_samples(iter([{"url": shard}]), handler, wanted, printable)
@@ -53,6 +52,28 @@ def stream_samples(
     with file:
         members = tar_file_expander(iter([{"url": shard, "stream": file}]), handler, wanted, printable)
         yield from group_by_keys(members, handler=handler)
+
+
+def pick_samples(
+    shard: str, places: Collection[int], extensions: Collection[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (place, sample) for the samples of `stream_samples` at these places, and seek past the others.
+
+    Raises an error of tarfile, webdataset or the file system if the shard is damaged or compressed, or cannot seek.
+    """
+    with (
+        open_url(shard) if is_url(shard) else open(shard, "rb", buffering=0) as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
+        named = ((printable(member.name), member) for member in tar if member.isreg())
+        files = ({"fname": x, "data": y, "__url__": shard} for x, y in named if _is_wanted(x, extensions))
+        for place, sample in islice(enumerate(group_by_keys(files)), max(places) + 1):
+            if place in places:
+                yield place, {name: _contents(tar, value) for name, value in sample.items()}
+
+
+def _contents(tar: tarfile.TarFile, value: Any) -> Any:
+    return cast(IO[bytes], tar.extractfile(value)).read() if isinstance(value, tarfile.TarInfo) else value
 
 
 def group_members(shard: str, members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
@@ -141,8 +162,16 @@ def read_captions(sample: Mapping[str, Any]) -> dict[str, Any]:
     return captions
 
 
+def _is_wanted(name: str, extensions: Collection[str] | None) -> bool:
+    """Return True if a member belongs to a sample, and is an annotation or has one of the extensions, if given."""
+    extension = _extension(name)
+    if extension is None or extensions is None:
+        return extension is not None
+    return member_extension(extension)[0] in extensions or bool(dotted([extension]))
+
+
 def _extension(name: str) -> str | None:
     """Return the extension of a member's name in lower case, or None if the member belongs to no sample."""
-    hidden = name.rpartition("/")[2].startswith(".") or re.match("__[^/]*__/", name)  # a folder of webdataset's own
+    hidden = name.rpartition("/")[2].startswith(".") or re.match("__[^/]*__(/|$)", name)  # webdataset's own
     extension = None if hidden else base_plus_ext(name)[1]
     return extension and extension.lower()
