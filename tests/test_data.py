@@ -1,9 +1,11 @@
 """The training loader, on real shards."""
 
+import gzip
 import json
 import random
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +29,11 @@ def tokenizer(texts):
     return {"input_ids": torch.tensor([[len(text)] for text in texts])}
 
 
-def batches(shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None, seed=0, counted=True, **options):
+def batches(
+    shards, steps=12, per_epoch=12, rank=0, world=1, first=0, drawn=None, seed=0, counted=True, lengths=None, **options
+):
     config = DataConfig(**{"batch_size": 8, "caption_source": "raw", "workers": 0, "shuffle_buffer": 20, **options})
-    plan = Plan(seed, rank, world, per_epoch, steps, first, drawn or {})
+    plan = Plan(seed, rank, world, per_epoch, steps, first, drawn or {}, lengths)
     counts = count_samples(indexed(expand_shards(shards)))
     if not counted:
         counts = dict.fromkeys(counts)
@@ -100,6 +104,40 @@ def test_goes_on_from_any_step_with_the_same_samples(depth_shards, first, resamp
     assert keys(rest) == keys(whole[first:])
     for ours, theirs in zip(rest, whole[first:], strict=True):
         assert torch.equal(ours.inputs, theirs.inputs)
+
+
+@pytest.mark.parametrize("case", ["counted", "uncounted", "resampled", "damaged", "remote"])
+def test_a_resumed_loader_reads_only_what_is_to_come(tmp_path, case):
+    bad = {f"s{shard}_{number}": b"junk" for shard in (2, 30) for number in (3, 20)}
+    folder = write_shards(tmp_path, [20] * 40, replace=bad)
+    options = {"per_epoch": 100, "rank": 1, "world": 2, "batch_size": 4, "dataset_resampled": case == "resampled"}
+    options["counted"] = case != "uncounted"
+    for number, shard in enumerate(sorted(folder.glob("*.tar"))):
+        if case == "damaged" and number % 3 == 0:
+            shard.write_bytes(shard.read_bytes()[: -3000 * (1 + number % 7)])
+        if case == "damaged" and number % 3 == 1:
+            shard.write_bytes(gzip.compress(shard.read_bytes()))
+    shards = f"file://{folder}" if case == "remote" else folder
+    whole = batches(shards, steps=104, **options)
+    for first in (1, 37, 90, 102):
+        known = [batch for batch in whole[:first] if batch.epoch == whole[first].epoch]
+        drawn = {0: known[-1].drawn}
+        lengths = {0: {number: length for batch in known for number, length in batch.lengths.items()}}
+        rest = batches(shards, steps=104, first=first, drawn=drawn, lengths=lengths, **options)
+        assert keys(rest) == keys(whole[first:])
+        assert [batch.skipped for batch in rest] == [batch.skipped for batch in whole[first:]]
+        for ours, theirs in zip(rest, whole[first:], strict=True):
+            assert torch.equal(ours.inputs, theirs.inputs)
+        if case != "damaged" and first == 90:
+            begin = bytes_read()
+            batches(shards, steps=first + 1, first=first, drawn=drawn, lengths=lengths, **options)
+            share = (bytes_read() - begin) / sum(path.stat().st_size for path in folder.glob("*.tar"))
+            assert share < 0.1
+
+
+def bytes_read():
+    """Return the number of bytes that this process has read from files."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 CORRUPT = {

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import random
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, groupby, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -37,15 +39,6 @@ from .batch import Batch, DataConfig, Plan, Skipped
 HOPELESS = 100
 
 Part = tuple[str, int, int | None]  # shard, first sample, end (exclusive; None: all)
-
-
-class Unread(NamedTuple):
-    """Stands for a sample in the shuffle buffer while the order is only counted, because the samples were used."""
-
-    number: int  # of the part, among all that the worker reads in this epoch
-    place: int  # in the part
-    lap: int
-    part: Part
 
 
 class Prepared(NamedTuple):
@@ -100,9 +93,10 @@ class WorkerStream:
         lengths = self.plan.lengths if resumed else None
         self.passes = 0 if lengths is None else self.resumed_at  # samples that are passed over without reading
         self.known = (lengths or {}).get(worker, {})
-        self.given = self.parts = self.used = 0  # in this process
+        self.given = self.passed = self.used = 0  # samples drawn, passed over and used by this process
+        self.parts: list[tuple[int, int, Part]] = []  # parts read or passed over: `passed` before them, lap, part
+        self.picked: dict[int, dict | Skipped] = {}
         self.lengths: dict[int, int] = {}
-        self.picked: dict[Unread, dict | Skipped] = {}
         self.reasons: Counter[str] = Counter()
         self.skipped: list[Skipped] = []
         self.samples = self._usable(islice(self._draw(), self.resumed_at, None))
@@ -178,28 +172,26 @@ class WorkerStream:
         for lap in count():
             used, first = self.used, self.given
             rng = random.Random(f"{self.plan.seed} {self.epoch} {self.plan.rank} {self.worker} {lap}")
-            waiting: list[dict | Skipped | Unread] = []
+            waiting: list[dict | Skipped | int] = []
             for sample in _shuffled(self._read(lap, rng), waiting, self.config.shuffle_buffer, rng):
                 self.given += 1
-                if isinstance(sample, Unread) and self.given > self.passes:
-                    yield self._pick(sample, waiting)
-                else:
-                    yield sample
+                yield self._pick(sample, waiting) if self.given > self.passes and isinstance(sample, int) else sample
             # A lap that a resumed run skips, even in part, says nothing about the samples.
             if self.used == used and first >= self.resumed_at:
                 self._fail("not one sample can be used")
 
-    def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped | Unread]:
-        """Yield the samples of a lap, as `Unread` while those that are given were used before a resume."""
+    def _read(self, lap: int, rng: random.Random) -> Iterator[dict | Skipped | int]:
+        """Yield the samples of a lap, or their numbers while those that are given were used before a resume."""
         for part in self._parts_of_lap(lap, rng):
             shard, first, last = part
-            number, place = self.parts, 0
-            self.parts += 1
             expected = self.shards[shard] if last is None else last - first
+            number, start, place = len(self.parts), self.passed, 0
             length = self.known.get(number, expected)
+            self.parts.append((start, lap, part))
             while self.given < self.passes and (length is None or place < length):
-                yield Unread(number, place, lap, part)
+                yield start + place
                 place += 1
+            self.passed += place
             if self.given < self.passes:  # the run before went on to the next part
                 continue
             for sample in islice(self._read_part(lap, part), place, None):
@@ -229,20 +221,22 @@ class WorkerStream:
             reason = f"it has {'fewer' if lost else 'more'} samples than its index.json or sizes.json says"
             yield from [Skipped(shard, "", f"{reason}: {self.shards[shard]}")] * max(1, lost)
 
-    def _pick(self, unread: Unread, waiting: list) -> dict | Skipped:
+    def _pick(self, unread: int, waiting: list) -> dict | Skipped:
         """Return a sample that was passed over and is needed now, and read those of its part that are waiting."""
         if unread not in self.picked:
-            (shard, first, last), lap = unread.part, unread.lap
-            needed = {x.place: x for x in [unread, *waiting] if isinstance(x, Unread) and x.number == unread.number}
+            number = bisect_right(self.parts, unread, key=itemgetter(0))
+            start, lap, (shard, first, last) = self.parts[number - 1]
+            end = self.parts[number][0] if number < len(self.parts) else self.passed
+            needed = {x - start for x in (unread, *waiting) if isinstance(x, int) and start <= x < end}
             found: dict[int, dict | Skipped] = {}
             with suppress(Exception):  # whatever is wrong with the shard is found again below
                 places = {first + place for place in needed if last is None or first + place < last}
                 samples = pick_samples(shard, places, self._extensions())
                 found = {place - first: {**sample, "__lap__": lap} for place, sample in samples}
             if len(found) < len(needed):
-                whole = islice(self._read_part(lap, unread.part), max(needed) + 1)
+                whole = islice(self._read_part(lap, (shard, first, last)), max(needed) + 1)
                 found = {place: sample for place, sample in enumerate(whole) if place in needed}
-            self.picked |= {needed[place]: sample for place, sample in found.items()}
+            self.picked |= {start + place: sample for place, sample in found.items()}
         return self.picked.pop(unread)
 
     def _extensions(self) -> set[str]:
