@@ -123,7 +123,7 @@ def measure(folder, name, members, **options):
     rows = []
     for _ in range(ROUNDS + 1):
         spent.clear()
-        begin, stream = time.process_time(), WorkerStream(dataset, 0, 0, 1, 0)
+        begin, stream = time.process_time(), WorkerStream(dataset, 0, 0, 1, False)
         for _ in range(steps):
             stream.next_batch()
         rows.append({"all": time.process_time() - begin, **spent})

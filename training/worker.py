@@ -222,7 +222,7 @@ class WorkerStream:
             yield from [Skipped(shard, "", f"{reason}: {self.shards[shard]}")] * max(1, lost)
 
     def _pick(self, unread: int, waiting: list) -> dict | Skipped:
-        """Return a sample that was passed over and is needed now, and read those of its part that are waiting."""
+        """Return a sample by its number among those passed over, and read those of its part that are waiting."""
         if unread not in self.picked:
             number = bisect_right(self.parts, unread, key=itemgetter(0))
             start, lap, (shard, first, last) = self.parts[number - 1]
@@ -236,7 +236,8 @@ class WorkerStream:
             if len(found) < len(needed):
                 whole = islice(self._read_part(lap, (shard, first, last)), max(needed) + 1)
                 found = {place: sample for place, sample in enumerate(whole) if place in needed}
-            self.picked |= {start + place: sample for place, sample in found.items()}
+            gone = Skipped(shard, "", "it has fewer samples than when they were used, before the run resumed")
+            self.picked |= {start + place: found.get(place, gone) for place in needed}
         return self.picked.pop(unread)
 
     def _extensions(self) -> set[str]:

@@ -29,23 +29,30 @@ def add_options(add: Callable[..., object]) -> None:
     add("--warmup-batches", type=int, default=2)
     add("--workers", type=int, nargs="+", help="loader processes, one row per value (default: training's)")
     add("--step-seconds", type=float, nargs="+", default=[0.0], help="seconds per training step, one row per value")
+    add("--at", type=float, nargs="+", default=[0.0], help="share of the epoch after which a run resumes, one row each")
     add("training", nargs="+", metavar="-- FLAG", help="training's flags, after `--`")
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
     options.config = parse_args(options.training)
     options.workers = options.workers or [options.config.data.workers]
-    return measure_rows(options, ["workers", "step_seconds"], measure_row)
+    return measure_rows(options, ["workers", "step_seconds", "at"], measure_row)
 
 
 def measure_row(options: argparse.Namespace) -> Row:
     """Read batches with tokenized captions. Return the speed, the waiting times and the memory."""
     config, data = options.config, dataclasses.replace(options.config.data, workers=options.workers)
     shards, steps_per_epoch = check_data(data, config.inputs, world_size=1)
-    first, steps = options.warmup_batches, max(2, -(-options.samples // data.batch_size))
-    plan = Plan(config.seed, 0, 1, steps_per_epoch, first + steps)
-    batches = train_batches(ShardBatches(shards, config.inputs, Tokenizer(text_tokens(config.model.text)), data, plan))
-    for _ in range(first):
+    first, steps = max(1, options.warmup_batches), max(2, -(-options.samples // data.batch_size))
+    done, readers = int(options.at * steps_per_epoch), max(1, data.workers)
+    drawn = {worker: data.batch_size * len(range(worker, done, readers)) for worker in range(readers)}  # none was bad
+    plan = Plan(config.seed, 0, 1, steps_per_epoch, done + first + steps, done, drawn, {})
+    tokenizer = Tokenizer(text_tokens(config.model.text))
+    read, start = bytes_read(), time.perf_counter()
+    batches = train_batches(ShardBatches(shards, config.inputs, tokenizer, data, plan))
+    next(batches)
+    start, read = time.perf_counter() - start, bytes_read() - read
+    for _ in range(first - 1):
         next(batches)
     waited, readings, seconds, skipped = [], [], 0.0, 0
     for number in range(steps):
@@ -60,6 +67,8 @@ def measure_row(options: argparse.Namespace) -> Row:
     batches.close()  # ends the workers
     return {
         "batch_size": data.batch_size,
+        "first_batch_seconds": start,
+        "first_batch_read_mib": read / MIB,
         "samples": steps * data.batch_size,
         "samples_per_second": steps * data.batch_size / seconds,
         "data_wait_percent": 100 * sum(waited) / seconds,
@@ -67,6 +76,12 @@ def measure_row(options: argparse.Namespace) -> Row:
         "skipped": skipped,
         **memory_figures(readings),
     }
+
+
+def bytes_read() -> int:
+    """Return the bytes that this process and its descendants have read from files (`rchar` of /proc/PID/io)."""
+    main = psutil.Process()
+    return sum(process.io_counters().read_chars for process in (main, *main.children(recursive=True)))
 
 
 def read_memory(main: psutil.Process | None = None) -> Row:
