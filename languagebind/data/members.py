@@ -9,6 +9,7 @@ import json
 import random
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import IO, Any, TypeVar
@@ -77,7 +78,9 @@ def _plain_members(file: IO[bytes]) -> Iterator[tuple[str, slice]]:
     at = 0
     while (header := file.read(512)) and any(header):
         kind, begin, size = header[156:157], at + 512, int(header[124:135], 8)
-        wrong = len(header) < 512 or int(header[148:154], 8) != 8 * 32 + sum(header) - sum(header[148:156])
+        checksum = int(header[148:154], 8) + sum(header[148:156]) - 8 * 32  # the sum of all bytes
+        # Of Adler-32, the lower half is 1 + this sum, modulo 65521, and comes faster than the sum.
+        wrong = len(header) < 512 or zlib.adler32(header) & 0xFFFF != (1 + checksum) % 65521
         comment = file.read(size) if kind == tarfile.XHDTYPE else b""  # webdataset's writer puts the time there
         if wrong or kind not in b"0\x005x" or header[345] or re.search(rb" (path|size|GNU[^=]*)=", comment):
             raise tarfile.ReadError(f"not a plain header at {at}")
@@ -193,6 +196,6 @@ def _is_wanted(name: str, extensions: Collection[str] | None) -> bool:
 
 def _extension(name: str) -> str | None:
     """Return the extension of a member's name in lower case, or None if the member belongs to no sample."""
-    hidden = name.rpartition("/")[2].startswith(".") or re.match("__[^/]*__(/|$)", name)  # webdataset's own
-    extension = None if hidden else base_plus_ext(name)[1]
+    own = name.startswith("__") and re.match("__[^/]*__(/|$)", name)  # webdataset's
+    extension = None if own or name.rpartition("/")[2].startswith(".") else base_plus_ext(name)[1]
     return extension and extension.lower()

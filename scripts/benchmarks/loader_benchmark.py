@@ -8,6 +8,7 @@ Training's own flags follow `--`. No model is built; a pause of --step-seconds r
 import argparse
 import contextlib
 import dataclasses
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
 
 def measure_row(options: argparse.Namespace) -> Row:
     """Read batches with tokenized captions. Return the speed, the waiting times and the memory."""
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, as in training; this process was spawned
     config, data = options.config, dataclasses.replace(options.config.data, workers=options.workers)
     shards, steps_per_epoch = check_data(data, config.inputs, world_size=1)
     first, steps = max(1, options.warmup_batches), max(2, -(-options.samples // data.batch_size))
