@@ -73,13 +73,17 @@ def measure_ranks(options: argparse.Namespace) -> Row:
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     started = [subprocess.Popen(command, env=os.environ | group | x, stdout=subprocess.DEVNULL) for x in own]
+    before_steps = None
     while any(process.poll() is None for process in started):
-        held = 0
+        held, cpu = 0, 0.0
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 held += process.memory_full_info().pss
+                cpu += sum(process.cpu_times()[:4])
         peak = max(peak, held / MIB)
-        time.sleep(1)
+        if before_steps is None and (logs / "run/metrics.jsonl").exists():
+            before_steps = cpu
+        time.sleep(0.5)
     if any(process.returncode for process in started):
         raise RuntimeError(f"training on {ranks} ranks failed")
     rows = [json.loads(line) for line in (logs / "run/metrics.jsonl").read_text().splitlines()]
@@ -88,7 +92,8 @@ def measure_ranks(options: argparse.Namespace) -> Row:
         "data_wait_percent": 100 * statistics.median(row["train/data_wait"] for row in rows[1:]),
         "first_step_seconds": rows[0]["train/batch_time"],
         "all_seconds": time.monotonic() - begin,
-        "cpu_seconds": sum(os.times()[2:4]),
+        "start_cpu_s": before_steps,
+        "steps_cpu_ms_per_sample": 1e3 * (sum(os.times()[2:4]) - before_steps) / rows[-1]["step"] / options.batch_size,
         "rank_mib": peak / ranks,
         "last_loss": rows[-1]["train/loss"],
     }
