@@ -38,7 +38,7 @@ def main() -> None:
     for axis, title in zip(axes.flat, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7, framealpha=0.5)
     axes[1, 2].set_xlabel("GPUs")
     figure.savefig(target, dpi=80)
 
@@ -48,6 +48,8 @@ def draw(axis: Axes, rows: list[Row], size: str, lines: dict[str, str]) -> None:
     for key, label in lines.items():
         axis.loglog([row[size] for row in rows], [row[key] for row in rows], "o-", label=label)
     axis.set_xlabel(size)
+    if size == "ranks":
+        axis.set_xscale("log", base=2)
 
 
 if __name__ == "__main__":
