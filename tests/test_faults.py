@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    ROOT,
     call,
     checkpoint,
     depth_png,
@@ -102,6 +103,33 @@ def test_two_ranks_stop_together_when_one_is_told(depth_shards, tmp_path):
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("fault", ["signal", "data", "nan"])
+def test_what_one_rank_meets_reaches_the_other_a_step_later_in_one_reduction_a_step(fault, depth_shards, tmp_path):
+    flags = ["--epochs=40", "--batch-size=4", "--log-every-n-steps=1000", "--name=run"]
+    flags += ["--save-every-n-steps=0" if fault == "signal" else "--save-every-n-steps=4"]
+    script = str(ROOT / "tests/step_faults.py")
+    ranks = start_ranks(2, script, fault, *train_flags(depth_shards, tmp_path, *flags))
+    outputs = [process.communicate(timeout=60)[0] for process in ranks]
+    saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir()]
+    if fault == "signal":  # raised while the fourth step ran
+        assert [process.returncode for process in ranks] == [0, 0], outputs
+        assert "stopped by a signal to another rank after step 5" in outputs[0]
+        assert saved == ["step_00000005.pt"]
+        (steps,) = re.findall("COLLECTIVES (.*)", outputs[0])
+        quiet = {"all_reduce": 1, "all_gather_into_tensor": 3, "reduce_scatter_tensor": 1}
+        assert json.loads(steps)[1:4] == [quiet] * 3
+    else:
+        assert [process.returncode for process in ranks] == [2, 2], outputs
+        assert saved == ["step_00000004.pt"]
+        for output in outputs:
+            if fault == "data":
+                assert "error: the fifth batch is lost" in output
+            else:
+                assert re.search(
+                    "error: the loss of step 4 is nan: the step was not saved. Samples: .*rank 1: s", output
+                )
 
 
 def test_a_rank_that_dies_ends_the_others_with_a_reason(depth_shards, tmp_path):

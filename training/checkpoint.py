@@ -68,7 +68,6 @@ class TrainState:
     ema: Ema | None = None
     partner: Partner | None = None
     former: dict[str, Any] | None = None  # the partner in the checkpoint that the run resumed from
-    anchor_loss: Any = None  # this rank's loss against the partner in the last step, before its weight
     step: int = 0  # number of optimizer steps taken
     skipped: int = 0  # number of samples that this rank has skipped
     drawn: dict[int, int] = field(default_factory=dict)  # samples that each of this rank's workers has drawn this epoch

@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections import deque
 from collections.abc import Generator, Iterator
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
@@ -56,28 +55,19 @@ def train_batches(batches: ShardBatches) -> Generator[Batch]:
 
 
 def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield each batch on the GPU, copied during the previous step, with two batches there; on a CPU, as it is."""
+    """Yield each batch on the GPU, copied while the GPU computes the step before; on a CPU, as it is."""
     if device.type != "cuda":
         yield from batches
         return
     copying = torch.cuda.Stream(device)
-    ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in batches:
         with torch.cuda.stream(copying):
-            ahead.append((batch.to(device), copying.record_event()))
-        if len(ahead) == 2:
-            yield _arrived(*ahead.popleft())
-    for batch, copied in ahead:
-        yield _arrived(batch, copied)
-
-
-def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """Return the batch after its copy, with its memory kept until the step ends."""
-    stream = torch.cuda.current_stream(batch.inputs.device)
-    stream.wait_event(copied)
-    for tensor in batch.tensors():
-        tensor.record_stream(stream)
-    return batch
+            moved = batch.to(device)
+        stream = torch.cuda.current_stream(device)
+        stream.wait_stream(copying)
+        for tensor in moved.tensors():
+            tensor.record_stream(stream)  # keeps its memory until the step ends
+        yield moved
 
 
 def _outlive_signals(closing: Any, worker: int) -> None:

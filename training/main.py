@@ -100,7 +100,7 @@ def fit(configs: dict[str, TrainConfig], process: Process) -> None:
     """Train an encoder for each modality with its options."""
     signals: list[str] = []
     with interrupts(signals, signal.SIGTERM, signal.SIGUSR1), ExitStack() as held:
-        runs = start_all(configs, process, held)
+        runs = start_all(configs, process, held, signals)
         # Before the first step, Ctrl-C ends the run, because there is nothing to save
         held.enter_context(interrupts(signals, signal.SIGINT, is_main=process.is_main))
         remote = runs.first.config.remote
@@ -111,13 +111,13 @@ def fit(configs: dict[str, TrainConfig], process: Process) -> None:
             own.evaluate_missed()
         for own, _ in runs.turns():
             next(own.steps)
-            if runs.after_step(own, signals):
+            if runs.after_step(own):
                 break
         for own in runs.by_modality.values():
             own.logger.close()
 
 
-def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack) -> Runs:
+def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack, signals: list[str]) -> Runs:
     """Return the runs at their first steps, or at those after a checkpoint, with the folder locked by `held`."""
     started: dict[str, Run] = {}
     checked, several = {}, len(configs) > 1
@@ -133,7 +133,7 @@ def start_all(configs: dict[str, TrainConfig], process: Process, held: ExitStack
         saved = (resume, parts.get(name) or next(iter(parts.values()))) if resume else None
         first = next((own.state for own in started.values()), None)
         started[name] = start(facts, process, folder / name if several else folder, saved, first)
-    runs = Runs(started, mixture_of(configs), folder)
+    runs = Runs(started, mixture_of(configs), folder, signals)
     check_disk(folder, sum(own.size for own in started.values()), runs.new_checkpoints())
     accept(runs)
     return runs
@@ -246,7 +246,7 @@ def accept(runs: Runs) -> None:
             asked = replace(own.config.checkpoint, resume=None)  # to be given each time
             again = replace(own.config, checkpoint=asked, mixture=())  # which the file of all modalities has
             write_atomic(own.folder / "config.yaml", yaml.safe_dump(to_dict(again), sort_keys=False).encode())
-        own.begin(f"{name} " if several else "")
+        own.begin(f"{name} " if several else "", runs.wishes)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from .checkpoint_files import note_best, write_checkpoint
 from .loader import copied_ahead
 from .logger import Logger
 from .params import TrainConfig
+from .reports import Reports
 from .train import train
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,14 @@ class Run:
         self.process = self.state.engine.process
         self.total_steps = self.state.steps_per_epoch * self.config.optim.epochs
 
-    def begin(self, label: str) -> None:
+    def begin(self, label: str, wishes: Callable[[], list[bool]]) -> None:
         """Open the logs, without the rows of later steps, and make `steps`, an iterator that takes a step at a time."""
         config, step, folder = self.config, self.state.step, self.folder if self.process.is_main else None
         self.logger = Logger(folder, config.log, to_dict(config), step, label)
         # With accumulation, micro-batches stay in host memory until they are used.
         batches = copied_ahead(self.batches, self.process.device) if config.optim.accum_freq == 1 else self.batches
-        self.steps = train(self.state, batches, config, self.logger)
+        self.reports = Reports(self.state.engine, wishes)
+        self.steps = train(self.state, batches, config, self.logger, self.reports)
 
     def evaluate_missed(self) -> None:
         """Run the evaluation that was due when the run was stopped."""
@@ -121,6 +123,7 @@ class Runs:
     by_modality: dict[str, Run]
     shares: dict[str, float]  # relative numbers of steps
     folder: Path
+    signals: list[str]  # names of those that this process has received
     saved_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
@@ -149,16 +152,30 @@ class Runs:
         kept = planned if keep is None else min(planned, keep + 1)  # the oldest is removed after the newest is written
         return kept + (self.options.keep_best is not None)
 
-    def after_step(self, run: Run, signals: list[str]) -> bool:
-        """Save and evaluate if they are due after a run's step; return True if training must stop."""
-        minutes, step = self.options.save_every_minutes, self.step
+    def wishes(self) -> list[bool]:
+        """Return whether this rank wants to stop, and whether it wants a checkpoint by --save-every-minutes."""
+        minutes = self.options.save_every_minutes
         late = self.process.is_main and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
-        stop, late = on_any_rank([bool(signals), late], self.process.device)
+        return [bool(self.signals), late]
+
+    def _granted(self) -> list[bool]:
+        """Return `wishes` of any rank, as far as all ranks know: those of the step before."""
+        if self.process.world_size == 1:
+            return self.wishes()
+        reports = [run.reports for run in self.by_modality.values()]
+        return [any(x.stop for x in reports), any(x.save for x in reports)]
+
+    def after_step(self, run: Run) -> bool:
+        """Save and evaluate if they are due after a run's step; return True if training must stop."""
+        step, (stop, late) = self.step, self._granted()
         # Save first, so that nothing is lost if the evaluation fails.
         if self._saves_at(step, run, run.state.step) or stop or late:
+            for own in self.by_modality.values():
+                own.reports.read()  # raises if a step failed
+            stop = self._granted()[0]
             self.save(last=stop or step == self.total_steps)
         if stop and step < self.total_steps:
-            name = signals[-1] if signals else "a signal to another rank"
+            name = self.signals[-1] if self.signals else "a signal to another rank"
             log.info("stopped by %s after step %d: continue with %s", name, step, self.continuation())
             return True
         if run.evaluates_at(run.state.step):
@@ -191,6 +208,8 @@ class Runs:
 
         on_main(self.process, write)
         self.saved_at = time.monotonic()
+        for run in self.by_modality.values():
+            run.reports.save = False
 
     def _saves_at(self, step: int, run: Run, own_step: int) -> bool:
         return is_due(step, self.options.save_every_n_steps, self.total_steps) or run.evaluates_at(own_step)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, cast
@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from languagebind.config import UserError
-from languagebind.distributed import Precision, autocast, fail_together, gather_objects, mean_over_ranks
+from languagebind.distributed import Precision, autocast, fail_together, gather_objects
 from languagebind.loss import contrastive_loss, over_prefixes, sigmoid_loss
 from languagebind.model import DualEncoder
 
 from .optim import OptimConfig, set_lr
+from .reports import Reports, Waits
 from .rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:  # a step needs only PyTorch, no data readers or loggers
@@ -39,15 +40,34 @@ Targets = tuple[Tensor | None, Tensor | None, Tensor | None]  # see `_targets`
 WORTH_SAYING = 0.1  # lowest possible loss above which repeated captions are reported
 
 
-def train(state: TrainState, batches: Iterator[Batch], config: TrainConfig, logger: Logger) -> Iterator[int]:
-    """Take the training steps, and yield the step count after each, so that the caller can save and evaluate."""
-    engine, optim, meter = state.engine, config.optim, Meter(state, config, logger)
+def train(
+    state: TrainState, batches: Iterator[Batch], config: TrainConfig, logger: Logger, reports: Reports
+) -> Iterator[int]:
+    """Take the training steps, and yield the step count after each, so that the caller can save and evaluate.
+
+    Each step tells the other ranks whether this rank has data for the next one. They learn it only after the next one
+    has begun. Therefore a rank without data takes that step with the data of the last one, and then all ranks raise.
+    """
+    engine, optim, meter = state.engine, config.optim, Meter(state, config, logger, reports)
     engine.side.train()
-    for micro_batches in _together(batches, optim.accum_freq, meter, engine.process.device):
+    upcoming = _fetch(batches, optim.accum_freq, meter)
+    fail_together(reports.failure, engine.process.device)
+    while upcoming:
+        micro_batches = upcoming
         set_lr(engine.optimizers, optim, state.step, meter.total_steps)
         set_rng_state(state.rng)  # other modalities may have trained in between
-        loss = train_step(state, micro_batches, optim)
-        state.step, state.rng = state.step + 1, rng_state()
+
+        def prepare_next() -> list[bool]:
+            nonlocal upcoming
+            state.rng = rng_state()
+            upcoming = _fetch(batches, optim.accum_freq, meter)
+            return reports.flags()
+
+        reports.add(state.step, train_step(state, micro_batches, optim, prepare_next), micro_batches)
+        upcoming = micro_batches if reports.failure else upcoming
+        reports.read(leave=1)
+        reports.raise_failure()
+        state.step += 1
         for batch in micro_batches:
             state.skipped += len(batch.skipped)
             state.drawn = {**state.drawn, batch.worker: batch.drawn}
@@ -55,49 +75,61 @@ def train(state: TrainState, batches: Iterator[Batch], config: TrainConfig, logg
             state.lengths = known | {batch.worker: known.get(batch.worker, {}) | batch.lengths}
         if state.step % state.steps_per_epoch == 0:
             state.drawn, state.lengths = {}, {}  # the workers start the next epoch
-        meter.update(micro_batches, loss)
+        meter.update(micro_batches)
         yield state.step
         meter.resumed = time.perf_counter()
 
 
-def train_step(state: TrainState, batches: list[Batch], optim: OptimConfig) -> Tensor:
-    """Update the weights with one batch, or with micro-batches as one; return the mean loss over ranks."""
+def train_step(
+    state: TrainState,
+    batches: list[Batch],
+    optim: OptimConfig,
+    meanwhile: Callable[[], Sequence[bool]] = lambda: [False] * 3,
+) -> Tensor:
+    """Update the weights with one batch, or with micro-batches as one; return `VALUES`, the mean loss first.
+
+    `meanwhile` returns this rank's flags. It is called when the device has the gradients to compute.
+    """
     engine, partner = state.engine, state.partner
     device = engine.process.device
     anchors = [partner.encode(cast(Tensor, x.anchor).to(device), engine.side.precision) for x in batches if partner]
     targets = _targets(engine.model, batches, engine.side.precision, device)
+    anchor_loss = torch.zeros((), device=device)
 
     def score(features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over ranks and the features' gradient; add to the logit scale's gradient."""
+        """Return this rank's loss and the features' gradient; add to the logit scale's gradient."""
+        nonlocal anchor_loss
         loss = _loss(engine.model, features, targets, optim)
         if partner:
             own = features[:, : anchors[0].shape[1]]  # without the captions' that may follow
             anchor_loss = _loss(engine.model, own, (torch.cat(anchors), targets[1], None), optim)
-            loss, state.anchor_loss = loss + partner.weight * anchor_loss, anchor_loss.detach()
-        mean_loss = mean_over_ranks(loss.detach())
-        _check_finite(mean_loss, loss, "loss", state.step, batches)
+            loss = loss + partner.weight * anchor_loss
         engine.scaler.scale(loss).backward()
-        return mean_loss, cast(Tensor, features.grad)
+        return loss.detach(), cast(Tensor, features.grad)
 
     if len(batches) == 1:
         with engine.accumulate(last=True):
             features = _features(engine, batches[0])
-            mean_loss, grad = score(features.detach().requires_grad_())
+            loss, grad = score(features.detach().requires_grad_())
             engine.backward((features * grad).sum())
     else:
-        mean_loss = _accumulate(engine, batches, score)
-    stepped = engine.update(lambda norm: _check_finite(norm, norm, "gradient", state.step, batches))
+        loss = _accumulate(engine, batches, score)
+    flags = [loss.new_full((), flag) for flag in meanwhile()]  # unlike a copy, this does not wait for the device
+    shared = engine.average(torch.stack([loss, anchor_loss.detach(), *flags]))
+    stepped = engine.update()
     if engine.scaler.is_enabled() and engine.scaler.get_scale() < 1:
         raise UserError(f"float16 gradients overflow at step {state.step} with any scale: use --precision amp_bf16")
     with torch.no_grad():
         engine.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
     if stepped and state.ema is not None:
         state.ema.update()
-    return mean_loss
+    scale, bias = engine.model.logit_scale.detach().exp(), engine.model.logit_bias
+    own = [loss, engine.grad_norm, scale, torch.zeros_like(scale) if bias is None else bias.detach()]
+    return torch.cat([shared, torch.stack([x.float().reshape(()) for x in own])])
 
 
 def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Accumulate the gradients of all micro-batches with GradCache, and return the mean loss (arXiv 2101.06983).
+    """Accumulate the gradients of all micro-batches with GradCache, and return this rank's loss (arXiv 2101.06983).
 
     The first pass computes all features without graphs, the second one their gradients, with the same dropped patches.
     """
@@ -106,13 +138,13 @@ def _accumulate(engine: Engine, batches: list[Batch], score: Callable[[Tensor], 
         for batch in batches:
             generators.append(rng_state())
             features.append(_features(engine, batch))
-    mean_loss, grad_of_all = score(torch.cat(features).requires_grad_())
+    loss, grad_of_all = score(torch.cat(features).requires_grad_())
     grads = grad_of_all.split([len(x) for x in features])
     for number, (batch, grad, generator) in enumerate(zip(batches, grads, generators, strict=True)):
         set_rng_state(generator)
         with engine.accumulate(last=number == len(batches) - 1):
             engine.backward((_features(engine, batch) * grad).sum())
-    return mean_loss
+    return loss
 
 
 def _features(engine: Engine, batch: Batch) -> Tensor:
@@ -165,8 +197,9 @@ def _loss(model: DualEncoder, features: Tensor, targets: Targets, optim: OptimCo
 class Meter:
     """Collects statistics between two log lines. The time excludes evaluation and checkpoints between steps."""
 
-    def __init__(self, state: TrainState, config: TrainConfig, logger: Logger):
-        self.state, self.config, self.logger = state, config, logger
+    def __init__(self, state: TrainState, config: TrainConfig, logger: Logger, reports: Reports):
+        self.state, self.config, self.logger, self.reports = state, config, logger, reports
+        self.waits = Waits(state.engine.process.device)
         self.total_steps = state.steps_per_epoch * config.optim.epochs
         self.world_size = state.engine.process.world_size
         self.loss = 0.0  # running mean, for the console
@@ -175,23 +208,24 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        self.seconds, self.waited, self.samples, self.steps = 0.0, 0.0, 0, 0
+        self.seconds, self.samples, self.steps = 0.0, 0, 0
         self.skipped: list[Skipped] = []
 
-    def update(self, batches: list[Batch], loss: Tensor) -> None:
+    def update(self, batches: list[Batch]) -> None:
         step = self.state.step
         self.steps += 1
         for batch in batches:
             self.samples += len(batch.keys) * self.world_size
             self.skipped += batch.skipped
         due = step % self.config.log.log_every_n_steps == 0 or step in (1, self.total_steps)
-        value = loss.item() if due else None  # waits for the device
+        if due:
+            self.reports.read()  # waits for the device
         self.seconds += time.perf_counter() - self.resumed
-        if value is not None:
+        if due:
             matched = self.config.optim.loss == "siglip" and self.config.data.positives != "pair"
             if not self.used and not matched:
                 self.warn_of_repeats([caption for batch in batches for caption in batch.captions])
-            self.report(value)
+            self.report(self.reports.last)
             self.reset()
 
     def warn_of_repeats(self, captions: list[str]) -> None:
@@ -204,8 +238,8 @@ class Meter:
             advice = "add captions that tell samples apart, or use a smaller batch"
             log.warning(message, repeated, copies.total(), floor, advice)
 
-    def report(self, loss: float) -> None:
-        state, engine, seconds = self.state, self.state.engine, self.seconds
+    def report(self, read: dict[str, float]) -> None:
+        state, engine, seconds, waited = self.state, self.state.engine, self.seconds, self.waits.pop_seconds()
         skips, totals = zip(*gather_objects((self.skipped, state.skipped)), strict=True)
         skipped, total = [sample for samples in skips for sample in samples], sum(totals)
         self.logger.skipped(state.step, skipped)
@@ -213,23 +247,23 @@ class Meter:
             common = Counter((sample.shard, sample.reason) for sample in skipped).most_common(3)
             lines = "; ".join(f"{number} of {shard}: {reason}" for (shard, reason), number in common)
             log.warning("skipped %d samples since the last line (%d in total): %s", len(skipped), total, lines)
-        self.loss = loss if not self.loss else 0.9 * self.loss + 0.1 * loss
+        self.loss = 0.9 * self.loss + 0.1 * read["loss"] if self.loss else read["loss"]
         values = {
-            "train/loss": loss,
+            "train/loss": read["loss"],
             "train/lr": engine.optimizers[0].param_groups[0]["lr"],
-            "train/logit_scale": engine.model.logit_scale.exp().item(),
-            "train/grad_norm": engine.grad_norm.item(),
+            "train/logit_scale": read["logit_scale"],
+            "train/grad_norm": read["grad_norm"],
             "train/samples_per_second": self.samples / seconds,
             "train/batch_time": seconds / self.steps,
-            "train/data_time": self.waited / self.steps,
-            "train/data_wait": self.waited / seconds,
+            "train/data_time": waited / self.steps,
+            "train/data_wait": waited / seconds,
             "train/skipped": total,
             "train/epoch": state.step / state.steps_per_epoch,
         }
         if engine.model.logit_bias is not None:
-            values["train/logit_bias"] = engine.model.logit_bias.item()
-        if state.anchor_loss is not None:
-            values["train/anchor_loss"] = mean_over_ranks(state.anchor_loss).item()
+            values["train/logit_bias"] = read["logit_bias"]
+        if state.partner:
+            values["train/anchor_loss"] = read["anchor_loss"]
         if engine.scaler.is_enabled():
             values["train/loss_scale"] = engine.scaler.get_scale()
         if engine.process.device.type == "cuda":
@@ -238,9 +272,9 @@ class Meter:
         self.logger.metrics(state.step, values)
         self.used += self.samples
         self.bad += len(skipped)
-        read, share = self.used + self.bad, self.config.data.max_bad_share
-        if read >= BUDGET_FROM and self.bad > share * read:
-            found = f"{self.bad} of {read} samples cannot be used, more than --max-bad-share {share:.0%}"
+        tried, share = self.used + self.bad, self.config.data.max_bad_share
+        if tried >= BUDGET_FROM and self.bad > share * tried:
+            found = f"{self.bad} of {tried} samples cannot be used, more than --max-bad-share {share:.0%}"
             raise UserError(f"{found}: see the reasons in the run's skipped.jsonl")
 
     def line(self, step: int, values: dict[str, float]) -> str:
@@ -260,24 +294,11 @@ class Meter:
         )
 
 
-def _together(batches: Iterator[Batch], accum_freq: int, meter: Meter, device: torch.device) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of each step, and time the wait. If one rank's data fails, every rank raises."""
-    while True:
-        begin, failure, found = time.perf_counter(), None, []
+def _fetch(batches: Iterator[Batch], accum_freq: int, meter: Meter) -> list[Batch]:
+    """Return the next step's micro-batches, none after the last step; note a failure for the other ranks."""
+    with meter.waits.timed():
         try:
-            found = list(islice(batches, accum_freq))
+            return list(islice(batches, accum_freq))
         except UserError as error:
-            failure = str(error)
-        meter.waited += time.perf_counter() - begin
-        fail_together(failure, device)
-        if not found:
-            return
-        yield found
-
-
-def _check_finite(everywhere: Tensor, here: Tensor, what: str, step: int, batches: list[Batch]) -> None:
-    if torch.isfinite(everywhere).item():
-        return
-    keys = ", ".join(key for batch in batches for key in batch.keys) if not torch.isfinite(here).item() else ""
-    reports = "; ".join(f"rank {rank}: {keys}" for rank, keys in enumerate(gather_objects(keys)) if keys)
-    raise UserError(f"the {what} of step {step} is {everywhere.item()}: the step was not saved. Samples: {reports}")
+            meter.reports.failure = str(error)
+            return []

@@ -156,7 +156,7 @@ def build_state(options: argparse.Namespace, shape: Shape, embed_dim: int) -> An
 def take_step(state: Any, inputs: Tensor, text: dict[str, Tensor]) -> float:
     """Take a training step and return the loss. Reading the loss waits for the device."""
     batch: Any = SimpleNamespace(inputs=inputs, text=text, groups=None, keys=[])
-    return train_step(state, [batch], OptimConfig()).item()
+    return train_step(state, [batch], OptimConfig())[0].item()
 
 
 def read_sizes(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,19 +120,24 @@ class Engine:
         """Compute the gradients of a loss and accumulate them."""
         loss.backward()
 
-    def update(self, check: Callable[[Tensor], None]) -> bool:
-        """Clip the gradients, step the optimizers, and clear the gradients. `check` may reject a gradient norm.
+    def average(self, values: Tensor) -> Tensor:
+        """Average the scalars' gradients over ranks; return the means of `values` (N,), from the same exchange."""
+        scalars = [parameter for parameter in self.scalars.values() if parameter.grad is not None]
+        means = mean_over_ranks(torch.cat([values, *(cast(Tensor, x.grad).reshape(1) for x in scalars)]))
+        for parameter, mean in zip(scalars, means[len(values) :], strict=True):
+            parameter.grad = mean.reshape(parameter.shape).clone()
+        return means[: len(values)]
+
+    def update(self) -> bool:
+        """Clip the gradients, step the optimizers, and clear the gradients.
 
         Return True if a step was taken; False if float16 gradients overflow, which only lowers the loss scale.
         """
-        self._average_scalars()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        self.grad_norm = norm = self._clip(list(self.parameters.values()))
-        if not self.scaler.is_enabled():
-            check(norm)
+        self.grad_norm = self._clip(list(self.parameters.values()))
         # The scaler would skip only the optimizer whose gradients overflow, and step the other one with NaN.
-        steps = bool(norm.isfinite())
+        steps = not self.scaler.is_enabled() or bool(self.grad_norm.isfinite())
         for optimizer in self.optimizers:
             if steps:
                 self.scaler.step(optimizer)
@@ -156,11 +161,6 @@ class Engine:
     def whole_model(self) -> Iterator[DualEncoder]:
         """Yield the unsharded model for evaluation. Ranks may call the model a different number of times."""
         yield self.model
-
-    def _average_scalars(self) -> None:
-        for parameter in self.scalars.values():
-            if parameter.grad is not None:
-                parameter.grad = mean_over_ranks(parameter.grad)
 
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, self.max_norm)

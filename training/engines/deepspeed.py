@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,12 @@ class DeepSpeed(Engine):
     def backward(self, loss: Tensor) -> None:
         self.zero_engine.backward(loss)
 
-    def update(self, check: Callable[[Tensor], None]) -> bool:
-        """Take a step as `Engine` does, but check the norm after the step. A rejected step ends the run unsaved."""
-        self._average_scalars()
+    def update(self) -> bool:
         for optimizer in self.optimizers[1:]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.zero_engine.step()
         self.grad_norm = torch.as_tensor(self.zero_engine.get_global_grad_norm(), device=self.process.device)
-        check(self.grad_norm)
         return True
 
     def model_state(self) -> State:
