@@ -12,7 +12,6 @@ prints a table; --output also writes it as JSON. NAME is one of
     scale     what grows with ranks, shards, captions and entries
     loader    batches from shards, and the memory of the loader's processes
     decode    decoding of files to tensors, with every decoder
-    import    `import languagebind`
     compare   training by the original code or by OpenCLIP's trainer and by this library, in turn
 
 `model`, `loss` and `fbank` need only PyTorch. docs/performance.md explains the figures.
@@ -22,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BENCHMARKS = ("gpu", "model", "loss", "fbank", "scale", "loader", "decode", "import", "compare")
+BENCHMARKS = ("gpu", "model", "loss", "fbank", "scale", "loader", "decode", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

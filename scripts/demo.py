@@ -79,8 +79,10 @@ def run_modality(name: str, world: Path, options: DemoOptions) -> dict[str, Any]
     train, shards, anchor = world / "train", world / "shards" / name, {}
     source = {"annotation": train / "vidal.json", "root": train}
     members = [name, PARTNER] if name == TRAINED and PARTNER in options.modality else [name]
-    call(scripts / "make_shards.py", "vidal", "--modality", *members, **source, output=shards, samples_per_shard=250)
-    call(scripts / "embed_text.py", config=CONFIGS / f"{name}.yaml", train_data=shards)
+    packing = "vidal", "--modality", *members
+    call("-m", "languagebind", "make-shards", *packing, **source, output=shards, samples_per_shard=250)
+    recipe = CONFIGS / f"{name}.yaml"
+    call("-m", "languagebind", "embed-text", config=recipe, train_data=shards)
     if len(members) > 1:
         anchor = {"anchor": options.output / PARTNER}
         call("-m", "languagebind", "embed-anchor", train_data=shards, **anchor)

@@ -146,7 +146,7 @@ def test_a_recipe_names_the_captions_and_the_text_tower(tmp_path):
     output = embed(f"--config={recipe}", f"--train-data={shards}")
     assert "captions of 1 shards" in output
     text_store("cached", [str(shards / "00000.tar")], "raw", fingerprint(*build_text(TextConfig(MINILM))[:2]))
-    assert "no option 'lr'" in call("scripts/embed_text.py", "--lr=1", f"--train-data={shards}", status=2)
+    assert "no option 'lr'" in embed("--lr=1", f"--train-data={shards}", status=2)
 
 
 def test_folders_of_many_shards_are_listed_once(tmp_path, monkeypatch):
