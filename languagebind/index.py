@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import faiss
@@ -73,24 +74,23 @@ class Index:
         self.folder, self.window, self.limits = facts["folder"], facts["window"], facts["limits"]
         self.encoders = encoders or load(*facts["model"], device=own_device(device), **self.limits)
         self._database = f"{(self.path / DATABASE).absolute().as_uri()}?mode=rw"  # which does not create it
-        self._facts, self._read = facts_of(self.encoders, facts["modalities"]), 0
+        self._facts, self._read, self._lock = facts_of(self.encoders, facts["modalities"]), 0, Lock()
         self._refresh()
 
     def _refresh(self) -> None:
-        """Read the vectors, if the index was brought up to date since they were read."""
-        written = os.stat(self.path / "index.json").st_mtime_ns
-        if written != self._read:
-            refuse_changes(self.path, read_facts(self.path), self._facts, "use the models that made it")
-            self._vectors = {name: self._vectors_of(name) for name in self._facts["modalities"]}
-            self.modalities = [name for name, index in self._vectors.items() if index.ntotal]  # that have files
+        """Read the vectors, if an update has ended since they were read."""
+        with self._lock:
+            written, facts = os.stat(self.path / "index.json").st_mtime_ns, self._facts
+            if written == self._read or (self._read and not read_facts(self.path)["current"]):
+                return
+            refuse_changes(self.path, read_facts(self.path), facts, "use the models that made it")
+            try:
+                read = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
+            except RuntimeError as error:
+                advice = "delete its .faiss files, and run languagebind index again"
+                raise UserError(f"vectors of {self.path} are missing or damaged: {advice}") from error
+            self._vectors, self.modalities = read, [name for name in read if read[name].ntotal]  # that have files
             self._read = written
-
-    def _vectors_of(self, name: str) -> Any:
-        file = self.path / f"{name}.faiss"
-        try:
-            return faiss.read_index(str(file))
-        except RuntimeError as error:
-            raise UserError(f"{file} is missing or damaged: delete it, and run languagebind index again") from error
 
     def search(
         self, text: str = "", file: Any = None, modality_of_file: str | None = None, weight: float = 0.5,
@@ -101,7 +101,8 @@ class Index:
         `file` is what `Encoders.encode` takes; `modality_of_file` is by default that of `modality_of`. The query for
         both is the sum of their unit features, with the `weight` of the text from 0 to 1. By default, all modalities
         are searched, but with a file only those that share the text tower of its modality. Raises `UserError` without
-        a query, for a modality that the index lacks, and for one that cannot be compared with the file.
+        a query, for a modality that the index lacks, and for one that cannot be compared with the file, and
+        `DecodeError` if the file cannot be read.
         """
         self._refresh()
         at_least(1, top=top)
@@ -132,7 +133,8 @@ class Index:
         return found
 
     def _hits(self, name: str, query: np.ndarray, top: int) -> list[Hit]:
-        scores, ids = (x[0].tolist() for x in self._vectors[name].search(query, min(top, self._vectors[name].ntotal)))
+        vectors = self._vectors[name]
+        scores, ids = (x[0].tolist() for x in vectors.search(query, max(1, min(top, vectors.ntotal))))
         select = "SELECT windows.id, path, start, end FROM windows JOIN files ON files.id = file"
         these = "WHERE windows.id IN (SELECT value FROM json_each(?))"
         try:

@@ -1,5 +1,5 @@
-"""Make the index that `languagebind.index` searches: a folder with what is in files, in `index.sqlite`, and what that
-depends on, in `index.json`. A FAISS index for each modality is written when all files are done.
+"""Make the index that `languagebind.index` searches: `index.sqlite` (files, windows, features), `index.json` (what they
+depend on), and a FAISS file for each modality, written at the end.
 """
 
 import json
@@ -134,7 +134,7 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
     model = [os.path.abspath(x) if os.path.exists(x) else x for x in options.model] or before.get("model")
     if not model:
         raise UserError(f"{output} has no models yet: name them with --model")
-    new, gone, closed = _list(db, options)
+    new, gone, unlistable = _list(db, options)
     whole = before.get("current") and all((output / f"{name}.faiss").exists() for name in before["modalities"])
     if new or gone or not whole or before["model"] != model:
         encoders = load(*model, device=own_device(options.device), **limits)
@@ -148,7 +148,7 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
         db.execute(f"DELETE FROM files WHERE {GONE}")  # only now, because it locks the database
         db.execute("INSERT INTO files (path, size, mtime, modality, done) SELECT * FROM fresh")
         # None until the index can be searched, and then whether its vectors are those of the database
-        facts = now | {"model": model, "current": before.get("current") and False}
+        facts = now | {"model": model, "current": None if before.get("current") is None else False}
         write_atomic(output / "index.json", json.dumps(facts).encode())
         db.commit()
         _encode(db, options, encoders)
@@ -156,25 +156,33 @@ def _update(db: sqlite3.Connection, options: IndexOptions) -> str:
             _write_vectors(db, name, output / f"{name}.faiss")
         write_atomic(output / "index.json", json.dumps(facts | {"current": True}).encode())
     lines = [f"{new} files new or changed, {gone} removed or changed", *_report(db)]
-    if closed:
-        lines.append(f"{len(closed)} folders cannot be listed, such as {printable(closed[0])}")
+    if unlistable:
+        lines.append(f"{len(unlistable)} folders cannot be listed, such as {printable(unlistable[0])}")
     return "\n".join(lines)
 
 
 def _list(db: sqlite3.Connection, options: IndexOptions) -> tuple[int, int, list[str]]:
     """Put all files into `listing`. Return how many are new, how many are gone, and folders that cannot be listed."""
-    output, closed = os.path.abspath(options.output), list[str]()
-    for path in files_below(options.folder, lambda error: closed.append(error.filename)):
+    output, unlistable = os.path.abspath(options.output), list[str]()
+
+    def keep(error: OSError) -> None:
+        """Take what was below a folder that cannot be listed now as if it were still there."""
+        unlistable.append(error.filename)
+        start = os.fsencode(os.path.relpath(error.filename, options.folder)) + b"/"
+        known = "SELECT DISTINCT path, size, mtime FROM files WHERE substr(path, 1, ?) = ?"
+        db.execute(f"INSERT INTO listing {known}", (len(start), start))
+
+    for path in files_below(options.folder, keep):
         with suppress(OSError):  # of a link to nothing, or a file that was just removed
             status, name = os.stat(path), os.fsencode(path.relative_to(options.folder))
             if not Path(os.path.abspath(path)).is_relative_to(output):
                 db.execute("INSERT INTO listing VALUES (?, ?, ?)", (name, status.st_size, status.st_mtime_ns))
     (found,) = db.execute("SELECT count(*) FROM listing").fetchone()
     if not found:  # such as a disk that is not mounted
-        raise UserError(f"{options.folder} has no files")
+        raise UserError(f"{options.folder} has no files that can be listed")
     (new,) = db.execute(f"SELECT count(*) FROM listing WHERE {NEW}").fetchone()
     (gone,) = db.execute(f"SELECT count(DISTINCT path) FROM files WHERE {GONE}").fetchone()
-    return new, gone, closed
+    return new, gone, unlistable
 
 
 def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -> None:
@@ -191,11 +199,11 @@ def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -
             while page := db.execute(select, (name,)).fetchall():
                 tasks = (page[i : i + size] for i in range(0, len(page), size))
                 for task in as_completed(pool.submit(_encode_files, options, stop, *encoder, rows) for rows in tasks):
-                    windows, ends = task.result()
+                    windows, ends, seconds = task.result()
                     db.executemany("INSERT INTO windows VALUES (NULL, ?, ?, ?, ?)", windows)
                     db.executemany("UPDATE files SET done = 1, failure = ? WHERE id = ?", ends)
                     bar.update(len(ends))
-                    if time.monotonic() > committed + 2:
+                    if seconds > 0.2 or time.monotonic() > committed + 2:
                         db.commit()
                         committed = time.monotonic()
 
@@ -203,9 +211,9 @@ def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -
 @torch.no_grad()
 def _encode_files(
     options: IndexOptions, stop: Event, model: DualEncoder, modality: Modality, rows: Rows
-) -> tuple[Rows, Rows]:
-    """Return the windows of files (id, start, end, features), and each file's end (failure, id)."""
-    windows, failures = list[Any](), dict[int, str]()
+) -> tuple[Rows, Rows, float]:
+    """Return the windows of files (id, start, end, features), each file's end (failure, id), and the time it took."""
+    windows, failures, begin = list[Any](), dict[int, str](), time.monotonic()
 
     def read() -> Iterator[tuple[Any, ...]]:
         for number, path in rows:
@@ -229,7 +237,7 @@ def _encode_files(
             x = model.project(torch.stack(tensors).to(model.logit_scale.device)).float()
         windows += zip(*spans, map(np.ndarray.tobytes, F.normalize(x, dim=-1).cpu().numpy()), strict=True)
     done = [(failures.get(number), number) for number, _ in rows]
-    return [window for window in windows if window[0] not in failures], done
+    return [window for window in windows if window[0] not in failures], done, time.monotonic() - begin
 
 
 def _write_vectors(db: sqlite3.Connection, name: str, path: Path) -> None:

@@ -253,8 +253,9 @@ def test_other_files_cannot_be_compared(client, server, media):
         assert '"cosines"' not in answer
 
 
-def test_the_server_asks_no_server_of_its_own_network(client, other):
-    address = f"{other[0]}/room.png"
+@pytest.mark.parametrize("host", [None, "https://huggingface.co", "http://192.0.2.1"])  # our own, and known to Gradio
+def test_the_server_downloads_nothing(client, other, host):
+    address = f"{host or other[0]}/room.png"
     for name in MODELS:
         for value in (file_data(address), file_data("room.png", url=address), file_data("", url=address), address):
             assert ask(client, f"similarity_{name}", value, "a room", "", "").startswith("event: error")

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen at {options.host}, port {options.port} ({error}): choose others") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
-    with tempfile.TemporaryDirectory(prefix="languagebind-app-") as folder:
+    with tempfile.TemporaryDirectory(prefix="languagebind-app-", ignore_cleanup_errors=True) as folder:
         # Before Gradio is imported: no analytics, and a folder for uploads that nobody else uses
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": os.path.join(folder, "uploads")}
         from ..distributed import own_device

@@ -1,4 +1,4 @@
-"""What the page and its API compute: from encoders, files and texts to plain values. Nothing here keeps a state."""
+"""What the page and its API compute: from encoders, files and texts to plain values. Nothing here keeps state."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import httpx
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from jinja2 import Environment, FileSystemLoader
@@ -35,6 +36,8 @@ APART = "Cells with – are empty: these encoders were trained with different te
 
 def build(models: do.Models, examples: Mapping[str, Any] = {}, index: Index | None = None, note: str = "") -> gr.Blocks:
     """Return the page of some models, with a note at its top. Examples have the names of their classes."""
+    # Gradio would download whatever address a request names, whole and of any size
+    processing_utils.async_transport = httpx.MockTransport(lambda _: httpx.Response(403))  # type: ignore[assignment]
     with gr.Blocks(title="LanguageBind", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         names = ", ".join(models.encoders.modalities)
         gr.Markdown(f"# LanguageBind\nCompare {names} and texts with each other. {note}")
@@ -72,7 +75,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def offer(name: str, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any) -> Any:
-    """Run a function of the page and of the API. One at a time decodes and encodes, which bounds the memory."""
+    """Run a function of the page and of the API. Requests run one at a time, which bounds memory."""
     return gr.on(triggers, told(function), inputs, outputs, api_name=name, concurrency_limit=1, concurrency_id="models")
 
 

@@ -78,6 +78,9 @@ def prepare(options: PrepareConfig) -> dict[str, Any]:
         raise UserError(f"another run is making {target}: wait for it to end ({error.filename} is locked)") from error
     except OSError as error:
         raise UserError(f"{dataset.name}: {error.filename or target}: {error.strerror or error}") from error
+    except Exception as error:
+        error.add_note(f"while preparing {dataset.name} from {options.source}")
+        raise
     return report
 
 
