@@ -9,7 +9,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,13 +167,11 @@ def twice(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def files_below(
-    folder: Path, unreadable: Callable[[OSError], None] | None = None, above: tuple[str, ...] = ()
-) -> Iterator[Path]:
+def files_below(folder: Path, fail: Callable | None = None, above: Sequence[str] = ()) -> Iterator[Path]:
     """Yield every file below a folder, sorted by name, with a folder's own files before its subfolders.
 
     Links are followed, except a link to a folder that contains it, which would never end. Hidden files and folders are
-    skipped, and so are folders that cannot be listed, if `unreadable` takes the error. `above` holds the real paths of
+    skipped, and so are folders that cannot be listed, if `fail` takes the error. `above` holds the real paths of
     the parent folders.
     """
     real = os.path.realpath(folder)
@@ -183,14 +181,14 @@ def files_below(
         with os.scandir(folder) as listing:
             shown = [entry for entry in listing if not entry.name.startswith(".")]
     except OSError as error:
-        if unreadable is None:
+        if fail is None:
             raise
-        return unreadable(error)
+        return fail(error)
     # os.path.isdir, because entry.is_dir() raises for a link to itself.
     entries = sorted((os.path.isdir(entry) if entry.is_symlink() else entry.is_dir(), entry.name) for entry in shown)
     for is_folder, name in entries:
         if is_folder:
-            yield from files_below(folder / name, unreadable, (*above, real))
+            yield from files_below(folder / name, fail, (*above, real))
         else:
             yield folder / name
 

@@ -77,7 +77,6 @@ class IndexOptions:
 
     def __post_init__(self):
         at_least(0, window=self.window)
-        at_least(0.1, max_seconds=self.max_seconds)
         at_least(1, batch_size=self.batch_size, workers=self.workers)
 
 
@@ -209,9 +208,7 @@ def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -
 
 
 @torch.no_grad()
-def _encode_files(
-    options: IndexOptions, stop: Event, model: DualEncoder, modality: Modality, rows: Rows
-) -> tuple[Rows, Rows, float]:
+def _encode_files(options: IndexOptions, stop: Event, model: DualEncoder, modality: Modality, rows: Rows) -> tuple:
     """Return the windows of files (id, start, end, features), each file's end (failure, id), and the time it took."""
     windows, failures, begin = list[Any](), dict[int, str](), time.monotonic()
 

@@ -4,7 +4,7 @@ import pytest
 from helpers import ROOT
 
 import languagebind
-from languagebind.app.examples import world_examples
+from languagebind.data.world.make import render_examples
 from languagebind.data.world.scenes import CLASS_ATTRIBUTES, draw_scenes, seen_pairs
 from languagebind.data.world.words import class_name
 from languagebind.modalities import modality_class
@@ -14,7 +14,7 @@ MODALITIES = sorted(CLASS_ATTRIBUTES)
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    return world_examples(tmp_path_factory.mktemp("examples"), [*MODALITIES, "image"])
+    return render_examples(tmp_path_factory.mktemp("examples"), [*MODALITIES, "image"])
 
 
 def test_each_example_has_its_class_among_seven_others_that_training_showed(examples):

@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="languagebind-app-", ignore_cleanup_errors=True) as folder:
         # Before Gradio is imported: no analytics, and a folder for uploads that nobody else uses
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": os.path.join(folder, "uploads")}
+        from ..data.world.make import render_examples
         from ..distributed import own_device
         from ..index import Index
-        from .examples import world_examples
         from .functions import load_models
         from .page import STYLE, build
 
         models = load_models(sources, device=own_device(options.device))
-        examples = world_examples(Path(folder) / "examples", models.of_world)
+        examples = render_examples(Path(folder) / "examples", models.of_world)
         index = Index(options.index, models.encoders) if options.index else None
         most = f"{options.max_upload_mb} MB"
         page = build(models, examples, index, f"Files may have {most}; they are deleted within 70 minutes.")

@@ -16,7 +16,6 @@ from torchvision.utils import make_grid
 from ..modalities import Modality
 
 LARGEST, LONGEST = 640, 6000  # sides of a picture on the page and of the matrix, in pixels
-LEGIBLE = 60  # things in a matrix, above which its figures would be too small
 
 
 def draw(modality: Modality, raw: Any, side: int = LARGEST) -> tuple[Image.Image, str]:
@@ -48,7 +47,7 @@ def draw_matrix(edges: Sequence[Image.Image | str], kinds: Sequence[str], cosine
     colours, style = colormaps["viridis"].with_extremes(bad="0.88"), {"ha": "center", "va": "center", "fontsize": 9}
     places = np.arange(size + 1) - 0.5
     axes.pcolormesh(places, places, shown, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=3)
-    for (row, column), cosine in np.ndenumerate(cosines) if size <= LEGIBLE else ():
+    for (row, column), cosine in np.ndenumerate(cosines) if size <= 60 else ():  # else they would be too small
         text, ink = "–" if np.isnan(cosine) else f"{cosine:.2f}", "white" if shown[row, column] < 0.5 else "black"
         axes.text(column, row, text, color=ink, **style)
     for place, edge in enumerate(edges):

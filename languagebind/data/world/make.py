@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from ...config import UserError, parse
 from . import render as _render
 from .evaluations import MASKED, write_evaluations
 from .scenes import CLASS_ATTRIBUTES, FOLDER, Scene, draw_scenes, scene_files, seen_pairs
-from .words import captions_for
+from .words import captions_for, class_name
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,19 @@ RENDERERS: dict[str, Callable[[Scene, int], list[bytes]]] = {
     "depth": partial(_pictures, _render.depth_frames, ".png"),
     "infrared": partial(_pictures, _render.infrared_frames, ".jpg"),
 }
+
+
+def render_examples(folder: Path, modalities: Iterable[str]) -> dict[str, list[Path]]:
+    """Render eight files of each modality into `folder`, and return them; the name of each is that of its class.
+
+    The classes have all values of their first attribute. The scenes are in no split, but their classes are in training.
+    """
+    scenes, examples = draw_scenes("examples", 211, seed=0), {}  # so many have all values of both attributes
+    for name in filter(RENDERERS.__contains__, modalities):
+        (folder / name).mkdir(parents=True)
+        examples[name] = list[Path]()
+        for scene in {scene.pair(name)[0]: scene for scene in scenes}.values():
+            frames, suffix = RENDERERS[name](scene, WorldOptions.size), scene_files(folder, scene, name)[0].suffix
+            examples[name].append(folder / name / f"{class_name(name, scene.pair(name))}{suffix}")
+            examples[name][-1].write_bytes(frames[len(frames) // 2])  # of stills, the middle one
+    return examples
