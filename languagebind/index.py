@@ -74,16 +74,17 @@ class Index:
         self.folder, self.window, self.limits = facts["folder"], facts["window"], facts["limits"]
         self.encoders = encoders or load(*facts["model"], device=own_device(device), **self.limits)
         self._database = f"{(self.path / DATABASE).absolute().as_uri()}?mode=rw"  # which does not create it
-        self._facts, self._read, self._lock = facts_of(self.encoders, facts["modalities"]), 0, Lock()
+        self._facts, self._lock = facts_of(self.encoders, facts["modalities"]), Lock()
+        self._read = 0  # when the index.json was written that the vectors belong to
         self._refresh()
 
     def _refresh(self) -> None:
         """Read the vectors, if an update has ended since they were read."""
         with self._lock:
-            written, facts = os.stat(self.path / "index.json").st_mtime_ns, self._facts
-            if written == self._read or (self._read and not read_facts(self.path)["current"]):
+            written, facts = os.stat(self.path / "index.json").st_mtime_ns, read_facts(self.path)
+            if written == self._read or (self._read and not facts["current"]):
                 return
-            refuse_changes(self.path, read_facts(self.path), facts, "use the models that made it")
+            refuse_changes(self.path, facts, self._facts, "use the models that made it")
             try:
                 read = {name: faiss.read_index(str(self.path / f"{name}.faiss")) for name in facts["modalities"]}
             except RuntimeError as error:

@@ -208,7 +208,9 @@ def _encode(db: sqlite3.Connection, options: IndexOptions, encoders: Encoders) -
 
 
 @torch.no_grad()
-def _encode_files(options: IndexOptions, stop: Event, model: DualEncoder, modality: Modality, rows: Rows) -> tuple:
+def _encode_files(
+    options: IndexOptions, stop: Event, model: DualEncoder, modality: Modality, rows: Rows
+) -> tuple[Rows, Rows, float]:
     """Return the windows of files (id, start, end, features), each file's end (failure, id), and the time it took."""
     windows, failures, begin = list[Any](), dict[int, str](), time.monotonic()
 

@@ -41,7 +41,7 @@ class AppOptions:
 
 
 def read_users(path: Path) -> list[tuple[str, str]]:
-    """Return the names and passwords in a file. Raises `UserError` if it has no lines or wrong ones."""
+    """Return the names and passwords in a file. Raises `UserError` unless each line is USER:PASSWORD."""
     lines = text_lines(path.read_bytes()) if path.is_file() else []
     users = [line.partition(":")[::2] for line in lines if line]
     if not users or not all(user and password for user, password in users):

@@ -46,7 +46,8 @@ def load_models(sources: Sequence[str], **options: Any) -> Models:
         with suppress(UserError, OSError, LookupError, TypeError, SafetensorError):
             config = load_yaml((run if run.is_dir() else run.parent.parent) / "config.yaml")
             name, place = config["modality"].rpartition(".")[2], config["data"]["train_data"]
-            of_world += [name] * ("/world-" in place)
+            if "/world-" in place:
+                of_world.append(name)
             shards = expand_shards(place)
             store = FeatureStore(encoders.model(name).text_fingerprint())
             captions[name] = F.normalize(load_file(store.path(shards[0]))["features"].float(), dim=-1)

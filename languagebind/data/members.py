@@ -11,6 +11,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import IO, Any, TypeVar
 
@@ -38,10 +39,7 @@ def stream_samples(
     default, all members are read; `extensions` have no frame numbers. If `handler`, which is called with each error,
     returns True, reading continues.
     """
-
-    def wanted(name: str) -> bool:
-        return _is_wanted(name, extensions)
-
+    wanted = partial(_is_wanted, extensions=extensions)
     if not is_url(shard):
         yield from tarfile_samples(iter([{"url": shard}]), handler, wanted, printable)
         return

@@ -1,7 +1,7 @@
 """Measure this library on one GPU in less than eight minutes, what matters most first.
 
 Needs PyTorch, torchvision, transformers, timm and PEFT, and no network. Each part has a time limit. A part that fails
-or takes longer is reported, the others go on, and the exit status is 2.
+or takes longer is reported, the others continue, and the exit status is 2.
 """
 
 import argparse
@@ -76,6 +76,6 @@ def limited(words: list[str], seconds: float) -> Iterator[Row]:
         benchmark, options = parse(words[0], words[1:])
         options.limit = seconds
         yield from benchmark.measure(options)
-    except Exception as error:  # reported, so that the other parts go on
+    except Exception as error:  # reported, so that the other parts continue
         traceback.print_exc(file=sys.stderr)
         yield {"error": first_line(error)}
