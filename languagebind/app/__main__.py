@@ -1,9 +1,11 @@
 """Open the page: languagebind app [MODEL ...] [--port 7860]; without models, it is that of the demo's runs."""
 
+import ctypes
 import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +51,16 @@ def read_users(path: Path) -> list[tuple[str, str]]:
     return users
 
 
+def return_freed_memory() -> None:
+    """Let glibc return freed blocks of 1 MB and more at once, and serve smaller ones from two heaps for all threads.
+
+    Otherwise it keeps them in a heap for each thread, and these grow with the number of requests.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
+        mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+        mallopt(-8, 2)  # M_ARENA_MAX
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the models and serve the page until it is stopped."""
     options = parse(AppOptions, argv, prog="languagebind app")
@@ -61,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         socket.create_server((options.host, options.port)).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen at {options.host}, port {options.port} ({error}): choose others") from error
+    return_freed_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="languagebind-app-", ignore_cleanup_errors=True) as folder:
         # Before Gradio is imported: no analytics, and a folder for uploads that nobody else uses
@@ -79,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _, url, _ = page.launch(
             server_name=options.host, server_port=options.port, auth=users, max_file_size=most,
             share=False, run_history=False, enable_monitoring=False, footer_links=["api"], quiet=True,
-            prevent_thread_lock=True, **STYLE,
+            state_session_capacity=64, prevent_thread_lock=True, **STYLE,
         )  # fmt: skip
         print(f"the page is at {url} (stop it with Ctrl-C)", flush=True)
         page.block_thread()
